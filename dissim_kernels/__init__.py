@@ -1,0 +1,16 @@
+"""Fused dissimilarity-space scores, top-k and hinge loss for PyTorch, without the N x M x D tensor."""
+
+from .dispatch import available_backends, last_backend
+from .ops.hinge import fused_dissim_hinge_loss
+from .ops.score import fused_dissim_score, paired_dissim_score
+from .ops.topk import TopK, fused_dissim_topk
+
+__all__ = [
+    "TopK",
+    "available_backends",
+    "fused_dissim_hinge_loss",
+    "fused_dissim_score",
+    "fused_dissim_topk",
+    "last_backend",
+    "paired_dissim_score",
+]

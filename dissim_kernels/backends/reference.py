@@ -1,0 +1,200 @@
+"""The backend `reference`: pure PyTorch, any device, float64-capable, chunked so that no N x M x D tensor exists.
+
+It is the meaning of every other backend and the oracle of every test; it is written for reading. All functions
+take the canonical shapes of ops.py: query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..contract import ACCUMULATE, Problem
+
+#: No temporary has more elements than this (16 MiB in float32), unless one pair's D is larger.
+CHUNK = 1 << 22
+
+
+def why_not(problem: Problem) -> str | None:
+    """The reference runs every problem on every device."""
+    return None
+
+
+def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """E1. [B, N, D], [B, M, D], [C, D], [C] -> [B, C, N, M] in the embeddings' dtype."""
+    out = query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
+    for b, n, m in _blocks(query, reference):
+        out[b, :, n, m] = score_block(query[b, n], reference[b, m], weight, bias)
+    return out
+
+
+def score_block(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """E1 on one block, written as the definition: [b, n, D], [b, m, D], [C, D], [C] -> [b, C, n, m], wide."""
+    wide = ACCUMULATE[query.dtype]
+    with torch.autocast(query.device.type, enabled=False):
+        difference = query.to(wide).unsqueeze(2) - reference.to(wide).unsqueeze(1)
+        scores = (difference.abs() @ weight.to(wide).T).movedim(-1, 1)
+    return scores if bias is None else scores + bias.to(wide)[:, None, None]
+
+
+def score_backward(
+    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]
+) -> list[Tensor]:
+    """E2, each sum written out. grad [B, C, N, M] -> those needed of [B, N, D], [B, M, D], [C, D]."""
+    wide = ACCUMULATE[query.dtype]
+    grads = [torch.zeros(t.shape, dtype=wide, device=t.device) for t in (query, reference, weight)]
+    with torch.autocast(query.device.type, enabled=False):
+        for b, n, m in _blocks(query, reference):
+            difference = query[b, n].to(wide).unsqueeze(2) - reference[b, m].to(wide).unsqueeze(1)
+            sign = difference.sign()  # E3: sgn(0) = 0
+            for head, w in enumerate(weight.to(wide)):
+                g = grad[b, head, n, m].to(wide)
+                grads[0][b, n] += w * torch.einsum("bnm,bnmd->bnd", g, sign)
+                grads[1][b, m] -= w * torch.einsum("bnm,bnmd->bmd", g, sign)
+                grads[2][head] += torch.einsum("bnm,bnmd->d", g, difference.abs())
+    dtypes = (query.dtype, reference.dtype, weight.dtype)
+    return [g.to(dtype) for g, dtype, needed in zip(grads, dtypes, needs, strict=True) if needed]
+
+
+def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
+    """Directional derivative of `score` at (query, reference, weight[, bias]), E13: [B, C, N, M]."""
+    query, reference, weight = primals[:3]
+    wide = ACCUMULATE[query.dtype]
+    out = query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
+    with torch.autocast(query.device.type, enabled=False):
+        for b, n, m in _blocks(query, reference):
+            difference, change = (
+                (q[b, n].to(wide).unsqueeze(2) - r[b, m].to(wide).unsqueeze(1))
+                for q, r in zip((query, tangents[0]), (reference, tangents[1]), strict=True)
+            )
+            along_rows = (difference.sign() * change) @ weight.to(wide).T
+            along_weight = difference.abs() @ tangents[2].to(wide).T
+            out[b, :, n, m] = (along_rows + along_weight).movedim(-1, 1)
+    return out if len(primals) == 3 else out + tangents[3][:, None, None]
+
+
+def topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    largest: bool,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Best first, ties by lower index, NaN last: wide scores and indices [N, k]; -1 where candidates run out."""
+    wide, columns = ACCUMULATE[query.dtype], reference.shape[0]
+    out = torch.full((query.shape[0], k), torch.nan, dtype=wide, device=query.device)
+    indices = torch.full(out.shape, -1, device=query.device)
+    for n in _rows(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        barred = _barred(columns, exclude, query_labels, reference_labels, n, scores)
+        # A stable sort by class, then a stable sort by value: numbers, then NaN, then barred.
+        order = (barred * 2 + (scores.isnan() & ~barred)).sort(dim=1, stable=True).indices
+        keys = scores.masked_fill(scores.isnan() | barred, -torch.inf if largest else torch.inf)
+        order = order.gather(1, keys.gather(1, order).sort(dim=1, stable=True, descending=largest).indices)
+        order = order[:, :k]
+        found = ~barred.gather(1, order)
+        width = order.shape[1]
+        out[n, :width] = scores.gather(1, order).masked_fill(~found, torch.nan)
+        indices[n, :width] = order.masked_fill(~found, -1)
+    return out, indices
+
+
+def hinge(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    exclude: Tensor | None,
+    margin: float,
+    hard_negatives: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row sums of the positives' and the negatives' hinge [N], [N], and the active bits [N, ceil(M / 8)]."""
+    columns, bits = reference.shape[0], (reference.shape[0] + 7) // 8
+    sums = [torch.zeros(query.shape[0], dtype=ACCUMULATE[query.dtype], device=query.device) for _ in range(2)]
+    active = torch.zeros(query.shape[0], bits * 8, dtype=torch.bool, device=query.device)
+    for n in _rows(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        same = query_labels[n, None] == reference_labels
+        kept = ~_barred(columns, exclude, None, None, n, scores)
+        if hard_negatives is not None:
+            filters = (None if exclude is None else exclude[n], query_labels[n], reference_labels)
+            hard = topk(query[n], reference, weight, bias, min(hard_negatives, columns), True, *filters)[1]
+            chosen = torch.zeros(same.shape[0], columns + 1, dtype=torch.bool, device=same.device)
+            kept &= same | chosen.scatter_(1, hard % (columns + 1), True)[:, :columns]
+        violation = torch.where(same, margin - scores, margin + scores).clamp(min=0)
+        for row_sums, chosen_pairs in zip(sums, (same & kept, ~same & kept), strict=True):
+            row_sums[n] = violation.masked_fill(~chosen_pairs, 0).sum(1)
+        active[n, :columns] = (violation > 0) & kept
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
+    return *sums, (active.view(-1, bits, 8) * powers).sum(2, dtype=torch.uint8)
+
+
+def hinge_backward(
+    grad_positive: Tensor,
+    grad_negative: Tensor,
+    active: Tensor,
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """E12 turned into a score gradient block by block. Those needed of [N, D], [M, D], [D], [1]."""
+    tensors = (query, reference, weight, grad_positive.new_empty(1))
+    grads = [torch.zeros(t.shape, dtype=grad_positive.dtype, device=t.device) for t in tensors]
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
+    for n in _rows(query, reference):
+        bits = ((active[n, :, None] & powers) != 0).flatten(1)[:, : reference.shape[0]]
+        same = query_labels[n, None] == reference_labels
+        g = torch.where(same, -grad_positive[n, None], grad_negative[n, None]) * bits
+        pair = (query[None, n], reference[None], weight[None])
+        parts = score_backward(g[None, None], *pair, (True, True, True))
+        grads[0][n] = parts[0][0]
+        grads[1] += parts[1][0]
+        grads[2] += parts[2][0]
+        grads[3] += g.sum()
+    return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
+
+
+def _rows(query: Tensor, reference: Tensor) -> list[slice]:
+    """Slices of query rows whose scores against all references fit in CHUNK elements."""
+    return _slices(query.shape[0], max(1, CHUNK // max(1, reference.shape[0])))
+
+
+def _row_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Wide scores [n, M], whatever the embeddings' dtype."""
+    wide = ACCUMULATE[query.dtype]
+    return score(query[None].to(wide), reference[None].to(wide), weight[None].to(wide), bias)[0, 0]
+
+
+def _barred(columns, exclude, query_labels, reference_labels, rows: slice, like: Tensor) -> Tensor:
+    """Pairs a query may not return: its excluded row and, with labels, every row of its own label."""
+    barred = torch.zeros_like(like, dtype=torch.bool)
+    if exclude is not None:
+        barred |= exclude[rows, None] == torch.arange(columns, device=like.device)
+    if query_labels is not None:
+        barred |= query_labels[rows, None] == reference_labels
+    return barred
+
+
+def _blocks(query: Tensor, reference: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Slices (batch, rows, columns) that cover all pairs, each with at most CHUNK differences."""
+    (batch, rows, dimension), columns = query.shape, reference.shape[1]
+    width = max(1, min(columns, CHUNK // max(1, dimension)))
+    height = max(1, min(rows, CHUNK // (width * max(1, dimension))))
+    depth = max(1, CHUNK // (height * width * max(1, dimension)))
+    return itertools.product(_slices(batch, depth), _slices(rows, height), _slices(columns, width))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]

@@ -1,0 +1,53 @@
+"""Which backend runs a call: one ordered table, reasons in words, and a record of what ran."""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+
+import torch
+
+from .backends import reference
+from .contract import Problem, refuse
+
+#: Order is preference. A new backend is one module and one row.
+BACKENDS: dict[str, ModuleType] = {"reference": reference}
+
+_ran = threading.local()
+
+
+def check_backend(name: str) -> None:
+    if name != "auto" and name not in BACKENDS:
+        refuse("backend", "'auto' or one of " + ", ".join(map(repr, BACKENDS)), repr(name), "Choose one of these.")
+
+
+def resolve(name: str, problem: Problem) -> ModuleType:
+    """The backend module for a problem: the named one or its reason as an error; for "auto" the first that can."""
+    if name != "auto":
+        reason = BACKENDS[name].why_not(problem)
+        if reason:
+            raise RuntimeError(f"backend {name!r} cannot run this call: {reason}")
+        chosen = name
+    else:
+        chosen = next(row for row, module in BACKENDS.items() if module.why_not(problem) is None)
+    _ran.name = chosen
+    return BACKENDS[chosen]
+
+
+def available_backends() -> dict[str, str | None]:
+    """Each backend's name with the reason why it cannot run here, or None where it can.
+
+    The question asked is a float32 score, on the first CUDA device if there is one for backends of CUDA tensors,
+    on the CPU for the others.
+    """
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    problems = [Problem("score", device, torch.float32) for device in devices]
+    reasons = {name: [module.why_not(p) for p in problems] for name, module in BACKENDS.items()}
+    return {name: None if None in answers else answers[-1] for name, answers in reasons.items()}
+
+
+def last_backend() -> str:
+    """The backend that ran this thread's last call; an error if there was none."""
+    if not hasattr(_ran, "name"):
+        raise RuntimeError("last_backend: no dissim operator has run in this thread yet.")
+    return _ran.name

@@ -1,0 +1,201 @@
+"""The hinge loss over pairs of labelled rows: the door, the operators, the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from ..contract import (
+    ACCUMULATE,
+    BALANCES,
+    REDUCTIONS,
+    check_choice,
+    check_count,
+    check_matrix_inputs,
+)
+from ..dispatch import check_backend, resolve
+from .score import autocast_to_float32, head_bias, problem_of
+from .topk import check_filters
+
+
+def fused_dissim_hinge_loss(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | float | None,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    *,
+    margin: float = 1.0,
+    balance: str = "pairs",
+    hard_negatives: int | None = None,
+    exclude: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Hinge loss of the pair scores, y = +1 for equal labels and -1 otherwise, without an N x M float tensor.
+
+    Plain torch, for balance="pairs", hard_negatives=None, exclude=None::
+
+        s = fused_dissim_score(query, reference, weight, bias)
+        y = torch.where(query_labels[:, None] == reference_labels[None], 1.0, -1.0)
+        (margin - y * s).clamp(min=0).mean()
+
+    query [N, D], reference [M, D], weight [D], bias None, a number or 0-d; dtypes as in `fused_dissim_score`;
+    labels int64 [N] and [M].
+
+    margin: the score beyond which a pair costs nothing; at the margin itself the gradient is 0 (E12).
+    balance: "pairs", each pair weighs the same; "classes", positives and negatives weigh one half together
+        (all of it goes to the one that exists if the other is empty).
+    hard_negatives: keep only this many highest-scoring negatives of each query (ties by lower index; all there
+        are if fewer); every positive is kept. None keeps all.
+    exclude: int64 [N], a reference row each query is not paired with, -1 for none.
+    reduction: "mean", weights sum to one (0 where there is no pair); "sum", mean times the number of pairs kept;
+        "none", a value for each query row [N], which sum to the mean times N.
+
+    Returns the accumulate dtype: float32 for half precision. Any upstream gradient; frozen inputs cost nothing.
+    Double backward and jvp are refused.
+
+    Cost: forward as the score; backward a step for each active pair and dimension. Memory: one bit a pair and a
+    block of scores. Errors as in `fused_dissim_score`.
+
+    >>> import torch
+    >>> x, labels = torch.tensor([[0.0], [0.5], [4.0]]), torch.tensor([0, 0, 1])
+    >>> fused_dissim_hinge_loss(x, x, torch.tensor([-1.0]), 2.0, labels, labels, exclude=torch.arange(3))
+    tensor(0.)
+    """
+    check_backend(backend)
+    check_matrix_inputs(query, reference, weight, bias)
+    check_filters(query, reference, exclude, query_labels, reference_labels)
+    check_choice("balance", balance, BALANCES)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if hard_negatives is not None:
+        check_count("hard_negatives", hard_negatives, 0)
+    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
+    call = hinge if torch.compiler.is_compiling() else _Hinge.apply
+    positive, negative, _ = call(
+        query, reference, weight, head_bias(bias, weight), query_labels, reference_labels, exclude,
+        float(margin), hard_negatives, backend,
+    )  # fmt: skip
+    of_positive, of_negative, pairs = _pair_weights(
+        query_labels, reference_labels, exclude, hard_negatives, balance, positive.dtype
+    )
+    rows = of_positive * positive + of_negative * negative
+    if reduction == "none":
+        return rows * query.shape[0]
+    return rows.sum() * pairs if reduction == "sum" else rows.sum()
+
+
+def _pair_weights(query_labels, reference_labels, exclude, hard_negatives, balance, dtype):
+    """What a positive and a negative pair weigh in the mean, and the number of pairs kept: 0-d tensors."""
+    ordered = reference_labels.sort().values
+    positives = torch.searchsorted(ordered, query_labels, right=True) - torch.searchsorted(ordered, query_labels)
+    negatives = reference_labels.shape[0] - positives
+    if exclude is not None and reference_labels.shape[0]:
+        excluded = (exclude >= 0) & (exclude < reference_labels.shape[0])
+        same = reference_labels[exclude.clamp(0, reference_labels.shape[0] - 1)] == query_labels
+        positives = positives - (excluded & same).long()
+        negatives = negatives - (excluded & ~same).long()
+    if hard_negatives is not None:
+        negatives = negatives.clamp(max=hard_negatives)
+    of_positive, of_negative = positives.sum().to(dtype), negatives.sum().to(dtype)
+    pairs = of_positive + of_negative
+    if balance == "pairs":
+        weight = 1 / pairs.clamp(min=1)
+        return weight, weight, pairs
+    classes = (of_positive > 0).to(dtype) + (of_negative > 0).to(dtype)
+    return (*(1 / (classes * count).clamp(min=1) for count in (of_positive, of_negative)), pairs)
+
+
+# --- the operators: sums of the two classes apart, so that balance and reduction stay plain torch ---------------
+
+
+@custom_op("dissim::hinge", mutates_args=())
+def hinge(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    exclude: Tensor | None,
+    margin: float,
+    hard_negatives: int | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of max(0, margin - y s) over each row's positives and negatives [N], [N], and the active bits.
+
+    The bits are uint8 [N, ceil(M / 8)], lowest bit first: 1 where a kept pair is inside the margin.
+    """
+    return resolve(backend, problem_of("hinge", query)).hinge(
+        query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives
+    )
+
+
+@custom_op("dissim::hinge_backward", mutates_args=())
+def hinge_backward(
+    grad_positive: Tensor,
+    grad_negative: Tensor,
+    active: Tensor,
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    """Those needed of the gradients of query, reference, weight [D] and bias [1], from the active bits (E12)."""
+    return resolve(backend, problem_of("hinge", query)).hinge_backward(
+        grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels, needs
+    )
+
+
+@hinge.register_fake
+def _(query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives, backend):
+    rows = query.new_empty(query.shape[0], dtype=ACCUMULATE[query.dtype])
+    active = query.new_empty(query.shape[0], (reference.shape[0] + 7) // 8, dtype=torch.uint8)
+    return rows, torch.empty_like(rows), active
+
+
+@hinge_backward.register_fake
+def _(grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels, needs, backend):
+    outs = (query, reference, weight, weight.new_empty(1, dtype=grad_positive.dtype))
+    return [t.new_empty(t.shape) for t, needed in zip(outs, needs, strict=True) if needed]
+
+
+def _save_hinge(ctx, inputs, output):
+    query, reference, weight, bias, query_labels, reference_labels, *_, ctx.backend = inputs
+    ctx.save_for_backward(query, reference, weight, bias, query_labels, reference_labels, output[2])
+
+
+def _hinge_gradients(ctx, grad_positive, grad_negative, _):
+    query, reference, weight, bias, query_labels, reference_labels, active = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:4])
+    computed = iter(
+        hinge_backward(
+            grad_positive, grad_negative, active, query, reference, weight,
+            query_labels, reference_labels, needs, ctx.backend,
+        )  # fmt: skip
+    )
+    grads = [next(computed) if needed else None for needed in needs]
+    if needs[3]:
+        grads[3] = grads[3].to(bias.dtype)
+    return *grads, *[None] * 6
+
+
+hinge.register_autograd(_hinge_gradients, setup_context=_save_hinge)
+
+
+class _Hinge(torch.autograd.Function):
+    forward = staticmethod(hinge)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _save_hinge(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[2])
+
+    backward = staticmethod(_hinge_gradients)

@@ -1,0 +1,116 @@
+"""The k best references of every query: the door and the operator. Scores are selected as they are computed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from ..contract import check_count, check_labels, check_matrix_inputs, refuse
+from ..dispatch import check_backend, resolve
+from .score import autocast_to_float32, head_bias, problem_of
+
+
+class TopK(NamedTuple):
+    """scores [N, k] in the embeddings' dtype and indices [N, k] int64, best first."""
+
+    scores: Tensor
+    indices: Tensor
+
+
+def fused_dissim_topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | float | None = None,
+    *,
+    k: int,
+    largest: bool = True,
+    exclude: Tensor | None = None,
+    query_labels: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    backend: str = "auto",
+) -> TopK:
+    """The k best-scoring references of each query, exactly, without the N x M score matrix.
+
+    Plain torch, but for ties and NaN::
+
+        fused_dissim_score(query, reference, weight, bias).topk(k, largest=largest)
+
+    query [N, D], reference [M, D], weight [D], bias a number or 0-d tensor, dtypes as in `fused_dissim_score`.
+    Best first; equal scores by lower index; a NaN score never outranks a number. For half precision the order
+    is that of the float32 scores, the returned scores are rounded.
+
+    exclude: int64 [N], a reference row each query must not return, -1 for none (itself, for one).
+    query_labels, reference_labels: int64 [N] and [M]; references of the query's own label are left out, which is
+    hard-negative mining.
+
+    Not differentiable: gather the rows and score them with `paired_dissim_score` to train through the result.
+
+    Cost: that of the score; memory: the result and a block of scores. Raises ValueError when a query has fewer
+    than k candidates; other errors as in `fused_dissim_score`.
+
+    >>> import torch
+    >>> found = fused_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
+    >>> found.indices
+    tensor([[2, 0]])
+    """
+    check_backend(backend)
+    check_matrix_inputs(query, reference, weight, bias)
+    check_count("k", k, 0)
+    check_filters(query, reference, exclude, query_labels, reference_labels)
+    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
+    bias = head_bias(bias, weight)
+    tensors = [t if t is None else t.detach() for t in (query, reference, weight, bias)]
+    return TopK(*topk(*tensors, k, largest, exclude, query_labels, reference_labels, backend))
+
+
+def check_filters(
+    query: Tensor,
+    reference: Tensor,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+) -> None:
+    if (query_labels is None) != (reference_labels is None):
+        missing = "query_labels" if query_labels is None else "reference_labels"
+        refuse(missing, "labels, since the other side has them", None, "Pass both or neither.")
+    for name, labels, rows in (
+        ("exclude", exclude, query.shape[0]),
+        ("query_labels", query_labels, query.shape[0]),
+        ("reference_labels", reference_labels, reference.shape[0]),
+    ):
+        if labels is not None:
+            check_labels(name, labels, rows, query.device)
+
+
+@custom_op("dissim::topk", mutates_args=())
+def topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    largest: bool,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    module = resolve(backend, problem_of("topk", query))
+    scores, indices = module.topk(
+        query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels
+    )
+    if k and indices.numel() and bool((indices[:, -1] < 0).any()):
+        row = int((indices[:, -1] < 0).nonzero()[0])
+        candidates = int((indices[row] >= 0).sum())
+        refuse("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
+    return scores.to(query.dtype), indices
+
+
+@topk.register_fake
+def _(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, backend):
+    scores = query.new_empty(query.shape[0], k)
+    return scores, torch.empty_like(scores, dtype=torch.int64)
