@@ -177,9 +177,17 @@ def _hinge_gradients(ctx, grad_positive, grad_negative, _):
     needs = list(ctx.needs_input_grad[:4])
     computed = iter(
         hinge_backward(
-            grad_positive, grad_negative, active, query, reference, weight,
-            query_labels, reference_labels, needs, ctx.backend,
-        )  # fmt: skip
+            grad_positive,
+            grad_negative,
+            active,
+            query,
+            reference,
+            weight,
+            query_labels,
+            reference_labels,
+            needs,
+            ctx.backend,
+        )
     )
     grads = [next(computed) if needed else None for needed in needs]
     if needs[3]:

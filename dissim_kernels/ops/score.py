@@ -128,10 +128,18 @@ def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None,
 
 @custom_op("dissim::score_backward", mutates_args=())
 def score_backward(
-    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool], backend: str
+    grad: Tensor,
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    backend: str,
+    need_query: bool,
+    need_reference: bool,
+    need_weight: bool,
 ) -> list[Tensor]:
+    """Those needed of the gradients of query, reference and weight."""
     module = resolve(backend, problem_of("score", query))
-    return module.score_backward(grad, query, reference, weight, needs)
+    return module.score_backward(grad, query, reference, weight, (need_query, need_reference, need_weight))
 
 
 @custom_op("dissim::score_jvp", mutates_args=())
@@ -145,7 +153,7 @@ def _(query, reference, weight, bias, backend):
 
 
 @score_backward.register_fake
-def _(grad, query, reference, weight, needs, backend):
+def _(grad, query, reference, weight, backend, *needs):
     return [t.new_empty(t.shape) for t, needed in zip((query, reference, weight), needs, strict=True) if needed]
 
 
@@ -166,7 +174,7 @@ def _save_score(ctx, inputs, output):
 def _score_gradients(ctx, grad: Tensor, backward) -> tuple:
     query, reference, weight, bias = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
-    computed = iter(backward(grad, query, reference, weight, needs, ctx.backend) if any(needs) else ())
+    computed = iter(backward(grad, query, reference, weight, ctx.backend, *needs) if any(needs) else ())
     of_bias = grad.sum((0, 2, 3)).to(bias.dtype) if ctx.needs_input_grad[3] else None
     return *(next(computed) if needed else None for needed in needs), of_bias, None
 
@@ -200,13 +208,13 @@ class _ScoreBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, query, reference, weight, needs, backend):
-        return tuple(score_backward(grad, query, reference, weight, needs, backend))
+    def forward(grad, query, reference, weight, backend, *needs):
+        return tuple(score_backward(grad, query, reference, weight, backend, *needs))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.needs, ctx.backend = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*inputs[:4])
+        ctx.backend, *ctx.needs = inputs[4:]
 
     @staticmethod
     def backward(ctx, *directions):
@@ -222,19 +230,18 @@ class _ScoreBackward(torch.autograd.Function):
             second[0] = score_jvp([query, reference, weight], [of_query, of_reference, of_weight])
         if need_query or need_reference:
             needs = [need_query, need_reference, False]
-            computed = iter(score_backward(grad, query, reference, of_weight, needs, ctx.backend))
+            computed = iter(score_backward(grad, query, reference, of_weight, ctx.backend, *needs))
             second[1:3] = (next(computed) if needed else None for needed in needs[:2])
         if need_weight:
-            second[3] = torch.stack([
-                sum((v * s).sum((0, 1)) for v, s in zip(
-                    (of_query, of_reference),
-                    score_backward(grad[:, c:c + 1], query, reference, torch.ones_like(weight[:1]),
-                                   [True, True, False], ctx.backend),
-                    strict=True,
-                ))
-                for c in range(weight.shape[0])
-            ])
-        return *second, None, None
+            heads = weight.shape[0]  # each head becomes a batch entry with weight 1
+            rows = [x.repeat_interleave(heads, 0) for x in (query, reference, of_query, of_reference)]
+            ones, flags = torch.ones_like(weight[:1]), (True, True, False)
+            signs = score_backward(grad.flatten(0, 1).unsqueeze(1), *rows[:2], ones, ctx.backend, *flags)
+            parts = [
+                (v * s).unflatten(0, (len(query), heads)).sum((0, 2)) for v, s in zip(rows[2:], signs, strict=True)
+            ]
+            second[3] = (parts[0] + parts[1]).to(weight.dtype)
+        return *second, *[None] * 4
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -256,7 +263,9 @@ def _each(operator):
                 return [entry(v, d, i) for v, d in zip(value, dim, strict=True)]
             return value if dim is None else value.select(dim, i)
 
-        outs = [operator(*(entry(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)]
+        outs = [
+            operator(*(entry(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)
+        ]
         if isinstance(outs[0], Tensor):
             return torch.stack(outs), 0
         stacked = [torch.stack(column) for column in zip(*outs, strict=True)]

@@ -100,9 +100,7 @@ def topk(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     module = resolve(backend, problem_of("topk", query))
-    scores, indices = module.topk(
-        query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels
-    )
+    scores, indices = module.topk(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels)
     if k and indices.numel() and bool((indices[:, -1] < 0).any()):
         row = int((indices[:, -1] < 0).nonzero()[0])
         candidates = int((indices[row] >= 0).sum())
