@@ -1,0 +1,66 @@
+"""Image sets on disk: one folder per identity, and Market-1501's layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from .image_set import ImageSet
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+
+
+def load_folder(size: int, root: Path | None) -> ImageSet:
+    """root/<label>/<image>: identity = folder name, one camera; every image resized to size x size."""
+    root = _existing(root)
+    files = [path for path in sorted(root.glob("*/*")) if path.suffix.lower() in ENDINGS]
+    if not files:
+        raise ValueError(f"root: expected images as {root}/<label>/<image>{sorted(ENDINGS)}, found none")
+    names = sorted({path.parent.name for path in files})
+    labels = [names.index(path.parent.name) for path in files]
+    return ImageSet(
+        _read(files, (size, size)), torch.tensor(labels), torch.zeros(len(files), dtype=torch.int64),
+        names, ["all"], f"Images of {root.name}",
+    )  # fmt: skip
+
+
+def load_market1501(size: int, root: Path | None, split: str) -> ImageSet:
+    """One split of Market-1501 ("train", "query" or "gallery"), size high and size / 2 wide.
+
+    Identity -1 (junk detections) is dropped; 0 (distractors) stays: it is in the gallery and in no query. Labels
+    are the identities themselves, so that they agree between query and gallery.
+    Layout and rule: Zheng et al., ICCV 2015; files like 0002_c1s1_000451_03.jpg.
+    """
+    folder = _existing(root) / MARKET_FOLDERS[split]
+    found = [(re.match(r"([-\d]+)_c(\d)", path.name), path) for path in sorted(_existing(folder).glob("*.jpg"))]
+    rows = [(int(m[1]), int(m[2]), path) for m, path in found if m is not None and int(m[1]) != -1]
+    if not rows:
+        raise ValueError(f"root: expected files like 0002_c1s1_000451_03.jpg in {folder}, found none")
+    people, cameras, files = zip(*rows, strict=True)
+    return ImageSet(
+        _read(files, (size, max(1, size // 2))), torch.tensor(people), torch.tensor(cameras) - 1,
+        [f"{person:04d}" for person in range(max(people) + 1)], [f"c{c}" for c in range(1, max(cameras) + 1)],
+        "Market-1501 (Zheng et al., ICCV 2015), for research only",
+    )  # fmt: skip
+
+
+def _existing(folder: Path | None) -> Path:
+    if folder is None or not folder.is_dir():
+        raise NotADirectoryError(f"root: expected the folder that holds the image set, got {folder}")
+    return folder
+
+
+def _read(files: Sequence[Path], shape: tuple[int, int]) -> torch.Tensor:
+    """The files as uint8 [B, 3, *shape], resized without keeping the aspect, as re-identification does."""
+    images = np.empty((len(files), 3, *shape), np.uint8)
+    for i, path in enumerate(tqdm(files, desc="Reading images")):
+        with Image.open(path) as image:
+            images[i] = np.asarray(image.convert("RGB").resize(shape[::-1], Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    return torch.from_numpy(images)

@@ -1,0 +1,73 @@
+"""Letters in the fonts that matplotlib brings: identity = letter, camera = font."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from .image_set import ImageSet, unmistakable
+
+CREDIT = "DejaVu fonts (Bitstream Vera and Arev licences); STIX General fonts (STIX licence)."
+
+
+def load_glyphs(size: int, letters: Collection[str] | None = None, progress: bool = True) -> ImageSet:
+    """Black letters on white, size x size: those of `letters` (default: all) that at least two fonts have.
+
+    A letter that some font draws exactly as an earlier one (Greek Alpha as Latin A) is left out: no answer would be
+    right. All of them at 32 pixels: about 1,500 letters, 19,000 images, 5 s.
+    """
+    spec = find_spec("matplotlib")  # finds the package without running it
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("no package 'matplotlib': pip install 'dissim-kernels[retrieval]'")
+    folder = Path(spec.origin).parent / "mpl-data/fonts/ttf"
+    # their text faces: not Display and not STIXNonUni/STIXSiz, whose glyphs are partial or mathematical
+    fonts = [f for f in sorted(folder.glob("*.ttf")) if re.match(r"DejaVu(Sans|SansMono|Serif)\b|STIXGeneral", f.stem)]
+    drawn = [_draw(font, size, letters) for font in tqdm(fonts, desc="Drawing letters", disable=not progress)]
+    in_fonts = Counter(letter for glyphs in drawn for letter in glyphs)
+    names = [name for name in unmistakable(drawn) if in_fonts[name] > 1]
+    if not names:
+        raise ValueError(f"letters: expected some that two of the fonts have, got {letters!r}")
+    rows = [
+        (glyphs[name], label, camera)
+        for camera, glyphs in enumerate(drawn)
+        for label, name in enumerate(names)
+        if name in glyphs
+    ]
+    images, labels, cameras = zip(*rows, strict=True)
+    return ImageSet(
+        images=torch.from_numpy(np.stack(images)).unsqueeze(1).repeat(1, 3, 1, 1),
+        labels=torch.tensor(labels),
+        cameras=torch.tensor(cameras),
+        label_names=names,
+        camera_names=[font.stem for font in fonts],
+        credit=CREDIT,
+    )
+
+
+def _draw(path: Path, size: int, letters: Collection[str] | None) -> dict[str, np.ndarray]:
+    """The font's letters on a common baseline, uint8 [size, size] each; those that leave no mark are left out."""
+    try:
+        from fontTools.ttLib import TTFont
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("no package 'fonttools': pip install 'dissim-kernels[images]'") from error
+    with TTFont(path, lazy=True) as font:
+        has = {chr(point) for point in font.getBestCmap()}
+    wanted = {c for c in has if unicodedata.category(c).startswith("L")} if letters is None else has & set(letters)
+    pen = ImageFont.truetype(path, round(0.7 * size))
+    drawn = {}
+    for letter in sorted(wanted):
+        image = Image.new("L", (size, size), 255)
+        ImageDraw.Draw(image).text((size / 2, 0.72 * size), letter, fill=0, font=pen, anchor="ms")
+        pixels = np.asarray(image)
+        if pixels.min() < 255:
+            drawn[letter] = pixels
+    return drawn

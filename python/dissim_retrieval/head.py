@@ -1,0 +1,88 @@
+"""DissimilarityHead: the classifier that scores a pair of embeddings in the dissimilarity space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dissim_kernels import fused_dissim_score
+
+CONSTRAINTS = ("project", "cap", "penalty", "none")
+SIGNS = ("free", "negative")
+
+
+class DissimilarityHead(nn.Module):
+    """Score pairs: ``head(q, r)`` equals ``F.linear((t(q)[:, None] - t(r)[None]).abs(), weight, bias)``, t = transform.
+
+    A larger score means "same". The head is a scorer: query [n, D], reference [M, D] -> scores [n, M].
+
+    Max-margin training with a constraint on the L2 norm of the weights is the method of Kiran et al.
+    (arXiv 2412.08618); its abstract leaves the form of every choice below open, so they are ours:
+
+    constraint: what `constrain_` does after an optimiser step. "project": the norm is held at `radius` exactly;
+        "cap": a norm above `radius` is brought down to it (the weights may then shrink away and learning stop);
+        "penalty": nothing, `penalty()` is to be added to the loss; "none": nothing.
+    sign: "negative" keeps every weight <= 0, so that -score + bias is a weighted L1 distance and any L1 index
+        serves it; "free" lets a difference also speak for "same".
+    normalise: embeddings are L2-normalised and multiplied by `scale`; otherwise taken as they are, `scale` unused.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        constraint: str = "project",
+        radius: float = 1.0,
+        sign: str = "free",
+        normalise: bool = True,
+        scale: float = 8.0,
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (("constraint", constraint, CONSTRAINTS), ("sign", sign, SIGNS)):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        for name, number in (("dim", dim), ("radius", radius), ("scale", scale)):
+            if number <= 0:
+                raise ValueError(f"{name}: expected a positive number, got {number}")
+        self.constraint, self.radius, self.sign = constraint, radius, sign
+        self.normalise, self.scale = normalise, scale
+        # Every difference speaks against "same", all alike: minus an L1 distance. The bias is such that a pair
+        # without any difference scores the usual margin.
+        self.weight = nn.Parameter(torch.full((dim,), -radius / dim**0.5))
+        self.bias = nn.Parameter(torch.tensor(1.0))
+
+    def transform(self, embeddings: Tensor) -> Tensor:
+        """The embeddings as the score sees them; an index may store these."""
+        return normalize(embeddings, dim=-1) * self.scale if self.normalise else embeddings
+
+    def forward(self, query: Tensor, reference: Tensor) -> Tensor:
+        return fused_dissim_score(self.transform(query), self.transform(reference), self.weight, self.bias)
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """Put the weights back where `sign` and `constraint` allow them; call it after every optimiser step.
+
+        Weights that the constraint leaves without a direction (all zero) restart at the initial one.
+        """
+        if self.sign == "negative":
+            self.weight.clamp_(max=0)
+        if self.constraint not in ("project", "cap"):
+            return
+        norm = self.weight.double().norm()
+        if self.constraint == "project" and norm == 0:
+            self.weight.fill_(-self.radius / len(self.weight) ** 0.5)
+        elif self.constraint == "project" or norm > self.radius:
+            self.weight.copy_(self.weight.double() * (self.radius / norm))
+
+    def penalty(self) -> Tensor:
+        """(|w| - radius)^2 under constraint "penalty", else 0: a term for the loss, 0-d."""
+        if self.constraint != "penalty":
+            return self.weight.new_zeros(())
+        return (self.weight.norm() - self.radius).square()
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={len(self.weight)}, constraint={self.constraint!r}, radius={self.radius}, sign={self.sign!r}, "
+            f"normalise={self.normalise}, scale={self.scale}"
+        )

