@@ -15,7 +15,8 @@ from .metrics import RankedBlock, Scorer, measure, rank_blocks, summarise
 
 #: Recall levels of the precision-recall curve.
 RECALL_GRID = torch.linspace(0, 1, 101, dtype=torch.float64)
-HISTOGRAM_BINS = 80
+#: Bins that the precision-recall curve is computed from, and how many of them make one of the pictured histogram.
+BINS, BINS_PER_BAR = 4000, 50
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Evaluation:
     name: str
     metrics: dict  # as `retrieval_metrics`, without its "cmc"
     cmc: list[float]
-    precision: list[float]  # at RECALL_GRID, see `interpolated_precision`
-    bin_edges: list[float]
-    same: list[int]  # scores of pairs with one identity, counted between the edges; outer bins take what is beyond
+    precision: list[float]  # over all pairs at RECALL_GRID, see `Histogram.interpolated_precision`
+    bar_edges: list[float]
+    same: list[int]  # pairs of one identity by score; the outer bars hold what lies beyond them
     different: list[int]
     ranked: list[RankedList]
 
@@ -88,12 +89,10 @@ def evaluate(
         block=block,
     )
     histogram: Histogram | None = None
-    per_query, curves, lists = [], [], {}
+    per_query, lists = [], {}
     for part in tqdm(blocks, f"evaluate {name}", total=-(-len(images) // block), disable=not progress):
-        ranks = part.hit_ranks()
-        per_query.append(measure(ranks))
-        curves.append(interpolated_precision(ranks))
-        histogram = histogram or Histogram.around(part.scores[part.candidate])
+        per_query.append(measure(part.hit_ranks()))
+        histogram = histogram or Histogram(part.scores[part.candidate])
         histogram.add(part)
         lists |= {row: _ranked_list(part, row, ranked) for row in pictured if row in part.rows}
 
@@ -103,10 +102,10 @@ def evaluate(
         name=name,
         cmc=metrics.pop("cmc"),
         metrics=metrics,
-        precision=torch.cat(curves).mean(0).tolist(),
-        bin_edges=histogram.edges.tolist(),
-        same=histogram.same.tolist(),
-        different=histogram.different.tolist(),
+        precision=histogram.interpolated_precision().tolist(),
+        bar_edges=histogram.edges[::BINS_PER_BAR].tolist(),
+        same=histogram.same.unflatten(0, (-1, BINS_PER_BAR)).sum(1).tolist(),
+        different=histogram.different.unflatten(0, (-1, BINS_PER_BAR)).sum(1).tolist(),
         ranked=[lists[row] for row in pictured],
     )
 
@@ -124,35 +123,16 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
     return list(chosen.values())
 
 
-def interpolated_precision(ranks: Tensor) -> Tensor:
-    """Precision on RECALL_GRID for each query that has a match, from `RankedBlock.hit_ranks` [n, max R].
-
-    At recall g it is the best precision at any rank that recalls g or more (TREC's interpolation).
-    """
-    ranks = ranks[ranks[:, 0].isfinite()]
-    number = torch.arange(1, ranks.shape[1] + 1, dtype=torch.float64)
-    best = (number / ranks).flip(1).cummax(1).values.flip(1)
-    needed = (RECALL_GRID * ranks.isfinite().sum(1, keepdim=True) - 1e-9).ceil().long()
-    return best.gather(1, (needed - 1).clamp(min=0))
-
-
-@dataclass
 class Histogram:
-    """Counts of the finite scores of same and different pairs, in bins fixed by the first block of queries."""
+    """Counts of the finite scores of same and different pairs, in bins that the first scores added fix."""
 
-    edges: Tensor
-    same: Tensor
-    different: Tensor
-
-    @classmethod
-    def around(cls, scores: Tensor) -> Histogram:
+    def __init__(self, scores: Tensor) -> None:
         finite = scores[scores.isfinite()].double()
         low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)
         margin = 0.05 * (high - low) or 1.0
-        edges = torch.linspace(low - margin, high + margin, HISTOGRAM_BINS + 1, dtype=torch.float64)
-        return cls(
-            edges, torch.zeros(HISTOGRAM_BINS, dtype=torch.int64), torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
-        )
+        self.edges = torch.linspace(low - margin, high + margin, BINS + 1, dtype=torch.float64)
+        self.same = torch.zeros(BINS, dtype=torch.int64)
+        self.different = torch.zeros(BINS, dtype=torch.int64)
 
     def add(self, block: RankedBlock) -> None:
         self.same += self._count(block.scores[block.match])
@@ -161,7 +141,17 @@ class Histogram:
     def _count(self, scores: Tensor) -> Tensor:
         inner = self.edges[1:-1].to(scores.device)
         bins = torch.bucketize(scores[scores.isfinite()].double(), inner, right=True)
-        return torch.bincount(bins, minlength=HISTOGRAM_BINS).cpu()
+        return torch.bincount(bins, minlength=BINS).cpu()
+
+    def interpolated_precision(self) -> Tensor:
+        """At each recall of RECALL_GRID the best precision of "same if score >= t" with that recall or more.
+
+        The counts at a bin's lower edge t are exact; only the choice of t is as fine as the bins.
+        """
+        found = self.same.flip(0).cumsum(0).double()
+        precision = found / (found + self.different.flip(0).cumsum(0)).clamp(min=1)
+        best = precision.flip(0).cummax(0).values.flip(0)
+        return best[torch.searchsorted(found / found[-1], RECALL_GRID - 1e-9)]
 
 
 def _ranked_list(block: RankedBlock, row: int, length: int) -> RankedList:

@@ -1,0 +1,140 @@
+"""The report's figures. Colours are Okabe and Ito's, safe for colour-blind eyes, and never the only difference."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from .data import ImageSet
+from .evaluate import RECALL_GRID, Evaluation
+
+HIT, MISS, INK, FAINT = "#009E73", "#D55E00", "#222222", "#8A8A8A"
+LINES = [
+    ("#0072B2", "-"),
+    ("#E69F00", "--"),
+    ("#CC79A7", "-."),
+    ("#56B4E9", ":"),
+    ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+]
+#: Rows of (method, cells of (text, whether it is the column's best)).
+Table = list[tuple[str, list[tuple[str, bool]]]]
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "legend.frameon": False,
+    "svg.hashsalt": "dissim",  # the same input gives the same file
+}
+
+
+def curves_figure(evaluations: list[Evaluation]) -> Figure:
+    """CMC, precision-recall and the first method's score histogram in a row."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(15, 4.4), layout="constrained")
+        draw_curves(list(figure.subplots(1, 3)), evaluations)
+    return figure
+
+
+def overview_figure(
+    evaluations: list[Evaluation], images: ImageSet, columns: list[str], table: Table, *, title: str
+) -> Figure:
+    """Ranked lists of the first method and the metrics of all, beside their curves."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(17, 9.6 + 0.3 * len(table)), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=17, fontweight="bold", color=INK)
+        figure.supxlabel(f"Images: {images.credit}", x=0.01, ha="left", fontsize=8, color=FAINT)
+        left, right = figure.subfigures(1, 2, width_ratios=[2.25, 1], wspace=0.03)
+        lists, metrics = left.subplots(2, 1, height_ratios=[8.4, 0.6 + 0.3 * len(table)])
+        draw_ranked(lists, evaluations[0], images)
+        draw_table(metrics, columns, table)
+        draw_curves(list(right.subplots(3, 1)), evaluations)
+    return figure
+
+
+def draw_ranked(axes: Axes, evaluation: Evaluation, images: ImageSet) -> None:
+    """One row per query: the query, a gap, then its best candidates with tick or cross."""
+    axes.set_title(f"{evaluation.name}: best candidates of queries drawn by seed, not by success")
+    axes.set_axis_off()
+    for y, one in enumerate(evaluation.ranked):
+        _draw_image(axes, images, one.query, -1.25, y)
+        axes.text(-1.33, y + 0.46, _short(images, one.query), ha="right", va="center", fontsize=8, color=INK)
+        for x, (row, hit) in enumerate(zip(one.gallery, one.hits, strict=True)):
+            _draw_image(axes, images, row, x, y)
+            colour, mark, line = (HIT, "✓", "solid") if hit else (MISS, "✗", "dashed")
+            axes.add_patch(Rectangle((x, y), 0.92, 0.92, fill=False, ec=colour, lw=3 if hit else 1.6, ls=line))
+            badge = {"boxstyle": "circle,pad=0.12", "fc": colour, "ec": "white"}
+            axes.text(x + 0.84, y + 0.1, mark, ha="center", va="center", fontsize=8, color="white", bbox=badge)
+    length = max((len(one.gallery) for one in evaluation.ranked), default=0)
+    for x, text in [(-1.25, "query"), *((x, str(x + 1)) for x in range(length))]:
+        axes.text(x + 0.46, -0.12, text, ha="center", fontsize=9, color=FAINT)
+    axes.set(xlim=(-2.6, length), ylim=(len(evaluation.ranked), -0.3), aspect="equal", anchor="NW")
+
+
+def draw_table(axes: Axes, columns: list[str], table: Table) -> None:
+    """Metrics in percent, a row for each method, the best of a column bold and starred."""
+    axes.set_axis_off()
+    places = [0.24 + (x + 1) * 0.76 / len(columns) for x in range(len(columns))]
+    axes.text(0, 0, "Metrics, %", fontsize=11, weight="bold", color=INK)
+    for place, column in zip(places, columns, strict=True):
+        axes.text(place, 0, column, ha="right", fontsize=9.5, color=FAINT)
+    for y, (name, cells) in enumerate(table, 1):
+        axes.text(0, y, name, fontsize=10, color=INK)
+        for place, (text, best) in zip(places, cells, strict=True):
+            weight = "bold" if best else "normal"
+            axes.text(place, y, f"★ {text}" if best else text, ha="right", fontsize=10, weight=weight, color=INK)
+    axes.hlines([y - 0.72 for y in range(1, len(table) + 1)], 0, 1, color="#E4E4E4", lw=1)
+    axes.set(xlim=(0, 1), ylim=(len(table) + 0.3, -0.6))
+
+
+def draw_curves(axes: list[Axes], evaluations: list[Evaluation]) -> None:
+    cmc, recall, histogram = axes
+    styles = [LINES[i % len(LINES)] for i in range(len(evaluations))]
+    for evaluation, (colour, line) in zip(evaluations, styles, strict=True):
+        scores = evaluation.metrics
+        label = f"{evaluation.name}: mAP {100 * scores['mAP_mean']:.1f}, R1 {100 * scores['recall@1']:.1f}"
+        look = {"color": colour, "linestyle": line, "linewidth": 2}
+        cmc.plot(range(1, len(evaluation.cmc) + 1), 100 * np.array(evaluation.cmc), label=label, **look)
+        recall.plot(100 * RECALL_GRID, 100 * np.array(evaluation.precision), label=evaluation.name, **look)
+    cmc.set(title="Cumulative matches (CMC)", xlabel="rank k", ylabel="queries with a match\namong the first k, %")
+    cmc.set(xscale="log", ylim=(0, 100), xticks=(ticks := [1, 2, 5, 10, 20, 50]), xticklabels=ticks)
+    cmc.minorticks_off()
+    cmc.legend(fontsize=9)
+    recall.set(title="Precision and recall over all pairs", xlabel="recall, %", ylabel="precision, %")
+    recall.set(xlim=(0, 100), ylim=(0, 100))
+    recall.legend(fontsize=9)
+    draw_histogram(histogram, evaluations[0])
+
+
+def draw_histogram(axes: Axes, evaluation: Evaluation) -> None:
+    """Score densities of same and different pairs, each with area one: there are far more different pairs."""
+    edges = np.array(evaluation.bar_edges)
+    for name, counts, colour, hatch, line in (
+        ("different identity", evaluation.different, MISS, "///", "--"),
+        ("same identity", evaluation.same, HIT, "", "-"),
+    ):
+        pairs = sum(counts)
+        density = np.array(counts) / max(1, pairs) / np.diff(edges)
+        axes.stairs(density, edges, fill=True, color=colour, alpha=0.25, hatch=hatch)
+        axes.stairs(density, edges, color=colour, linewidth=1.6, linestyle=line, label=f"{name}, {pairs:,} pairs")
+    axes.set(title=f"Scores of {evaluation.name}", xlabel="score, larger is same", ylabel="density")
+    axes.set(ylim=(0, 1.3 * axes.get_ylim()[1]))
+    axes.legend(loc="upper left", fontsize=9)
+
+
+def _draw_image(axes: Axes, images: ImageSet, row: int, x: float, y: float) -> None:
+    picture = images.images[row].permute(1, 2, 0).numpy()
+    axes.imshow(picture, extent=(x, x + 0.92, y + 0.92, y), interpolation="lanczos")
+
+
+def _short(images: ImageSet, row: int) -> str:
+    name = images.label_names[int(images.labels[row])]
+    return f"{name if len(name) <= 18 else name[:17] + '…'}\n{images.camera_names[int(images.cameras[row])]}"

@@ -1,0 +1,86 @@
+"""The report of a comparison: one HTML page that needs no network, one picture, and the numbers as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from base64 import b64encode
+from dataclasses import asdict
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from .atomic import atomic_write
+from .data import ImageSet
+from .evaluate import RECALL_GRID, Evaluation
+from .figures import Table, curves_figure, overview_figure
+
+#: Column heading -> key of `Evaluation.metrics`; higher is better in all.
+COLUMNS = {
+    "mAP": "mAP_mean",
+    "Recall@1": "recall@1",
+    "Recall@5": "recall@5",
+    "Recall@10": "recall@10",
+    "mINP": "mINP",
+    "MAP@R": "MAP@R",
+    "R-precision": "R-precision",
+    "mAP, trapezoid": "mAP_trapezoid",
+}
+
+
+def write_report(
+    out_dir: str | Path, evaluations: list[Evaluation], images: ImageSet, *, title: str, facts: dict
+) -> Path:
+    """Write report.html, report.png and metrics.json into `out_dir` and return the path of report.html.
+
+    evaluations: the method of interest first, its baselines after it, all of the same `images` and with the same
+    pictured queries. facts: what a reader needs to repeat the run (seed, configuration, machine, time), as text.
+    """
+    if not evaluations:
+        raise ValueError("evaluations: expected at least one, got none. Pass what `evaluate` returned.")
+    out_dir = Path(out_dir)
+    table = metric_table(evaluations)
+    record = {"title": title, "facts": facts, "recall_grid": RECALL_GRID.tolist()}
+    record["evaluations"] = [asdict(evaluation) for evaluation in evaluations]
+    with atomic_write(out_dir / "metrics.json") as file:
+        file.write(json.dumps(record, indent=1, default=str).encode())
+    with atomic_write(out_dir / "report.png") as file:
+        overview_figure(evaluations, images, list(COLUMNS), table, title=title).savefig(file, format="png", dpi=100)
+
+    curves = io.BytesIO()
+    curves_figure(evaluations).savefig(curves, format="svg")
+    pictured = {row for e in evaluations for one in e.ranked for row in (one.query, *one.gallery)}
+    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html").render(
+        title=title,
+        facts=facts,
+        evaluations=evaluations,
+        columns=list(COLUMNS),
+        table=table,
+        curves=_data_uri("svg+xml", curves.getvalue()),
+        pictures={row: _data_uri("png", _png(images, row)) for row in pictured},
+        names=[images.label_names[label] for label in images.labels.tolist()],
+        cameras=[images.camera_names[camera] for camera in images.cameras.tolist()],
+        credit=images.credit,
+    )
+    with atomic_write(out_dir / "report.html") as file:
+        file.write(page.encode())
+    return out_dir / "report.html"
+
+
+def metric_table(evaluations: list[Evaluation]) -> Table:
+    """COLUMNS in percent; what is equal as printed is equally good."""
+    texts = {e.name: [f"{100 * e.metrics[key]:.1f}" for key in COLUMNS.values()] for e in evaluations}
+    best = [max(column, key=float) for column in zip(*texts.values(), strict=True)]
+    return [(name, [(text, text == top) for text, top in zip(row, best, strict=True)]) for name, row in texts.items()]
+
+
+def _png(images: ImageSet, row: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(images.images[row].permute(1, 2, 0).numpy()).save(file, "png")
+    return file.getvalue()
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"
