@@ -7,11 +7,15 @@ from types import ModuleType
 
 import torch
 
-from .backends import reference
+from .backends import native, reference
 from .contract import Problem, refuse
 
-#: Order is preference. A new backend is one module and one row.
-BACKENDS: dict[str, ModuleType] = {"reference": reference}
+#: Every backend by name. A new one is one module, one row here and its place in AUTO.
+BACKENDS: dict[str, ModuleType] = {"cpu": native, "reference": reference}
+
+#: What "auto" tries for a device, in order. The slow reference stands in where there are no kernels for a device;
+#: it never stands in for a failed build.
+AUTO = {"cpu": ("cpu",)}
 
 _ran = threading.local()
 
@@ -22,16 +26,15 @@ def check_backend(name: str) -> None:
 
 
 def resolve(name: str, problem: Problem) -> ModuleType:
-    """The backend module for a problem: the named one or its reason as an error; for "auto" the first that can."""
-    if name != "auto":
-        reason = BACKENDS[name].why_not(problem)
-        if reason:
-            raise RuntimeError(f"backend {name!r} cannot run this call: {reason}")
-        chosen = name
-    else:
-        chosen = next(row for row, module in BACKENDS.items() if module.why_not(problem) is None)
-    _ran.name = chosen
-    return BACKENDS[chosen]
+    """The backend module for a problem: the named one, or for "auto" the first that can; else an error with reasons."""
+    candidates = AUTO.get(problem.device, ("reference",)) if name == "auto" else (name,)
+    reasons = {}
+    for candidate in candidates:
+        reasons[candidate] = BACKENDS[candidate].why_not(problem)
+        if reasons[candidate] is None:
+            _ran.name = candidate
+            return BACKENDS[candidate]
+    raise RuntimeError("; ".join(f"backend {row!r} cannot run this call: {why}" for row, why in reasons.items()))
 
 
 def available_backends() -> dict[str, str | None]:

@@ -1,0 +1,11 @@
+// The entry points of one instruction set. DISSIM_ISA names it; setup.py compiles the kernels once for each.
+#pragma once
+
+#include "../dissim.h"
+
+namespace dissim::DISSIM_ISA {
+
+void score(const Score&, const Parallel&);
+void score_backward(const ScoreBackward&, const Parallel&);
+
+}  // namespace dissim::DISSIM_ISA

@@ -1,0 +1,105 @@
+// Elements on their way into registers: widened rows, and panels of rows transposed so that lanes are rows.
+#pragma once
+
+#include <cstdlib>
+#include <utility>
+
+#include "simd.h"
+
+namespace dissim {
+namespace {
+
+// Cache-line aligned scratch of one task.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<A*>(aligned_alloc(64, (size_t(count) * sizeof(A) + 127) / 64 * 64))) {
+    if (!data_) abort();  // as operator new under -fno-exceptions: nothing sensible is left to do
+  }
+  ~Scratch() { free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  operator A*() const { return data_; }
+
+ private:
+  A* data_;
+};
+
+DISSIM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+DISSIM_INLINE int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
+DISSIM_INLINE int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Calls each(i) for i < count on the threads of `parallel`.
+template <class F>
+void for_each(const Parallel& parallel, int64_t count, F each) {
+  if (parallel.threads > 1 && count > 1) {
+    parallel.run(count, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &each);
+  } else {
+    for (int64_t i = 0; i < count; ++i) each(i);
+  }
+}
+
+template <class E>
+DISSIM_INLINE const E* row_of(const Rows& rows, int64_t batch, int64_t row) {
+  return static_cast<const E*>(rows.data) + batch * rows.batch_stride + row * rows.row_stride;
+}
+
+// One row as contiguous wide values: the row itself where it is that already, else a copy in `scratch` [dim].
+template <class E>
+const Wide<E>* wide_row(const Rows& rows, int64_t batch, int64_t row, int64_t dim, Wide<E>* scratch) {
+  using A = Wide<E>;
+  const E* from = row_of<E>(rows, batch, row);
+  int64_t d = 0;
+  if (rows.dim_stride == 1) {
+    if constexpr (sizeof(E) == sizeof(A)) return reinterpret_cast<const A*>(from);
+    for (; d + kLanes<A> <= dim; d += kLanes<A>) store<A>(scratch + d, load_wide<E>(from + d));
+  }
+  for (; d < dim; ++d) scratch[d] = widen(from[d * rows.dim_stride]);
+  return scratch;
+}
+
+template <class A, bool high, int... lane>
+DISSIM_INLINE Vector<A> interleave(Vector<A> a, Vector<A> b, std::integer_sequence<int, lane...>) {
+  constexpr int lanes = kLanes<A>;
+  return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * lanes + (high ? lanes / 2 : 0))...);
+}
+
+// Transposes a square of vectors in registers: log2(lanes) perfect shuffles.
+template <class A>
+DISSIM_INLINE void transpose(Vector<A> (&v)[kLanes<A>]) {
+  constexpr int lanes = kLanes<A>;
+  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+  for (int stage = 1; stage < lanes; stage *= 2) {
+    Vector<A> next[lanes];
+    for (int i = 0; i < lanes / 2; ++i) {
+      next[2 * i] = interleave<A, false>(v[i], v[i + lanes / 2], all);
+      next[2 * i + 1] = interleave<A, true>(v[i], v[i + lanes / 2], all);
+    }
+    for (int i = 0; i < lanes; ++i) v[i] = next[i];
+  }
+}
+
+// `width` rows from `first` on as a panel [dim][width]; rows past the end repeat the last one.
+template <class E, int width>
+void pack_panel(const Rows& rows, int64_t batch, int64_t first, int64_t dim, Wide<E>* panel) {
+  using A = Wide<E>;
+  constexpr int lanes = kLanes<A>;
+  const E* from[width];
+  for (int i = 0; i < width; ++i) from[i] = row_of<E>(rows, batch, least(first + i, rows.rows - 1));
+  int64_t d = 0;
+  if (rows.dim_stride == 1) {
+    for (; d + lanes <= dim; d += lanes)
+      for (int group = 0; group < width; group += lanes) {
+        Vector<A> square[lanes];
+        for (int i = 0; i < lanes; ++i) square[i] = load_wide<E>(from[group + i] + d);
+        transpose<A>(square);
+        for (int i = 0; i < lanes; ++i) store<A>(panel + (d + i) * width + group, square[i]);
+      }
+  }
+  for (; d < dim; ++d)
+    for (int i = 0; i < width; ++i) panel[d * width + i] = widen(from[i][d * rows.dim_stride]);
+}
+
+}  // namespace
+}  // namespace dissim

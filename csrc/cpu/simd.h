@@ -1,0 +1,185 @@
+// One vector type at the width of the instruction set this file is compiled for, in GCC and Clang's portable vector
+// extension: the same source gives AVX-512, AVX2, NEON and plain code. Everything lives in an unnamed namespace and
+// no standard-library template is used, so that no function compiled for one instruction set is merged by the linker
+// with its twin of another.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "../dissim.h"
+
+namespace dissim {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Storage types of the half formats; float and double store themselves.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
+
+template <class E>
+struct WideOf {
+  using type = float;
+};
+template <>
+struct WideOf<double> {
+  using type = double;
+};
+template <class E>
+using Wide = typename WideOf<E>::type;
+
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t integer __attribute__((vector_size(kVectorBytes)));
+  static constexpr int32_t magnitude = 0x7fffffff;
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t integer __attribute__((vector_size(kVectorBytes)));
+  static constexpr int64_t magnitude = 0x7fffffffffffffff;
+};
+template <class A>
+using Vector = typename VectorOf<A>::type;
+template <class A>
+using Integers = typename VectorOf<A>::integer;
+template <class A>
+constexpr int kLanes = kVectorBytes / sizeof(A);
+
+#define DISSIM_INLINE inline __attribute__((always_inline))
+
+template <class A>
+DISSIM_INLINE Vector<A> load(const A* from) {
+  Vector<A> v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class A>
+DISSIM_INLINE void store(A* to, Vector<A> v) {
+  memcpy(to, &v, sizeof v);
+}
+
+template <class A>
+DISSIM_INLINE Vector<A> broadcast(A x) {
+  return x - Vector<A>{};  // x - 0: keeps every x, -0 too
+}
+
+template <class A>
+DISSIM_INLINE A sum(Vector<A> v) {  // pairwise, in a fixed order
+  A lanes[kLanes<A>];
+  store<A>(lanes, v);
+  for (int half = kLanes<A> / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// --- elements to and from the wide type -----------------------------------------------------------------------
+
+DISSIM_INLINE float widen(float x) { return x; }
+DISSIM_INLINE double widen(double x) { return x; }
+DISSIM_INLINE float widen(BFloat x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float wide;
+  memcpy(&wide, &bits, 4);
+  return wide;
+}
+DISSIM_INLINE float widen(Half x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  _Float16 half;
+  memcpy(&half, &x, 2);
+  return float(half);
+#endif
+}
+
+template <class E>
+DISSIM_INLINE E narrow(Wide<E> x);
+template <>
+DISSIM_INLINE float narrow<float>(float x) {
+  return x;
+}
+template <>
+DISSIM_INLINE double narrow<double>(double x) {
+  return x;
+}
+template <>
+DISSIM_INLINE BFloat narrow<BFloat>(float x) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if (x != x) return {uint16_t((bits >> 16) | 0x40)};
+  return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+template <>
+DISSIM_INLINE Half narrow<Half>(float x) {
+#if defined(__F16C__)
+  return {uint16_t(_cvtss_sh(x, 0))};
+#else
+  _Float16 half = _Float16(x);
+  Half bits;
+  memcpy(&bits, &half, 2);
+  return bits;
+#endif
+}
+
+// A vector of widened elements from contiguous storage.
+template <class E>
+DISSIM_INLINE Vector<Wide<E>> load_wide(const E* from) {
+  using A = Wide<E>;
+  A lanes[kLanes<A>];
+  for (int i = 0; i < kLanes<A>; ++i) lanes[i] = widen(from[i]);
+  return load<A>(lanes);
+}
+template <>
+DISSIM_INLINE Vector<float> load_wide<float>(const float* from) {
+  return load<float>(from);
+}
+template <>
+DISSIM_INLINE Vector<double> load_wide<double>(const double* from) {
+  return load<double>(from);
+}
+template <>
+DISSIM_INLINE Vector<float> load_wide<BFloat>(const BFloat* from) {
+  typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2)));
+  Bits bits;
+  memcpy(&bits, from, sizeof bits);
+  return (Vector<float>)(__builtin_convertvector(bits, Integers<float>) << 16);
+}
+#if defined(__AVX512F__)
+template <>
+DISSIM_INLINE Vector<float> load_wide<Half>(const Half* from) {
+  return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+}
+#elif defined(__F16C__)
+template <>
+DISSIM_INLINE Vector<float> load_wide<Half>(const Half* from) {
+  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+}
+#endif
+
+// The integer lanes of a comparison narrow to nothing but 0 and -1, so `mask & bits of x` is "x where".
+template <class A>
+DISSIM_INLINE Vector<A> where(Integers<A> mask, Vector<A> x) {
+  return (Vector<A>)(mask & (Integers<A>)x);
+}
+
+}  // namespace
+}  // namespace dissim

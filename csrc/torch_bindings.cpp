@@ -1,0 +1,101 @@
+// The compiled kernels as private torch operators, over torch's stable ABI: what this file's headers produce loads on
+// torch 2.10 and every later one. Shapes and dtypes were checked in Python (contract.py, backends/native.py); outputs
+// come allocated. Here a tensor becomes a pointer, sizes and strides, and nothing else happens.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <optional>
+#include <string>
+
+#include "dissim.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+dissim::Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half: return dissim::Dtype::float16;
+    case ScalarType::BFloat16: return dissim::Dtype::bfloat16;
+    case ScalarType::Float: return dissim::Dtype::float32;
+    case ScalarType::Double: return dissim::Dtype::float64;
+    default: STD_TORCH_CHECK(false, "dissim: contract.py lets four dtypes through, this is none of them");
+  }
+}
+
+dissim::Rows rows_of(const Tensor& tensor) {  // [B, R, D]
+  return {tensor.const_data_ptr(), tensor.size(1), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+// at::parallel_for with a shared counter, so that a thread on a busy core takes fewer tasks.
+dissim::Parallel parallel() {
+  const int threads = int(torch::stable::get_num_threads());
+  return {[](int64_t count, void (*each)(void*, int64_t), void* context) {
+            std::atomic<int64_t> next{0};
+            torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
+              for (int64_t worker = begin; worker < end; ++worker)
+                for (int64_t i; (i = next++) < count;) each(context, i);
+            });
+          },
+          threads};
+}
+
+const dissim::Kernels& kernels() {
+  const dissim::Kernels* chosen = dissim::kernels();
+  STD_TORCH_CHECK(chosen, "DISSIM_ISA: expected one of the instruction sets that were compiled and that this machine "
+                          "runs (dissim_kernels.available_backends()), got ", getenv("DISSIM_ISA"));
+  return *chosen;
+}
+
+void score(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> bias, Tensor out) {
+  kernels().score({dtype_of(query), query.size(0), weight.size(0), query.size(2), rows_of(query), rows_of(reference),
+                   weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr, out.mutable_data_ptr()},
+                  parallel());
+}
+
+void score_backward(Tensor grad, Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> grad_query,
+                    std::optional<Tensor> grad_reference, std::optional<Tensor> grad_weight) {
+  const auto out = [](std::optional<Tensor>& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; };
+  kernels().score_backward(
+      {dtype_of(query), query.size(0), weight.size(0), query.size(2), rows_of(query), rows_of(reference),
+       weight.const_data_ptr(), grad.const_data_ptr(), grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3),
+       out(grad_query), out(grad_reference), out(grad_weight)},
+      parallel());
+}
+
+// "avx2" or another name; empty where DISSIM_ISA names a set that cannot run.
+std::string isa() { return dissim::kernels() ? dissim::kernels()->isa : ""; }
+
+// Every compiled set, best first, those this machine cannot run in brackets: "[avx512] avx2 plain".
+std::string isas() {
+  std::string names;
+  for (const dissim::Kernels* const* set = dissim::compiled_kernels(); *set; ++set) {
+    const std::string name = (*set)->isa;
+    names += (names.empty() ? "" : " ") + (dissim::can_run(**set) ? name : "[" + name + "]");
+  }
+  return names;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(dissim_native, library) {
+  library.def("score(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
+  library.def(
+      "score_backward(Tensor grad, Tensor query, Tensor reference, Tensor weight, Tensor(a!)? grad_query, "
+      "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight) -> ()");
+  library.def("isa() -> str");
+  library.def("isas() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dissim_native, CPU, library) {
+  library.impl("score", TORCH_BOX(&score));
+  library.impl("score_backward", TORCH_BOX(&score_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dissim_native, CompositeExplicitAutograd, library) {
+  library.impl("isa", TORCH_BOX(&isa));
+  library.impl("isas", TORCH_BOX(&isas));
+}

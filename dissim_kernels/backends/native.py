@@ -1,0 +1,67 @@
+"""The backend `cpu`: the C++ kernels of csrc, through the operators that torch_bindings.cpp registers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..contract import ACCUMULATE, Problem
+
+LIBRARY = Path(__file__).parents[1] / "_native.so"
+BUILD = "Build it with `pip install .` (needs g++ or clang++), or in a checkout `pip install -e . --no-build-isolation`."
+
+
+def _load() -> str | None:
+    """Loads the library; the reason why it cannot be, or None."""
+    if not LIBRARY.exists():
+        return f"the compiled library {LIBRARY.name} was not built. {BUILD}"
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        return f"the compiled library does not load with torch {torch.__version__}: {error}. {BUILD}"
+    return None
+
+
+_NOT_LOADED = _load()
+
+
+def why_not(problem: Problem) -> str | None:
+    if problem.device != "cpu":
+        return f"it runs tensors on the CPU, these are on {problem.device!r}"
+    return _NOT_LOADED
+
+
+def isa() -> str:
+    """The instruction set the kernels run with; DISSIM_ISA in the environment chooses another before import."""
+    return torch.ops.dissim_native.isa()
+
+
+def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
+    torch.ops.dissim_native.score(query, reference, _wide(weight), None if bias is None else _wide(bias), out)
+    return out
+
+
+def score_backward(
+    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]
+) -> list[Tensor]:
+    wide = _wide(weight)
+    grads = [
+        torch.empty(t.shape, dtype=t.dtype) if needed else None
+        for t, needed in zip((query, reference, wide), needs, strict=True)
+    ]
+    torch.ops.dissim_native.score_backward(grad, query, reference, wide, *grads)
+    if needs[2]:
+        grads[2] = grads[2].to(weight.dtype)
+    return [g for g in grads if g is not None]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(ACCUMULATE[tensor.dtype]).contiguous()
+
+
+# The reference scores blocks of rows through this module until these have kernels of their own.
+from .reference import hinge, hinge_backward, topk  # noqa: E402, F401
