@@ -124,7 +124,7 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
 
 
 class Histogram:
-    """Counts of the finite scores of same and different pairs, in bins that the first scores added fix."""
+    """Counts of same and different pairs by score, in bins around given scores; NaN counts as the lowest score."""
 
     def __init__(self, scores: Tensor) -> None:
         finite = scores[scores.isfinite()].double()
@@ -140,7 +140,7 @@ class Histogram:
 
     def _count(self, scores: Tensor) -> Tensor:
         inner = self.edges[1:-1].to(scores.device)
-        bins = torch.bucketize(scores[scores.isfinite()].double(), inner, right=True)
+        bins = torch.bucketize(scores.double().nan_to_num(nan=-torch.inf), inner, right=True)
         return torch.bincount(bins, minlength=BINS).cpu()
 
     def interpolated_precision(self) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -36,20 +38,21 @@ STYLE = {
 }
 
 
-def curves_figure(evaluations: list[Evaluation]) -> Figure:
+def curves_svg(evaluations: list[Evaluation]) -> bytes:
     """CMC, precision-recall and the first method's score histogram in a row."""
     with rc_context(STYLE):
         figure = Figure(figsize=(15, 4.4), layout="constrained")
         draw_curves(list(figure.subplots(1, 3)), evaluations)
-    return figure
+        figure.savefig(file := io.BytesIO(), format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
-def overview_figure(
+def overview_png(
     evaluations: list[Evaluation], images: ImageSet, columns: list[str], table: Table, *, title: str
-) -> Figure:
+) -> bytes:
     """Ranked lists of the first method and the metrics of all, beside their curves."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(17, 9.6 + 0.3 * len(table)), layout="constrained")
+        figure = Figure(figsize=(17, 9.3 + 0.3 * len(table)), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=17, fontweight="bold", color=INK)
         figure.supxlabel(f"Images: {images.credit}", x=0.01, ha="left", fontsize=8, color=FAINT)
         left, right = figure.subfigures(1, 2, width_ratios=[2.25, 1], wspace=0.03)
@@ -57,7 +60,8 @@ def overview_figure(
         draw_ranked(lists, evaluations[0], images)
         draw_table(metrics, columns, table)
         draw_curves(list(right.subplots(3, 1)), evaluations)
-    return figure
+        figure.savefig(file := io.BytesIO(), format="png", dpi=100)
+    return file.getvalue()
 
 
 def draw_ranked(axes: Axes, evaluation: Evaluation, images: ImageSet) -> None:
@@ -105,11 +109,11 @@ def draw_curves(axes: list[Axes], evaluations: list[Evaluation]) -> None:
         cmc.plot(range(1, len(evaluation.cmc) + 1), 100 * np.array(evaluation.cmc), label=label, **look)
         recall.plot(100 * RECALL_GRID, 100 * np.array(evaluation.precision), label=evaluation.name, **look)
     cmc.set(title="Cumulative matches (CMC)", xlabel="rank k", ylabel="queries with a match\namong the first k, %")
-    cmc.set(xscale="log", ylim=(0, 100), xticks=(ticks := [1, 2, 5, 10, 20, 50]), xticklabels=ticks)
+    cmc.set(xscale="log", ylim=(0, 102), xticks=(ticks := [1, 2, 5, 10, 20, 50]), xticklabels=ticks)
     cmc.minorticks_off()
     cmc.legend(fontsize=9)
     recall.set(title="Precision and recall over all pairs", xlabel="recall, %", ylabel="precision, %")
-    recall.set(xlim=(0, 100), ylim=(0, 100))
+    recall.set(xlim=(0, 100), ylim=(0, 102))
     recall.legend(fontsize=9)
     draw_histogram(histogram, evaluations[0])
 

@@ -14,7 +14,7 @@ from PIL import Image
 from .atomic import atomic_write
 from .data import ImageSet
 from .evaluate import RECALL_GRID, Evaluation
-from .figures import Table, curves_figure, overview_figure
+from .figures import Table, curves_svg, overview_png
 
 #: Column heading -> key of `Evaluation.metrics`; higher is better in all.
 COLUMNS = {
@@ -24,7 +24,7 @@ COLUMNS = {
     "Recall@10": "recall@10",
     "mINP": "mINP",
     "MAP@R": "MAP@R",
-    "R-precision": "R-precision",
+    "R-prec.": "R-precision",
     "mAP, trapezoid": "mAP_trapezoid",
 }
 
@@ -46,10 +46,8 @@ def write_report(
     with atomic_write(out_dir / "metrics.json") as file:
         file.write(json.dumps(record, indent=1, default=str).encode())
     with atomic_write(out_dir / "report.png") as file:
-        overview_figure(evaluations, images, list(COLUMNS), table, title=title).savefig(file, format="png", dpi=100)
+        file.write(overview_png(evaluations, images, list(COLUMNS), table, title=title))
 
-    curves = io.BytesIO()
-    curves_figure(evaluations).savefig(curves, format="svg")
     pictured = {row for e in evaluations for one in e.ranked for row in (one.query, *one.gallery)}
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(
@@ -58,7 +56,7 @@ def write_report(
         evaluations=evaluations,
         columns=list(COLUMNS),
         table=table,
-        curves=_data_uri("svg+xml", curves.getvalue()),
+        curves=_data_uri("svg+xml", curves_svg(evaluations)),
         pictures={row: _data_uri("png", _png(images, row)) for row in pictured},
         names=[images.label_names[label] for label in images.labels.tolist()],
         cameras=[images.camera_names[camera] for camera in images.cameras.tolist()],

@@ -1,0 +1,121 @@
+"""DissimilarityIndex: a gallery searched by the very score the head was trained with."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dissim_kernels import fused_dissim_topk
+
+from .atomic import atomic_write
+from .head import DissimilarityHead
+
+_FORMAT = "dissim-index 1"
+_OPTIONS = [p.name for p in inspect.signature(DissimilarityHead).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+class Found(NamedTuple):
+    """ids int64 [N, k] and scores [N, k], best first."""
+
+    ids: Tensor
+    scores: Tensor
+
+
+class DissimilarityIndex:
+    """An exact index: every stored row is scored for every query, only the k best are kept.
+
+    It stores head.transform(embeddings) in the head's dtype, so its scores are those of ``head(query, gallery)``.
+    Ids are the caller's, int64; several rows may share one (views of one object).
+
+    Memory: the rows, [M, D]. Searching: N * M * D element steps and no N x M matrix.
+    """
+
+    def __init__(self, head: DissimilarityHead) -> None:
+        self.head = head
+        self._rows = [head.weight.detach().new_empty(0, len(head.weight))]
+        self._ids = [torch.empty(0, dtype=torch.int64, device=head.weight.device)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ids))
+
+    @torch.no_grad()
+    def add(self, embeddings: Tensor, ids: Tensor) -> None:
+        """Append embeddings [B, D] with their ids int64 [B], on the head's device."""
+        self._check("embeddings", embeddings)
+        if ids.dtype != torch.int64 or ids.shape != (len(embeddings),):
+            raise ValueError(
+                f"ids: expected int64 [{len(embeddings)}], one a row, got {ids.dtype} {list(ids.shape)}. "
+                "Keep names in a list and pass their positions."
+            )
+        self._rows.append(self._transform(embeddings).clone())
+        self._ids.append(ids.clone())
+
+    @torch.no_grad()
+    def search(self, query: Tensor, k: int) -> Found:
+        """The k best rows of each query embedding [N, D], equal scores by order of adding.
+
+        Plain torch: ``scores, rows = head(query, gallery).topk(k); ids = ids[rows]``.
+        """
+        self._check("query", query)
+        if not 1 <= k <= len(self):
+            raise ValueError(
+                f"k: expected 1 to {len(self)}, the rows of the index, got {k}. Ask for fewer, or add rows."
+            )
+        rows, ids = self._consolidated()
+        best = fused_dissim_topk(self._transform(query), rows, self.head.weight, self.head.bias, k=k)
+        return Found(ids[best.indices], best.scores)
+
+    def save(self, path: str | Path) -> None:
+        """Write head and rows into one file, whole or not at all."""
+        rows, ids = self._consolidated()
+        record = {
+            "format": _FORMAT,
+            "options": {name: getattr(self.head, name) for name in _OPTIONS},
+            "state": self.head.state_dict(),
+            "rows": rows,
+            "ids": ids,
+        }
+        with atomic_write(path) as file:
+            torch.save(record, file)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> DissimilarityIndex:
+        """The index that `save` wrote. Only tensors and numbers are read from the file, never code.
+
+        On the CPU the rows stay in the file and are read when a search touches them (memory map).
+        """
+        expected = f"path: expected a file written by DissimilarityIndex.save, got {path}."
+        try:
+            record = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(expected) from error
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise ValueError(expected)
+        weight = record["state"]["weight"]
+        head = DissimilarityHead(len(weight), **record["options"]).to(weight)
+        head.load_state_dict(record["state"])
+        index = cls(head)
+        index._rows, index._ids = [record["rows"]], [record["ids"]]
+        return index
+
+    def _consolidated(self) -> tuple[Tensor, Tensor]:
+        if len(self._rows) > 1:
+            self._rows, self._ids = [torch.cat(self._rows)], [torch.cat(self._ids)]
+        return self._rows[0], self._ids[0]
+
+    def _transform(self, embeddings: Tensor) -> Tensor:
+        return self.head.transform(embeddings.to(self.head.weight.dtype))
+
+    def _check(self, name: str, embeddings: Tensor) -> None:
+        dim = len(self.head.weight)
+        if embeddings.dim() != 2 or embeddings.shape[1] != dim:
+            raise ValueError(
+                f"{name}: expected embeddings [rows, {dim}] as the head's weight, got {list(embeddings.shape)}."
+            )
+        if not embeddings.isfinite().all():
+            raise ValueError(f"{name}: expected finite numbers, got NaN or Inf. Such a row could never be found.")

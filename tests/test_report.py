@@ -1,0 +1,165 @@
+"""An evaluation by hand, and the report: complete, self-contained, the same for the same input."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from dissim_retrieval.data import ImageSet
+from dissim_retrieval.evaluate import RECALL_GRID, cosine, evaluate, negative_euclidean, pick_queries
+from dissim_retrieval.metrics import retrieval_metrics
+from dissim_retrieval.report import write_report
+from PIL import Image
+
+
+def shapes(ids=12, cameras=3, size=16):
+    """Every identity a colour, every camera a shape; identity 0 has one image only."""
+    draw = torch.Generator().manual_seed(0)
+    colours = torch.randint(0, 200, (ids, 3, 1, 1), generator=draw, dtype=torch.uint8)
+    labels = torch.arange(ids).repeat_interleave(cameras)[cameras - 1 :]
+    views = torch.arange(cameras).repeat(ids)[cameras - 1 :]
+    images = torch.full((len(labels), 3, size, size), 255, dtype=torch.uint8)
+    for picture, label, view in zip(images, labels, views, strict=True):
+        picture[:, 2 : 8 + 2 * view, 2 : 14 - 2 * view] = colours[label]
+    return ImageSet(
+        images,
+        labels,
+        views,
+        [f"<colour {i}>" for i in range(ids)],
+        [f"view {i}" for i in range(cameras)],
+        "Drawn here",
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    return shapes()
+
+
+@pytest.fixture(scope="module")
+def embeddings(images):
+    noise = torch.randn(len(images), 8, generator=torch.Generator().manual_seed(1))
+    return torch.eye(12)[images.labels][:, :8] + 0.3 * noise
+
+
+@pytest.fixture(scope="module")
+def evaluations(images, embeddings):
+    options = {"ranked": 5, "pictured_queries": pick_queries(images, count=4, seed=3), "progress": False}
+    return [
+        evaluate("L2 & more", embeddings, negative_euclidean, images, **options),
+        evaluate("cosine", embeddings, cosine, images, **options),
+    ]
+
+
+def test_metrics_are_those_of_the_market_rule(images, embeddings, evaluations):
+    found = retrieval_metrics(
+        embeddings,
+        embeddings,
+        negative_euclidean,
+        images.labels,
+        images.labels,
+        query_cameras=images.cameras,
+        reference_cameras=images.cameras,
+        exclude=torch.arange(len(images)),
+    )
+    assert found.pop("cmc") == evaluations[0].cmc
+    assert found == evaluations[0].metrics
+    assert found["skipped"] == 1, "the identity with one image"
+
+
+def test_one_camera_only_leaves_out_the_query_alone(images, embeddings):
+    alone = replace(images, cameras=torch.zeros_like(images.cameras))
+    assert evaluate("x", embeddings, cosine, alone, progress=False).metrics["queries"] == len(images) - 1
+    assert len(pick_queries(alone, count=99)) == 11
+
+
+def test_pairs_are_counted_and_precision_is_exact(images, embeddings, evaluations):
+    """Against every threshold by brute force."""
+    scores = negative_euclidean(embeddings, embeddings)
+    same = images.labels[:, None] == images.labels
+    candidate = ~(same & (images.cameras[:, None] == images.cameras))
+    positive, negative = scores[same & candidate], scores[~same]
+    found = evaluations[0]
+    assert sum(found.same) == len(positive) == 11 * 3 * 2
+    assert sum(found.different) == len(negative)
+    for g, precision in list(zip(RECALL_GRID.tolist(), found.precision, strict=True))[::20]:
+        exact = max(
+            (positive >= t).sum().item() / ((positive >= t).sum() + (negative >= t).sum()).item()
+            for t in positive
+            if (positive >= t).double().mean() >= g - 1e-9
+        )
+        assert precision == pytest.approx(exact, abs=0.02)
+
+
+def test_ranked_lists(images, embeddings, evaluations):
+    scores = negative_euclidean(embeddings, embeddings)
+    for one in evaluations[0].ranked:
+        assert one.scores == sorted(one.scores, reverse=True) and len(one.gallery) == 5
+        assert one.query not in one.gallery
+        assert one.hits == (images.labels[one.gallery] == images.labels[one.query]).tolist()
+        assert one.scores == pytest.approx(scores[one.query, one.gallery].tolist(), abs=1e-5)
+        same = images.labels == images.labels[one.query]
+        barred = same & (images.cameras == images.cameras[one.query])
+        assert one.scores[0] == pytest.approx(scores[one.query][~barred].max().item(), abs=1e-5)
+
+
+def test_pictured_queries_depend_on_the_seed_alone(images):
+    chosen = pick_queries(images, count=6, seed=1)
+    assert chosen == pick_queries(images, count=6, seed=1) != pick_queries(images, count=6, seed=2)
+    labels = images.labels[chosen].tolist()
+    assert len(set(labels)) == 6 and 0 not in labels, "different identities, each with a match"
+    assert len(pick_queries(images, count=99)) == 11
+
+
+def test_a_score_that_is_no_number_counts_as_the_lowest(images, embeddings):
+    def scorer(query, reference):
+        return cosine(query, reference) * torch.tensor(torch.nan)
+
+    found = evaluate("nan", embeddings, scorer, images, progress=False)
+    assert found.same[0] == 66
+    assert found.precision == pytest.approx([66 / (66 + found.different[0])] * 101)
+
+
+def test_report_is_complete_and_needs_nothing_else(images, evaluations, tmp_path):
+    page = write_report(
+        tmp_path / "out", evaluations, images, title="A <title>", facts={"seed": 7, "machine": "two cores"}
+    )
+    text = page.read_text()
+    assert sorted(p.name for p in page.parent.iterdir()) == ["metrics.json", "report.html", "report.png"]
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import", text), "something is loaded from elsewhere"
+    assert "A &lt;title&gt;" in text and "<colour" not in text and "L2 &amp; more" in text
+    for fact in ("seed", "two cores", "Drawn here", "by seed", "trapezoid"):
+        assert fact in text
+    shown = [one for evaluation in evaluations for one in evaluation.ranked]
+    assert text.count('class="shot hit"') == sum(sum(one.hits) for one in shown) > 0
+    assert text.count('class="shot miss"') == sum(len(one.hits) - sum(one.hits) for one in shown) > 0
+    assert text.count('class="best"') >= 8
+    with Image.open(page.parent / "report.png") as picture:
+        assert picture.size[0] > 1200 and len(picture.convert("RGB").getcolors(10**6)) > 100
+
+    record = json.loads((page.parent / "metrics.json").read_text())
+    assert record["facts"]["seed"] == 7
+    assert [e["metrics"] for e in record["evaluations"]] == [e.metrics for e in evaluations]
+
+
+def test_the_best_of_every_column_is_marked(images, evaluations, tmp_path):
+    worse = replace(evaluations[0], name="worse", metrics={k: v / 2 for k, v in evaluations[0].metrics.items()})
+    text = write_report(tmp_path, [worse, evaluations[0]], images, title="t", facts={}).read_text()
+    row = re.search(r"<tr><td>worse</td>.*?</tr>", text, re.S).group()
+    assert "best" not in row
+    assert text.count('<td class="best">') == 8
+
+
+def test_the_same_input_gives_the_same_files(images, evaluations, tmp_path):
+    for name in ("one", "two"):
+        write_report(tmp_path / name, evaluations, images, title="t", facts={})
+    for file in ("report.html", "report.png", "metrics.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_errors(images, embeddings, tmp_path):
+    with pytest.raises(ValueError, match="evaluations: expected at least one"):
+        write_report(tmp_path, [], images, title="t", facts={})
+    with pytest.raises(ValueError, match="embeddings: expected one row for each of 34 images, got 3"):
+        evaluate("x", embeddings[:3], cosine, images)
