@@ -13,7 +13,7 @@ SIGNS = ("free", "negative")
 
 
 class DissimilarityHead(nn.Module):
-    """Score pairs: ``head(q, r)`` equals ``F.linear((t(q)[:, None] - t(r)[None]).abs(), weight, bias)``, t = transform.
+    """Scores of pairs: ``F.linear((t(query)[:, None] - t(reference)[None]).abs(), weight, bias)``, t = transform.
 
     A larger score means "same". The head is a scorer: query [n, D], reference [M, D] -> scores [n, M].
 

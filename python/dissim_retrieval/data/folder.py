@@ -62,5 +62,6 @@ def _read(files: Sequence[Path], shape: tuple[int, int]) -> torch.Tensor:
     images = np.empty((len(files), 3, *shape), np.uint8)
     for i, path in enumerate(tqdm(files, desc="Reading images")):
         with Image.open(path) as image:
-            images[i] = np.asarray(image.convert("RGB").resize(shape[::-1], Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+            resized = image.convert("RGB").resize(shape[::-1], Image.Resampling.BICUBIC)
+        images[i] = np.asarray(resized).transpose(2, 0, 1)
     return torch.from_numpy(images)

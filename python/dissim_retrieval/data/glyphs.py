@@ -30,7 +30,8 @@ def load_glyphs(size: int, letters: Collection[str] | None = None, progress: boo
         raise ModuleNotFoundError("no package 'matplotlib': pip install 'dissim-kernels[retrieval]'")
     folder = Path(spec.origin).parent / "mpl-data/fonts/ttf"
     # their text faces: not Display and not STIXNonUni/STIXSiz, whose glyphs are partial or mathematical
-    fonts = [f for f in sorted(folder.glob("*.ttf")) if re.match(r"DejaVu(Sans|SansMono|Serif)\b|STIXGeneral", f.stem)]
+    wanted = re.compile(r"DejaVu(Sans|SansMono|Serif)\b|STIXGeneral")
+    fonts = [font for font in sorted(folder.glob("*.ttf")) if wanted.match(font.stem)]
     drawn = [_draw(font, size, letters) for font in tqdm(fonts, desc="Drawing letters", disable=not progress)]
     in_fonts = Counter(letter for glyphs in drawn for letter in glyphs)
     names = [name for name in unmistakable(drawn) if in_fonts[name] > 1]

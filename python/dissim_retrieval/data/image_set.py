@@ -30,9 +30,7 @@ class ImageSet:
 
     def take(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (int64, or a bool mask [B]); label numbers and names stay as they are."""
-        return replace(
-            self, images=self.images[indices], labels=self.labels[indices], cameras=self.cameras[indices]
-        )
+        return replace(self, images=self.images[indices], labels=self.labels[indices], cameras=self.cameras[indices])
 
     def split_labels(self, train_fraction: float = 0.5, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """(train, test) with no identity in both: round(fraction * identities) drawn at random are train's."""

@@ -1,0 +1,1 @@
+"""Image retrieval and re-identification in the dissimilarity space: train, search, evaluate, compare."""

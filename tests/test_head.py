@@ -1,0 +1,87 @@
+"""The pair classifier: its score, its start, its constraints."""
+
+import pytest
+import torch
+from dissim_retrieval.head import DissimilarityHead
+from torch.nn.functional import linear, normalize
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_score_is_a_linear_classifier_of_absolute_differences(normalise):
+    torch.manual_seed(0)
+    head = DissimilarityHead(16, normalise=normalise, scale=3.0)
+    torch.nn.init.normal_(head.weight)
+    query, reference = torch.randn(5, 16), torch.randn(7, 16)
+    q, r = (3 * normalize(x, dim=-1) if normalise else x for x in (query, reference))
+    expected = linear((q[:, None] - r[None]).abs(), head.weight, head.bias)
+    torch.testing.assert_close(head(query, reference), expected)
+
+
+def test_start_ranks_as_l1_and_gives_a_pair_without_difference_the_margin():
+    head = DissimilarityHead(9, radius=2.0, normalise=False)
+    query = torch.randn(4, 9)
+    torch.testing.assert_close(head.weight.norm().item(), 2.0)
+    torch.testing.assert_close(head(query, query), 1 - 2 / 3 * torch.cdist(query, query, p=1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sign", ["free", "negative"])
+@pytest.mark.parametrize("constraint", ["project", "cap", "penalty", "none"])
+def test_constraints_hold_after_every_step(constraint, sign):
+    """Ascent on random directions for 30 steps: the norm and the signs after each are those the options promise."""
+    torch.manual_seed(1)
+    head = DissimilarityHead(33, constraint=constraint, radius=1.5, sign=sign)
+    optimiser = torch.optim.SGD(head.parameters(), lr=0.2)
+    norms = []
+    for _ in range(30):
+        (head.weight @ torch.randn(33)).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        head.constrain_()
+        norms.append(head.weight.detach().double().norm().item())
+        if sign == "negative":
+            assert (head.weight <= 0).all()
+    ulps = 4 * torch.finfo(torch.float32).eps * 1.5
+    if constraint == "project":
+        assert all(abs(norm - 1.5) <= ulps for norm in norms)
+    elif constraint == "cap":
+        assert max(norms) <= 1.5 + ulps and max(norms) > 1.4
+    else:
+        assert max(norms) > 2
+    if sign == "free":
+        assert (head.weight > 0).any()
+
+
+def test_penalty_pulls_the_norm_to_the_radius():
+    head = DissimilarityHead(8, constraint="penalty", radius=2.0)
+    assert head.penalty().item() == pytest.approx(0, abs=1e-10)
+    with torch.no_grad():
+        head.weight.mul_(1.5)
+    head.penalty().backward()
+    assert head.penalty().item() == pytest.approx(1.0)
+    torch.testing.assert_close(head.weight.grad, 2 * head.weight.detach() / 3)
+    assert DissimilarityHead(8, constraint="project").penalty().item() == 0
+
+
+def test_weights_without_a_direction_restart():
+    head = DissimilarityHead(4, sign="negative")
+    start = head.weight.detach().clone()
+    with torch.no_grad():
+        head.weight.fill_(1.0)
+    head.constrain_()
+    torch.testing.assert_close(head.weight.detach(), start)
+
+
+def test_state_dict_round_trip():
+    first, second = DissimilarityHead(6), DissimilarityHead(6)
+    with torch.no_grad():
+        first.weight.normal_()
+        first.bias.fill_(-3.0)
+    second.load_state_dict(first.state_dict())
+    query = torch.randn(3, 6)
+    assert torch.equal(first(query, query), second(query, query))
+
+
+@pytest.mark.parametrize("wrong", [{"constraint": "norm"}, {"sign": "positive"}, {"radius": 0.0}, {"scale": -1.0}])
+def test_wrong_options_are_named(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: expected .* got "):
+        DissimilarityHead(4, **wrong)
