@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,10 +37,17 @@ def load_emoji(size: int, progress: bool = True) -> ImageSet:
         images=torch.from_numpy(np.stack([pictures[name] for pictures in drawn for name in names])),
         labels=torch.arange(len(names)).repeat(len(VENDORS)),
         cameras=torch.arange(len(VENDORS)).repeat_interleave(len(names)),
-        label_names=[" ".join(f"U+{point.upper()}" for point in name.split("-")) for name in names],
+        label_names=[_title(name) for name in names],
         camera_names=[camera for camera, _, _ in VENDORS],
         credit=CREDIT,
     )
+
+
+def _title(name: str) -> str:
+    """"U+1F36F honey pot"; a sequence of code points has no name in Python's tables, and gets none."""
+    points = name.split("-")
+    codes = " ".join(f"U+{point.upper()}" for point in points)
+    return codes if len(points) > 1 else f"{codes} {unicodedata.name(chr(int(name, 16)), '').lower()}".rstrip()
 
 
 def _svg_files(package: str, folder: str) -> dict[str, Path]:
