@@ -1,0 +1,16 @@
+"""The CPU benchmark: `python -m bench`, or `python -m bench --quick` for a smoke test of a minute or two.
+
+cases.py      every size, and every formula that turns a time into a rate or a fraction of a ceiling
+problem.py    the inputs of a case
+ours.py       what is measured: the public functions of dissim_kernels
+peers/        what it is measured against, each with its best settings
+ceiling.*     how fast the same instructions run in registers, and how fast memory is read
+gate.py       float64 truth: nothing is timed before its result was checked
+measure.py    interleaved rounds in one process; peak memory
+run.py        gate, memory and rounds of one case
+machine.py    what the numbers were measured on
+report.py     JSON, Markdown and picture
+
+A new size is one row of CASES, a new competitor one function under @competitor; both turn up everywhere by
+themselves.
+"""

@@ -1,0 +1,81 @@
+// What a core can do at most with the kernels' own instructions, in registers: the operations of csrc/pair_math.h at
+// the width of csrc/cpu/simd.h, in a loop without loads or stores, and the rate at which memory is read.
+// An empty asm statement tells the compiler that an operand may have changed, at no cost, so it can neither hoist nor
+// drop the work; 8 or more sums that do not wait for one another fill the pipes.
+#include "../csrc/pair_math.h"
+
+namespace dissim {
+namespace {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kColumns = 4;  // 32 registers
+#else
+constexpr int kColumns = 2;  // 16 registers
+#endif
+constexpr int kRows = 4;
+
+#if defined(__x86_64__)
+#define UNKNOWN(v) asm volatile("" : "+x"(v))
+#if defined(__AVX512F__)
+#undef UNKNOWN
+#define UNKNOWN(v) asm volatile("" : "+v"(v))
+#endif
+#elif defined(__aarch64__)
+#define UNKNOWN(v) asm volatile("" : "+w"(v))
+#else
+#define UNKNOWN(v) asm volatile("" : "+m"(v))
+#endif
+
+using V = Vector<float>;
+
+}  // namespace
+}  // namespace dissim
+
+using namespace dissim;
+#define CEILING extern "C" __attribute__((visibility("default"))) int64_t
+
+// sub, and, fma for each vector of elements; returns the number of elements.
+CEILING ceiling_score(int64_t steps) {
+  V query = broadcast<float>(1.5f), weight = broadcast<float>(1e-3f), reference[kColumns], sums[kRows][kColumns] = {};
+  for (int j = 0; j < kColumns; ++j) reference[j] = broadcast<float>(0.25f * j);
+  for (V& r : reference) UNKNOWN(r);
+  for (int64_t step = 0; step < steps; ++step)
+    for (int i = 0; i < kRows; ++i) {
+      UNKNOWN(query);  // the next row's
+      for (int j = 0; j < kColumns; ++j) sums[i][j] += weight * magnitude<float>(query - reference[j]);
+    }
+  for (auto& row : sums)
+    for (V& sum : row) UNKNOWN(sum);
+  return steps * kRows * kColumns * kLanes<float>;
+}
+
+// sub, sign, fma, fma for each vector of elements: one sum a row, one a column; returns the number of elements.
+CEILING ceiling_backward(int64_t steps) {
+  V query = broadcast<float>(1.5f), grad = broadcast<float>(1e-3f), reference[2];
+  V of_query[kRows] = {}, of_reference[2][2] = {};
+  for (int j = 0; j < 2; ++j) reference[j] = broadcast<float>(0.25f + 2 * j);
+  for (V& r : reference) UNKNOWN(r);
+  for (int64_t step = 0; step < steps; ++step)
+    for (int i = 0; i < kRows; ++i) {
+      UNKNOWN(query);  // the next row's
+      for (int j = 0; j < 2; ++j) {
+        const V s = sign_of_finite<float>(query - reference[j]);
+        of_query[i] += grad * s;
+        of_reference[j][i % 2] += grad * s;
+      }
+    }
+  for (V& sum : of_query) UNKNOWN(sum);
+  for (auto& column : of_reference)
+    for (V& sum : column) UNKNOWN(sum);
+  return steps * 2 * kRows * kLanes<float>;
+}
+
+// Reads `count` floats from memory, once; returns the number of bytes.
+CEILING ceiling_memory(const float* from, int64_t count) {
+  constexpr int streams = 8;
+  V sums[streams] = {};
+  for (int64_t i = 0; i + streams * kLanes<float> <= count; i += streams * kLanes<float>)
+    for (int j = 0; j < streams; ++j) sums[j] += load<float>(from + i + j * kLanes<float>);
+  for (V& sum : sums) UNKNOWN(sum);
+  return count * int64_t(sizeof(float));
+}

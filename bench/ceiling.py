@@ -1,0 +1,80 @@
+"""The ceilings of ceiling.cpp: compiled at first use with the library's own flags, run on all threads.
+
+They are calls like any competitor's and take part in a case's rounds, so a ratio to the ceiling is a ratio of the
+same minute.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+SOURCE = Path(__file__).with_suffix(".cpp")
+#: Elements of one arithmetic call on a thread: some 50 ms.
+ELEMENTS = 1 << 31
+#: Bytes that one memory call reads: far more than any cache holds.
+MEMORY_BYTES = 512 << 20
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "c++")
+
+
+def flags(isa: str) -> list[str]:
+    """The flags with which setup.py compiles the kernels of an instruction set."""
+    rows = {}
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("INSTRUCTION_SETS", "FLAGS"):
+            rows[node.targets[0].id] = ast.literal_eval(node.value)
+    of_isa = rows["INSTRUCTION_SETS"].get(platform.machine(), {}).get(isa, "")
+    return shlex.split(f"{rows['FLAGS']} {of_isa} {os.environ.get('CXXFLAGS', '')}")
+
+
+def load(isa: str) -> ctypes.CDLL:
+    library = ROOT / "build" / f"ceiling_{isa}.so"
+    newest = max(path.stat().st_mtime for path in (SOURCE, *ROOT.glob("csrc/**/*.h"), ROOT / "setup.py"))
+    if not library.exists() or library.stat().st_mtime < newest:
+        library.parent.mkdir(exist_ok=True)
+        made = library.with_suffix(f".{os.getpid()}")
+        subprocess.run([compiler(), *flags(isa), "-shared", str(SOURCE), "-o", str(made)], check=True)
+        made.replace(library)
+    loaded = ctypes.CDLL(str(library))
+    for name in ("score", "backward", "memory"):
+        getattr(loaded, f"ceiling_{name}").restype = ctypes.c_int64
+    return loaded
+
+
+@contextmanager
+def ceilings(isa: str, threads: int, names: set[str]) -> Iterator[dict[str, Callable[[], int]]]:
+    """Calls that return the elements ("score", "backward") or bytes ("memory") that all threads together did."""
+    library = load(isa)
+    # Found out, not computed: how many elements a step is depends on the instruction set.
+    steps = {
+        name: ELEMENTS // getattr(library, f"ceiling_{name}")(ctypes.c_int64(1)) for name in ("score", "backward")
+    }
+    memory = torch.ones(MEMORY_BYTES // 4) if "memory" in names else torch.ones(1)
+    parts = memory.tensor_split(threads)
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def arithmetic(name: str) -> Callable[[], int]:
+            count, function = ctypes.c_int64(steps[name]), getattr(library, f"ceiling_{name}")
+            return lambda: sum(pool.map(lambda _: function(count), range(threads)))
+
+        def read(part: torch.Tensor) -> int:
+            return library.ceiling_memory(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
+
+        calls = {"score": arithmetic("score"), "backward": arithmetic("backward"),
+                 "memory": lambda: sum(pool.map(read, parts))}  # fmt: skip
+        yield {name: call for name, call in calls.items() if name in names}

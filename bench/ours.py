@@ -1,0 +1,51 @@
+"""What is measured: the public functions of dissim_kernels, as a user calls them.
+
+Results, here and of every competitor: "score" [N, M] (or RowSums); "score_backward" and "score_step" the gradients of
+query, reference and weight; "topk" scores and indices; "hinge_step" the loss and the three gradients.
+"""
+
+from __future__ import annotations
+
+from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
+
+from .differentiate import backward_of, step_of
+from .problem import MARGIN, Problem
+from .registry import Call, competitor
+
+#: Any rate: ours is always measured on the whole case.
+WHOLE = float("inf")
+
+
+def score(problem: Problem, query, reference, weight):
+    return fused_dissim_score(query, reference, weight, problem.bias)
+
+
+@competitor("dissim_kernels", {"score": WHOLE}, ours=True)
+def _score(problem: Problem) -> Call:
+    return lambda: score(problem, problem.query, problem.reference, problem.weight)
+
+
+@competitor("dissim_kernels", {"score_backward": WHOLE}, ours=True)
+def _score_backward(problem: Problem) -> Call:
+    return backward_of(problem, score)
+
+
+@competitor("dissim_kernels", {"score_step": WHOLE}, ours=True)
+def _score_step(problem: Problem) -> Call:
+    return step_of(problem, score)
+
+
+@competitor("dissim_kernels", {"topk": WHOLE}, ours=True)
+def _topk(problem: Problem) -> Call:
+    p, k = problem, problem.case.k
+    return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k)
+
+
+@competitor("dissim_kernels", {"hinge_step": WHOLE}, ours=True)
+def _hinge_step(problem: Problem) -> Call:
+    def loss(problem, query, reference, weight):
+        return fused_dissim_hinge_loss(
+            query, reference, weight, problem.bias, problem.query_labels, problem.reference_labels, margin=MARGIN
+        )
+
+    return step_of(problem, loss)

@@ -1,0 +1,85 @@
+"""KeOps, as shipped and with the flags that suit its generated C++ best.
+
+KeOps never stores scores [N, M] but reduces them; its cheapest reduction, the sum over the references, stands for the
+score. It compiles a formula for each D and each set of flags.
+"""
+
+from __future__ import annotations
+
+from ..ceiling import ROOT
+from ..differentiate import step_of
+from ..gate import RowSums
+from ..problem import MARGIN, Problem
+from ..registry import Call, Unavailable, competitor
+
+FAST = "-march=native -ffast-math"
+#: Compiling takes some 10 s for every formula and D, so only this D is asked for.
+DIM = 512
+
+
+def scores(problem: Problem, query, reference, weight, flags: str):
+    """The symbolic scores. The order of factors differs between flags, because KeOps finds compiled code by formula."""
+    from pykeops.torch import LazyTensor
+
+    difference = (LazyTensor(query[:, None]) - LazyTensor(reference[None])).abs()
+    weight = LazyTensor(weight[None, None])
+    return ((weight * difference) if flags else (difference * weight)).sum(-1) + problem.bias
+
+
+def with_flags(problem: Problem, flags: str, call: Call) -> Call:
+    """The call, compiled with `flags` at its first run (here, before any timing)."""
+    if problem.case.dim != DIM or problem.case.queries == 1:
+        raise Unavailable(f"not run: compiles for each D, asked for D={DIM} only")
+    import pykeops
+    from keopscore.config import config
+
+    pykeops.set_verbose(False)
+    folder = ROOT / "build" / "keops"
+    folder.mkdir(parents=True, exist_ok=True)
+    if str(folder) not in str(pykeops.get_build_folder()):
+        pykeops.set_build_folder(str(folder))
+    before = config.cpp_env_flags
+    config.cpp_env_flags = flags
+    config.set_cpp_flags()
+    try:
+        call()
+    finally:
+        config.cpp_env_flags = before
+        config.set_cpp_flags()
+    return call
+
+
+def _register(name: str, flags: str, rates: dict[str, float]) -> None:
+    needs = ("pykeops",)
+
+    @competitor(name, {"score": rates["score"]}, needs=needs)
+    def _score(problem: Problem) -> Call:
+        inputs = problem.floats()
+        return with_flags(problem, flags, lambda: RowSums(scores(problem, *inputs, flags).sum(1)[:, 0]))
+
+    @competitor(name, {"topk": rates["topk"]}, needs=needs)
+    def _topk(problem: Problem) -> Call:
+        inputs, k = problem.floats(), problem.case.k
+
+        def topk():
+            found, indices = (-scores(problem, *inputs, flags)).Kmin_argKmin(k, dim=1)
+            return -found, indices
+
+        return with_flags(problem, flags, topk)
+
+    @competitor(name, {"hinge_step": rates["hinge_step"]}, needs=needs)
+    def _hinge(problem: Problem) -> Call:
+        from pykeops.torch import LazyTensor
+
+        q_labels, r_labels = problem.query_labels.float(), problem.reference_labels.float()  # exact below 2 ** 24
+
+        def loss(problem, query, reference, weight):
+            different = (LazyTensor(q_labels[:, None, None]) - LazyTensor(r_labels[None, :, None])).abs().sign()
+            violation = MARGIN - (1 - 2 * different) * scores(problem, query, reference, weight, flags)
+            return violation.relu().sum(1).sum() / (len(query) * len(reference))
+
+        return with_flags(problem, flags, step_of(problem, loss))
+
+
+_register("KeOps, as shipped", "", {"score": 0.33, "topk": 0.3, "hinge_step": 0.1})
+_register(f"KeOps, {FAST}", FAST, {"score": 3, "topk": 3, "hinge_step": 0.3})

@@ -1,0 +1,118 @@
+"""PyTorch without dissim_kernels: eager broadcasting in chunks, the same compiled, and two calls of torch.cdist."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..differentiate import backward_of, step_of
+from ..problem import MARGIN, Problem
+from ..registry import Call, competitor
+
+#: Differences held at a time by the eager form (4 MiB in float32): larger and smaller chunks are slower.
+CHUNK = 1 << 20
+
+
+def broadcast(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """The definition, as one writes it, with room for N x M x D numbers."""
+    difference = (query[:, None] - reference).abs()
+    return torch.nn.functional.linear(difference, weight[None].to(query.dtype)).squeeze(-1) + problem.bias
+
+
+def fusible(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """The form the compiler fuses best: a product and a sum, no matrix product."""
+    difference = (query[:, None].float() - reference.float()).abs()
+    return ((difference * weight).sum(-1) + problem.bias).to(query.dtype)
+
+
+def two_distances(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """E8: the positive and the negative weights, a distance each."""
+    query, reference = query.float(), reference.float()  # torch.cdist has no half types
+    parts = [
+        torch.cdist(query * part, reference * part, p=1) for part in (weight.clamp(min=0), (-weight).clamp(min=0))
+    ]
+    return parts[0] - parts[1] + problem.bias
+
+
+def compiled(function):
+    """torch.compile for this very shape; the first call, outside the rounds, compiles."""
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = False  # a kept graph (backward alone) needs its buffers
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+# --- score -------------------------------------------------------------------------------------------------------
+
+
+@competitor("torch eager, chunked", {"score": 0.17})
+def _eager(problem: Problem) -> Call:
+    references = max(1, CHUNK // problem.case.dim)
+    queries = max(1, references // problem.case.references)
+
+    def chunks(query: Tensor) -> Tensor:
+        pieces = [broadcast(problem, query, r, problem.weight) for r in problem.reference.split(references)]
+        return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
+
+    return lambda: torch.cat([chunks(query) for query in problem.query.split(queries)])
+
+
+@competitor("torch.compile", {"score": 8})
+def _compiled(problem: Problem) -> Call:
+    function, inputs = compiled(fusible), (problem.query, problem.reference, problem.weight)
+    return lambda: function(problem, *inputs)
+
+
+@competitor("torch.cdist, two calls (E8)", {"score": 1.5})
+def _cdist(problem: Problem) -> Call:
+    return lambda: two_distances(problem, problem.query, problem.reference, problem.weight)
+
+
+# --- backward, and forward with backward ---------------------------------------------------------------------------
+
+
+def _differentiable(name: str, function, rates: dict[str, float]) -> None:
+    @competitor(name, {"score_backward": rates["score_backward"]})
+    def _backward(problem: Problem) -> Call:
+        return backward_of(problem, function())
+
+    @competitor(name, {"score_step": rates["score_step"]})
+    def _step(problem: Problem) -> Call:
+        return step_of(problem, function())
+
+
+_differentiable("torch eager", lambda: broadcast, {"score_backward": 0.2, "score_step": 0.1})
+_differentiable("torch.compile", lambda: compiled(fusible), {"score_backward": 1, "score_step": 0.9})
+_differentiable("torch.cdist, two calls (E8)", lambda: two_distances, {"score_backward": 1, "score_step": 0.6})
+
+
+# --- top-k and hinge -----------------------------------------------------------------------------------------------
+
+
+@competitor("torch.compile score, topk", {"topk": 8})
+def _topk(problem: Problem) -> Call:
+    function, inputs = compiled(fusible), (problem.query, problem.reference, problem.weight)
+    return lambda: function(problem, *inputs).topk(problem.case.k)
+
+
+@competitor("torch.cdist (E8), topk", {"topk": 1.5})
+def _cdist_topk(problem: Problem) -> Call:
+    return lambda: two_distances(problem, problem.query, problem.reference, problem.weight).topk(problem.case.k)
+
+
+def _hinge(score):
+    def loss(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+        same = problem.query_labels[:, None] == problem.reference_labels
+        signs = torch.where(same, 1.0, -1.0)
+        return (MARGIN - signs * score(problem, query, reference, weight)).clamp(min=0).mean()
+
+    return loss
+
+
+@competitor("torch.compile", {"hinge_step": 0.17})
+def _hinge_compiled(problem: Problem) -> Call:
+    return step_of(problem, compiled(_hinge(fusible)))
+
+
+@competitor("torch.cdist, two calls (E8)", {"hinge_step": 0.6})
+def _hinge_cdist(problem: Problem) -> Call:
+    return step_of(problem, _hinge(two_distances))

@@ -1,0 +1,94 @@
+"""The inputs of a case: seeded, contiguous, and the same tensors for every competitor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+
+MARGIN = 1.0
+#: Images of a class in a hinge batch of P x K; rows of a class lie together, as such a sampler draws them.
+CLASS_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """query [N, D], reference [M, D], weight [D] (float32), bias; grad [N, M] for a backward; labels for a hinge."""
+
+    case: Case
+    query: Tensor
+    reference: Tensor
+    weight: Tensor
+    bias: float
+    grad: Tensor | None = None
+    query_labels: Tensor | None = None
+    reference_labels: Tensor | None = None
+
+    def first(self, queries: int) -> Problem:
+        """The problem of the first so many queries."""
+        if queries == self.case.queries:
+            return self
+        return replace(
+            self,
+            case=replace(self.case, queries=queries),
+            query=self.query[:queries].contiguous(),
+            grad=None if self.grad is None else self.grad[:queries].contiguous(),
+            query_labels=None if self.query_labels is None else self.query_labels[:queries],
+        )
+
+    def one_sign(self) -> Problem:
+        """The problem with weights -|w|: the only kind an engine for plain L1 distances can serve (E11)."""
+        return replace(self, weight=-self.weight.abs())
+
+    def floats(self) -> tuple[Tensor, Tensor, Tensor]:
+        """query, reference, weight in float32, for competitors that know nothing narrower."""
+        return self.query.float(), self.reference.float(), self.weight
+
+
+def make(case: Case) -> Problem:
+    torch.manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    if case.operation == "hinge_step":
+        return _labelled(case)
+    query, reference = torch.randn(case.queries, case.dim), torch.randn(case.references, case.dim)
+    differentiated = case.operation in ("score_backward", "score_step")
+    grad = torch.randn(case.queries, case.references).to(dtype) if differentiated else None
+    weight = torch.randn(case.dim) / case.dim
+    return Problem(case, query.to(dtype), reference.to(dtype), weight, 0.5, grad)
+
+
+def _labelled(case: Case) -> Problem:
+    """Rows around class centres; the bias puts the share `case.active` of negatives of 64 queries in the margin."""
+    classes = case.references // CLASS_ROWS
+    reference_labels = torch.arange(case.references) // CLASS_ROWS
+    query_labels = torch.arange(case.queries) // CLASS_ROWS % classes
+    centres = torch.randn(classes, case.dim)
+    query, reference = (
+        centres[labels] + 0.5 * torch.randn(len(labels), case.dim) for labels in (query_labels, reference_labels)
+    )
+    weight = torch.randn(case.dim) * 0.25 - 1  # mostly one sign, as trained weights are, yet not all
+    weight /= weight.norm()
+    rows = torch.arange(0, case.queries, max(1, case.queries // 64))
+    scores = exact_scores(query[rows], reference, weight, 0.0)
+    negatives = scores[query_labels[rows, None] != reference_labels]
+    if case.active == 1:
+        threshold = negatives.min() - 10
+    else:
+        place = int(len(negatives) * (1 - case.active))
+        threshold = negatives.kthvalue(max(1, place)).values
+    bias = -MARGIN - threshold.item()
+    return Problem(case, query, reference, weight, bias, None, query_labels, reference_labels)
+
+
+def exact_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: float) -> Tensor:
+    """E1 by the two-distance split E8 in float64 [N, M]: no code is shared with the kernels."""
+    query, reference, weight = query.double(), reference.double(), weight.double()
+    scores = torch.full((len(query), len(reference)), bias, dtype=torch.float64)
+    for sign in (1, -1):
+        part = (sign * weight).clamp(min=0)
+        if part.any():
+            scores += sign * torch.cdist(query * part, reference * part, p=1)
+    return scores
