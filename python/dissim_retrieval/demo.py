@@ -35,7 +35,7 @@ class DemoConfig:
     threads: int = 1
     """CPU threads. More help on idle cores only: on shared ones their waiting for each other costs more."""
     hinge: TrainConfig = field(default_factory=TrainConfig)
-    triplet: TrainConfig = field(default_factory=lambda: TrainConfig(loss="triplet", margin=0.2))
+    triplet: TrainConfig = field(default_factory=lambda: TrainConfig(loss="triplet"))
 
 
 def run_demo(config: DemoConfig) -> Path:

@@ -12,7 +12,6 @@ import torch
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils import common_functions
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
@@ -26,10 +25,13 @@ from .models import build_backbone
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All that decides a training run, given its images; what is not explained here is in HingeLoss and its head."""
+    """All that decides a training run, given its images.
+
+    From `margin` on: see HingeLoss and DissimilarityHead; the triplet baseline has none of it.
+    """
 
     loss: Literal["hinge", "triplet"] = "hinge"
-    """Joint training of the pair classifier, or the batch-hard triplet baseline, which has no classifier."""
+    """The pair classifier, trained with the backbone, or the batch-hard triplet baseline, which has no classifier."""
     backbone: str = "mobilenet_v2"
     """A name of models.BACKBONES; not used when a module is passed to train()."""
     dim: int = 512
@@ -43,8 +45,12 @@ class TrainConfig:
     """Peak rate of the classifier's weights and bias."""
     weight_decay: float = 1e-2
     """Of the backbone; the classifier has its norm constraint instead."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints, where train() is given a folder."""
+    seed: int = 0
+    triplet_margin: float = 0.2
+    """Of the L2 distance between normalised embeddings."""
     margin: float = 1.0
-    """Of a score (hinge) or of an L2 distance between normalised embeddings (triplet)."""
     hard_negatives: int | None = 2
     balance: Literal["classes", "pairs"] = "classes"
     constraint: Literal["project", "cap", "penalty", "none"] = "project"
@@ -52,9 +58,6 @@ class TrainConfig:
     sign: Literal["free", "negative"] = "free"
     normalise: bool = True
     scale: float = 8.0
-    checkpoint_every: int = 100
-    """Steps between checkpoints, when train() is given a folder."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def train(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Trained:
-    """Train on all of `images`; on a GPU where there is one.
+    """Train on all of `images`, unaugmented (runs short enough for a CPU do better so); on a GPU where there is one.
 
     backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place.
     folder: where checkpoints go. A run that was interrupted there continues, to the result it would have had.
@@ -92,7 +95,8 @@ def train(
         for step in (bar := tqdm(steps, f"train {config.loss}", config.steps, initial=start, disable=not progress)):
             torch.manual_seed(config.seed * 1_000_003 + step)
             rows = plan[step]
-            loss = run.step(augment(to_network(images.images[rows], device)), images.labels[rows].to(device))
+            pixels = to_network(images.images[rows], device)
+            loss = run.step(pixels, images.labels[rows].to(device))
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             if folder is not None and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
@@ -126,16 +130,6 @@ def plan_batches(labels: Tensor, config: TrainConfig) -> Tensor:
         common_functions.NUMPY_RANDOM = theirs
 
 
-def augment(pixels: Tensor) -> Tensor:
-    """Each image turned by up to 10 degrees, scaled by up to 15 % and shifted by up to 10 %, by torch's generator."""
-    count = len(pixels)
-    angle, zoom, right, down = (torch.rand(4, count) * 2 - 1) * torch.tensor([[0.175], [0.15], [0.2], [0.2]])
-    cos, sin = (1 + zoom) * angle.cos(), (1 + zoom) * angle.sin()
-    maps = torch.stack([torch.stack([cos, -sin, right], 1), torch.stack([sin, cos, down], 1)], 1).to(pixels.device)
-    grid = affine_grid(maps, list(pixels.shape), align_corners=False)
-    return grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-
-
 class _Run:
     """What one step changes, and its checkpoint."""
 
@@ -143,7 +137,9 @@ class _Run:
         self.config, self.head = config, None
         self.backbone = backbone.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         groups = [{"params": list(backbone.parameters()), "lr": config.lr}]
-        self.loss: nn.Module = TripletLoss(margin=config.margin)
+        if config.loss not in ("hinge", "triplet"):
+            raise ValueError(f"loss: expected hinge or triplet, got {config.loss!r}")
+        self.loss: nn.Module = TripletLoss(margin=config.triplet_margin)
         if config.loss == "hinge":
             self.head = DissimilarityHead(
                 config.dim, constraint=config.constraint, radius=config.radius, sign=config.sign,
