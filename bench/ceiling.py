@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_suffix(".cpp")
 #: Elements of one arithmetic call on a thread: some 50 ms.
 ELEMENTS = 1 << 31
+TASKS = 16
 #: Bytes that one memory call reads: far more than any cache holds.
 MEMORY_BYTES = 512 << 20
 
@@ -59,22 +60,20 @@ def load(isa: str) -> ctypes.CDLL:
 def ceilings(isa: str, threads: int, names: set[str]) -> Iterator[dict[str, Callable[[], int]]]:
     """Calls that return the elements ("score", "backward") or bytes ("memory") that all threads together did."""
     library = load(isa)
-    # Found out, not computed: how many elements a step is depends on the instruction set.
-    steps = {
-        name: ELEMENTS // getattr(library, f"ceiling_{name}")(ctypes.c_int64(1)) for name in ("score", "backward")
-    }
-    memory = torch.ones(MEMORY_BYTES // 4) if "memory" in names else torch.ones(1)
-    parts = memory.tensor_split(threads)
+    tasks = TASKS * threads  # several for each thread, so that one on a busy core takes fewer
+    memory = torch.ones(MEMORY_BYTES // 4 if "memory" in names else tasks)
 
     with ThreadPoolExecutor(threads) as pool:
 
         def arithmetic(name: str) -> Callable[[], int]:
-            count, function = ctypes.c_int64(steps[name]), getattr(library, f"ceiling_{name}")
-            return lambda: sum(pool.map(lambda _: function(count), range(threads)))
+            function = getattr(library, f"ceiling_{name}")
+            # How many elements a step is depends on the instruction set, so it is asked.
+            steps = ctypes.c_int64(ELEMENTS // TASKS // function(ctypes.c_int64(1)))
+            return lambda: sum(pool.map(lambda _: function(steps), range(tasks)))
 
         def read(part: torch.Tensor) -> int:
             return library.ceiling_memory(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
 
-        calls = {"score": arithmetic("score"), "backward": arithmetic("backward"),
-                 "memory": lambda: sum(pool.map(read, parts))}  # fmt: skip
+        calls = {name: arithmetic(name) for name in ("score", "backward")}
+        calls["memory"] = lambda: sum(pool.map(read, memory.tensor_split(tasks)))
         yield {name: call for name, call in calls.items() if name in names}

@@ -17,6 +17,8 @@ from torch import Tensor
 from .problem import MARGIN, Problem, exact_scores
 
 SAMPLE = 8
+#: One rounding of float32.
+UNIT = torch.finfo(torch.float32).eps / 2
 #: No temporary of the truth has more elements than this (32 MiB).
 BLOCK = 1 << 22
 
@@ -35,11 +37,13 @@ class Verdict(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """A number's float64 value, the sum of its absolute terms, and the same with |q| + |r| for |q - r|."""
+    """A number's float64 value, the sum of its absolute terms, the same with |q| + |r| for |q - r|, and what it may
+    differ by because a float32 score cannot tell on which side of the margin a pair lies."""
 
     value: Tensor
     terms: Tensor
     route: Tensor
+    slack: Tensor | float = 0.0
 
 
 class Gate:
@@ -67,7 +71,7 @@ class Gate:
 
     def truths_of(self, result: object) -> list[Truth]:
         if isinstance(result, RowSums):
-            return [Truth(*(part.sum(1) for part in self.truths[0]))]
+            return [Truth(*(part.sum(1) for part in self.truths[0][:3]))]
         return self.truths
 
     def _sampled(self, result) -> list[Tensor]:
@@ -78,14 +82,18 @@ class Gate:
         *loss, of_query, of_reference, of_weight = (torch.as_tensor(part) for part in result)
         return [*loss, of_query[self.queries], of_reference[self.references], of_weight[self.dims]]
 
-    def _judge(self, got: Tensor, truth: Truth, ours: bool, length: int | None = None) -> Verdict:
+    def _judge(self, got: Tensor, truth: Truth, ours: bool) -> Verdict:
         """E9 with the number of terms that a sum of this operation has."""
         case = self.problem.case
         terms = {"score": case.dim, "topk": case.dim}.get(case.operation, case.queries + case.references + case.dim)
-        unit, storage = torch.finfo(torch.float32).eps / 2, torch.finfo(self.problem.query.dtype).eps / 2
+        storage = torch.finfo(self.problem.query.dtype).eps / 2
         difference = (got.double() - truth.value).abs()
-        bound = (terms + 2) * unit * (truth.terms if ours else truth.route) + 2 * storage * truth.value.abs()
-        if not ours and storage > unit:
+        bound = (
+            (terms + 2) * UNIT * (truth.terms if ours else truth.route)
+            + 2 * storage * truth.value.abs()
+            + truth.slack
+        )
+        if not ours and storage > UNIT:
             bound += 4 * storage * truth.terms
         error = (difference / truth.terms.clamp(min=1e-30)).max().item()
         return Verdict(error, bool((difference <= bound).all()))  # a NaN does not pass
@@ -115,37 +123,42 @@ class Gate:
     def _hinge_step(self) -> list[Truth]:
         scores = exact_scores(self.query, self.reference, self.weight, self.problem.bias)
         signs = torch.where(self.problem.query_labels[:, None] == self.problem.reference_labels, 1.0, -1.0).double()
-        violation = (MARGIN - signs * scores).clamp(min=0)
-        grad = -signs * (violation > 0) / scores.numel()
-        self.active = (violation > 0).double().mean().item()
-        loss = violation.mean()
-        terms = scores.abs().mean() + MARGIN
-        return [Truth(loss, terms, terms), *self._gradients(grad)]
+        violation = MARGIN - signs * scores
+        sizes = [rows.abs() @ self.weight.abs() for rows in (self.query, self.reference)]
+        rounding = (sizes[0][:, None] + sizes[1] + abs(self.problem.bias)) * self.query.shape[1] * UNIT
+        active, unsure = violation > 0, violation.abs() <= rounding
+        self.active = active.double().mean().item()
+        loss, terms = violation.clamp(min=0).mean(), scores.abs().mean() + MARGIN
+        pairs = scores.numel()
+        return [Truth(loss, terms, terms), *self._gradients(-signs * active / pairs, unsure.double() / pairs)]
 
-    def _gradients(self, grad: Tensor) -> list[Truth]:
-        """E2 of sampled rows and, from the definition, of sampled dimensions of the weights."""
-        of_query = self._of_rows(self.query[self.queries], self.reference, grad[self.queries])
-        of_reference = self._of_rows(self.reference[self.references], self.query, grad.T[self.references])
-        weights = [], [], []
+    def _gradients(self, grad: Tensor, unsure: Tensor | None = None) -> list[Truth]:
+        """E2 of sampled rows and, from the definition, of sampled dimensions of the weights. `unsure`: by how much
+        `grad` may be off, pair by pair."""
+        unsure = torch.zeros(1, 1).double().expand_as(grad) if unsure is None else unsure
+        of_query = self._of_rows(self.query[self.queries], self.reference, grad[self.queries], unsure[self.queries])
+        of_reference = self._of_rows(
+            self.reference[self.references], self.query, grad.T[self.references], unsure.T[self.references]
+        )
+        weights = []
         for d in self.dims.tolist():
             q, r = self.query[:, d, None], self.reference[:, d]
             difference = (q - r).abs_()
-            weights[0].append((grad * difference).sum())
-            weights[1].append((grad.abs() * difference).sum())
-            weights[2].append((grad.abs() * (q.abs() + r.abs())).sum())
-        return [of_query, of_reference, Truth(*map(torch.stack, weights))]
+            sums = [(grad * difference).sum(), (grad.abs() * difference).sum()]
+            weights.append([*sums, (grad.abs() * (q.abs() + r.abs())).sum(), (unsure * difference).sum()])
+        return [of_query, of_reference, Truth(*torch.tensor(weights, dtype=torch.float64).T)]
 
-    def _of_rows(self, rows: Tensor, others: Tensor, grad: Tensor) -> Truth:
+    def _of_rows(self, rows: Tensor, others: Tensor, grad: Tensor, unsure: Tensor) -> Truth:
         sums = torch.stack([g @ (row - others).sign() for row, g in zip(rows, grad, strict=True)])
-        terms = grad.abs().sum(1, keepdim=True) * self.weight.abs()
-        return Truth(sums * self.weight, terms, terms)
+        terms, slack = (part.abs().sum(1, keepdim=True) * self.weight.abs() for part in (grad, unsure))
+        return Truth(sums * self.weight, terms, terms, slack)
 
     def _check_topk(self, scores, indices, ours: bool) -> Verdict:
         """Scores are right for their indices, and no reference left out is better than the last one by two bounds."""
         scores, indices = (torch.as_tensor(part)[self.queries] for part in (scores, indices))
         if any(len(row.unique()) != len(row) for row in indices):
             return Verdict(float("inf"), False)
-        found = Truth(*(part.gather(1, indices.long()) for part in self.truths[0]))
+        found = Truth(*(part.gather(1, indices.long()) for part in self.truths[0][:3]))
         verdict = self._judge(scores, found, ours)
         best = self.truths[0].value.topk(indices.shape[1]).values
         verdicts = verdict, self._judge(found.value, found._replace(value=best), False)

@@ -53,7 +53,9 @@ def busy(machine: dict) -> str | None:
     before = machine["load_before"]
     if before is None or before < 0.25 * machine["cores"]:
         return None
-    return f"the machine was busy when this began (load {before:.2f} on {machine['cores']} cores): these figures are noise"
+    return (
+        f"the machine was busy (load {before:.2f} on {machine['cores']} cores when this began): the figures are noise"
+    )
 
 
 def _cpu() -> str:

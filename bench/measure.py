@@ -17,7 +17,7 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of a call, one number a round. Every round runs all the calls in turn, starting one further each time,
     so that a slow minute of the machine hits all alike. A call shorter than `least_seconds` is repeated until they
-    are full and the mean taken. Each turn starts with an untimed call, unless the call is long. All calls are warm."""
+    are full and the mean taken. Each turn starts with an untimed call, unless the call is long. All are warm."""
     names = list(calls)
     single = {name: _seconds(calls[name], 1) for name in names}
     repeats = {name: max(1, round(least_seconds / single[name])) for name in names}
@@ -35,6 +35,12 @@ def interleave(
     finally:
         gc.enable()
     return samples
+
+
+def quickest(call: Callable[[], object], times: int = 3) -> float:
+    """Seconds of the best of a few warm calls: to choose between settings, not to report."""
+    call()
+    return min(_seconds(call, 1) for _ in range(times))
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:

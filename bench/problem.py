@@ -77,8 +77,8 @@ def _labelled(case: Case) -> Problem:
     if case.active == 1:
         threshold = negatives.min() - 10
     else:
-        place = int(len(negatives) * (1 - case.active))
-        threshold = negatives.kthvalue(max(1, place)).values
+        place = max(1, int(len(negatives) * (1 - case.active)))
+        threshold = (negatives.kthvalue(place).values + negatives.kthvalue(place + 1).values) / 2
     bias = -MARGIN - threshold.item()
     return Problem(case, query, reference, weight, bias, None, query_labels, reference_labels)
 

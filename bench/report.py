@@ -105,8 +105,8 @@ def table(outcome: Outcome) -> str:
     cells += [
         [row.name, row.reason or "not timed: ours is wrong", *[""] * 7] for row in outcome.rows if not row.seconds
     ]
-    titles = ("", "ms, median", "ms, least", "G elements/s", "of the ceiling", "ours is faster, times", "extra memory",
-              "error", "measured on")  # fmt: skip
+    titles = ("", "ms, median", "ms, least", "G elements/s", "of the ceiling", "ours is faster, times",
+              "extra memory", "error", "measured on")  # fmt: skip
     return f"{title}.\n\n{_grid(titles, cells)}"
 
 

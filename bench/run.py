@@ -85,7 +85,8 @@ def run(case: Case, effort: Effort, threads: int, isa: str, say: Callable[[str],
         samples = interleave(turns, effort.rounds, effort.least)
     for row in rows:
         row.seconds = samples.get(row.name, [])
-    speeds = {name: work[name] / statistics.median(samples[f"ceiling {name}"]) for name in limits}
+    # A ceiling is what the best round showed to be possible, a competitor's rate what the median round did.
+    speeds = {name: work[name] / min(samples[f"ceiling {name}"]) for name in limits}
     return Outcome(case, rows, speeds)
 
 

@@ -18,7 +18,8 @@ DIM = 512
 
 
 def scores(problem: Problem, query, reference, weight, flags: str):
-    """The symbolic scores. The order of factors differs between flags, because KeOps finds compiled code by formula."""
+    """The symbolic scores. The order of factors differs with the flags,
+    because KeOps finds what it compiled by formula."""
     from pykeops.torch import LazyTensor
 
     difference = (LazyTensor(query[:, None]) - LazyTensor(reference[None])).abs()

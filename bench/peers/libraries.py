@@ -1,5 +1,6 @@
-"""Libraries that compute L1 distances: FAISS, scikit-learn and SciPy. They know one sign of weights, by scaling (E11);
-the scaling, and building an index, are not timed."""
+"""Libraries that compute L1 distances: FAISS, scikit-learn and SciPy.
+
+They know one sign of weights, by scaling (E11); the scaling, and building an index, are not timed."""
 
 from __future__ import annotations
 

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from ..differentiate import backward_of, step_of
+from ..measure import quickest
 from ..problem import MARGIN, Problem
 from ..registry import Call, competitor
 
-#: Differences held at a time by the eager form (4 MiB in float32): larger and smaller chunks are slower.
-CHUNK = 1 << 20
+#: Numbers of differences that the eager form may hold at a time: from what fits in L2 to 16 MiB of float32. Which is
+#: fastest depends on the machine and on how busy it is, so it is tried.
+CHUNKS = (1 << 15, 1 << 17, 1 << 20, 1 << 22)
 
 
 def broadcast(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
@@ -44,16 +46,16 @@ def compiled(function):
 # --- score -------------------------------------------------------------------------------------------------------
 
 
-@competitor("torch eager, chunked", {"score": 0.17})
+@competitor("torch eager, chunked", {"score": 0.3})
 def _eager(problem: Problem) -> Call:
-    references = max(1, CHUNK // problem.case.dim)
-    queries = max(1, references // problem.case.references)
+    def score(chunk: int, query: Tensor, reference: Tensor) -> Tensor:
+        references = max(1, chunk // problem.case.dim)
+        parts, rows = reference.split(references), query.split(max(1, references // len(reference)))
+        return torch.cat([torch.cat([broadcast(problem, q, r, problem.weight) for r in parts], 1) for q in rows])
 
-    def chunks(query: Tensor) -> Tensor:
-        pieces = [broadcast(problem, query, r, problem.weight) for r in problem.reference.split(references)]
-        return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
-
-    return lambda: torch.cat([chunks(query) for query in problem.query.split(queries)])
+    few = problem.query[:8], problem.reference[:4096]
+    best = min(CHUNKS, key=lambda chunk: quickest(lambda: score(chunk, *few)))
+    return lambda: score(best, problem.query, problem.reference)
 
 
 @competitor("torch.compile", {"score": 8})
