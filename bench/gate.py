@@ -125,12 +125,14 @@ class Gate:
         signs = torch.where(self.problem.query_labels[:, None] == self.problem.reference_labels, 1.0, -1.0).double()
         violation = MARGIN - signs * scores
         sizes = [rows.abs() @ self.weight.abs() for rows in (self.query, self.reference)]
-        rounding = (sizes[0][:, None] + sizes[1] + abs(self.problem.bias)) * self.query.shape[1] * UNIT
-        active, unsure = violation > 0, violation.abs() <= rounding
+        size = sizes[0][:, None] + sizes[1] + abs(self.problem.bias) + MARGIN
+        active, unsure = violation > 0, violation.abs() <= size * self.query.shape[1] * UNIT
         self.active = active.double().mean().item()
-        loss, terms = violation.clamp(min=0).mean(), scores.abs().mean() + MARGIN
-        pairs = scores.numel()
-        return [Truth(loss, terms, terms), *self._gradients(-signs * active / pairs, unsure.double() / pairs)]
+        pairs, terms = scores.numel(), (size * (active | unsure)).mean()
+        return [
+            Truth(violation.clamp(min=0).mean(), terms, terms),
+            *self._gradients(-signs * active / pairs, unsure.double() / pairs),
+        ]
 
     def _gradients(self, grad: Tensor, unsure: Tensor | None = None) -> list[Truth]:
         """E2 of sampled rows and, from the definition, of sampled dimensions of the weights. `unsure`: by how much
