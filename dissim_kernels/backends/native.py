@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..contract import ACCUMULATE, Problem
+from . import reference as reference_backend
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
-BUILD = "Build it with `pip install .` (needs g++ or clang++), or in a checkout `pip install -e . --no-build-isolation`."
+BUILD = "Build it with `pip install .` (needs g++ or clang++), in a checkout `pip install -e . --no-build-isolation`."
 
 
 def _load() -> str | None:
@@ -40,6 +41,8 @@ def isa() -> str:
 
 
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (query.numel() and reference.numel() and weight.numel()):
+        return reference_backend.score(query, reference, weight, bias)  # no term to add up
     out = query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
     torch.ops.dissim_native.score(query, reference, _wide(weight), None if bias is None else _wide(bias), out)
     return out
@@ -48,6 +51,8 @@ def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None)
 def score_backward(
     grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]
 ) -> list[Tensor]:
+    if not (query.numel() and reference.numel() and weight.numel()):
+        return reference_backend.score_backward(grad, query, reference, weight, needs)  # zeros
     wide = _wide(weight)
     grads = [
         torch.empty(t.shape, dtype=t.dtype) if needed else None
@@ -55,6 +60,10 @@ def score_backward(
     ]
     torch.ops.dissim_native.score_backward(grad, query, reference, wide, *grads)
     if needs[2]:
+        broken = ~grads[2].isfinite().all(0)
+        if broken.any():  # Inf - Inf is lost in E2's two sums: add the terms themselves in these dimensions
+            columns = (x[..., broken] for x in (query, reference, wide))
+            grads[2][:, broken] = reference_backend.score_backward(grad, *columns, (False, False, True))[0]
         grads[2] = grads[2].to(weight.dtype)
     return [g for g in grads if g is not None]
 

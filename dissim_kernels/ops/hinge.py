@@ -68,13 +68,13 @@ def fused_dissim_hinge_loss(
     tensor(0.)
     """
     check_backend(backend)
+    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_filters(query, reference, exclude, query_labels, reference_labels)
     check_choice("balance", balance, BALANCES)
     check_choice("reduction", reduction, REDUCTIONS)
     if hard_negatives is not None:
         check_count("hard_negatives", hard_negatives, 0)
-    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     call = hinge if torch.compiler.is_compiling() else _Hinge.apply
     positive, negative, _ = call(
         query, reference, weight, head_bias(bias, weight), query_labels, reference_labels, exclude,

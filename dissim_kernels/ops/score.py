@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..backends import reference as reference_backend
 from ..contract import ACCUMULATE, Problem, check_paired_inputs, check_score_inputs
-from ..dispatch import check_backend, resolve
+from ..dispatch import BACKENDS, check_backend, resolve
 
 
 def fused_dissim_score(
@@ -60,8 +59,8 @@ def fused_dissim_score(
     tensor([[ 1., -1.]])
     """
     check_backend(backend)
-    check_score_inputs(query, reference, weight, bias)
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
+    check_score_inputs(query, reference, weight, bias)
     lead = torch.broadcast_shapes(query.shape[:-2], reference.shape[:-2])
     heads = weight if weight.dim() == 2 else weight.unsqueeze(0)
     call = score if torch.compiler.is_compiling() else _Score.apply
@@ -87,17 +86,23 @@ def paired_dissim_score(
     tensor([-2.])
     """
     check_backend(backend)
+    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_paired_inputs(query, reference, weight, bias)
     scores = fused_dissim_score(query.unsqueeze(-2), reference.unsqueeze(-2), weight, bias, backend=backend)
     return scores[..., 0, 0] if weight.dim() == 1 else scores[..., 0, 0, :]
 
 
-def autocast_to_float32(query: Tensor, *others: Tensor | float | None) -> list:
+def autocast_to_float32(*arguments: Tensor | float | None) -> list:
     """torch.cdist's autocast policy: every floating tensor but float64 becomes float32."""
-    tensors = [query, *others]
-    if not torch.is_autocast_enabled(query.device.type):
-        return tensors
-    return [t.float() if isinstance(t, Tensor) and t.dtype != torch.float64 else t for t in tensors]
+    return [
+        x.float()
+        if isinstance(x, Tensor)
+        and torch.is_autocast_enabled(x.device.type)
+        and x.is_floating_point()
+        and x.dtype != torch.float64
+        else x
+        for x in arguments
+    ]
 
 
 def head_bias(bias: Tensor | float | None, weight: Tensor) -> Tensor | None:
@@ -144,7 +149,7 @@ def score_backward(
 
 @custom_op("dissim::score_jvp", mutates_args=())
 def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
-    return reference_backend.score_jvp(primals, tangents)
+    return BACKENDS["reference"].score_jvp(primals, tangents)
 
 
 @score.register_fake
@@ -175,8 +180,14 @@ def _score_gradients(ctx, grad: Tensor, backward) -> tuple:
     query, reference, weight, bias = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
     computed = iter(backward(grad, query, reference, weight, ctx.backend, *needs) if any(needs) else ())
-    of_bias = grad.sum((0, 2, 3)).to(bias.dtype) if ctx.needs_input_grad[3] else None
+    of_bias = _sum_over_pairs(grad).to(bias.dtype) if ctx.needs_input_grad[3] else None
     return *(next(computed) if needed else None for needed in needs), of_bias, None
+
+
+def _sum_over_pairs(grad: Tensor) -> Tensor:
+    """[B, C, N, M] -> wide [C]. Summed twice, because torch cuts a sum of one output by the number of threads."""
+    twice = grad.expand(2, *grad.shape)
+    return twice.sum(4, dtype=ACCUMULATE[grad.dtype]).sum((1, 3))[0]
 
 
 score.register_autograd(lambda ctx, grad: _score_gradients(ctx, grad, score_backward), setup_context=_save_score)

@@ -58,10 +58,10 @@ def fused_dissim_topk(
     tensor([[2, 0]])
     """
     check_backend(backend)
+    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_count("k", k, 0)
     check_filters(query, reference, exclude, query_labels, reference_labels)
-    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     bias = head_bias(bias, weight)
     tensors = [t if t is None else t.detach() for t in (query, reference, weight, bias)]
     return TopK(*topk(*tensors, k, largest, exclude, query_labels, reference_labels, backend))

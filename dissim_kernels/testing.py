@@ -1,0 +1,303 @@
+"""What tests and benchmarks judge by: inputs that bite, plain definitions, rounding bounds, equality up to ties.
+
+Expected values are the definitions below on float64 copies of the inputs; a tolerance is never typed but computed
+from the inputs by the bounds (E9 and the same argument for each gradient).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .contract import ACCUMULATE
+from .dispatch import available_backends
+
+#: Sizes on both sides of every register tile, vector and block edge.
+SIZES = (0, 1, 31, 33, 127, 129)
+#: How a matrix may lie in memory; `lay_out` makes them.
+LAYOUTS = ("contiguous", "transposed", "sliced", "unaligned", "repeated rows", "repeated columns")
+
+
+def runnable_backends() -> list[str]:
+    """Names of the backends that can run here."""
+    return [name for name, reason in available_backends().items() if reason is None]
+
+
+# --- inputs ------------------------------------------------------------------------------------------------------
+
+
+class Inputs(NamedTuple):
+    """The arguments of `fused_dissim_score`."""
+
+    query: Tensor
+    reference: Tensor
+    weight: Tensor
+    bias: Tensor | float | None = None
+
+    def double(self) -> Inputs:
+        """The same numbers in float64."""
+        return Inputs(*(x.double() if isinstance(x, Tensor) else x for x in self))
+
+
+def lay_out(values: Tensor, layout: str) -> Tensor:
+    """`values` [..., R, D] with the strides of `layout`; repeated rows and columns keep the first one's values."""
+    if layout == "transposed":
+        return values.mT.contiguous().mT
+    if layout == "sliced":
+        return torch.stack((values, values + 9), -1).repeat_interleave(3, -3)[..., ::3, :, 0]
+    if layout == "unaligned":
+        return torch.cat((values.new_zeros(1), values.flatten()))[1:].view(values.shape)
+    if layout == "repeated rows":
+        return values[..., :1, :].expand(values.shape)
+    if layout == "repeated columns":
+        return values[..., :1].expand(values.shape)
+    return values.contiguous()
+
+
+def tie_grid(rows: int, columns: int, dim: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Inputs:
+    """Small integers and dyadic weights of both signs and zero: ties everywhere, every score and sum exact."""
+    rng = torch.Generator().manual_seed(seed)
+    query, reference, weight = (
+        torch.randint(-2, 3, size, generator=rng).to(dtype) for size in ((rows, dim), (columns, dim), (dim,))
+    )
+    return Inputs(query, reference, weight / 4, 0.5)
+
+
+def random_inputs(
+    query: tuple[int, ...], reference: tuple[int, ...], heads: int | None = None,
+    dtype: torch.dtype = torch.float32, bias: bool = True, seed: int = 0,
+) -> Inputs:  # fmt: skip
+    """Normal values with weights of both signs; `query` and `reference` are shapes, heads None a weight [D]."""
+    rng = torch.Generator().manual_seed(seed)
+    head = () if heads is None else (heads,)
+    shapes = (query, reference, (*head, query[-1]), head)
+    tensors = [torch.randn(shape, generator=rng).to(dtype) for shape in shapes]
+    return Inputs(*tensors[:3], tensors[3] if bias else None)
+
+
+def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
+    """Every kind of input that has broken a kernel like these, by name; small enough for a float64 definition."""
+
+    def shaped(*query_then_reference, heads=None, **options):
+        return random_inputs(*query_then_reference, heads=heads, dtype=dtype, **options)
+
+    plain = shaped((33, 31), (35, 31))
+    query, reference, weight, bias = plain
+    diagonal = (torch.arange(6) * 5,) * 2
+    awkward = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 0.0, 1.0], dtype=dtype)
+    cases = {
+        "ties": tie_grid(31, 33, 17, dtype),
+        "query is reference": plain._replace(reference=query),
+        "negative weight, zeros in it": plain._replace(weight=-weight.abs() * (torch.arange(31) % 3 > 0)),
+        "zero weight": plain._replace(weight=weight * 0),
+        "large common offset": plain._replace(query=query + 1000, reference=reference + 1000),
+        "nan and inf in query": plain._replace(query=query.index_put(diagonal, awkward)),
+        "nan and inf in reference": plain._replace(reference=reference.index_put(diagonal, awkward)),
+        "zeros of both signs": plain._replace(query=query * 0, reference=-reference.abs() * 0),
+        "no bias": plain._replace(bias=None),
+        "bias a number": plain._replace(bias=-1.25),
+        "bias for heads a number": shaped((9, 20), (70, 20), heads=3)._replace(bias=2),
+        "bias for heads 0-d": shaped((9, 20), (70, 20), heads=3)._replace(bias=bias),
+        "heads": shaped((37, 31), (66, 31), heads=3),
+        "one head of [1, D]": shaped((5, 31), (66, 31), heads=1),
+        "no heads": shaped((5, 31), (6, 31), heads=0),
+        "batch": shaped((3, 9, 20), (3, 18, 20), heads=2),
+        "more batch than groups": shaped((70, 2, 5), (70, 3, 5)),
+        "pairs": shaped((70, 1, 33), (70, 1, 33), heads=2),
+        "batch broadcast": shaped((2, 1, 9, 20), (3, 18, 20)),
+        "one query set, many references": shaped((9, 20), (3, 18, 20)),
+        "empty batch": shaped((0, 9, 20), (0, 18, 20)),
+        "one by one": shaped((1, 1), (1, 1)),
+        "tall": shaped((515, 40), (70, 40)),
+        "wide": shaped((2, 300), (700, 300)),
+        "tall against few": shaped((700, 300), (3, 300), heads=2),
+        "several panels in cache": shaped((9, 640), (300, 640)),
+        "two tiles of gradient": shaped((129, 16), (257, 16)),
+    }
+    for layout in LAYOUTS:
+        cases[f"query {layout}"] = plain._replace(query=lay_out(query, layout))
+        cases[f"reference {layout}"] = plain._replace(reference=lay_out(reference, layout))
+    empty, thin = ("0x5x7", "5x0x7", "5x7x0", "0x0x0"), ("1x129x33", "127x1x129", "31x33x1", "129x127x1")
+    for sizes in empty + thin:
+        n, m, d = map(int, sizes.split("x"))
+        cases[sizes] = shaped((n, d), (m, d))
+    if ACCUMULATE[dtype] != dtype:
+        wide = [t.to(ACCUMULATE[dtype]) * 1.001 for t in (weight, bias)]
+        cases["wide weight and bias"] = Inputs(query, reference, *wide)
+    return cases
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Within it torch.empty gives NaN, so that an output a kernel forgets to write is seen."""
+    was, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+# --- definitions -------------------------------------------------------------------------------------------------
+
+
+def plain_score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | float | None = None) -> Tensor:
+    """E1 word for word, with the N x M x D tensor: [..., N, D], [..., M, D], [D] or [C, D]."""
+    scores = linear((query.unsqueeze(-2) - reference.unsqueeze(-3)).abs(), weight)
+    return scores if bias is None else scores + bias
+
+
+def plain_candidates(
+    rows: int, columns: int, exclude: Tensor | None = None,
+    query_labels: Tensor | None = None, reference_labels: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Which references each query of a top-k may return: bool [N, M]."""
+    allowed = torch.ones(rows, columns, dtype=torch.bool)
+    if exclude is not None:
+        allowed &= exclude[:, None] != torch.arange(columns)
+    if query_labels is not None and reference_labels is not None:
+        allowed &= query_labels[:, None] != reference_labels
+    return allowed
+
+
+def plain_hinge_loss(
+    scores: Tensor, query_labels: Tensor, reference_labels: Tensor, *, margin: float = 1.0, balance: str = "pairs",
+    hard_negatives: int | None = None, exclude: Tensor | None = None, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """`fused_dissim_hinge_loss` from the full score matrix [N, M]; relu, whose gradient at 0 is 0 (E12)."""
+    same = query_labels[:, None] == reference_labels
+    kept = plain_candidates(*scores.shape, exclude)
+    if hard_negatives is not None:
+        keys = scores.detach().masked_fill(same | ~kept, -math.inf)
+        rank = keys.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
+        kept = kept & (same | (rank < hard_negatives))
+    positive, negative = same & kept, ~same & kept
+    if balance == "pairs":
+        share = kept / kept.sum().clamp(min=1)
+    else:
+        classes = max(1, int(positive.any()) + int(negative.any()))
+        share = sum(one / (classes * one.sum().clamp(min=1)) for one in (positive, negative))
+    losses = torch.relu(margin - torch.where(same, scores, -scores))
+    rows = torch.where(kept, losses, 0) * share.to(scores.dtype)
+    if reduction == "none":
+        return rows.sum(1) * scores.shape[0]
+    return rows.sum() * (kept.sum() if reduction == "sum" else 1)
+
+
+# --- rounding bounds -----------------------------------------------------------------------------------------------
+
+
+def rounding(operations: int, dtype: torch.dtype) -> float:
+    """Relative error of `operations` roundings one after another in `dtype`: n u / (1 - n u)."""
+    total = operations * torch.finfo(dtype).eps / 2
+    return total / (1 - total)
+
+
+def score_bound(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | float | None = None) -> Tensor:
+    """E9 for each score, float64: D + 3 wide roundings of the absolute terms, one of the result."""
+    dtype, dim = query.dtype, query.shape[-1]
+    exact = Inputs(query, reference, weight, bias).double()
+    size = exact.bias if exact.bias is None else abs(exact.bias)
+    terms = plain_score(exact.query, exact.reference, exact.weight.abs(), size)
+    return _bound(terms, plain_score(*exact).abs(), dim + 3, dtype, dtype)
+
+
+def gradient_bounds(
+    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | float | None = None
+) -> list[Tensor]:
+    """Bounds of the four gradients for the upstream `grad`, shaped as the inputs (bias as [C] or []), by E2.
+
+    A gradient of a row sums one term for each row of the other side and each head. That of a weight is E2's sum of
+    both sides about the references' mean, whose terms these are, however it is computed.
+    """
+    q, r, w, g = (x.detach().double() for x in (query, reference, weight, grad))
+    g, heads = (g.unsqueeze(-1), w.unsqueeze(0)) if weight.dim() == 1 else (g, w)
+    g = g.abs()
+    unequal = (q.unsqueeze(-2) != r.unsqueeze(-3)).double()
+    terms = (g @ heads.abs()) * unequal
+    lead, (rows, columns) = math.prod(g.shape[:-3]), g.shape[-3:-1]
+    centre = r.mean(-2, keepdim=True).nan_to_num(0, 0, 0)
+    of_weight = _last_two(g.sum(-2).mT @ (q - centre).abs()) + _last_two(g.sum(-3).mT @ (r - centre).abs())
+    of_bias = g.flatten(0, -2).sum(0)
+    if weight.dim() == 1:
+        of_weight, of_bias = of_weight[0], of_bias[0]
+    if not isinstance(bias, Tensor) or bias.dim() == 0:
+        of_bias = of_bias.sum()
+    steps = len(heads) + lead + 4
+    return [
+        _bound(total, 2 * total, operations + steps, query.dtype, out)  # 2: broadcast rows are rounded, then summed
+        for total, operations, out in (
+            (terms.sum(-2).sum_to_size(query.shape), columns, query.dtype),
+            (terms.sum(-3).sum_to_size(reference.shape), rows, query.dtype),
+            (of_weight, rows + columns, weight.dtype),
+            (of_bias, rows + columns, bias.dtype if isinstance(bias, Tensor) else weight.dtype),
+        )
+    ]
+
+
+def _last_two(x: Tensor) -> Tensor:
+    return x.sum_to_size(x.shape[-2:])
+
+
+def _bound(terms: Tensor, result: Tensor, operations: int, dtype: torch.dtype, out: torch.dtype) -> Tensor:
+    """`operations` roundings of the absolute terms in `dtype`'s accumulate type, one of `result` in `out`."""
+    wide, last = ACCUMULATE[dtype], rounding(1, out)
+    underflow = operations * torch.finfo(wide).smallest_normal + torch.finfo(out).smallest_normal * last
+    return rounding(operations, wide) * terms * (1 + last) + last * result + underflow
+
+
+def assert_within(actual: Tensor, expected: Tensor, bound: Tensor, what: str = "result") -> None:
+    """|actual - expected| <= bound for every element; NaN and infinities of `expected` in actual's dtype exactly."""
+    assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}"
+    rounded, error = expected.to(actual.dtype), (actual.double() - expected.double()).abs()
+    same = (actual == rounded) | (actual.isnan() & rounded.isnan())
+    bad = ~torch.where(rounded.isfinite(), error <= bound, same)
+    if bad.any():
+        at = tuple(bad.nonzero()[0].tolist())
+        got, wanted, limit = actual[at].item(), expected[at].item(), bound.expand(bad.shape)[at].item()
+        raise AssertionError(f"{what}{list(at)}: got {got}, expected {wanted} within {limit:.2e}; {bad.sum()} such")
+
+
+def assert_topk_equal(
+    scores: Tensor, indices: Tensor, exact: Tensor, bound: Tensor, allowed: Tensor | None = None, largest: bool = True
+) -> None:
+    """A top-k [N, k] is that of the float64 scores `exact` [N, M], up to ties within `bound` [N, M].
+
+    Indices are distinct candidates of `allowed` [N, M]; their scores are right; they come best first; no candidate
+    left out is better than one returned by more than both bounds; NaN comes last. Where the exact scores are equal
+    and the bound 0 (pass zeros for exact arithmetic) the lower index must win.
+    """
+    rows, k = indices.shape
+    bound = torch.where(exact.isfinite(), bound, 0)
+    allowed = torch.ones_like(exact, dtype=torch.bool) if allowed is None else allowed
+    assert scores.shape == (rows, k) and indices.dtype == torch.int64
+    assert ((indices >= 0) & (indices < exact.shape[1])).all(), "an index is no row of reference"
+    returned = torch.zeros_like(allowed).scatter_(1, indices, True)
+    assert (returned.sum(1) == k).all(), "an index is returned twice"
+    assert not (returned & ~allowed).any(), "a barred reference is returned"
+    assert_within(scores, exact.gather(1, indices), bound.gather(1, indices), "scores")
+    sign = 1.0 if largest else -1.0
+    low, high = ((sign * exact + side * bound).nan_to_num(-math.inf, math.inf, -math.inf) for side in (-1, 1))
+    first, second = low.gather(1, indices), high.gather(1, indices)
+    if k == 0:
+        return
+    assert (second[:, :-1] >= first[:, 1:]).all(), "not best first"
+    best_left = torch.where(allowed & ~returned, low, -math.inf).amax(1)
+    assert (second.amin(1) >= best_left).all(), "a better candidate is left out"
+    is_nan = exact.isnan()
+    numbers_left = (allowed & ~returned & ~is_nan).any(1)
+    nans = is_nan.gather(1, indices)
+    assert not (nans[:, :-1] & ~nans[:, 1:]).any() and not (nans.any(1) & numbers_left).any(), "NaN outranks a number"
+    if not bound.any():
+        keys = (sign * exact).masked_fill(is_nan, -math.inf).masked_fill(~allowed, -math.inf)
+        order = torch.where(allowed, is_nan.long(), 2).sort(dim=1, stable=True).indices
+        order = order.gather(1, keys.gather(1, order).sort(dim=1, stable=True, descending=True).indices)
+        assert torch.equal(indices, order[:, :k]), "equal scores are not by lower index"

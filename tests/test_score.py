@@ -1,0 +1,146 @@
+"""Scores and their gradients against the definition in float64, within the bound computed from the input."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as draw
+
+from dissim_kernels import fused_dissim_score, paired_dissim_score
+from dissim_kernels import testing as judge
+from dissim_kernels.contract import ACCUMULATE
+
+BACKENDS = judge.runnable_backends()
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def leaves(inputs, needs=(True,) * 4):
+    return [
+        x.detach().requires_grad_(needed) if isinstance(x, torch.Tensor) else x
+        for x, needed in zip(inputs, needs, strict=True)
+    ]
+
+
+def gradients(function, inputs, upstream, needs=(True,) * 4):
+    """The function's value and the gradients of all four arguments, None for those not needed or no tensor."""
+    arguments = leaves(inputs, needs)
+    value = function(*arguments)
+    wanted = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+    found = iter(torch.autograd.grad(value, wanted, upstream.to(value.dtype).expand(value.shape)))
+    return value.detach(), [next(found) if any(x is w for w in wanted) else None for x in arguments]
+
+
+def check(inputs, backend, upstream=None, needs=(True,) * 4):
+    """Value and gradients within their bounds; poisoned outputs, so that nothing is left unwritten."""
+    if upstream is None:
+        exact = judge.plain_score(*inputs.double())
+        upstream = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(inputs.query.dtype)
+
+    def fused(*arguments):
+        return fused_dissim_score(*arguments, backend=backend)
+
+    with judge.poisoned_memory():
+        value, found = gradients(fused, inputs, upstream, needs)
+    exact_value, expected = gradients(judge.plain_score, inputs.double(), upstream.double())
+    assert value.dtype == inputs.query.dtype
+    judge.assert_within(value, exact_value, judge.score_bound(*inputs), "score")
+    bounds = judge.gradient_bounds(upstream.expand(value.shape), *inputs)
+    rows = zip(("query", "reference", "weight", "bias"), inputs, found, expected, bounds, needs, strict=True)
+    for name, argument, gradient, wanted, bound, needed in rows:
+        assert (gradient is None) == (not needed or not isinstance(argument, torch.Tensor)), name
+        if gradient is not None:
+            assert gradient.dtype == argument.dtype
+            judge.assert_within(gradient, wanted, bound, f"gradient of {name}")
+
+
+CASES = [(dtype, name) for dtype in ACCUMULATE for name in judge.inputs_that_bite(dtype)]
+
+
+@backends
+@pytest.mark.parametrize(("dtype", "name"), CASES, ids=lambda x: str(x).removeprefix("torch."))
+def test_score_and_gradients_are_those_of_the_definition(dtype, name, backend):
+    check(judge.inputs_that_bite(dtype)[name], backend)
+
+
+@backends
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(data=draw.data())
+def test_drawn_shapes_layouts_and_ties(backend, data):
+    rows, columns, dim = (data.draw(draw.sampled_from([*judge.SIZES, 2, 3, 4, 5, 16, 64])) for _ in range(3))
+    batch = data.draw(draw.sampled_from([None, None, 1, 2, 5]))
+    lead = () if batch is None else (batch,)
+    reference_lead = data.draw(draw.sampled_from([(), lead]))
+    heads, seed = data.draw(draw.sampled_from([None, 1, 3])), data.draw(draw.integers(0, 99))
+    dtype = data.draw(draw.sampled_from(list(ACCUMULATE)))
+    inputs = judge.random_inputs((*lead, rows, dim), (*reference_lead, columns, dim), heads, dtype, seed=seed)
+    if data.draw(draw.booleans()):  # ties
+        inputs = inputs._replace(query=inputs.query.round(), reference=inputs.reference.round())
+    query, reference = (judge.lay_out(x, data.draw(draw.sampled_from(judge.LAYOUTS))) for x in inputs[:2])
+    check(inputs._replace(query=query, reference=reference), backend)
+
+
+@backends
+@pytest.mark.parametrize("needs", list(itertools.product((True, False), repeat=4))[:-1])
+def test_each_gradient_alone_and_with_any_other(needs, backend):
+    for shapes in (((70, 20), (150, 20)), ((5, 1, 20), (5, 1, 20)), ((3, 40), (3, 40))):
+        check(judge.random_inputs(*shapes, heads=2), backend, needs=needs)
+
+
+@backends
+@pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
+def test_upstream_gradients_of_any_strides(dtype, backend):
+    inputs = judge.random_inputs((37, 19), (130, 19), dtype=dtype)
+    whole = torch.randn(130, 74, generator=torch.Generator().manual_seed(2)).to(dtype)
+    for upstream in (torch.ones((), dtype=dtype), whole[:, :37].T, whole[:, ::2].T, whole[:1, :37].T.expand(37, 130)):
+        check(inputs, backend, upstream)
+    check(inputs, backend, whole[:, :37].T * (torch.arange(130) % 50 == 49))  # mostly zeros
+
+
+@backends
+def test_upstream_nan_and_infinity_pass_through(backend):
+    inputs = judge.random_inputs((7, 19), (9, 19))
+    upstream = torch.ones(7, 9).index_put((torch.arange(3), torch.arange(3)), torch.tensor([torch.nan, torch.inf, 1]))
+    check(inputs, backend, upstream)
+
+
+@backends
+@pytest.mark.parametrize("heads", [None, 1, 3])
+@pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
+@pytest.mark.parametrize("lead", [((5,), (5,)), ((), ()), ((4, 1), (3,)), ((0,), (1,)), ((130,), (130,))])
+def test_paired_is_the_diagonal(lead, dtype, heads, backend):
+    inputs = judge.random_inputs((*lead[0], 21), (*lead[1], 21), heads, dtype)
+    pairs = inputs._replace(query=inputs.query.unsqueeze(-2), reference=inputs.reference.unsqueeze(-2))
+    flat = (-2, -1) if heads is None else (-3, -2)
+    exact, bound = (x.squeeze(flat) for x in (judge.plain_score(*pairs.double()), judge.score_bound(*pairs)))
+    judge.assert_within(paired_dissim_score(*inputs, backend=backend), exact, bound)
+
+
+@backends
+@pytest.mark.parametrize("shapes", [((300, 40), (500, 40)), ((3, 700), (900, 700)), ((1, 9), (2000, 9)),
+                                    ((70, 5, 33), (70, 6, 33)), ((90, 1, 33), (90, 1, 33))], ids=str)  # fmt: skip
+def test_same_bits_in_every_run_with_any_number_of_threads(shapes, backend):
+    if backend == "reference":
+        pytest.skip("the reference leaves the order of its sums to torch")
+    inputs = judge.random_inputs(*shapes)
+    upstream = torch.randn(judge.plain_score(*inputs).shape, generator=torch.Generator().manual_seed(3))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 1, 2, 3, 5):
+            torch.set_num_threads(count)
+            value, found = gradients(lambda *x: fused_dissim_score(*x, backend=backend), inputs, upstream)
+            results.append([value, *found])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@backends
+def test_a_tie_has_no_gradient(backend):
+    """E3: sgn(0) = 0, at zeros of either sign too, where the definition in torch has it so."""
+    query, zeros = judge.tie_grid(40, 40, 33).query, torch.zeros(40, 33)
+    for left, right in ((query[:1], query[:1]), (zeros, -zeros), (-zeros, zeros)):
+        left, right = left.clone().requires_grad_(), right.clone().requires_grad_()
+        fused_dissim_score(left, right, torch.ones(33), backend=backend).sum().backward()
+        assert not left.grad.any() and not right.grad.any()
