@@ -17,7 +17,7 @@ from ..contract import (
     check_matrix_inputs,
 )
 from ..dispatch import check_backend, resolve
-from .score import autocast_to_float32, head_bias, problem_of
+from .score import autocast_to_float32, each_entry, head_bias, problem_of
 from .topk import check_filters
 
 
@@ -172,33 +172,27 @@ def _save_hinge(ctx, inputs, output):
     ctx.save_for_backward(query, reference, weight, bias, query_labels, reference_labels, output[2])
 
 
-def _hinge_gradients(ctx, grad_positive, grad_negative, _):
+def _hinge_gradients(ctx, grad_positive, grad_negative, backward):
     query, reference, weight, bias, query_labels, reference_labels, active = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
-    computed = iter(
-        hinge_backward(
-            grad_positive,
-            grad_negative,
-            active,
-            query,
-            reference,
-            weight,
-            query_labels,
-            reference_labels,
-            needs,
-            ctx.backend,
-        )
-    )
+    tensors = (grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels)
+    computed = iter(backward(*tensors, needs, ctx.backend))
     grads = [next(computed) if needed else None for needed in needs]
     if needs[3]:
         grads[3] = grads[3].to(bias.dtype)
     return *grads, *[None] * 6
 
 
-hinge.register_autograd(_hinge_gradients, setup_context=_save_hinge)
+hinge.register_autograd(
+    lambda ctx, positive, negative, _: _hinge_gradients(ctx, positive, negative, hinge_backward),
+    setup_context=_save_hinge,
+)
+hinge.register_vmap(each_entry(hinge))
+hinge_backward.register_vmap(each_entry(hinge_backward))
 
 
 class _Hinge(torch.autograd.Function):
+    generate_vmap_rule = True
     forward = staticmethod(hinge)
 
     @staticmethod
@@ -206,4 +200,39 @@ class _Hinge(torch.autograd.Function):
         _save_hinge(ctx, inputs, output)
         ctx.mark_non_differentiable(output[2])
 
-    backward = staticmethod(_hinge_gradients)
+    @staticmethod
+    def backward(ctx, grad_positive, grad_negative, _):
+        return _hinge_gradients(ctx, grad_positive, grad_negative, _HingeBackward.apply)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        _refuse("forward-mode derivative")
+
+
+class _HingeBackward(torch.autograd.Function):
+    """The first derivative, which has none: a Function, so that torch.func reaches it and the refusal is in words."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*args):
+        return tuple(hinge_backward(*args))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *directions):
+        _refuse("second derivative")
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        _refuse("second derivative")
+
+
+def _refuse(derivative: str) -> None:
+    raise NotImplementedError(
+        f"fused_dissim_hinge_loss: a {derivative} is not available. "
+        "Take it through fused_dissim_score and torch.relu, which have one."
+    )

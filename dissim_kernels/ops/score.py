@@ -97,6 +97,7 @@ def autocast_to_float32(*arguments: Tensor | float | None) -> list:
     return [
         x.float()
         if isinstance(x, Tensor)
+        and torch.amp.is_autocast_available(x.device.type)
         and torch.is_autocast_enabled(x.device.type)
         and x.is_floating_point()
         and x.dtype != torch.float64
@@ -225,6 +226,7 @@ class _ScoreBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:4])
+        ctx.save_for_forward(*inputs[:4])  # without it vmap fails before it reaches the refusal below
         ctx.backend, *ctx.needs = inputs[4:]
 
     @staticmethod
@@ -265,7 +267,7 @@ class _ScoreBackward(torch.autograd.Function):
 # --- vmap ----------------------------------------------------------------------------------------------------
 
 
-def _each(operator):
+def each_entry(operator):
     """A vmap rule that calls the operator for every entry and stacks the results."""
 
     def rule(info, in_dims, *args):
@@ -288,7 +290,7 @@ def _each(operator):
 @score.register_vmap
 def _(info, in_dims, query, reference, weight, bias, backend):
     if in_dims[2] is not None or in_dims[3] is not None:
-        return _each(score)(info, in_dims, query, reference, weight, bias, backend)
+        return each_entry(score)(info, in_dims, query, reference, weight, bias, backend)
 
     def fold(rows, dim):  # the mapped dimension joins the batch
         rows = rows.movedim(dim, 0) if dim is not None else rows.expand(info.batch_size, *rows.shape)
@@ -298,5 +300,5 @@ def _(info, in_dims, query, reference, weight, bias, backend):
     return scores.unflatten(0, (info.batch_size, -1)), 0
 
 
-score_backward.register_vmap(_each(score_backward))
-score_jvp.register_vmap(_each(score_jvp))
+score_backward.register_vmap(each_entry(score_backward))
+score_jvp.register_vmap(each_entry(score_jvp))

@@ -10,7 +10,7 @@ from torch.library import custom_op
 
 from ..contract import check_count, check_labels, check_matrix_inputs, refuse
 from ..dispatch import check_backend, resolve
-from .score import autocast_to_float32, head_bias, problem_of
+from .score import autocast_to_float32, each_entry, head_bias, problem_of
 
 
 class TopK(NamedTuple):
@@ -47,7 +47,7 @@ def fused_dissim_topk(
     query_labels, reference_labels: int64 [N] and [M]; references of the query's own label are left out, which is
     hard-negative mining.
 
-    Not differentiable: gather the rows and score them with `paired_dissim_score` to train through the result.
+    Refuses a derivative: gather the rows and score them with `paired_dissim_score` to train through the result.
 
     Cost: that of the score; memory: the result and a block of scores. Raises ValueError when a query has fewer
     than k candidates; other errors as in `fused_dissim_score`.
@@ -63,8 +63,12 @@ def fused_dissim_topk(
     check_count("k", k, 0)
     check_filters(query, reference, exclude, query_labels, reference_labels)
     bias = head_bias(bias, weight)
-    tensors = [t if t is None else t.detach() for t in (query, reference, weight, bias)]
-    return TopK(*topk(*tensors, k, largest, exclude, query_labels, reference_labels, backend))
+    tensors = [query, reference, weight, bias]
+    if torch.compiler.is_compiling():
+        tensors, call = [t if t is None else t.detach() for t in tensors], topk
+    else:
+        call = _TopK.apply
+    return TopK(*call(*tensors, k, largest, exclude, query_labels, reference_labels, backend))
 
 
 def check_filters(
@@ -112,3 +116,32 @@ def topk(
 def _(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, backend):
     scores = query.new_empty(query.shape[0], k)
     return scores, torch.empty_like(scores, dtype=torch.int64)
+
+
+topk.register_vmap(each_entry(topk))
+
+
+class _TopK(torch.autograd.Function):
+    """Gives no derivative, and says so where torch alone would take it for zero."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(topk)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        _refuse()
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        _refuse()
+
+
+def _refuse() -> None:
+    raise NotImplementedError(
+        "fused_dissim_topk: its scores have no derivative. "
+        "Gather reference[indices] and score the rows with paired_dissim_score, or detach the scores."
+    )
