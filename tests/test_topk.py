@@ -1,0 +1,128 @@
+"""The k best references against a stable sort of the full matrix."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as draw
+
+from dissim_kernels import fused_dissim_topk
+from dissim_kernels import testing as judge
+from dissim_kernels.contract import ACCUMULATE
+
+backends = pytest.mark.parametrize("backend", judge.runnable_backends())
+
+
+def check(inputs, k, backend, largest=True, exact=False, **filters):
+    """Equal to the definition up to ties within the bound; bit by bit for inputs of exact arithmetic."""
+    with judge.poisoned_memory():
+        found = fused_dissim_topk(*inputs, k=k, largest=largest, backend=backend, **filters)
+    scores = judge.plain_score(*inputs.double())
+    bound = torch.zeros_like(scores) if exact else judge.score_bound(*inputs)
+    allowed = judge.plain_candidates(*scores.shape, **filters)
+    assert found.scores.dtype == inputs.query.dtype
+    judge.assert_topk_equal(*found, scores, bound, allowed, largest)
+
+
+def labels(count, classes=4, seed=0):
+    return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@backends
+@pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
+@pytest.mark.parametrize("largest", [True, False])
+def test_best_of_every_input_that_bites(dtype, largest, backend):
+    for name, inputs in judge.inputs_that_bite(dtype).items():
+        if inputs.query.dim() == 2 and inputs.reference.dim() == 2 and inputs.weight.dim() == 1:
+            columns = len(inputs.reference)
+            for k in {0, min(1, columns), columns // 2, columns}:
+                check(inputs, k, backend, largest, exact=name in ("ties", "zeros of both signs", "zero weight"))
+
+
+@backends
+@pytest.mark.parametrize("largest", [True, False])
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(data=draw.data())
+def test_ties_go_to_the_lower_index_whatever_is_left_out(largest, backend, data):
+    """Grids of exact arithmetic, so that the indices must be those of a stable sort."""
+    sizes = draw.sampled_from([1, 2, 15, 31, 64, 129, 300])
+    rows, columns, dim = data.draw(sizes), data.draw(sizes), data.draw(draw.sampled_from([1, 2, 17]))
+    inputs = judge.tie_grid(rows, columns, dim, seed=data.draw(draw.integers(0, 99)))
+    filters = {}
+    if data.draw(draw.booleans()):
+        filters["exclude"] = labels(rows, columns + 1, seed=1) - 1
+    if data.draw(draw.booleans()):
+        filters |= {"query_labels": labels(rows), "reference_labels": labels(columns, seed=2)}
+    most = int(judge.plain_candidates(rows, columns, **filters).sum(1).min())
+    check(inputs, data.draw(draw.integers(0, most)), backend, largest, exact=True, **filters)
+
+
+@backends
+@pytest.mark.parametrize("largest", [True, False])
+def test_nan_never_outranks_a_number(largest, backend):
+    """NaN comes after the worst infinity and, among its like, by index."""
+    worst = -torch.inf if largest else torch.inf
+    inputs = judge.Inputs(torch.zeros(1, 1), torch.tensor([[torch.nan], [torch.inf], [torch.nan], [3.0]]),
+                          torch.tensor([1.0 if worst > 0 else -1.0]))  # fmt: skip
+    found = fused_dissim_topk(*inputs, k=4, largest=largest, backend=backend)
+    assert found.indices.tolist() == [[3, 1, 0, 2]]
+    assert found.scores[0, 1] == worst and found.scores[0, 2:].isnan().all()
+
+
+@backends
+def test_exclude_is_by_index_and_minus_one_is_nothing(backend):
+    inputs = judge.random_inputs((40, 8), (40, 8))
+    inputs = inputs._replace(reference=inputs.query, weight=-inputs.weight.abs())
+    itself = torch.arange(40)
+    assert (fused_dissim_topk(*inputs, k=1, backend=backend).indices[:, 0] == itself).all()
+    check(inputs, 39, backend, exclude=itself)
+    exclude = itself.masked_fill(itself % 2 == 0, -1)
+    first = fused_dissim_topk(*inputs, k=1, exclude=exclude, backend=backend).indices[:, 0]
+    assert ((first == itself) == (exclude == -1)).all()
+
+
+@backends
+def test_labels_of_any_int64_are_told_apart(backend):
+    big = torch.tensor([2**24, 2**24 + 1, 2**53, 2**53 + 1, -(2**63)])
+    inputs = judge.random_inputs((5, 3), (5, 3))
+    check(inputs, 4, backend, query_labels=big, reference_labels=big)
+
+
+@backends
+@pytest.mark.parametrize(
+    ("filters", "candidates", "row"),
+    [({}, 4, 0), ({"exclude": torch.tensor([-1, 2, -1])}, 3, 1),
+     ({"query_labels": torch.tensor([0, 0, 7]), "reference_labels": torch.tensor([0, 1, 7, 7])}, 3, 0)],
+)  # fmt: skip
+def test_too_few_candidates_are_an_error_that_names_the_row(filters, candidates, row, backend):
+    inputs = judge.random_inputs((3, 5), (4, 5))
+    message = f"k: expected at most the {candidates} candidates of query row {row}, got {5 if not filters else 4}"
+    with pytest.raises(ValueError, match=message):
+        fused_dissim_topk(*inputs, k=5 if not filters else 4, backend=backend, **filters)
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_ranks_by_wide_scores(dtype, backend):
+    """Scores that are equal once rounded come in the order of the float32 scores."""
+    steps = torch.tensor([[0.0], [2**-7], [2**-6], [2**-8]], dtype=dtype)
+    found = fused_dissim_topk(torch.zeros(1, 1, dtype=dtype), steps, torch.ones(1, dtype=dtype), 256.0, k=4,
+                              backend=backend)  # fmt: skip
+    assert found.indices.tolist() == [[2, 1, 3, 0]] and (found.scores == 256).all()
+
+
+@backends
+def test_same_result_with_any_number_of_threads(backend):
+    inputs, threads = judge.tie_grid(200, 700, 9), torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            found.append(fused_dissim_topk(*inputs, k=50, backend=backend))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_result_is_a_named_pair():
+    found = fused_dissim_topk(*judge.random_inputs((3, 5), (4, 5)), k=2)
+    assert found.scores is found[0] and found.indices is found[1] and found.indices.shape == (3, 2)
