@@ -168,28 +168,31 @@ def plain_candidates(
     return allowed
 
 
-def plain_hinge_loss(
-    scores: Tensor, query_labels: Tensor, reference_labels: Tensor, *, margin: float = 1.0, balance: str = "pairs",
+def plain_hinge_weights(
+    scores: Tensor, query_labels: Tensor, reference_labels: Tensor, *, balance: str = "pairs",
     hard_negatives: int | None = None, exclude: Tensor | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    """`fused_dissim_hinge_loss` from the full score matrix [N, M]; relu, whose gradient at 0 is 0 (E12)."""
+    """What the hinge of each pair weighs in `fused_dissim_hinge_loss`: [N, M], 0 for a pair left out."""
     same = query_labels[:, None] == reference_labels
     kept = plain_candidates(*scores.shape, exclude)
     if hard_negatives is not None:
-        keys = scores.detach().masked_fill(same | ~kept, -math.inf)
-        rank = keys.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
-        kept = kept & (same | (rank < hard_negatives))
-    positive, negative = same & kept, ~same & kept
-    if balance == "pairs":
-        share = kept / kept.sum().clamp(min=1)
-    else:
-        classes = max(1, int(positive.any()) + int(negative.any()))
-        share = sum(one / (classes * one.sum().clamp(min=1)) for one in (positive, negative))
-    losses = torch.relu(margin - torch.where(same, scores, -scores))
-    rows = torch.where(kept, losses, 0) * share.to(scores.dtype)
-    if reduction == "none":
-        return rows.sum(1) * scores.shape[0]
-    return rows.sum() * (kept.sum() if reduction == "sum" else 1)
+        order = scores.detach().masked_fill(same | ~kept, -math.inf).sort(dim=1, descending=True, stable=True).indices
+        kept = kept & (same | (order.argsort(dim=1) < hard_negatives))
+    groups = [kept] if balance == "pairs" else [part for part in (same & kept, ~same & kept) if part.any()]
+    share = sum(
+        (part.double() / part.sum().clamp(min=1) for part in groups), torch.zeros(scores.shape).double()
+    ) / max(1, len(groups))
+    return share.to(scores.dtype) * {"mean": 1, "sum": kept.sum(), "none": scores.shape[0]}[reduction]
+
+
+def plain_hinge_loss(
+    scores: Tensor, query_labels: Tensor, reference_labels: Tensor, *, margin: float = 1.0, **choices: object
+) -> Tensor:
+    """`fused_dissim_hinge_loss` from the full score matrix [N, M]; relu, whose gradient at 0 is 0 (E12)."""
+    weights = plain_hinge_weights(scores, query_labels, reference_labels, **choices)
+    signed = torch.where(query_labels[:, None] == reference_labels, scores, -scores)
+    rows = (torch.where(weights > 0, torch.relu(margin - signed), 0) * weights).sum(1)
+    return rows if choices.get("reduction") == "none" else rows.sum()
 
 
 # --- rounding bounds -----------------------------------------------------------------------------------------------
@@ -211,9 +214,11 @@ def score_bound(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
 
 
 def gradient_bounds(
-    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | float | None = None
+    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | float | None = None, extra: int = 0
 ) -> list[Tensor]:
     """Bounds of the four gradients for the upstream `grad`, shaped as the inputs (bias as [C] or []), by E2.
+
+    extra: wide roundings that `grad` itself has seen.
 
     A gradient of a row sums one term for each row of the other side and each head. That of a weight is E2's sum of
     both sides about the references' mean, whose terms these are, however it is computed.
@@ -231,7 +236,7 @@ def gradient_bounds(
         of_weight, of_bias = of_weight[0], of_bias[0]
     if not isinstance(bias, Tensor) or bias.dim() == 0:
         of_bias = of_bias.sum()
-    steps = len(heads) + lead + 4
+    steps = len(heads) + lead + 4 + extra
     return [
         _bound(total, 2 * total, operations + steps, query.dtype, out)  # 2: broadcast rows are rounded, then summed
         for total, operations, out in (

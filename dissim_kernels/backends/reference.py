@@ -54,7 +54,8 @@ def score_backward(
                 g = grad[b, head, n, m].to(wide)
                 grads[0][b, n] += w * torch.einsum("bnm,bnmd->bnd", g, sign)
                 grads[1][b, m] -= w * torch.einsum("bnm,bnmd->bmd", g, sign)
-                grads[2][head] += torch.einsum("bnm,bnmd->d", g, difference.abs())
+                of_rows = torch.einsum("bnm,bnmd->bnd", g, difference.abs())  # one sum of all pairs would round more
+                grads[2][head] += of_rows.sum((0, 1))
     dtypes = (query.dtype, reference.dtype, weight.dtype)
     return [g.to(dtype) for g, dtype, needed in zip(grads, dtypes, needs, strict=True) if needed]
 
@@ -135,7 +136,7 @@ def hinge(
             row_sums[n] = violation.masked_fill(~chosen_pairs, 0).sum(1)
         active[n, :columns] = (violation > 0) & kept
     powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
-    return *sums, (active.view(-1, bits, 8) * powers).sum(2, dtype=torch.uint8)
+    return *sums, (active.unflatten(1, (bits, 8)) * powers).sum(2, dtype=torch.uint8)
 
 
 def hinge_backward(

@@ -1,0 +1,155 @@
+"""The fused hinge loss and its gradients against the full matrix in float64, within bounds of rounding."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as draw
+
+from dissim_kernels import fused_dissim_hinge_loss
+from dissim_kernels import testing as judge
+from dissim_kernels.contract import ACCUMULATE, BALANCES, REDUCTIONS
+
+backends = pytest.mark.parametrize("backend", judge.runnable_backends())
+dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
+#: Wide roundings of a pair's weight and of the loss's own sums beyond one for each row.
+EXTRA = 16
+
+
+def labels(rows, columns, classes=3, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(classes, (rows,), generator=rng), torch.randint(classes, (columns,), generator=rng)
+
+
+def check(inputs, sides, backend, upstream=1.0, needs=(True,) * 4, exact=False, margin=1.0, **choices):
+    """Loss and gradients within bounds. exact: of tie_grid, with pairs on the margin itself, which cost nothing."""
+    wide = ACCUMULATE[inputs.query.dtype]
+    inputs = inputs._replace(bias=torch.as_tensor(inputs.bias or 0.0, dtype=inputs.weight.dtype))
+    fused, leaves = (
+        [x.detach().requires_grad_(n) for x, n in zip(xs, needs, strict=True)] for xs in (inputs, inputs.double())
+    )
+    with judge.poisoned_memory():
+        loss = fused_dissim_hinge_loss(*fused, *sides, backend=backend, margin=margin, **choices)
+        upstream = torch.as_tensor(upstream, dtype=wide).expand(loss.shape)
+        if any(needs):
+            loss.backward(upstream)
+    scores = judge.plain_score(*leaves)
+    slope = torch.zeros_like(scores)
+    if scores.requires_grad:
+        scores.register_hook(slope.copy_)
+    expected = judge.plain_hinge_loss(scores, *sides, margin=margin, **choices)
+    if any(needs):
+        expected.backward(upstream.double())
+
+    bound = torch.zeros_like(scores) if exact else judge.score_bound(*(x.to(wide) for x in inputs))
+    undecided = ((margin - scores).abs() <= bound) | ((margin + scores).abs() <= bound)
+    assert exact or not undecided.any(), "draw inputs without a pair that rounding may carry over the margin"
+    roundings = judge.rounding(EXTRA + sum(scores.shape), wide)
+    terms = judge.plain_hinge_weights(scores, *sides, **choices) * (
+        bound + roundings * (bound + scores.abs() + abs(margin))
+    )
+    assert loss.dtype == wide
+    judge.assert_within(loss, expected, terms.sum(1) if loss.dim() else terms.sum(), "loss")
+    bounds = judge.gradient_bounds(slope, *inputs, extra=EXTRA)
+    for name, leaf, truth, limit, needed in zip(inputs._fields, fused, leaves, bounds, needs, strict=True):
+        assert (leaf.grad is not None) == needed, name
+        if needed:
+            assert leaf.grad.dtype == leaf.dtype
+            judge.assert_within(leaf.grad, truth.grad, limit, f"gradient of {name}")
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_every_choice_is_that_of_the_definition(reduction, balance, dtype, backend):
+    inputs, sides = judge.random_inputs((37, 20), (70, 20), dtype=dtype), labels(37, 70)
+    rng = torch.Generator().manual_seed(5)
+    for hard, exclude in itertools.product((None, 0, 1, 2, 1000), (None, torch.arange(37) - 1)):
+        upstream = torch.randn(37, generator=rng) if reduction == "none" else -1.75
+        check(inputs, sides, backend, upstream, balance=balance, reduction=reduction, hard_negatives=hard,
+              exclude=exclude)  # fmt: skip
+
+
+@backends
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(data=draw.data())
+def test_ties_and_pairs_on_the_margin(backend, data):
+    """Exact arithmetic: which pairs are active, which negatives are hard, cannot be blamed on rounding."""
+    sizes = draw.sampled_from([1, 2, 7, 8, 9, 31, 65, 129])
+    rows, columns, dim = data.draw(sizes), data.draw(sizes), data.draw(draw.sampled_from([1, 2, 17]))
+    inputs = judge.tie_grid(rows, columns, dim, seed=data.draw(draw.integers(0, 99)))
+    sides = labels(rows, columns, data.draw(draw.sampled_from([1, 2, 5])))
+    exclude = labels(rows, columns + 1, columns + 1)[0] - 1 if data.draw(draw.booleans()) else None
+    check(
+        inputs, sides, backend, exact=True, exclude=exclude,
+        margin=data.draw(draw.sampled_from([1.0, 0.0, -0.5, 2.25])),
+        balance=data.draw(draw.sampled_from(BALANCES)),
+        reduction=data.draw(draw.sampled_from(REDUCTIONS)),
+        hard_negatives=data.draw(draw.sampled_from([None, 0, 1, 2, 50])),
+    )  # fmt: skip
+
+
+@backends
+@pytest.mark.parametrize("needs", list(itertools.product((True, False), repeat=4)))
+def test_frozen_inputs_get_no_gradient(needs, backend):
+    check(judge.random_inputs((9, 20), (33, 20)), labels(9, 33), backend, needs=needs)
+
+
+@backends
+@pytest.mark.parametrize("sizes", [(0, 5, 3), (5, 0, 3), (0, 0, 3), (5, 6, 0), (1, 1, 1), (1, 200, 9), (200, 1, 9)])
+@pytest.mark.parametrize("hard", [None, 2])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_empty_and_thin_sizes(sizes, hard, reduction, backend):
+    rows, columns, dim = sizes
+    inputs = judge.random_inputs((rows, dim), (columns, dim))
+    check(inputs, labels(rows, columns), backend, hard_negatives=hard, reduction=reduction)
+
+
+@backends
+@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("classes", [(0, 1), (0, 0)], ids=["only negatives", "only positives"])
+def test_one_class_alone_carries_all_weight(classes, balance, backend):
+    left, right = (torch.full((7,), c) for c in classes)
+    check(judge.random_inputs((7, 5), (7, 5)), (left, right), backend, balance=balance)
+
+
+@backends
+def test_a_pair_on_the_margin_costs_nothing_and_pulls_nothing(backend):
+    """s = y exactly: E12's comparison is strict."""
+    weight = torch.tensor([-1.0], requires_grad=True)
+    query, reference = torch.zeros(1, 1), torch.tensor([[0.0], [2.0]])
+    loss = fused_dissim_hinge_loss(query, reference, weight, 1.0, torch.tensor([0]), torch.tensor([0, 1]),
+                                   backend=backend)  # fmt: skip
+    loss.backward()
+    assert loss == 0 and weight.grad == 0
+
+
+@backends
+def test_strided_and_shared_inputs(backend):
+    for name, inputs in judge.inputs_that_bite(torch.float32).items():
+        if name.startswith(("query ", "reference ")) and inputs.query.numel():
+            check(inputs, labels(33, len(inputs.reference)), backend)
+    x, sides = judge.random_inputs((40, 9), (40, 9), seed=3), labels(40, 40)[0]
+    check(x._replace(reference=x.query), (sides, sides), backend, exclude=torch.arange(40))
+
+
+@backends
+def test_half_precision_beside_a_wide_classifier(backend):
+    for dtype in (torch.float16, torch.bfloat16):
+        check(judge.inputs_that_bite(dtype)["wide weight and bias"], labels(33, 35), backend)
+
+
+@backends
+def test_a_nan_score_makes_its_row_nan_and_no_other(backend):
+    inputs = judge.random_inputs((5, 4), (6, 4))
+    inputs.query[2, 1] = torch.nan
+    rows = fused_dissim_hinge_loss(*inputs, *labels(5, 6), reduction="none", backend=backend)
+    assert rows.isnan().tolist() == [False, False, True, False, False]
+
+
+@backends
+def test_labels_of_any_int64_are_told_apart(backend):
+    big = torch.tensor([2**24, 2**24 + 1, 2**53, 2**53 + 1, -(2**63)])
+    check(judge.random_inputs((5, 3), (5, 3)), (big, big), backend)
