@@ -211,7 +211,39 @@ class _Score(torch.autograd.Function):
     def jvp(ctx, *tangents):
         primals = [x for x in ctx.saved_tensors if x is not None]
         given = [torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents, strict=False)]
-        return score_jvp(primals, given)
+        return _ScoreJvp.apply(*primals, *given)
+
+
+class _ScoreJvp(torch.autograd.Function):
+    """The directional derivative; its own is a sum of three of the same kind, so forward mode nests (E13)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*tensors):
+        half = len(tensors) // 2
+        return score_jvp(tensors[:half], tensors[half:])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError(
+            "fused_dissim_score: reverse-mode over forward-mode is not available (grad of jvp). "
+            "Use jacrev(jacrev(f)), or autograd twice."
+        )
+
+    @staticmethod
+    def jvp(ctx, *changes):
+        saved, half = ctx.saved_tensors, len(changes) // 2
+        changes = [torch.zeros_like(x) if t is None else t for x, t in zip(saved, changes, strict=True)]
+        (query, reference), (along_query, along_reference, along_weight) = saved[:2], saved[half : half + 3]
+        none = torch.zeros_like(along_weight)
+        along_later = _ScoreJvp.apply(*saved[:half], *changes[half:])
+        by_weight = _ScoreJvp.apply(query, reference, changes[2], along_query, along_reference, none)
+        return along_later + by_weight + _ScoreJvp.apply(query, reference, along_weight, *changes[:2], none)
 
 
 class _ScoreBackward(torch.autograd.Function):

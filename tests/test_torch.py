@@ -1,0 +1,259 @@
+"""A citizen of torch: opcheck, compile, export, meta, autocast, torch.func, and derivatives right or refused."""
+
+import pytest
+import torch
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from dissim_kernels import (
+    fused_dissim_hinge_loss,
+    fused_dissim_score,
+    fused_dissim_topk,
+    paired_dissim_score,
+)
+from dissim_kernels import testing as judge
+from dissim_kernels.ops import hinge, score, topk
+
+BACKENDS = judge.runnable_backends()
+backends = pytest.mark.parametrize("backend", BACKENDS)
+INPUTS = judge.random_inputs((4, 5), (6, 5), dtype=torch.float64, seed=3)
+SIDES = (torch.arange(4) % 2, torch.arange(6) % 2)
+#: Plain torch for the same arguments, and ours, each to a number.
+plain, fused = (lambda f: lambda *x: f(*x).square().sum() for _ in range(2))
+plain, fused = plain(judge.plain_score), fused(fused_dissim_score)
+
+
+def leaves():
+    return [x.clone().requires_grad_() for x in INPUTS]
+
+
+def hinge_loss(*arguments):
+    return fused_dissim_hinge_loss(*arguments, *SIDES)
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck_of_every_operator(dtype, backend):
+    q, r, w, b = judge.random_inputs((2, 4, 5), (2, 6, 5), 3, dtype)
+    gradient, ones = torch.randn(2, 3, 4, 6).to(dtype), torch.ones(4, dtype=torch.float32)
+    active = torch.full((4, 1), 5, dtype=torch.uint8)
+    one = (q[0], r[0], w[0])
+    calls = [
+        (score.score, (q, r, w, b, backend)),
+        (score.score_backward, (gradient, q, r, w, backend, True, False, True)),
+        (score.score_jvp, ([q, r, w, b], [q, r, w, b])),
+        (topk.topk, (*one, b[:1], 2, True, None, *SIDES, backend)),
+        (hinge.hinge, (*one, b[:1], *SIDES, None, 1.0, 2, backend)),
+        (hinge.hinge_backward, (ones, ones, active, *one, *SIDES, [True, True, False, True], backend)),
+    ]
+    for operator, arguments in calls:
+        torch.library.opcheck(operator, arguments)
+        if operator in (score.score, hinge.hinge):
+            wanted = [x.clone().requires_grad_() if getattr(x, "dtype", None) == dtype else x for x in arguments]
+            torch.library.opcheck(operator, wanted)
+
+
+class Everything(torch.nn.Module):
+    """Score, paired score, hinge loss and mining in one graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = (torch.nn.Parameter(x.float().clone()) for x in INPUTS[2:])
+
+    def forward(self, query, reference):
+        head = self.weight, self.bias
+        best = fused_dissim_topk(query, reference, *head, k=1, query_labels=SIDES[0], reference_labels=SIDES[1])
+        hardest = paired_dissim_score(query, reference[best.indices[:, 0]], *head)
+        loss = fused_dissim_hinge_loss(query, reference, *head, *SIDES, hard_negatives=2)
+        return fused_dissim_score(query, reference, *head).relu().mean() + hardest.sum() + loss
+
+
+def test_compiled_without_a_break_gives_the_same_loss_and_gradients():
+    results = []
+    for run in (lambda f: f, lambda f: torch.compile(f, fullgraph=True)):
+        model, query, reference = Everything(), *(x.float().requires_grad_() for x in leaves()[:2])
+        query, reference = query.detach().requires_grad_(), reference.detach().requires_grad_()
+        loss = run(model)(query, reference)
+        loss.backward()
+        results.append([loss.detach(), query.grad, reference.grad, model.weight.grad, model.bias.grad])
+    torch.testing.assert_close(*results)
+
+
+def test_exported_program_gives_the_same_result():
+    model, arguments = Everything(), tuple(x.float() for x in INPUTS[:2])
+    rows = torch.export.Dim("rows", min=2, max=64)
+    program = torch.export.export(model, arguments)
+    torch.testing.assert_close(program.module()(*arguments), model(*arguments))
+    scores = Score(INPUTS)
+    dynamic = torch.export.export(scores, arguments, dynamic_shapes=({0: rows}, None)).module()
+    for count in (2, 17):
+        query = torch.randn(count, 5)
+        torch.testing.assert_close(dynamic(query, arguments[1]), scores(query, arguments[1]))
+
+
+class Score(torch.nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.weight = torch.nn.Parameter(inputs.weight.float().clone())
+
+    def forward(self, query, reference):
+        return fused_dissim_score(query, reference, self.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_shapes_and_dtypes_without_data(dtype):
+    """Under FakeTensor and on the meta device every operator gives the shape and dtype of the real call."""
+    real = judge.random_inputs((4, 5), (6, 5), dtype=dtype)
+
+    def calls(inputs, sides):
+        found = fused_dissim_topk(*inputs, k=2)
+        rows = fused_dissim_hinge_loss(*inputs, *sides, reduction="none")
+        scores = fused_dissim_score(*inputs)
+        scores.sum().backward()
+        return [scores, *found, rows, inputs.query.grad, inputs.weight.grad]
+
+    def described(tensors):
+        return [(x.shape, x.dtype) for x in tensors]
+
+    meta = judge.Inputs(*(x.to("meta").requires_grad_() for x in real))
+    expected = described(calls(judge.Inputs(*(x.clone().requires_grad_() for x in real)), SIDES))
+    assert described(calls(meta, [x.to("meta") for x in SIDES])) == expected
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = judge.Inputs(*(mode.from_tensor(x).requires_grad_() for x in real))
+        assert described(calls(fake, [mode.from_tensor(x) for x in SIDES])) == expected
+
+
+@pytest.mark.parametrize("cast_to", [torch.bfloat16, torch.float16])
+def test_autocast_runs_in_float32_as_cdist_does(cast_to):
+    q, r, w, b = (x.float() for x in INPUTS)
+    with torch.autocast("cpu", cast_to):
+        for query, reference in ((q, r), (q.to(cast_to), r), (q, r.bfloat16()), (q.half(), r.half())):
+            scores = fused_dissim_score(query, reference, w.requires_grad_(), b)
+            assert scores.dtype == torch.float32
+            torch.testing.assert_close(scores, fused_dissim_score(query.float(), reference.float(), w, b))
+            assert paired_dissim_score(query, reference[:4], w).dtype == torch.float32
+            assert fused_dissim_topk(query, reference, w, k=2).scores.dtype == torch.float32
+            assert fused_dissim_hinge_loss(query, reference, w, b, *SIDES).dtype == torch.float32
+        assert fused_dissim_score(*INPUTS).dtype == torch.float64
+        embeddings = q.to(cast_to).requires_grad_()
+        loss = fused_dissim_score(embeddings, r, w, b).sum()
+    loss.backward()
+    assert embeddings.grad.dtype == cast_to and w.grad.dtype == torch.float32
+
+
+@backends
+def test_first_and_second_derivatives_by_differences(backend):
+    heads = judge.random_inputs((2, 3, 4), (2, 2, 4), 2, torch.float64, seed=1)
+    for inputs in (INPUTS, heads):
+        arguments = [x.clone().requires_grad_() for x in inputs]
+
+        def call(*x):
+            return fused_dissim_score(*x, backend=backend)
+
+        assert torch.autograd.gradcheck(call, arguments, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(call, arguments)
+    assert torch.autograd.gradcheck(
+        lambda *x: fused_dissim_hinge_loss(*x, *SIDES, reduction="none", backend=backend), leaves()
+    )
+
+
+@pytest.mark.parametrize("argument", range(4))
+@pytest.mark.parametrize("transform", [grad, jacrev, jacfwd], ids=["grad", "jacrev", "jacfwd"])
+def test_transforms_of_torch_func(transform, argument):
+    torch.testing.assert_close(transform(fused, argument)(*INPUTS), transform(plain, argument)(*INPUTS))
+
+
+@pytest.mark.parametrize("argument", range(4))
+@pytest.mark.parametrize("outer", [jacrev, jacfwd])
+def test_second_derivatives_of_torch_func(outer, argument):
+    """Reverse over reverse and forward over forward, without a silent zero; the mixtures are refused below."""
+    ours, theirs = (outer(outer(f, 2), argument)(*INPUTS) for f in (fused, plain))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mapped", [(0, None, None, None), (None, 0, None, None), (None, None, 0, 0), (0, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "function",
+    [fused_dissim_score, hinge_loss, lambda *x: fused_dissim_topk(*x, k=2), grad(fused), grad(fused, 2),
+     grad(hinge_loss), lambda *x: jvp(fused, x, x)[1]],
+    ids=["score", "hinge", "topk", "grad query", "grad weight", "grad hinge", "jvp"],
+)  # fmt: skip
+def test_vmap_is_a_loop(function, mapped):
+    stacked = [x if dim is None else torch.stack((x, x * 2, x + 1)) for x, dim in zip(INPUTS, mapped, strict=True)]
+    ours = vmap(function, mapped)(*stacked)
+    for i in range(3):
+        alone = function(*(x if dim is None else x[i] for x, dim in zip(stacked, mapped, strict=True)))
+        torch.testing.assert_close([x[i] for x in ours] if isinstance(ours, tuple) else ours[i],
+                                   list(alone) if isinstance(alone, tuple) else alone)  # fmt: skip
+
+
+def test_per_sample_gradients_of_a_module():
+    """The usual recipe: vmap over grad of a functional call."""
+    model, (query, reference) = Score(INPUTS), (x.float() for x in INPUTS[:2])
+
+    def loss(parameters, row):
+        return functional_call(model, parameters, (row[None], reference)).square().sum()
+
+    rows = vmap(grad(loss), (None, 0))(dict(model.named_parameters()), query)["weight"]
+    torch.testing.assert_close(rows.sum(0), grad(fused, 2)(query, reference, model.weight.detach()))
+
+
+def differentiate_thrice():
+    query = leaves()[0]
+    first = torch.autograd.grad(fused(query, *INPUTS[1:]), query, create_graph=True)[0]
+    second = torch.autograd.grad(first.square().sum(), query, create_graph=True)[0]
+    torch.autograd.grad(second.square().sum(), query)
+
+
+def top_scores(query):
+    return fused_dissim_topk(query, *INPUTS[1:], k=2).scores.sum()
+
+
+def score_of(query):
+    return fused(query, *INPUTS[1:])
+
+
+def hinge_of(query):
+    return hinge_loss(query, *INPUTS[1:])
+
+
+def hinge_twice():
+    query = leaves()[0]
+    first = torch.autograd.grad(hinge_of(query), query, create_graph=True)[0]
+    torch.autograd.grad(first.sum(), query)
+
+
+Q = INPUTS.query
+REFUSED = {
+    "third derivative": (differentiate_thrice, "no autograd formula"),
+    "hessian": (lambda: hessian(score_of)(Q), "forward-mode over reverse-mode is not available"),
+    "jvp of grad": (lambda: jvp(grad(score_of), (Q,), (Q,)), "forward-mode over reverse-mode is not available"),
+    "grad of jvp": (lambda: grad(lambda x: jvp(score_of, (x,), (x,))[1])(Q), "reverse-mode over forward-mode is not"),
+    "jvp of hinge": (lambda: jvp(hinge_of, (Q,), (Q,)), "hinge_loss: a forward-mode derivative is not"),
+    "jacfwd of hinge": (lambda: jacfwd(hinge_of)(Q), "hinge_loss: a forward-mode derivative is not"),
+    "double backward of hinge": (hinge_twice, "hinge_loss: a second derivative is not"),
+    "jacrev of jacrev of hinge": (lambda: jacrev(jacrev(hinge_of))(Q), "hinge_loss: a second derivative is not"),
+    "backward of top-k": (lambda: top_scores(leaves()[0]).backward(), "topk: its scores have no derivative"),
+    "grad of top-k": (lambda: grad(top_scores)(Q), "topk: its scores have no derivative"),
+    "jvp of top-k": (lambda: jvp(top_scores, (Q,), (Q,)), "topk: its scores have no derivative"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_derivative_that_cannot_be_given_is_refused(name):
+    attempt, message = REFUSED[name]
+    with pytest.raises((NotImplementedError, RuntimeError), match=message):
+        attempt()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_graph_where_none_is_wanted(mode):
+    with mode():
+        for result in (fused_dissim_score(*leaves()), hinge_loss(*leaves()), top_scores(leaves()[0])):
+            assert not result.requires_grad
+
+
+def test_saved_tensors_are_freed_after_backward():
+    loss = fused(*leaves())
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
