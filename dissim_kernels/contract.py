@@ -89,6 +89,11 @@ def check_count(name: str, value: object, least: int) -> None:
         refuse(name, f"an integer of at least {least}", repr(value), "Pass a Python int.")
 
 
+def check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float):
+        refuse(name, "a number", type(value).__name__, f"It is not learned: use float({name}).", TypeError)
+
+
 def shape(tensor: Tensor) -> str:
     return f"shape {list(tensor.shape)}"
 
@@ -106,6 +111,7 @@ def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: objec
         refuse("reference", f"query's dtype {query.dtype}", reference.dtype, "Convert one of them.", TypeError)
     if isinstance(bias, Tensor):
         _check_parameter("bias", bias, query)
+        _check_device("bias", bias, query)
         heads = 1 if weight.dim() == 1 else weight.shape[0]
         allowed = "a number or shape []" + (f" or [{heads}]" if weight.dim() == 2 else "")
         if bias.dim() > weight.dim() - 1 or (bias.dim() == 1 and bias.shape[0] != heads):
@@ -122,6 +128,11 @@ def _check_parameter(name: str, value: Tensor, query: Tensor) -> None:
         refuse(name, f"{expected} beside {query.dtype} embeddings", value.dtype, "Convert it.", TypeError)
 
 
+def _check_device(name: str, value: Tensor, query: Tensor) -> None:
+    if value.device != query.device:
+        refuse(name, f"query's device {query.device}", value.device, "Move it with .to(query.device).")
+
+
 def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
     if weight.dim() not in (1, 2):
         refuse("weight", "[D] or [C, D]", shape(weight), "One row of weights for each head.")
@@ -134,8 +145,7 @@ def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
                 "All three share the embedding dimension D.",
             )
     for name, tensor in (("reference", reference), ("weight", weight)):
-        if tensor.device != query.device:
-            refuse(name, f"query's device {query.device}", tensor.device, "Move it with .to(query.device).")
+        _check_device(name, tensor, query)
 
 
 def _check_leading(left: torch.Size, right: torch.Size, query_form: str, reference_form: str) -> None:

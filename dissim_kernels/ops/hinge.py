@@ -14,7 +14,9 @@ from ..contract import (
     REDUCTIONS,
     check_choice,
     check_count,
+    check_labels,
     check_matrix_inputs,
+    check_number,
 )
 from ..dispatch import check_backend, resolve
 from .score import autocast_to_float32, each_entry, head_bias, problem_of
@@ -70,7 +72,10 @@ def fused_dissim_hinge_loss(
     check_backend(backend)
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
-    check_filters(query, reference, exclude, query_labels, reference_labels)
+    check_labels("query_labels", query_labels, query.shape[0], query.device)
+    check_labels("reference_labels", reference_labels, reference.shape[0], query.device)
+    check_filters(query, reference, exclude, None, None)
+    check_number("margin", margin)
     check_choice("balance", balance, BALANCES)
     check_choice("reduction", reduction, REDUCTIONS)
     if hard_negatives is not None:

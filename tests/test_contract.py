@@ -1,0 +1,108 @@
+"""Every bad input is refused at the door: the argument, what was expected, what came, what to do."""
+
+import re
+
+import pytest
+import torch
+
+from dissim_kernels import (
+    fused_dissim_hinge_loss,
+    fused_dissim_score,
+    fused_dissim_topk,
+    paired_dissim_score,
+)
+from dissim_kernels.contract import ACCUMULATE
+
+GOOD = {"query": torch.ones(4, 3), "reference": torch.ones(5, 3), "weight": torch.ones(3), "bias": None}
+FOUR, FIVE = torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+DOORS = {
+    "score": (fused_dissim_score, {}),
+    "paired": (paired_dissim_score, {"reference": torch.ones(4, 3)}),
+    "topk": (fused_dissim_topk, {"k": 2}),
+    "hinge": (fused_dissim_hinge_loss, {"query_labels": FOUR, "reference_labels": FIVE}),
+}
+ALL, MATRIX = tuple(DOORS), ("topk", "hinge")
+HALF = torch.ones(4, 3, dtype=torch.float16)
+
+#: doors, what is changed, error, argument blamed, expected, got
+BAD = [
+    (ALL, {"query": [[1.0]]}, TypeError, "query", "a torch.Tensor", "list"),
+    (ALL, {"reference": None}, TypeError, "reference", "a torch.Tensor", "NoneType"),
+    (ALL, {"weight": 1.0}, TypeError, "weight", "a torch.Tensor", "float"),
+    (ALL, {"query": torch.ones(4, 3).to_sparse()}, TypeError, "query", "a dense tensor", "torch.sparse_coo"),
+    (ALL, {"query": torch.ones(4, 3).long()}, TypeError, "query", "one of torch.float16", "torch.int64"),
+    (ALL, {"query": torch.ones(4, 3).cfloat()}, TypeError, "query", "one of torch.float16", "torch.complex64"),
+    (ALL, {"query": HALF}, TypeError, "reference", "query's dtype torch.float16", "torch.float32"),
+    (ALL, {"weight": torch.ones(3).double()}, TypeError, "weight", "torch.float32 beside", "torch.float64"),
+    (ALL, {"bias": torch.ones((), dtype=torch.int64)}, TypeError, "bias", "torch.float32 beside", "torch.int64"),
+    (ALL, {"bias": "1"}, TypeError, "bias", "None, a number or a tensor", "str"),
+    (ALL, {"bias": torch.ones(2)}, ValueError, "bias", r"a number or shape \[\] for weight", r"shape \[2\]"),
+    (("score",), {"weight": torch.ones(2, 3), "bias": torch.ones(3)}, ValueError, "bias", r".*\[2\]", r"shape \[3"),
+    (ALL, {"weight": torch.ones(())}, ValueError, "weight", r"\[D\] or \[C, D\]", r"shape \[\]"),
+    (ALL, {"weight": torch.ones(1, 1, 3)}, ValueError, "weight", r"\[D\] or \[C, D\]", r"shape \[1, 1, 3\]"),
+    (ALL, {"weight": torch.ones(4)}, ValueError, "weight", "a last dimension of 3", r"shape \[4\]"),
+    (ALL, {"reference": torch.ones(4, 1)}, ValueError, "reference", "a last dimension of 3", r"shape \[4, 1\]"),
+    (ALL, {"reference": torch.ones(4, 3, device="meta")}, ValueError, "reference", "query's device cpu", "meta"),
+    (ALL, {"weight": torch.ones(3, device="meta")}, ValueError, "weight", "query's device cpu", "meta"),
+    (ALL, {"bias": torch.ones((), device="meta")}, ValueError, "bias", "query's device cpu", "meta"),
+    (("score", *MATRIX), {"query": torch.ones(3)}, ValueError, "query", "at least 2 dimensions", r"shape \[3\]"),
+    (("score", *MATRIX), {"reference": torch.ones(3)}, ValueError, "reference", "at least 2 dim", r"shape \[3\]"),
+    (("paired",), {"query": torch.ones(())}, ValueError, "query", "at least 1 dimension", r"shape \[\]"),
+    (("paired",), {"reference": torch.ones(5, 3)}, ValueError, "reference", "leading dimensions", r"\[5\]"),
+    (("score",), {"query": torch.ones(2, 4, 3), "reference": torch.ones(3, 5, 3)}, ValueError, "reference",
+     r"leading dimensions of .* \[2\]", r"\[3\]"),
+    (MATRIX, {"query": torch.ones(1, 4, 3)}, ValueError, "query", r"2 dimensions \[N, D\]", r"shape \[1, 4, 3\]"),
+    (MATRIX, {"weight": torch.ones(2, 3)}, ValueError, "weight", r"one head \[D\]", r"shape \[2, 3\]"),
+    (("topk",), {"k": -1}, ValueError, "k", "an integer of at least 0", "-1"),
+    (("topk",), {"k": 2.0}, ValueError, "k", "an integer", r"2\.0"),
+    (("topk",), {"k": True}, ValueError, "k", "an integer", "True"),
+    (("topk",), {"k": 6}, ValueError, "k", "at most the 5 candidates of query row 0", "6"),
+    (("topk",), {"query_labels": FOUR}, ValueError, "reference_labels", "labels, since the other side", "None"),
+    (("topk",), {"reference_labels": FIVE}, ValueError, "query_labels", "labels, since the other side", "None"),
+    (MATRIX, {"exclude": [0, 1, 2, 3]}, TypeError, "exclude", "an int64 tensor", "list"),
+    (MATRIX, {"exclude": FOUR.int()}, TypeError, "exclude", "dtype int64", "torch.int32"),
+    (MATRIX, {"exclude": FIVE}, ValueError, "exclude", r"shape \[4\]", r"shape \[5\]"),
+    (("hinge",), {"reference_labels": None}, TypeError, "reference_labels", "an int64 tensor", "NoneType"),
+    (("hinge",), {"query_labels": None}, TypeError, "query_labels", "an int64 tensor", "NoneType"),
+    (("hinge",), {"query_labels": FOUR.float()}, TypeError, "query_labels", "dtype int64", "torch.float32"),
+    (("hinge",), {"reference_labels": FOUR}, ValueError, "reference_labels", r"shape \[5\]", r"shape \[4\]"),
+    (("hinge",), {"query_labels": FOUR.to("meta")}, ValueError, "query_labels", "device cpu", "meta"),
+    (("hinge",), {"balance": "rows"}, ValueError, "balance", "one of 'pairs', 'classes'", "'rows'"),
+    (("hinge",), {"reduction": None}, ValueError, "reduction", "one of 'mean', 'sum', 'none'", "None"),
+    (("hinge",), {"hard_negatives": -1}, ValueError, "hard_negatives", "an integer of at least 0", "-1"),
+    (("hinge",), {"hard_negatives": 1.5}, ValueError, "hard_negatives", "an integer", r"1\.5"),
+    (("hinge",), {"margin": "1"}, TypeError, "margin", "a number", "str"),
+    (("hinge",), {"margin": torch.ones(3)}, TypeError, "margin", "a number", "Tensor"),
+]  # fmt: skip
+ROWS = [(door, *row[1:]) for row in BAD for door in row[0]]
+
+
+@pytest.mark.parametrize(
+    ("door", "change", "error", "argument", "expected", "got"),
+    ROWS,
+    ids=[f"{door}-{'+'.join(change)}-{i}" for i, (door, change, *_) in enumerate(ROWS)],
+)
+def test_refused_with_argument_expectation_and_remedy(door, change, error, argument, expected, got):
+    function, options = DOORS[door]
+    with pytest.raises(error) as refusal:
+        function(**{**GOOD, **options, **change})
+    text = str(refusal.value)
+    assert re.search(rf"(^|\n){argument}: expected {expected}.*, got {got}.*\. [A-Z].+\.$", text), text
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_right_passes(door):
+    function, options = DOORS[door]
+    function(**{**GOOD, **options})
+    for dtype in ACCUMULATE:
+        right = {**GOOD, **options, "bias": 1}
+        right |= {name: right[name].to(dtype) for name in ("query", "reference")}
+        for parameters in {dtype, ACCUMULATE[dtype]}:
+            function(**{**right, "weight": torch.ones(3, dtype=parameters)})
+
+
+def test_the_message_is_the_same_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="query: expected one of"):
+        fused_dissim_score(GOOD["query"].long(), GOOD["reference"].long(), GOOD["weight"])
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"query: expected a torch\.Tensor"):
+        fused_dissim_score(None, GOOD["reference"], GOOD["weight"])
