@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..contract import ACCUMULATE, Problem
 
@@ -121,7 +122,8 @@ def hinge(
     """Row sums of the positives' and the negatives' hinge [N], [N], and the active bits [N, ceil(M / 8)]."""
     columns, bits = reference.shape[0], (reference.shape[0] + 7) // 8
     sums = [torch.zeros(query.shape[0], dtype=ACCUMULATE[query.dtype], device=query.device) for _ in range(2)]
-    active = torch.zeros(query.shape[0], bits * 8, dtype=torch.bool, device=query.device)
+    active = torch.zeros(query.shape[0], bits, dtype=torch.uint8, device=query.device)
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
     for n in _rows(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
         same = query_labels[n, None] == reference_labels
@@ -134,9 +136,9 @@ def hinge(
         violation = torch.where(same, margin - scores, margin + scores).clamp(min=0)
         for row_sums, chosen_pairs in zip(sums, (same & kept, ~same & kept), strict=True):
             row_sums[n] = violation.masked_fill(~chosen_pairs, 0).sum(1)
-        active[n, :columns] = (violation > 0) & kept
-    powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
-    return *sums, (active.unflatten(1, (bits, 8)) * powers).sum(2, dtype=torch.uint8)
+        inside = pad((violation > 0) & kept, (0, bits * 8 - columns)).unflatten(1, (bits, 8))
+        active[n] = (inside * powers).sum(2, dtype=torch.uint8)
+    return *sums, active
 
 
 def hinge_backward(
