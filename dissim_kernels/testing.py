@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
 
     def double(self) -> Inputs:
         """The same numbers in float64."""
-        return Inputs(*(x.double() if isinstance(x, Tensor) else x for x in self))
+        return Inputs._make(x.double() if isinstance(x, Tensor) else x for x in self)
 
 
 def lay_out(values: Tensor, layout: str) -> Tensor:
@@ -78,7 +78,7 @@ def random_inputs(
     head = () if heads is None else (heads,)
     shapes = (query, reference, (*head, query[-1]), head)
     tensors = [torch.randn(shape, generator=rng).to(dtype) for shape in shapes]
-    return Inputs(*tensors[:3], tensors[3] if bias else None)
+    return Inputs(tensors[0], tensors[1], tensors[2], tensors[3] if bias else None)
 
 
 def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
@@ -136,14 +136,15 @@ def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Within it torch.empty gives NaN, so that an output a kernel forgets to write is seen."""
-    was, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    was, filled = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = filled
 
 
 # --- definitions -------------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def plain_hinge_weights(
 ) -> Tensor:  # fmt: skip
     """What the hinge of each pair weighs in `fused_dissim_hinge_loss`: [N, M], 0 for a pair left out."""
     same = query_labels[:, None] == reference_labels
-    kept = plain_candidates(*scores.shape, exclude)
+    kept = plain_candidates(scores.shape[0], scores.shape[1], exclude)
     if hard_negatives is not None:
         order = scores.detach().masked_fill(same | ~kept, -math.inf).sort(dim=1, descending=True, stable=True).indices
         kept = kept & (same | (order.argsort(dim=1) < hard_negatives))
@@ -182,11 +183,11 @@ def plain_hinge_weights(
     share = sum(
         (part.double() / part.sum().clamp(min=1) for part in groups), torch.zeros(scores.shape).double()
     ) / max(1, len(groups))
-    return share.to(scores.dtype) * {"mean": 1, "sum": kept.sum(), "none": scores.shape[0]}[reduction]
+    return share.to(scores.dtype) * {"mean": 1, "sum": int(kept.sum()), "none": scores.shape[0]}[reduction]
 
 
 def plain_hinge_loss(
-    scores: Tensor, query_labels: Tensor, reference_labels: Tensor, *, margin: float = 1.0, **choices: object
+    scores: Tensor, query_labels: Tensor, reference_labels: Tensor, *, margin: float = 1.0, **choices: Any
 ) -> Tensor:
     """`fused_dissim_hinge_loss` from the full score matrix [N, M]; relu, whose gradient at 0 is 0 (E12)."""
     weights = plain_hinge_weights(scores, query_labels, reference_labels, **choices)
@@ -208,7 +209,7 @@ def score_bound(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
     """E9 for each score, float64: D + 3 wide roundings of the absolute terms, one of the result."""
     dtype, dim = query.dtype, query.shape[-1]
     exact = Inputs(query, reference, weight, bias).double()
-    size = exact.bias if exact.bias is None else abs(exact.bias)
+    size: Any = exact.bias if exact.bias is None else abs(exact.bias)
     terms = plain_score(exact.query, exact.reference, exact.weight.abs(), size)
     return _bound(terms, plain_score(*exact).abs(), dim + 3, dtype, dtype)
 

@@ -144,3 +144,15 @@ def test_a_tie_has_no_gradient(backend):
         left, right = left.clone().requires_grad_(), right.clone().requires_grad_()
         fused_dissim_score(left, right, torch.ones(33), backend=backend).sum().backward()
         assert not left.grad.any() and not right.grad.any()
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_half_results_are_the_exact_ones_rounded_to_nearest_even(rows, dtype, backend):
+    """Integers whose sums lie half way between two numbers of the type; the wide sums are exact."""
+    values = torch.randint(0, 8, (rows + 99, 8), generator=torch.Generator().manual_seed(0)).to(dtype)
+    inputs = judge.Inputs(values[:rows], values[rows:], torch.ones(8, dtype=dtype), 2 / torch.finfo(dtype).eps)
+    exact = judge.plain_score(*inputs.double())
+    assert (exact.to(dtype).double() != exact).any()
+    assert torch.equal(fused_dissim_score(*inputs, backend=backend), exact.to(dtype))

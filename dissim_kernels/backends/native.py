@@ -59,12 +59,13 @@ def score_backward(
         for t, needed in zip((query, reference, wide), needs, strict=True)
     ]
     torch.ops.dissim_native.score_backward(grad, query, reference, wide, *grads)
-    if needs[2]:
-        broken = ~grads[2].isfinite().all(0)
+    of_weight = grads[2]
+    if of_weight is not None:
+        broken = ~of_weight.isfinite().all(0)
         if broken.any():  # Inf - Inf is lost in E2's two sums: add the terms themselves in these dimensions
-            columns = (x[..., broken] for x in (query, reference, wide))
-            grads[2][:, broken] = reference_backend.score_backward(grad, *columns, (False, False, True))[0]
-        grads[2] = grads[2].to(weight.dtype)
+            q, r, w = (x[..., broken] for x in (query, reference, wide))
+            of_weight[:, broken] = reference_backend.score_backward(grad, q, r, w, (False, False, True))[0]
+        grads[2] = of_weight.to(weight.dtype)
     return [g for g in grads if g is not None]
 
 

@@ -138,7 +138,7 @@ def hinge(
             row_sums[n] = violation.masked_fill(~chosen_pairs, 0).sum(1)
         inside = pad((violation > 0) & kept, (0, bits * 8 - columns)).unflatten(1, (bits, 8))
         active[n] = (inside * powers).sum(2, dtype=torch.uint8)
-    return *sums, active
+    return sums[0], sums[1], active
 
 
 def hinge_backward(

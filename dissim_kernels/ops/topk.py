@@ -65,9 +65,8 @@ def fused_dissim_topk(
     bias = head_bias(bias, weight)
     tensors = [query, reference, weight, bias]
     if torch.compiler.is_compiling():
-        tensors, call = [t if t is None else t.detach() for t in tensors], topk
-    else:
-        call = _TopK.apply
+        tensors = [t if t is None else t.detach() for t in tensors]
+    call = topk if torch.compiler.is_compiling() else _TopK.apply
     return TopK(*call(*tensors, k, largest, exclude, query_labels, reference_labels, backend))
 
 
