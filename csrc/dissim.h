@@ -47,6 +47,53 @@ struct ScoreBackward {
   void* grad_weight;     // wide [heads, dim]
 };
 
+// The k best references of each query by E1, best first, equal scores by lower index, NaN after every number. Places
+// for which there is no candidate left hold NaN and index -1.
+struct TopK {
+  Dtype dtype;
+  int64_t dim, k;
+  bool largest;
+  Rows query, reference;  // one batch entry
+  const void* weight;     // wide [dim]
+  const void* bias;       // wide [1], or null for 0
+  const int64_t* exclude;                          // [query.rows] or null: a reference row barred, -1 for none
+  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows] or both null: equal is barred
+  void* scores;      // wide [query.rows, k]
+  int64_t* indices;  // [query.rows, k]
+};
+
+// The two classes of a labelled problem's hinge, max(0, margin - y s) summed over each query's pairs, and one bit for
+// each pair: 1 where it is kept and y s < margin (E12).
+struct Hinge {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;  // one batch entry
+  const void* weight;     // wide [dim]
+  const void* bias;       // wide [1], or null for 0
+  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]
+  const int64_t* exclude;  // [query.rows] or null: a reference row that makes no pair with the query, -1 for none
+  double margin;
+  int64_t hard_negatives;  // of a query's negatives only this many with the highest scores are kept; -1: all
+  void *positive, *negative;  // wide [query.rows]
+  uint8_t* active;            // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
+};
+
+// The gradients of `Hinge` from its bits: the upstream gradient of a pair is -grad_positive[n] or grad_negative[n] where
+// the pair is active, else 0. A null output is not computed.
+struct HingeBackward {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;
+  const void* weight;  // wide [dim]
+  const int64_t *query_labels, *reference_labels;
+  const void *grad_positive, *grad_negative;  // wide [query.rows]
+  const uint8_t* active;
+  void* grad_query;      // dtype [query.rows, dim]
+  void* grad_reference;  // dtype [reference.rows, dim]
+  void* grad_weight;     // wide [dim]
+  void* grad_bias;       // wide [1]
+};
+
 // The entry points as one instruction set compiled them.
 struct Kernels {
   const char* isa;

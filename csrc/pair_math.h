@@ -12,21 +12,39 @@ DISSIM_INLINE Vector<A> magnitude(Vector<A> t) {
   return (Vector<A>)((Integers<A>)t & VectorOf<A>::magnitude);
 }
 
-// E3: 2 sgn(t) by comparison, 0 at t = 0 and at NaN. Callers halve the factor it is multiplied with.
+// E3: kSignUnit * sgn(t) by comparison, 0 at t = 0 and at NaN. Whoever reads a sum of these divides by kSignUnit,
+// which is 1 or 2, so nothing is rounded.
 template <class A>
-DISSIM_INLINE Vector<A> twice_sign(Vector<A> t) {
-  return where<A>(t > 0, broadcast<A>(2)) - where<A>(t < 0, broadcast<A>(2));
+constexpr A kSignUnit = 1;
+
+template <class A>
+DISSIM_INLINE Vector<A> sign(Vector<A> t) {
+  return where<A>(t > 0, broadcast<A>(kSignUnit<A>)) - where<A>(t < 0, broadcast<A>(kSignUnit<A>));
 }
 
-// The same where t is never -0 nor NaN: vpsignd takes +2.0f (0x40000000) through t's sign; its two's complement
-// 0xc0000000 is -2.0f, and t = +0 gives 0.
+// The same for t that is never -0 nor NaN.
 template <class A>
-DISSIM_INLINE Vector<A> twice_sign_finite(Vector<A> t) {
-  return twice_sign<A>(t);
+DISSIM_INLINE Vector<A> sign_of_finite(Vector<A> t) {
+  return sign<A>(t);
 }
-#if defined(__AVX2__) && !defined(__AVX512F__)
+
+#if defined(__AVX512F__)
+// vfixupimm classifies and answers from a table in one instruction: NaN, NaN, 0, 1, -Inf, Inf, negative, positive
+// (lowest nibble first) give 0, 0, 0, 1, -1, 1, -1, 1.
 template <>
-DISSIM_INLINE Vector<float> twice_sign_finite<float>(Vector<float> t) {
+DISSIM_INLINE Vector<float> sign<float>(Vector<float> t) {
+  return (Vector<float>)_mm512_fixupimm_ps(_mm512_setzero_ps(), (__m512)t, _mm512_set1_epi32(int(0xa9a9a888)), 0);
+}
+template <>
+DISSIM_INLINE Vector<double> sign<double>(Vector<double> t) {
+  return (Vector<double>)_mm512_fixupimm_pd(_mm512_setzero_pd(), (__m512d)t, _mm512_set1_epi64(0xa9a9a888), 0);
+}
+#elif defined(__AVX2__)
+// vpsignd takes +2.0f (0x40000000) through t's sign: its two's complement 0xc0000000 is -2.0f, and t = +0 gives 0.
+template <>
+constexpr float kSignUnit<float> = 2;
+template <>
+DISSIM_INLINE Vector<float> sign_of_finite<float>(Vector<float> t) {
   return (Vector<float>)_mm256_sign_epi32(_mm256_set1_epi32(0x40000000), (__m256i)t);
 }
 #endif

@@ -1,5 +1,5 @@
 // The two sign sums of E2, A[n] = sum_m g[n, m] sgn(q_n - r_m) and B[m] = sum_n g[n, m] sgn(q_n - r_m), for every
-// dimension: shared by score_backward and hinge. The sums are kept doubled (twice_sign); readers halve them.
+// dimension: shared by score_backward and hinge. The sums are in units of kSignUnit.
 #pragma once
 
 #include "../pair_math.h"
@@ -8,7 +8,7 @@
 namespace dissim {
 namespace {
 
-constexpr int64_t kTileQueries = 64, kTileColumns = 256;  // a tile of g: 64 KiB of floats, in L2
+constexpr int64_t kTileQueries = 64, kTileColumns = 128;  // a tile of g: 32 KiB of floats, in L2
 constexpr int kQueries = 4;                               // query rows in registers
 
 // One chunk against one tile of g: adds to sums_q [rows][lanes] and sums_r [columns][lanes]. `rows` is padded to
@@ -26,15 +26,15 @@ void sign_sums_tile(
     const A* row = g + n * kTileColumns;
     for (int64_t m = 0; m < columns; ++m) {
       const Vector<A> r = load<A>(reference + m * lanes);
-      Vector<A> sum_r;
-      if (of_reference) sum_r = load<A>(sums_r + m * lanes);
+      Vector<A> sum_r[2] = {};  // two chains: one of kQueries would wait for itself
+      if (of_reference) sum_r[0] = load<A>(sums_r + m * lanes);
       for (int i = 0; i < kQueries; ++i) {
-        const Vector<A> sign = finite ? twice_sign_finite<A>(q[i] - r) : twice_sign<A>(q[i] - r);
+        const Vector<A> s = finite ? sign_of_finite<A>(q[i] - r) : sign<A>(q[i] - r);
         const Vector<A> weight = broadcast<A>(row[i * kTileColumns + m]);
-        if (of_query) sums[i] += weight * sign;
-        if (of_reference) sum_r += weight * sign;
+        if (of_query) sums[i] += weight * s;
+        if (of_reference) sum_r[i % 2] += weight * s;
       }
-      if (of_reference) store<A>(sums_r + m * lanes, sum_r);
+      if (of_reference) store<A>(sums_r + m * lanes, sum_r[0] + sum_r[1]);
     }
     if (of_query)
       for (int i = 0; i < kQueries; ++i) store<A>(sums_q + (n + i) * lanes, sums[i]);
@@ -89,7 +89,7 @@ class SignSums {
       if (!(centre - centre == 0)) centre = 0;
       for (int64_t n = 0; n < queries_; ++n) sum += (q[n * lanes + i] - centre) * a[n * lanes + i];
       for (int64_t m = 0; m < references_; ++m) sum -= (r[m * lanes + i] - centre) * b[m * lanes + i];
-      grad_weight[i] += A(0.5 * sum);
+      grad_weight[i] += A(sum / kSignUnit<A>);
     }
   }
 

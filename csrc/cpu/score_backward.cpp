@@ -51,9 +51,9 @@ class Backward {
     const int64_t d = chunk * lanes, width = least(lanes, p_.dim - d);
     const A* weight = static_cast<const A*>(p_.weight) + head * p_.dim + d;
     if (p_.grad_weight) sums_.add_grad_weight(chunk, grad_weight_ + head * p_.dim + d, width);
-    write(p_.grad_query, p_.query.rows, batch, head, chunk, sums_.query_sums(chunk), query_total_, weight, A(0.5), width);
+    write(p_.grad_query, p_.query.rows, batch, head, chunk, sums_.query_sums(chunk), query_total_, weight, 1 / kSignUnit<A>, width);
     write(p_.grad_reference, p_.reference.rows, batch, head, chunk, sums_.reference_sums(chunk), reference_total_,
-          weight, A(-0.5), width);
+          weight, -1 / kSignUnit<A>, width);
   }
 
   // grad[row][d] = factor * weight[d] * sums[row][d], over the heads before this one too.
