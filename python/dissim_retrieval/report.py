@@ -25,7 +25,7 @@ COLUMNS = {
     "mINP": "mINP",
     "MAP@R": "MAP@R",
     "R-prec.": "R-precision",
-    "mAP, trapezoid": "mAP_trapezoid",
+    "mAP trapez.": "mAP_trapezoid",
 }
 
 
@@ -72,6 +72,16 @@ def metric_table(evaluations: list[Evaluation]) -> Table:
     texts = {e.name: [f"{100 * e.metrics[key]:.1f}" for key in COLUMNS.values()] for e in evaluations}
     best = [max(column, key=float) for column in zip(*texts.values(), strict=True)]
     return [(name, [(text, text == top) for text, top in zip(row, best, strict=True)]) for name, row in texts.items()]
+
+
+def metric_text(evaluations: list[Evaluation]) -> str:
+    """The metric table as text, the best of a column marked with an asterisk."""
+    table = metric_table(evaluations)
+    width = max(len(name) for name, _ in table)
+    lines = [" " * width + "".join(f"{column:>12}" for column in COLUMNS)]
+    for name, cells in table:
+        lines.append(f"{name:<{width}}" + "".join(f"{text + ('*' if best else ' '):>12}" for text, best in cells))
+    return "\n".join(lines)
 
 
 def _png(images: ImageSet, row: int) -> bytes:

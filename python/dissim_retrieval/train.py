@@ -27,7 +27,8 @@ from .models import build_backbone
 class TrainConfig:
     """All that decides a training run, given its images.
 
-    From `margin` on: see HingeLoss and DissimilarityHead; the triplet baseline has none of it.
+    From `margin` on: see HingeLoss and DissimilarityHead; the triplet baseline has none of it. The defaults did best
+    for hinge on identities held out of the training half of the emoji, in 90 s on one CPU core.
     """
 
     loss: Literal["hinge", "triplet"] = "hinge"
@@ -35,13 +36,13 @@ class TrainConfig:
     backbone: str = "mobilenet_v2"
     """A name of models.BACKBONES; not used when a module is passed to train()."""
     dim: int = 512
-    steps: int = 300
-    identities: int = 32
+    steps: int = 150
+    identities: int = 64
     """Identities in a batch; each with `views` images."""
     views: int = 2
     lr: float = 1e-3
     """Peak rate of the backbone (AdamW, one cycle)."""
-    head_lr: float = 1e-3
+    head_lr: float = 1e-2
     """Peak rate of the classifier's weights and bias."""
     weight_decay: float = 1e-2
     """Of the backbone; the classifier has its norm constraint instead."""

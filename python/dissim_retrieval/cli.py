@@ -1,0 +1,150 @@
+"""The command line: each command is a few calls of the library.
+
+Exit codes: 0 done; 1 an error in what was asked or found, told in one line; 2 unknown arguments; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tyro.conf import OmitArgPrefixes, arg
+
+from .data import SETS, ImageSet, load_images
+from .embedding import embed_images
+from .embedding_file import read_embeddings, write_embeddings
+from .evaluate import cosine, negative_euclidean, pick_queries
+from .evaluate import evaluate as evaluate_scorer
+from .index import DissimilarityIndex
+from .report import metric_text, write_report
+from .speed import compare_speed, machine_line
+from .train import TrainConfig, load_trained
+from .train import train as train_on
+
+Run = Annotated[Path, arg(metavar="RUN", help="Folder of a training run.")]
+Embeddings = Annotated[Path, arg(metavar="EMBEDDINGS", help="An .npz file as `dissim embed` writes it.")]
+Index = Annotated[Path, arg(metavar="INDEX", help="A file as `dissim index` writes it.")]
+Out = Annotated[Path, arg(metavar="OUT", help="Where the result goes.")]
+Part = Literal["train", "test", "all"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images."""
+
+    data: Annotated[str, arg(help=f"One of {', '.join(SETS)}.")] = "emoji"
+    size: int = 64
+    """Height of the images in pixels."""
+    root: Path | None = None
+    """Folder of a set that lies on disk."""
+    train_fraction: float = 0.5
+    """Share of the identities that are the training part; the others are the test part."""
+    split_seed: int = 0
+
+    def load(self, part: Part) -> ImageSet:
+        images = load_images(self.data, size=self.size, root=self.root)
+        if part == "all":
+            return images
+        train, test = images.split_labels(self.train_fraction, self.split_seed)
+        return train if part == "train" else test
+
+
+def train(
+    run: Run, /, data: OmitArgPrefixes[Data], config: OmitArgPrefixes[TrainConfig], part: Part = "train"
+) -> None:
+    """Train a backbone and the pair classifier; checkpoints go to RUN, where a stopped run continues."""
+    start = time.perf_counter()
+    train_on(config, data.load(part), folder=run)
+    print(f"{run}: {config.steps} steps, {time.perf_counter() - start:.0f} s")
+
+
+def embed(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "test") -> None:
+    """Write the embeddings of images by the network in RUN to OUT, a NumPy .npz with labels and cameras."""
+    images = data.load(part)
+    embeddings = embed_images(load_trained(run).backbone, images)
+    write_embeddings(out, embeddings, images)
+    print(f"{out}: {len(embeddings)} embeddings of {embeddings.shape[1]} numbers")
+
+
+def index(run: Run, embeddings: Embeddings, out: Out, /) -> None:
+    """Build the index OUT over the rows of an embeddings file; a row's number in the file is its id."""
+    head = load_trained(run).head
+    if head is None:
+        raise ValueError(f"run: expected one trained with --loss hinge, got {run}, which has no pair classifier.")
+    rows = read_embeddings(embeddings)
+    built = DissimilarityIndex(head)
+    built.add(rows, torch.arange(len(rows)))
+    built.save(out)
+    print(f"{out}: {len(built)} rows")
+
+
+def search(index: Index, queries: Embeddings, /, k: int = 10) -> None:
+    """Print the k best rows of INDEX for each row of an embeddings file: query, rank, id, score, tab-separated."""
+    found = DissimilarityIndex.load(index).search(read_embeddings(queries), k)
+    print("query\trank\tid\tscore")
+    for query, (ids, scores) in enumerate(zip(found.ids.tolist(), found.scores.tolist(), strict=True)):
+        for rank, (row, score) in enumerate(zip(ids, scores, strict=True), 1):
+            print(f"{query}\t{rank}\t{row}\t{score:.6g}")
+
+
+def evaluate(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "test", seed: int = 0) -> None:
+    """Evaluate RUN, each image a query against all others; report and metrics go to the folder OUT.
+
+    Args:
+        seed: Of the queries that the report pictures.
+    """
+    start = time.perf_counter()
+    trained, images = load_trained(run), data.load(part)
+    embeddings, pictured = embed_images(trained.backbone, images), pick_queries(images, seed=seed)
+    scorers = {"cosine": cosine, "L2 distance": negative_euclidean}
+    if trained.head is not None:
+        scorers = {"pair classifier": trained.head, **scorers}
+    evaluations = [
+        evaluate_scorer(name, embeddings, scorer, images, pictured_queries=pictured)
+        for name, scorer in scorers.items()
+    ]
+    facts = {
+        "images": f"{len(images)} of {data}, part {part}",
+        "training": trained.config,
+        "pictured queries": f"drawn by seed {seed}",
+        "machine": machine_line(),
+        "embedding and evaluation": f"{time.perf_counter() - start:.0f} s",
+    }
+    page = write_report(out, evaluations, images, title=f"Retrieval with {run.name}, {data.data}", facts=facts)
+    print(metric_text(evaluations))
+    print(page)
+
+
+def bench(queries: int = 256, gallery: int = 1024, dim: int = 256, device: str = "cpu") -> None:
+    """Compare the ways to score all pairs on this machine: plain torch, torch.cdist and every backend."""
+    results = compare_speed(queries=queries, gallery=gallery, dim=dim, device=device)
+    print(f"{machine_line()}; float32, {queries} x {gallery} pairs of {dim} numbers")
+    for way in results:
+        print(f"{way.name:<20}" + (way.reason or f"{way.rate:8.2f} G elements/s   largest error {way.error:.1e}"))
+
+
+COMMANDS = {"train": train, "embed": embed, "index": index, "search": search, "evaluate": evaluate, "bench": bench}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `dissim` with the given arguments (default: the process's) and return its exit code."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="dissim", description="Image retrieval in the dissimilarity space.", args=arguments
+        )
+    except (ValueError, OSError, ImportError) as error:
+        print(f"dissim: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("dissim: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
