@@ -22,7 +22,10 @@ INSTRUCTION_SETS = {
     "aarch64": {"neon": ""},
 }
 KERNELS = ["score", "score_backward"]
-FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wno-psabi -Wno-maybe-uninitialized -fno-math-errno -fno-trapping-math"
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wno-psabi -Wno-maybe-uninitialized"
+    " -fno-math-errno -fno-trapping-math"
+)
 
 
 class NinjaBuild(build_ext):
@@ -40,7 +43,9 @@ class NinjaBuild(build_ext):
         folder = Path(self.build_temp).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(self.rules(ninja, Path(torch.__file__).parent, output))
-        subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", folder, *(["-v"] if self.verbose > 1 else [])], check=True)
+        subprocess.run(
+            [Path(ninja.BIN_DIR) / "ninja", "-C", folder, *(["-v"] if self.verbose > 1 else [])], check=True
+        )
 
     def rules(self, ninja, torch, output):
         import io

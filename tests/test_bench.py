@@ -150,7 +150,7 @@ def test_peak_memory_counts_what_is_freed_before_the_call_returns():
     seen = measure.peak_extra_bytes(lambda: torch.ones(4 << 20).sum())
     if seen is None:
         pytest.skip("this system does not let a process reset its peak of resident memory")
-    assert 16 << 20 <= seen < 24 << 20
+    assert 15 << 20 <= seen < 24 << 20  # pages that were resident before are not seen to rise
 
 
 def test_ceilings_are_compiled_with_the_flags_of_the_library_and_count_their_work(monkeypatch):

@@ -83,11 +83,12 @@ def test_market1501_layout(tmp_path):
         (tmp_path / folder).mkdir()
         for name in names:
             Image.new("RGB", (64, 128)).save(tmp_path / folder / name, format="JPEG")
-    query = load_images("market1501-query", size=32, root=tmp_path)
-    gallery = load_images("market1501-gallery", size=32, root=tmp_path)
-    assert query.labels.tolist() == [2, 1501] and query.cameras.tolist() == [0, 5]
-    assert gallery.labels.tolist() == [0, 2] and gallery.cameras.tolist() == [2, 1]  # junk gone, distractor kept
-    assert gallery.images.shape == (2, 3, 32, 16)
+    images = load_images("market1501-test", size=32, root=tmp_path)
+    assert images.queries.tolist() == [True, True, False, False]
+    assert images.labels.tolist() == [2, 1501, 0, 2]  # junk gone, distractor kept
+    assert images.cameras.tolist() == [0, 5, 2, 1]
+    assert images.images.shape == (4, 3, 32, 16)
+    assert images.take(torch.tensor([3, 0])).queries.tolist() == [False, True]
     with pytest.raises(NotADirectoryError, match="bounding_box_train"):
         load_images("market1501-train", root=tmp_path)
 

@@ -74,6 +74,23 @@ def test_one_camera_only_leaves_out_the_query_alone(images, embeddings):
     assert len(pick_queries(alone, count=99)) == 11
 
 
+def test_queries_meet_their_gallery_only(images, embeddings):
+    """As Market-1501 asks: queries on one side, the gallery on the other, and lists in rows of the whole set."""
+    asks = images.cameras == 2
+    found = evaluate("x", embeddings, cosine, replace(images, queries=asks), ranked=6, progress=False)
+    expected = retrieval_metrics(
+        embeddings[asks], embeddings[~asks], cosine, images.labels[asks], images.labels[~asks],
+        query_cameras=images.cameras[asks], reference_cameras=images.cameras[~asks],
+    )  # fmt: skip
+    expected.pop("cmc")
+    assert found.metrics == expected and found.metrics["skipped"] == 1
+    assert len(found.ranked) == 8
+    for one in found.ranked:
+        assert asks[one.query] and not asks[one.gallery].any()
+        assert one.hits == (images.labels[one.gallery] == images.labels[one.query]).tolist()
+        assert one.scores == pytest.approx(cosine(embeddings[[one.query]], embeddings[one.gallery])[0].tolist())
+
+
 def test_pairs_are_counted_and_precision_is_exact(images, embeddings, evaluations):
     """Against every threshold by brute force."""
     scores = negative_euclidean(embeddings, embeddings)

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 an error in what was asked or found, told in one line; 2 u
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, arg
 
 from .data import SETS, ImageSet, load_images
+from .demo import DemoConfig, run_demo
 from .embedding import embed_images
 from .embedding_file import read_embeddings, write_embeddings
 from .evaluate import cosine, negative_euclidean, pick_queries
@@ -52,6 +54,11 @@ class Data:
             return images
         train, test = images.split_labels(self.train_fraction, self.split_seed)
         return train if part == "train" else test
+
+
+def demo(config: Annotated[DemoConfig, arg(name="")]) -> None:
+    """Train and compare on real images that pip installed; the report, a page with pictures, goes to --out."""
+    run_demo(config)
 
 
 def train(
@@ -128,7 +135,7 @@ def bench(queries: int = 256, gallery: int = 1024, dim: int = 256, device: str =
         print(f"{way.name:<20}" + (way.reason or f"{way.rate:8.2f} G elements/s   largest error {way.error:.1e}"))
 
 
-COMMANDS = {"train": train, "embed": embed, "index": index, "search": search, "evaluate": evaluate, "bench": bench}
+COMMANDS = {command.__name__: command for command in (demo, train, embed, index, search, evaluate, bench)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,6 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="dissim", description="Image retrieval in the dissimilarity space.", args=arguments
         )
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
         print(f"dissim: {error}", file=sys.stderr)
         return 1

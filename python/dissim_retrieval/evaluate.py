@@ -1,4 +1,4 @@
-"""Every test image as a query against all others: metrics, curves, score histograms and ranked lists of a scorer."""
+"""How well a scorer retrieves images: metrics, curves, score histograms and ranked lists."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def evaluate(
     block: int = 128,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate a scorer on all images, each a query against all others.
+    """Evaluate a scorer: each query of `images` against its gallery, or each image against all others.
 
     The Market-1501 rule holds: images with the query's label and camera are no candidates. Where all images share
     one camera, the rule would leave no match, and only the query itself is left out (as for CUB, Cars and SOP).
@@ -76,25 +76,29 @@ def evaluate(
     if len(embeddings) != len(images):
         raise ValueError(f"embeddings: expected one row for each of {len(images)} images, got {len(embeddings)}.")
     pictured = pick_queries(images) if pictured_queries is None else list(pictured_queries)
+    asked, held = _sides(images)
     cameras = images.cameras if _many_cameras(images) else None
     blocks = rank_blocks(
-        embeddings,
-        embeddings,
+        embeddings[asked],
+        embeddings[held],
         scorer,
-        images.labels,
-        images.labels,
-        query_cameras=cameras,
-        reference_cameras=cameras,
-        exclude=torch.arange(len(images)),
+        images.labels[asked],
+        images.labels[held],
+        query_cameras=None if cameras is None else cameras[asked],
+        reference_cameras=None if cameras is None else cameras[held],
+        exclude=asked if images.queries is None else None,
         block=block,
     )
     histogram: Histogram | None = None
-    per_query, lists = [], {}
-    for part in tqdm(blocks, f"evaluate {name}", total=-(-len(images) // block), disable=not progress):
+    per_query: list[dict[str, Tensor]] = []
+    lists: dict[int, RankedList] = {}
+    for part in tqdm(blocks, f"evaluate {name}", total=-(-len(asked) // block), disable=not progress):
         per_query.append(measure(part.hit_ranks()))
         histogram = histogram or Histogram(part.scores[part.candidate])
         histogram.add(part)
-        lists |= {row: _ranked_list(part, row, ranked) for row in pictured if row in part.rows}
+        for place, row in enumerate(asked[part.rows.start : part.rows.stop].tolist()):
+            if row in pictured:
+                lists[row] = _ranked_list(part, place, row, held, ranked)
 
     metrics = summarise(per_query, recall_at=(1, 5, 10), max_rank=50, map_convention="mean")
     assert histogram is not None  # summarise refuses an empty set
@@ -111,15 +115,15 @@ def evaluate(
 
 
 def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int]:
-    """`count` image rows to picture: of different identities, with a match, drawn by seed and nothing else."""
-    keys = images.labels * len(images.camera_names) + images.cameras
-    per_view = torch.unique(keys, return_inverse=True, return_counts=True)
-    per_label = torch.unique(images.labels, return_inverse=True, return_counts=True)
-    others = per_label[2][per_label[1]] - (per_view[2][per_view[1]] if _many_cameras(images) else 1)
+    """`count` queries to picture, as image rows: of different identities, with a match, drawn by seed alone."""
+    asked, held = _sides(images)
+    views = images.labels * len(images.camera_names) + images.cameras
+    keys = views if _many_cameras(images) else torch.arange(len(images))  # what a query shares with no candidate
+    same_label, same_key = (_count_equal(values[asked], values[held]) for values in (images.labels, keys))
     chosen: dict[int, int] = {}
-    for row in torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist():
-        if len(chosen) < count and others[row] > 0:
-            chosen.setdefault(int(images.labels[row]), row)
+    for place in torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed)).tolist():
+        if len(chosen) < count and same_label[place] > same_key[place]:
+            chosen.setdefault(int(images.labels[asked[place]]), int(asked[place]))
     return list(chosen.values())
 
 
@@ -154,12 +158,24 @@ class Histogram:
         return best[torch.searchsorted(found / found[-1], RECALL_GRID - 1e-9)]
 
 
-def _ranked_list(block: RankedBlock, row: int, length: int) -> RankedList:
-    place = row - block.rows.start
+def _ranked_list(block: RankedBlock, place: int, row: int, held: Tensor, length: int) -> RankedList:
+    """The list of the query at `place` of the block, which is image `row`; `held` are the gallery's image rows."""
     order = block.order[place]
     best = order[block.candidate[place][order]][:length]
     scores, hits = block.scores[place][best], block.match[place][best]
-    return RankedList(row, best.tolist(), scores.tolist(), hits.tolist())
+    return RankedList(row, held[best].tolist(), scores.tolist(), hits.tolist())
+
+
+def _sides(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Image rows of the queries and of the gallery."""
+    rows = torch.arange(len(images))
+    return (rows, rows) if images.queries is None else (rows[images.queries], rows[~images.queries])
+
+
+def _count_equal(values: Tensor, among: Tensor) -> Tensor:
+    """How many of `among` equal each value."""
+    ordered = among.sort().values
+    return torch.searchsorted(ordered, values, right=True) - torch.searchsorted(ordered, values)
 
 
 def _many_cameras(images: ImageSet) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -23,7 +24,7 @@ LINES = [
 ]
 #: Rows of (method, cells of (text, whether it is the column's best)).
 Table = list[tuple[str, list[tuple[str, bool]]]]
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -55,7 +56,8 @@ def overview_png(
         figure = Figure(figsize=(17, 9.3 + 0.3 * len(table)), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=17, fontweight="bold", color=INK)
         figure.supxlabel(f"Images: {images.credit}", x=0.01, ha="left", fontsize=8, color=FAINT)
-        left, right = figure.subfigures(1, 2, width_ratios=[2.25, 1], wspace=0.03)
+        halves: Any = figure.subfigures(1, 2, width_ratios=[2.25, 1], wspace=0.03)
+        left, right = halves
         lists, metrics = left.subplots(2, 1, height_ratios=[8.4, 0.6 + 0.3 * len(table)])
         draw_ranked(lists, evaluations[0], images)
         draw_table(metrics, columns, table)
@@ -78,8 +80,8 @@ def draw_ranked(axes: Axes, evaluation: Evaluation, images: ImageSet) -> None:
             badge = {"boxstyle": "circle,pad=0.12", "fc": colour, "ec": "white"}
             axes.text(x + 0.84, y + 0.1, mark, ha="center", va="center", fontsize=8, color="white", bbox=badge)
     length = max((len(one.gallery) for one in evaluation.ranked), default=0)
-    for x, text in [(-1.25, "query"), *((x, str(x + 1)) for x in range(length))]:
-        axes.text(x + 0.46, -0.12, text, ha="center", fontsize=9, color=FAINT)
+    for place, text in [(-1.25, "query"), *((float(x), str(x + 1)) for x in range(length))]:
+        axes.text(place + 0.46, -0.12, text, ha="center", fontsize=9, color=FAINT)
     axes.set(xlim=(-2.6, length), ylim=(len(evaluation.ranked), -0.3), aspect="equal", anchor="NW")
 
 
@@ -105,7 +107,7 @@ def draw_curves(axes: list[Axes], evaluations: list[Evaluation]) -> None:
     for evaluation, (colour, line) in zip(evaluations, styles, strict=True):
         scores = evaluation.metrics
         label = f"{evaluation.name}: mAP {100 * scores['mAP_mean']:.1f}, R1 {100 * scores['recall@1']:.1f}"
-        look = {"color": colour, "linestyle": line, "linewidth": 2}
+        look: Any = {"color": colour, "linestyle": line, "linewidth": 2}
         cmc.plot(range(1, len(evaluation.cmc) + 1), 100 * np.array(evaluation.cmc), label=label, **look)
         recall.plot(100 * RECALL_GRID, 100 * np.array(evaluation.precision), label=evaluation.name, **look)
     cmc.set(title="Cumulative matches (CMC)", xlabel="rank k", ylabel="queries with a match\namong the first k, %")

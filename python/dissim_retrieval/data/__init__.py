@@ -18,8 +18,7 @@ SETS: dict[str, Callable[[int, Path | None], ImageSet]] = {
     "glyphs": lambda size, root: load_glyphs(size),
     "folder": load_folder,
     "market1501-train": lambda size, root: load_market1501(size, root, "train"),
-    "market1501-query": lambda size, root: load_market1501(size, root, "query"),
-    "market1501-gallery": lambda size, root: load_market1501(size, root, "gallery"),
+    "market1501-test": lambda size, root: load_market1501(size, root, "test"),
 }
 
 

@@ -44,7 +44,7 @@ def load_emoji(size: int, progress: bool = True) -> ImageSet:
 
 
 def _title(name: str) -> str:
-    """"U+1F36F honey pot"; a sequence of code points has no name in Python's tables, and gets none."""
+    """As "U+1F36F honey pot"; a sequence of code points has no name in Python's tables, and gets none."""
     points = name.split("-")
     codes = " ".join(f"U+{point.upper()}" for point in points)
     return codes if len(points) > 1 else f"{codes} {unicodedata.name(chr(int(name, 16)), '').lower()}".rstrip()

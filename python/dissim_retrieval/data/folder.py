@@ -14,7 +14,8 @@ from tqdm import tqdm
 from .image_set import ImageSet
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+# split -> its folders, the one of queries first where there is one
+MARKET_FOLDERS = {"train": ["bounding_box_train"], "test": ["query", "bounding_box_test"]}
 
 
 def load_folder(size: int, root: Path | None) -> ImageSet:
@@ -32,22 +33,25 @@ def load_folder(size: int, root: Path | None) -> ImageSet:
 
 
 def load_market1501(size: int, root: Path | None, split: str) -> ImageSet:
-    """One split of Market-1501 ("train", "query" or "gallery"), size high and size / 2 wide.
+    """Market-1501's "train", or its "test": queries and gallery in one; size high and size / 2 wide.
 
     Identity -1 (junk detections) is dropped; 0 (distractors) stays: it is in the gallery and in no query. Labels
-    are the identities themselves, so that they agree between query and gallery.
+    are the identities themselves.
     Layout and rule: Zheng et al., ICCV 2015; files like 0002_c1s1_000451_03.jpg.
     """
-    folder = _existing(root) / MARKET_FOLDERS[split]
-    found = [(re.match(r"([-\d]+)_c(\d)", path.name), path) for path in sorted(_existing(folder).glob("*.jpg"))]
+    folders = [_existing(_existing(root) / name) for name in MARKET_FOLDERS[split]]
+    found = [
+        (re.match(r"([-\d]+)_c(\d)", path.name), path) for folder in folders for path in sorted(folder.glob("*.jpg"))
+    ]
     rows = [(int(m[1]), int(m[2]), path) for m, path in found if m is not None and int(m[1]) != -1]
     if not rows:
-        raise ValueError(f"root: expected files like 0002_c1s1_000451_03.jpg in {folder}, found none")
+        raise ValueError(f"root: expected files like 0002_c1s1_000451_03.jpg in {folders[-1]}, found none")
     people, cameras, files = zip(*rows, strict=True)
     return ImageSet(
         _read(files, (size, max(1, size // 2))), torch.tensor(people), torch.tensor(cameras) - 1,
         [f"{person:04d}" for person in range(max(people) + 1)], [f"c{c}" for c in range(1, max(cameras) + 1)],
         "Market-1501 (Zheng et al., ICCV 2015), for research only",
+        torch.tensor([path.parent == folders[0] for path in files]) if len(folders) > 1 else None,
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ class ImageSet:
     """Images with the identity each shows and the camera (vendor, font, viewpoint) that took it.
 
     images uint8 [B, 3, H, W]; labels, cameras int64 [B], indices into label_names and camera_names;
-    credit: the licence line to show wherever the images are shown.
+    credit: the licence line to show wherever the images are shown;
+    queries: bool [B], the images that are asked for, the others being the gallery; None: every image is both.
     """
 
     images: Tensor
@@ -24,13 +25,20 @@ class ImageSet:
     label_names: list[str]
     camera_names: list[str]
     credit: str
+    queries: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (int64, or a bool mask [B]); label numbers and names stay as they are."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices], cameras=self.cameras[indices])
+        return replace(
+            self,
+            images=self.images[indices],
+            labels=self.labels[indices],
+            cameras=self.cameras[indices],
+            queries=None if self.queries is None else self.queries[indices],
+        )
 
     def split_labels(self, train_fraction: float = 0.5, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """(train, test) with no identity in both: round(fraction * identities) drawn at random are train's."""

