@@ -105,15 +105,13 @@ def draw_curves(axes: list[Axes], evaluations: list[Evaluation]) -> None:
     cmc, recall, histogram = axes
     styles = [LINES[i % len(LINES)] for i in range(len(evaluations))]
     for evaluation, (colour, line) in zip(evaluations, styles, strict=True):
-        scores = evaluation.metrics
-        label = f"{evaluation.name}: mAP {100 * scores['mAP_mean']:.1f}, R1 {100 * scores['recall@1']:.1f}"
         look: Any = {"color": colour, "linestyle": line, "linewidth": 2}
-        cmc.plot(range(1, len(evaluation.cmc) + 1), 100 * np.array(evaluation.cmc), label=label, **look)
+        cmc.plot(range(1, len(evaluation.cmc) + 1), 100 * np.array(evaluation.cmc), label=evaluation.name, **look)
         recall.plot(100 * RECALL_GRID, 100 * np.array(evaluation.precision), label=evaluation.name, **look)
     cmc.set(title="Cumulative matches (CMC)", xlabel="rank k", ylabel="queries with a match\namong the first k, %")
     cmc.set(xscale="log", ylim=(0, 102), xticks=(ticks := [1, 2, 5, 10, 20, 50]), xticklabels=ticks)
     cmc.minorticks_off()
-    cmc.legend(fontsize=9)
+    cmc.legend(loc="upper left", fontsize=8)
     recall.set(title="Precision and recall over all pairs", xlabel="recall, %", ylabel="precision, %")
     recall.set(xlim=(0, 100), ylim=(0, 102))
     recall.legend(fontsize=9)
