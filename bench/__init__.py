@@ -11,6 +11,10 @@ run.py        gate, memory and rounds of one case
 machine.py    what the numbers were measured on
 report.py     JSON, Markdown and picture
 
+sass.py       the other instrument: what GPU kernels cost, counted in their machine code without a GPU
+budgets.py    what each may cost: one row a kernel
+machine_code.py, occupancy.py, toolchain.py    how it is read, what an SM holds, where NVIDIA's tools are
+
 A new size is one row of CASES, a new competitor one function under @competitor; both turn up everywhere by
 themselves.
 """

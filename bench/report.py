@@ -55,7 +55,7 @@ def to_markdown(outcomes: list[Outcome], facts: dict) -> str:
     cells = [row for outcome in measured for row in summary(outcome)]
     titles = ("case", "ours, G elements/s", "of the ceiling", "best other", "times the best other", "extra memory",
               "of the best other", "error")  # fmt: skip
-    return "\n".join([head, _grid(titles, cells), "", *(table(outcome) + "\n" for outcome in outcomes)])
+    return "\n".join([head, grid(titles, cells), "", *(table(outcome) + "\n" for outcome in outcomes)])
 
 
 def summary(outcome: Outcome) -> list[list[str]]:
@@ -107,10 +107,10 @@ def table(outcome: Outcome) -> str:
     ]
     titles = ("", "ms, median", "ms, least", "G elements/s", "of the ceiling", "ours is faster, times",
               "extra memory", "error", "measured on")  # fmt: skip
-    return f"{title}.\n\n{_grid(titles, cells)}"
+    return f"{title}.\n\n{grid(titles, cells)}"
 
 
-def _grid(titles, cells: list[list[str]]) -> str:
+def grid(titles, cells: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
     rows = [titles, ["-" * width for width in widths], *cells]
     return "\n".join(

@@ -1,0 +1,111 @@
+"""NVIDIA's compiler and disassemblers, wherever they are: installed by pip, by a toolkit, or inside Triton.
+
+None of them needs a GPU. pip's come with `pip install dissim-kernels[cuda-check]` and are preferred, so that counts
+are those of one pinned version; a toolkit's are taken from CUDA_HOME or PATH; Triton brings the disassemblers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+#: What compiled kernels are kept in: a folder that git ignores, one file for each content of csrc.
+CACHE = ROOT / "build" / "sass"
+#: As setup.py compiles the library.
+FLAGS = ("-std=c++17", "-O3")
+REMEDY = "Install pip's with `pip install dissim-kernels[cuda-check]`, or a CUDA toolkit and set CUDA_HOME."
+
+
+class Missing(Exception):
+    """A tool is not installed; the message says which and what to do."""
+
+
+def places() -> list[Path]:
+    """Folders to look in, best first."""
+    packages = Path(sysconfig.get_path("purelib"))
+    toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    return [
+        packages / "nvidia" / "cu13" / "bin",
+        *(Path(toolkit) / "bin" for toolkit in toolkits),
+        *(Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep)),
+        Path("/usr/local/cuda/bin"),
+        packages / "triton" / "backends" / "nvidia" / "bin",
+    ]
+
+
+@cache
+def tool(name: str) -> Path:
+    """The tool of this name in the best place that has it; raises Missing."""
+    for place in places():
+        if (place / name).is_file() and os.access(place / name, os.X_OK):
+            return place / name
+    raise Missing(f"{name} was not found. {REMEDY}")
+
+
+def why_not(*names: str) -> str | None:
+    """The reason why these tools cannot be used here, or None."""
+    try:
+        for name in names:
+            tool(name)
+    except Missing as missing:
+        return str(missing)
+    return None
+
+
+def run(name: str, *arguments: object) -> str:
+    """What the tool prints; its complaint as an error where it fails."""
+    done = subprocess.run([tool(name), *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} {' '.join(map(str, arguments))}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def compile_cuda(source: Path, arch: int) -> Path:
+    """The cubin of a .cu file for sm_<arch>, compiled once for each content of it and of csrc's headers."""
+    digest = hashlib.sha256(f"{FLAGS}{version()}{_host()}".encode())
+    headers = (ROOT / "csrc").rglob("*")
+    for path in [source, *sorted(path for path in headers if path.suffix in (".h", ".cuh"))]:
+        digest.update(path.read_bytes())
+    cubin = CACHE / f"{source.stem}_{arch}_{digest.hexdigest()[:16]}.cubin"
+    if not cubin.exists():
+        keep_only_newest(source.stem, arch)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            made = Path(folder) / cubin.name
+            include = f"-I{ROOT / 'csrc'}"
+            run("nvcc", f"-arch=sm_{arch}", *FLAGS, *_host(), include, "-cubin", "-o", made, source)
+            made.replace(cubin)
+    return cubin
+
+
+def keep_only_newest(stem: str, arch: int) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for old in CACHE.glob(f"{stem}_{arch}_*.cubin"):
+        old.unlink()
+
+
+def _host() -> list[str]:
+    """nvcc's host compiler is the one that builds the rest."""
+    return ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
+
+
+@cache
+def version() -> str:
+    """The compiler's and the disassembler's, in a line."""
+    numbers = (re.search(r"\bV([\d.]+)", run(name, "--version")) for name in ("nvcc", "nvdisasm"))
+    return "nvcc {}, nvdisasm {}".format(*(number.group(1) if number else "unknown" for number in numbers))
+
+
+def demangle(names: list[str]) -> list[str]:
+    """C++ names as written; unchanged where binutils are missing."""
+    if not names or not shutil.which("c++filt"):
+        return names
+    done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
