@@ -78,8 +78,8 @@ struct Hinge {
   uint8_t* active;            // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
 };
 
-// The gradients of `Hinge` from its bits: the upstream gradient of a pair is -grad_positive[n] or grad_negative[n] where
-// the pair is active, else 0. A null output is not computed.
+// The gradients of `Hinge` from its bits: the upstream gradient of a pair is -grad_positive[n] or grad_negative[n]
+// where the pair is active, else 0. A null output is not computed.
 struct HingeBackward {
   Dtype dtype;
   int64_t dim;
@@ -99,6 +99,7 @@ struct Kernels {
   const char* isa;
   void (*score)(const Score&, const Parallel&);
   void (*score_backward)(const ScoreBackward&, const Parallel&);
+  void (*topk)(const TopK&, const Parallel&);
 };
 
 // The best set this machine runs, or the one named by the environment variable DISSIM_ISA; chosen once.

@@ -30,6 +30,9 @@ dissim::Rows rows_of(const Tensor& tensor) {  // [B, R, D]
   return {tensor.const_data_ptr(), tensor.size(1), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
+const void* pointer(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+const int64_t* integers(const std::optional<Tensor>& tensor) { return static_cast<const int64_t*>(pointer(tensor)); }
+
 // at::parallel_for with a shared counter, so that a thread on a busy core takes fewer tasks.
 dissim::Parallel parallel() {
   const int threads = int(torch::stable::get_num_threads());
@@ -45,14 +48,16 @@ dissim::Parallel parallel() {
 
 const dissim::Kernels& kernels() {
   const dissim::Kernels* chosen = dissim::kernels();
-  STD_TORCH_CHECK(chosen, "DISSIM_ISA: expected one of the instruction sets that were compiled and that this machine "
-                          "runs (dissim_kernels.available_backends()), got ", getenv("DISSIM_ISA"));
+  STD_TORCH_CHECK(chosen,
+                  "DISSIM_ISA: expected one of the instruction sets that were compiled and that this machine "
+                  "runs (dissim_kernels.available_backends()), got ",
+                  getenv("DISSIM_ISA"));
   return *chosen;
 }
 
 void score(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> bias, Tensor out) {
   kernels().score({dtype_of(query), query.size(0), weight.size(0), query.size(2), rows_of(query), rows_of(reference),
-                   weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr, out.mutable_data_ptr()},
+                   weight.const_data_ptr(), pointer(bias), out.mutable_data_ptr()},
                   parallel());
 }
 
@@ -63,6 +68,16 @@ void score_backward(Tensor grad, Tensor query, Tensor reference, Tensor weight, 
       {dtype_of(query), query.size(0), weight.size(0), query.size(2), rows_of(query), rows_of(reference),
        weight.const_data_ptr(), grad.const_data_ptr(), grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3),
        out(grad_query), out(grad_reference), out(grad_weight)},
+      parallel());
+}
+
+void topk(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> bias, int64_t k, bool largest,
+          std::optional<Tensor> exclude, std::optional<Tensor> query_labels, std::optional<Tensor> reference_labels,
+          Tensor scores, Tensor indices) {
+  kernels().topk(
+      {dtype_of(query), query.size(2), k, largest, rows_of(query), rows_of(reference), weight.const_data_ptr(),
+       pointer(bias), integers(exclude), integers(query_labels), integers(reference_labels), scores.mutable_data_ptr(),
+       static_cast<int64_t*>(indices.mutable_data_ptr())},
       parallel());
 }
 
@@ -86,6 +101,9 @@ STABLE_TORCH_LIBRARY(dissim_native, library) {
   library.def(
       "score_backward(Tensor grad, Tensor query, Tensor reference, Tensor weight, Tensor(a!)? grad_query, "
       "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight) -> ()");
+  library.def(
+      "topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? exclude, "
+      "Tensor? query_labels, Tensor? reference_labels, Tensor(a!) scores, Tensor(b!) indices) -> ()");
   library.def("isa() -> str");
   library.def("isas() -> str");
 }
@@ -93,6 +111,7 @@ STABLE_TORCH_LIBRARY(dissim_native, library) {
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CPU, library) {
   library.impl("score", TORCH_BOX(&score));
   library.impl("score_backward", TORCH_BOX(&score_backward));
+  library.impl("topk", TORCH_BOX(&topk));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CompositeExplicitAutograd, library) {

@@ -14,8 +14,8 @@ constexpr int kQueries = 4;                               // query rows in regis
 // One chunk against one tile of g: adds to sums_q [rows][lanes] and sums_r [columns][lanes]. `rows` is padded to
 // kQueries by the caller's zeroed rows of g.
 template <class A, bool of_query, bool of_reference, bool finite>
-void sign_sums_tile(
-    const A* query, const A* reference, const A* g, int64_t rows, int64_t columns, A* sums_q, A* sums_r) {
+void sign_sums_tile(const A* query, const A* reference, const A* g, int64_t rows, int64_t columns, A* sums_q,
+                    A* sums_r) {
   constexpr int lanes = kLanes<A>;
   for (int64_t n = 0; n < rows; n += kQueries) {
     Vector<A> q[kQueries], sums[kQueries];
@@ -47,9 +47,16 @@ class SignSums {
 
  public:
   SignSums(int64_t queries, int64_t references, int64_t dim)
-      : chunks(blocks_of(dim, lanes)), queries_(queries), references_(references), dim_(dim),
-        padded_(blocks_of(queries, kQueries) * kQueries), query_(query_size()), reference_(reference_size()),
-        sums_q_(query_size()), sums_r_(reference_size()), finite_(chunks) {}
+      : chunks(blocks_of(dim, lanes)),
+        queries_(queries),
+        references_(references),
+        dim_(dim),
+        padded_(blocks_of(queries, kQueries) * kQueries),
+        query_(query_size()),
+        reference_(reference_size()),
+        sums_q_(query_size()),
+        sums_r_(reference_size()),
+        finite_(chunks) {}
 
   const int64_t chunks;
   int64_t query_size() const { return chunks * padded_ * lanes; }
@@ -124,9 +131,8 @@ class SignSums {
     for_each(parallel, ranges * row_cuts * column_cuts, [&](int64_t task) {
       const int64_t range = task / row_cuts / column_cuts;
       const int64_t n = task / column_cuts % row_cuts * rows, m = task % column_cuts * columns;
-      sweep_block<of_query, of_reference>(
-          range * chunks / ranges, (range + 1) * chunks / ranges, n, least(n + rows, padded_), m,
-          least(m + columns, references_), tile);
+      sweep_block<of_query, of_reference>(range * chunks / ranges, (range + 1) * chunks / ranges, n,
+                                          least(n + rows, padded_), m, least(m + columns, references_), tile);
     });
   }
 
@@ -147,11 +153,11 @@ class SignSums {
         for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
           const int64_t q = (chunk * padded_ + n) * lanes, r = (chunk * references_ + m) * lanes;
           if (finite_[chunk]) {
-            sign_sums_tile<A, of_query, of_reference, true>(
-                query_ + q, reference_ + r, g, rows, columns, sums_q_ + q, sums_r_ + r);
+            sign_sums_tile<A, of_query, of_reference, true>(query_ + q, reference_ + r, g, rows, columns, sums_q_ + q,
+                                                            sums_r_ + r);
           } else {
-            sign_sums_tile<A, of_query, of_reference, false>(
-                query_ + q, reference_ + r, g, rows, columns, sums_q_ + q, sums_r_ + r);
+            sign_sums_tile<A, of_query, of_reference, false>(query_ + q, reference_ + r, g, rows, columns, sums_q_ + q,
+                                                             sums_r_ + r);
           }
         }
       }

@@ -4,11 +4,12 @@
 
 #include "../dissim.h"
 
-#define DISSIM_DECLARE(set)                             \
-  namespace dissim::set {                               \
-  void score(const Score&, const Parallel&);            \
-  void score_backward(const ScoreBackward&, const Parallel&); \
-  static const Kernels table = {#set, score, score_backward}; \
+#define DISSIM_DECLARE(set)                                         \
+  namespace dissim::set {                                           \
+  void score(const Score&, const Parallel&);                        \
+  void score_backward(const ScoreBackward&, const Parallel&);       \
+  void topk(const TopK&, const Parallel&);                          \
+  static const Kernels table = {#set, score, score_backward, topk}; \
   }
 #define DISSIM_ROW(set) &dissim::set::table,
 

@@ -7,5 +7,6 @@ namespace dissim::DISSIM_ISA {
 
 void score(const Score&, const Parallel&);
 void score_backward(const ScoreBackward&, const Parallel&);
+void topk(const TopK&, const Parallel&);
 
 }  // namespace dissim::DISSIM_ISA

@@ -16,19 +16,24 @@ class Backward {
 
  public:
   Backward(const ScoreBackward& problem, const Parallel& parallel, A* grad_weight)
-      : p_(problem), parallel_(parallel), grad_weight_(grad_weight), sums_(p_.query.rows, p_.reference.rows, p_.dim),
+      : p_(problem),
+        parallel_(parallel),
+        grad_weight_(grad_weight),
+        sums_(p_.query.rows, p_.reference.rows, p_.dim),
         query_total_(p_.heads > 1 ? sums_.query_size() : 0),
         reference_total_(p_.heads > 1 ? sums_.reference_size() : 0) {}
 
   // Adds batch entry `batch` to grad_weight and writes its rows of the other two.
   void entry(int64_t batch) {
-    for_each(parallel_, sums_.chunks, [&](int64_t chunk) { sums_.template pack<E>(p_.query, p_.reference, batch, chunk); });
+    for_each(parallel_, sums_.chunks,
+             [&](int64_t chunk) { sums_.template pack<E>(p_.query, p_.reference, batch, chunk); });
     for (int64_t head = 0; head < p_.heads; ++head) {
       const E* grad = static_cast<const E*>(p_.grad) + batch * p_.grad_batch_stride + head * p_.grad_head_stride;
       const bool weight = p_.grad_weight;
       sums_.accumulate(parallel_, p_.grad_query || weight, p_.grad_reference || weight,
                        [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* tile) {
-                         return copy_tile(grad + n * p_.grad_row_stride + m * p_.grad_column_stride, rows, columns, tile);
+                         return copy_tile(grad + n * p_.grad_row_stride + m * p_.grad_column_stride, rows, columns,
+                                          tile);
                        });
       for_each(parallel_, sums_.chunks, [&](int64_t chunk) { finish(batch, head, chunk); });
     }
@@ -51,7 +56,8 @@ class Backward {
     const int64_t d = chunk * lanes, width = least(lanes, p_.dim - d);
     const A* weight = static_cast<const A*>(p_.weight) + head * p_.dim + d;
     if (p_.grad_weight) sums_.add_grad_weight(chunk, grad_weight_ + head * p_.dim + d, width);
-    write(p_.grad_query, p_.query.rows, batch, head, chunk, sums_.query_sums(chunk), query_total_, weight, 1 / kSignUnit<A>, width);
+    write(p_.grad_query, p_.query.rows, batch, head, chunk, sums_.query_sums(chunk), query_total_, weight,
+          1 / kSignUnit<A>, width);
     write(p_.grad_reference, p_.reference.rows, batch, head, chunk, sums_.reference_sums(chunk), reference_total_,
           weight, -1 / kSignUnit<A>, width);
   }

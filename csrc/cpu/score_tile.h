@@ -1,5 +1,5 @@
-// The micro-kernels of E1, shared by score, top-k and hinge: a register tile of query rows by a panel of references,
-// and one query against a few reference rows.
+// The micro-kernels of E1, behind scan.h: a register tile of query rows by a panel of references, and one query
+// against a few reference rows.
 #pragma once
 
 #include "../pair_math.h"
@@ -8,25 +8,29 @@
 namespace dissim {
 namespace {
 
-// Rows by vectors of a register tile. With 16 registers 4 x 2 accumulators, a reference pair, a query, a weight, the
-// sign mask and one temporary just fit (6 x 2 spills); with 32 registers twice the columns fit.
-constexpr int kTileRows = 4;
-#if defined(__AVX512F__) || defined(__aarch64__)
+// Rows by vectors of a register tile. With 16 registers 2 x 4 sums, four references, a query, a weight, the sign mask
+// and one temporary just fit; with 32 registers twice the rows fit. Four references serve each broadcast of a query,
+// which costs a load and an instruction, so 2 x 4 beats 4 x 2 by some percent.
 constexpr int kTileVectors = 4;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 4;
 #else
-constexpr int kTileVectors = 2;
+constexpr int kTileRows = 2;
 #endif
 template <class A>
 constexpr int kPanel = kTileVectors * kLanes<A>;
 
-// scores[i][j] = bias + sum_d weight[d] |query[i][d] - panel[d][j]|, one running sum a pair, d ascending.
+// scores[i][j] (+)= sum_d weight[d] |query[i][d] - panel[d][j]|, then + bias: one running sum a pair, d ascending. The
+// first call for a tile starts it, later ones go on with further dimensions. `stride` is that of the scores' rows.
 template <class A>
-DISSIM_INLINE void score_tile(
-    const A* const (&query)[kTileRows], const A* panel, const A* weight, A bias, int64_t dim,
-    A (&scores)[kTileRows][kPanel<A>]) {
+DISSIM_INLINE void score_tile(const A* const* query, int64_t first, int64_t last, const A* panel, const A* weight,
+                              A bias, A* scores, int64_t stride) {
   constexpr int lanes = kLanes<A>;
   Vector<A> sums[kTileRows][kTileVectors] = {};
-  for (int64_t d = 0; d < dim; ++d) {
+  if (first)
+    for (int i = 0; i < kTileRows; ++i)
+      for (int j = 0; j < kTileVectors; ++j) sums[i][j] = load<A>(scores + i * stride + j * lanes);
+  for (int64_t d = first; d < last; ++d) {
     Vector<A> w = broadcast<A>(weight[d]), r[kTileVectors];
     for (int j = 0; j < kTileVectors; ++j) r[j] = load<A>(panel + d * kPanel<A> + j * lanes);
     for (int i = 0; i < kTileRows; ++i) {
@@ -35,33 +39,37 @@ DISSIM_INLINE void score_tile(
     }
   }
   for (int i = 0; i < kTileRows; ++i)
-    for (int j = 0; j < kTileVectors; ++j) store<A>(scores[i] + j * lanes, sums[i][j] + broadcast<A>(bias));
+    for (int j = 0; j < kTileVectors; ++j) store<A>(scores + i * stride + j * lanes, sums[i][j] + broadcast<A>(bias));
 }
 
-// Reference rows that one pass over a query serves.
-constexpr int kRowGroup = 4;
+// Reference rows that one pass over a query serves: one a lane of the vector of scores.
+template <class A>
+constexpr int kRowGroup = kLanes<A>;
 
 // scores[i] = bias + sum_d weight[d] |query[d] - reference[i][d]|: lanes are dimensions, for the shapes that are bound
 // by reading the references. `stride` is that of the references' dimensions.
 template <class E>
-DISSIM_INLINE void score_rows(
-    const Wide<E>* query, const E* const (&reference)[kRowGroup], int64_t stride, const Wide<E>* weight,
-    Wide<E> bias, int64_t dim, Wide<E> (&scores)[kRowGroup]) {
+DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const (&reference)[kRowGroup<Wide<E>>], int64_t stride,
+                              const Wide<E>* weight, Wide<E> bias, int64_t dim, Wide<E>* scores) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>;
-  Vector<A> sums[kRowGroup] = {};
+  Vector<A> sums[lanes] = {};
   int64_t d = 0;
   if (stride == 1)
     for (; d + lanes <= dim; d += lanes) {
       Vector<A> q = load<A>(query + d), w = load<A>(weight + d);
-      for (int i = 0; i < kRowGroup; ++i) sums[i] += w * magnitude<A>(q - load_wide<E>(reference[i] + d));
+      for (int i = 0; i < lanes; ++i) sums[i] += w * magnitude<A>(q - load_wide<E>(reference[i] + d));
     }
-  for (int i = 0; i < kRowGroup; ++i) scores[i] = bias + sum<A>(sums[i]);
+  transpose<A>(sums);  // now lane i of every vector belongs to row i
+  for (int half = lanes / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  store<A>(scores, sums[0]);
   for (; d < dim; ++d)
-    for (int i = 0; i < kRowGroup; ++i) {
+    for (int i = 0; i < lanes; ++i) {
       A t = query[d] - widen(reference[i][d * stride]);
       scores[i] += weight[d] * (t < 0 ? -t : t);
     }
+  for (int i = 0; i < lanes; ++i) scores[i] += bias;
 }
 
 }  // namespace

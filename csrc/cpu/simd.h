@@ -6,7 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -175,10 +175,71 @@ DISSIM_INLINE Vector<float> load_wide<Half>(const Half* from) {
 }
 #endif
 
+// A vector's elements narrowed into contiguous storage.
+template <class E>
+DISSIM_INLINE void store_narrow(E* to, Vector<Wide<E>> v) {
+  for (int i = 0; i < kLanes<Wide<E>>; ++i) to[i] = narrow<E>(v[i]);
+}
+template <>
+DISSIM_INLINE void store_narrow<float>(float* to, Vector<float> v) {
+  store<float>(to, v);
+}
+template <>
+DISSIM_INLINE void store_narrow<double>(double* to, Vector<double> v) {
+  store<double>(to, v);
+}
+template <>
+DISSIM_INLINE void store_narrow<BFloat>(BFloat* to, Vector<float> v) {
+  typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t Unsigned __attribute__((vector_size(kVectorBytes)));
+  const Unsigned wide = (Unsigned)v, nan = (Unsigned)(v != v);
+  const Unsigned rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16, quiet = (wide >> 16) | 0x40;
+  const Bits narrowed = __builtin_convertvector((nan & quiet) | (~nan & rounded), Bits);
+  memcpy(to, &narrowed, sizeof narrowed);
+}
+#if defined(__AVX512F__)
+template <>
+DISSIM_INLINE void store_narrow<Half>(Half* to, Vector<float> v) {
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph((__m512)v, 0));
+}
+#elif defined(__F16C__)
+template <>
+DISSIM_INLINE void store_narrow<Half>(Half* to, Vector<float> v) {
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)v, 0));
+}
+#endif
+
+// Stores `count` elements, contiguous; what lies behind `from` up to a whole vector may be read.
+template <class E>
+DISSIM_INLINE void store_narrow(E* to, const Wide<E>* from, int64_t count) {
+  constexpr int lanes = kLanes<Wide<E>>;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) store_narrow<E>(to + i, load<Wide<E>>(from + i));
+  for (; i < count; ++i) to[i] = narrow<E>(from[i]);
+}
+
+// --- masks ----------------------------------------------------------------------------------------------------
+
 // The integer lanes of a comparison narrow to nothing but 0 and -1, so `mask & bits of x` is "x where".
 template <class A>
 DISSIM_INLINE Vector<A> where(Integers<A> mask, Vector<A> x) {
   return (Vector<A>)(mask & (Integers<A>)x);
+}
+
+// One bit a lane of such a mask, the first lane lowest.
+template <class A>
+DISSIM_INLINE uint32_t bits(Integers<A> mask) {
+#if defined(__AVX512F__)
+  return sizeof(A) == 4 ? _mm512_movepi32_mask((__m512i)mask) : _mm512_movepi64_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return sizeof(A) == 4 ? _mm256_movemask_ps((__m256)mask) : _mm256_movemask_pd((__m256d)mask);
+#elif defined(__SSE2__)
+  return sizeof(A) == 4 ? _mm_movemask_ps((__m128)mask) : _mm_movemask_pd((__m128d)mask);
+#else
+  uint32_t all = 0;
+  for (int i = 0; i < kLanes<A>; ++i) all |= uint32_t(mask[i] & 1) << i;
+  return all;
+#endif
 }
 
 }  // namespace

@@ -69,9 +69,31 @@ def score_backward(
     return [g for g in grads if g is not None]
 
 
+def topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    largest: bool,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    filters = (exclude, query_labels, reference_labels)
+    if not (query.numel() and reference.numel()):
+        return reference_backend.topk(query, reference, weight, bias, k, largest, *filters)
+    scores = torch.empty(len(query), k, dtype=ACCUMULATE[query.dtype])
+    indices = torch.empty(scores.shape, dtype=torch.int64)
+    filters = [None if x is None else x.contiguous() for x in filters]
+    wide = _wide(weight), None if bias is None else _wide(bias)
+    torch.ops.dissim_native.topk(query[None], reference[None], *wide, k, largest, *filters, scores, indices)
+    return scores, indices
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(ACCUMULATE[tensor.dtype]).contiguous()
 
 
 # The reference scores blocks of rows through this module until these have kernels of their own.
-from .reference import hinge, hinge_backward, topk  # noqa: E402, F401
+from .reference import hinge, hinge_backward  # noqa: E402, F401

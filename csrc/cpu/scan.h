@@ -1,0 +1,162 @@
+// The scores of all pairs (E1), block by block, to whoever consumes them: score stores, topk selects, hinge adds up.
+// Lanes are reference rows in packed panels (score_tile) or, for very few queries, dimensions (score_rows). Every score
+// is one sum in an order that depends on the shape alone, however the work is cut.
+#pragma once
+
+#include "score_tile.h"
+
+namespace dissim {
+namespace {
+
+constexpr int64_t kBlockRows = 64, kBlockColumns = 128;  // most pairs of a block: their scores and rows live in L2
+constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
+constexpr int64_t kEntryWork = 1 << 18;  // pairs times dimensions below which a task takes more entries
+template <class A>
+constexpr int64_t kSlice = 16384 / (kPanel<A> * sizeof(A));  // dimensions of a panel that fill half of L1
+
+template <class E>
+struct Pairs {
+  Rows query, reference;
+  int64_t batch, heads, dim;
+  const Wide<E>* weight;  // [heads, dim]
+  const Wide<E>* bias;  // [heads], or null for 0
+};
+
+// Scores of queries [row, row + rows) and references [column, column + columns). `column` is a multiple of
+// Cuts::width, which depends on the shape alone, and a block has that many columns but for the last.
+template <class A>
+struct Block {
+  int64_t batch, head, row, rows, column, columns;
+  const A* scores;
+  // kBlockColumns values of one query; behind `columns` of them there is nothing of interest.
+  const A* operator[](int64_t i) const { return scores + i * kBlockColumns; }
+};
+
+// How the work is cut into tasks: `parts` runs of blocks of columns by `row_parts` runs of rows, by batch entries.
+struct Cuts {
+  int64_t width, blocks, parts, row_parts, entries;
+  int64_t part_of(int64_t column) const {  // of the block that begins with this column
+    int64_t part = column / width * parts / blocks;
+    while ((part + 1) * blocks / parts <= column / width) ++part;
+    return part;
+  }
+};
+
+template <class E>
+Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
+  constexpr int64_t panel = kPanel<Wide<E>>;
+  const int64_t rows = p.query.rows, columns = p.reference.rows, wanted = blocks_of(4 * threads, p.batch);
+  const int64_t width = least(kBlockColumns, blocks_of(blocks_of(columns, 8), panel) * panel);
+  const int64_t blocks = blocks_of(columns, width), parts = most(1, least(least(blocks, wanted), most_parts));
+  const int64_t row_parts = least(blocks_of(wanted, parts), blocks_of(rows, kBlockRows));
+  return {width, blocks, parts, row_parts, most(1, kEntryWork / most(1, rows * columns * p.dim))};
+}
+
+// Scores `rows` queries, given by wide rows, against a block of packed panels.
+template <class A>
+void score_block(const A* const* query, int64_t rows, const A* packed, int64_t columns, int64_t dim, const A* weight,
+                 A bias, A* scores) {
+  int64_t d = 0;
+  do {  // slice by slice, so that a panel's stays in L1 for all rows; once for no dimensions
+    const int64_t end = least(d + kSlice<A>, dim);
+    for (int64_t j = 0; j < columns; j += kPanel<A>)
+      for (int64_t i = 0; i < rows; i += kTileRows)
+        score_tile<A>(query + i, d, end, packed + j * dim, weight, end == dim ? bias : A(0),
+                      scores + i * kBlockColumns + j, kBlockColumns);
+    d = end;
+  } while (d < dim);
+}
+
+// One task's scratch and loops.
+template <class E>
+class Scanner {
+  using A = Wide<E>;
+  static constexpr int panel = kPanel<A>;
+
+ public:
+  Scanner(const Pairs<E>& pairs, const Cuts& cuts)
+      : p_(pairs),
+        width_(cuts.width),
+        few_(p_.query.rows < kFewRows),
+        scores_(kBlockRows * kBlockColumns),
+        wide_(least(p_.query.rows, kBlockRows) * p_.dim),
+        packed_(few_ ? 0 : width_ * p_.dim) {}
+
+  template <class Consume>
+  void scan(int64_t batch, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
+            const Consume& consume) {
+    for (int64_t m = column_begin; m < column_end; m += width_) {
+      const int64_t columns = least(width_, column_end - m);
+      if (!few_)
+        for (int64_t j = 0; j < columns; j += panel)
+          pack_panel<E, panel>(p_.reference, batch, m + j, p_.dim, packed_ + j * p_.dim);
+      for (int64_t n = row_begin; n < row_end; n += kBlockRows) {
+        const int64_t rows = least(kBlockRows, row_end - n);
+        const A* query[kBlockRows];
+        for (int64_t i = 0; i < rows; ++i) query[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
+        for (int64_t i = rows; i % kTileRows; ++i) query[i] = query[rows - 1];
+        for (int64_t head = 0; head < p_.heads; ++head) {
+          const A* weight = p_.weight + head * p_.dim;
+          const A bias = p_.bias ? p_.bias[head] : 0;
+          if (few_) {
+            score_few(batch, query, rows, m, columns, weight, bias);
+          } else {
+            score_block<A>(query, rows, packed_, columns, p_.dim, weight, bias, scores_);
+          }
+          consume(Block<A>{batch, head, n, rows, m, columns, scores_});
+        }
+      }
+    }
+  }
+
+ private:
+  void score_few(int64_t batch, const A* const* query, int64_t rows, int64_t m, int64_t columns, const A* weight,
+                 A bias) {
+    for (int64_t j = 0; j < columns; j += kRowGroup<A>) {
+      const E* reference[kRowGroup<A>];
+      for (int i = 0; i < kRowGroup<A>; ++i)
+        reference[i] = row_of<E>(p_.reference, batch, least(m + j + i, m + columns - 1));
+      for (int64_t i = 0; i < rows; ++i)
+        score_rows<E>(query[i], reference, p_.reference.dim_stride, weight, bias, p_.dim,
+                      scores_ + i * kBlockColumns + j);
+    }
+  }
+
+  const Pairs<E>& p_;
+  const int64_t width_;
+  const bool few_;
+  Scratch<A> scores_, wide_, packed_;
+};
+
+// Calls consume(block) for blocks that together cover all pairs, in any order and on any thread; the blocks of a task
+// come in ascending order of columns.
+template <class E, class Consume>
+void scan(const Pairs<E>& p, const Cuts& cuts, const Parallel& parallel, const Consume& consume) {
+  const int64_t rows = p.query.rows, columns = p.reference.rows;
+  for_each(parallel, blocks_of(p.batch, cuts.entries) * cuts.parts * cuts.row_parts, [&](int64_t task) {
+    const int64_t row_part = task % cuts.row_parts, part = task / cuts.row_parts % cuts.parts;
+    const int64_t entry = task / cuts.row_parts / cuts.parts * cuts.entries;
+    const int64_t tiles = blocks_of(rows, kTileRows);
+    const int64_t row_begin = row_part * tiles / cuts.row_parts * kTileRows;
+    const int64_t row_end = least((row_part + 1) * tiles / cuts.row_parts * kTileRows, rows);
+    const int64_t column_begin = part * cuts.blocks / cuts.parts * cuts.width;
+    const int64_t column_end = least((part + 1) * cuts.blocks / cuts.parts * cuts.width, columns);
+    Scanner<E> scanner(p, cuts);
+    for (int64_t batch = entry; batch < least(entry + cuts.entries, p.batch); ++batch)
+      scanner.scan(batch, row_begin, row_end, column_begin, column_end, consume);
+  });
+}
+
+// A switch over the dtypes: Operation<E>::run(problem, parallel).
+template <template <class> class Operation, class Problem>
+void dispatch(const Problem& problem, const Parallel& parallel) {
+  switch (problem.dtype) {
+    case Dtype::float16: return Operation<Half>::run(problem, parallel);
+    case Dtype::bfloat16: return Operation<BFloat>::run(problem, parallel);
+    case Dtype::float32: return Operation<float>::run(problem, parallel);
+    case Dtype::float64: return Operation<double>::run(problem, parallel);
+  }
+}
+
+}  // namespace
+}  // namespace dissim

@@ -1,0 +1,36 @@
+// topk: E1 over all pairs, of which each query keeps its k best.
+#include "kernels.h"
+#include "select.h"
+
+namespace dissim {
+namespace {
+
+template <class E>
+struct Best {
+  using A = Wide<E>;
+
+  static void run(const TopK& p, const Parallel& parallel) {
+    const int64_t rows = p.query.rows, k = least(p.k, p.reference.rows);
+    const Pairs<E> pairs{
+        p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};
+    const Cuts cuts = cut(pairs, parallel.threads, Selection<A>::most_parts(rows, k));
+    Selection<A> selection(rows, k, p.largest, cuts, {p.exclude, p.query_labels, p.reference_labels});
+    if (k) scan<E>(pairs, cuts, parallel, [&](const Block<A>& block) { selection.take(block); });
+    for_each(parallel, rows, [&](int64_t n) {
+      A* scores = static_cast<A*>(p.scores) + n * p.k;
+      int64_t* indices = p.indices + n * p.k;
+      const Heap<A> best = selection.best(n);
+      for (int64_t i = 0; i < p.k; ++i) {
+        scores[i] = i < best.count ? selection.score(best.all[i]) : A(__builtin_nan(""));
+        indices[i] = i < best.count ? best.all[i].index : -1;
+      }
+    });
+  }
+};
+
+}  // namespace
+
+namespace DISSIM_ISA {
+void topk(const TopK& problem, const Parallel& parallel) { dispatch<Best>(problem, parallel); }
+}  // namespace DISSIM_ISA
+}  // namespace dissim
