@@ -81,6 +81,16 @@ void topk(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> b
       parallel());
 }
 
+void hinge(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> bias, Tensor query_labels,
+           Tensor reference_labels, std::optional<Tensor> exclude, double margin, int64_t hard_negatives,
+           Tensor positive, Tensor negative, Tensor active) {
+  kernels().hinge({dtype_of(query), query.size(2), rows_of(query), rows_of(reference), weight.const_data_ptr(),
+                   pointer(bias), integers(query_labels), integers(reference_labels), integers(exclude), margin,
+                   hard_negatives, positive.mutable_data_ptr(), negative.mutable_data_ptr(),
+                   static_cast<uint8_t*>(active.mutable_data_ptr())},
+                  parallel());
+}
+
 // "avx2" or another name; empty where DISSIM_ISA names a set that cannot run.
 std::string isa() { return dissim::kernels() ? dissim::kernels()->isa : ""; }
 
@@ -104,6 +114,10 @@ STABLE_TORCH_LIBRARY(dissim_native, library) {
   library.def(
       "topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? exclude, "
       "Tensor? query_labels, Tensor? reference_labels, Tensor(a!) scores, Tensor(b!) indices) -> ()");
+  library.def(
+      "hinge(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor query_labels, "
+      "Tensor reference_labels, Tensor? exclude, float margin, int hard_negatives, Tensor(a!) positive, "
+      "Tensor(b!) negative, Tensor(c!) active) -> ()");
   library.def("isa() -> str");
   library.def("isas() -> str");
 }
@@ -112,6 +126,7 @@ STABLE_TORCH_LIBRARY_IMPL(dissim_native, CPU, library) {
   library.impl("score", TORCH_BOX(&score));
   library.impl("score_backward", TORCH_BOX(&score_backward));
   library.impl("topk", TORCH_BOX(&topk));
+  library.impl("hinge", TORCH_BOX(&hinge));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CompositeExplicitAutograd, library) {

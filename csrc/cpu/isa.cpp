@@ -9,7 +9,8 @@
   void score(const Score&, const Parallel&);                        \
   void score_backward(const ScoreBackward&, const Parallel&);       \
   void topk(const TopK&, const Parallel&);                          \
-  static const Kernels table = {#set, score, score_backward, topk}; \
+  void hinge(const Hinge&, const Parallel&);                        \
+  static const Kernels table = {#set, score, score_backward, topk, hinge}; \
   }
 #define DISSIM_ROW(set) &dissim::set::table,
 

@@ -8,5 +8,6 @@ namespace dissim::DISSIM_ISA {
 void score(const Score&, const Parallel&);
 void score_backward(const ScoreBackward&, const Parallel&);
 void topk(const TopK&, const Parallel&);
+void hinge(const Hinge&, const Parallel&);
 
 }  // namespace dissim::DISSIM_ISA

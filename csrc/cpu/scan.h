@@ -46,7 +46,7 @@ template <class E>
 Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
   constexpr int64_t panel = kPanel<Wide<E>>;
   const int64_t rows = p.query.rows, columns = p.reference.rows, wanted = blocks_of(4 * threads, p.batch);
-  const int64_t width = least(kBlockColumns, blocks_of(blocks_of(columns, 8), panel) * panel);
+  const int64_t width = most(panel, least(kBlockColumns, blocks_of(blocks_of(columns, 8), panel) * panel));
   const int64_t blocks = blocks_of(columns, width), parts = most(1, least(least(blocks, wanted), most_parts));
   const int64_t row_parts = least(blocks_of(wanted, parts), blocks_of(rows, kBlockRows));
   return {width, blocks, parts, row_parts, most(1, kEntryWork / most(1, rows * columns * p.dim))};

@@ -47,12 +47,14 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t scalar;
   typedef int32_t integer __attribute__((vector_size(kVectorBytes)));
   static constexpr int32_t magnitude = 0x7fffffff;
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t scalar;
   typedef int64_t integer __attribute__((vector_size(kVectorBytes)));
   static constexpr int64_t magnitude = 0x7fffffffffffffff;
 };

@@ -80,15 +80,36 @@ def topk(
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    filters = (exclude, query_labels, reference_labels)
-    if not (query.numel() and reference.numel()):
-        return reference_backend.topk(query, reference, weight, bias, k, largest, *filters)
     scores = torch.empty(len(query), k, dtype=ACCUMULATE[query.dtype])
     indices = torch.empty(scores.shape, dtype=torch.int64)
-    filters = [None if x is None else x.contiguous() for x in filters]
-    wide = _wide(weight), None if bias is None else _wide(bias)
-    torch.ops.dissim_native.topk(query[None], reference[None], *wide, k, largest, *filters, scores, indices)
+    filters = [_contiguous(x) for x in (exclude, query_labels, reference_labels)]
+    pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
+    torch.ops.dissim_native.topk(*pairs, k, largest, *filters, scores, indices)
     return scores, indices
+
+
+def hinge(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    exclude: Tensor | None,
+    margin: float,
+    hard_negatives: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    positive, negative = (torch.empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
+    active = torch.empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
+    pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
+    filters = [_contiguous(x) for x in (query_labels, reference_labels, exclude)]
+    hard = -1 if hard_negatives is None else hard_negatives
+    torch.ops.dissim_native.hinge(*pairs, *filters, margin, hard, positive, negative, active)
+    return positive, negative, active
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -96,4 +117,4 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 # The reference scores blocks of rows through this module until these have kernels of their own.
-from .reference import hinge, hinge_backward  # noqa: E402, F401
+from .reference import hinge_backward  # noqa: E402, F401
