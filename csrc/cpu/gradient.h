@@ -1,138 +1,106 @@
-// The two sign sums of E2, A[n] = sum_m g[n, m] sgn(q_n - r_m) and B[m] = sum_n g[n, m] sgn(q_n - r_m), for every
-// dimension: shared by score_backward and hinge. The sums are in units of kSignUnit.
+// The gradients of E2 from any source of upstream gradients, for score_backward and hinge_backward. A task owns whole
+// chunks of dimensions, so no two threads ever add to one number and every sum has one fixed order. References are
+// packed, summed and written block by block; only the queries' sums stay for the length of the call. Both sides share
+// each sign, and the gradient of the weights falls out of the two sums without a third pass.
 #pragma once
 
-#include "../pair_math.h"
-#include "pack.h"
+#include "sign_sums.h"
 
 namespace dissim {
 namespace {
 
-constexpr int64_t kTileQueries = 64, kTileColumns = 128;  // a tile of g: 32 KiB of floats, in L2
-constexpr int kQueries = 4;                               // query rows in registers
+constexpr int64_t kDense = -1;           // instead of a number of pairs: the tile of g is filled
+constexpr int64_t kMostPairs = 2048;     // a quarter of a tile: beyond, all its pairs are quicker
+constexpr int64_t kCentreSample = 256;   // references that give the centre
+constexpr int64_t kPadding = 4;          // rows behind a chunk, so that chunks do not all fall on one set of a cache
 
-// One chunk against one tile of g: adds to sums_q [rows][lanes] and sums_r [columns][lanes]. `rows` is padded to
-// kQueries by the caller's zeroed rows of g.
-template <class A, bool of_query, bool of_reference, bool finite>
-void sign_sums_tile(const A* query, const A* reference, const A* g, int64_t rows, int64_t columns, A* sums_q,
-                    A* sums_r) {
-  constexpr int lanes = kLanes<A>;
-  for (int64_t n = 0; n < rows; n += kQueries) {
-    Vector<A> q[kQueries], sums[kQueries];
-    for (int i = 0; i < kQueries; ++i) {
-      q[i] = load<A>(query + (n + i) * lanes);
-      if (of_query) sums[i] = load<A>(sums_q + (n + i) * lanes);
-    }
-    const A* row = g + n * kTileColumns;
-    for (int64_t m = 0; m < columns; ++m) {
-      const Vector<A> r = load<A>(reference + m * lanes);
-      Vector<A> sum_r[2] = {};  // two chains: one of kQueries would wait for itself
-      if (of_reference) sum_r[0] = load<A>(sums_r + m * lanes);
-      for (int i = 0; i < kQueries; ++i) {
-        const Vector<A> s = finite ? sign_of_finite<A>(q[i] - r) : sign<A>(q[i] - r);
-        const Vector<A> weight = broadcast<A>(row[i * kTileColumns + m]);
-        if (of_query) sums[i] += weight * s;
-        if (of_reference) sum_r[i % 2] += weight * s;
-      }
-      if (of_reference) store<A>(sums_r + m * lanes, sum_r[0] + sum_r[1]);
-    }
-    if (of_query)
-      for (int i = 0; i < kQueries; ++i) store<A>(sums_q + (n + i) * lanes, sums[i]);
-  }
-}
-
-template <class A>
-class SignSums {
+template <class E>
+class Gradient {
+  using A = Wide<E>;
   static constexpr int lanes = kLanes<A>;
+  static constexpr int64_t kBlock = (kTileColumns + kPadding) * lanes;  // elements of a chunk of a block of references
 
  public:
-  SignSums(int64_t queries, int64_t references, int64_t dim)
-      : chunks(blocks_of(dim, lanes)),
-        queries_(queries),
-        references_(references),
+  // grad_weight [heads, dim] is added to, the other two are written; null: not computed.
+  Gradient(const Rows& query, const Rows& reference, int64_t heads, int64_t dim, const A* weight, E* grad_query,
+           E* grad_reference, A* grad_weight)
+      : query_(query),
+        reference_(reference),
+        heads_(heads),
         dim_(dim),
-        padded_(blocks_of(queries, kQueries) * kQueries),
-        query_(query_size()),
-        reference_(reference_size()),
-        sums_q_(query_size()),
-        sums_r_(reference_size()),
-        finite_(chunks) {}
+        chunks_(blocks_of(dim, lanes)),
+        padded_(blocks_of(query.rows, kQueries) * kQueries),
+        stride_((padded_ + kPadding) * lanes),
+        weight_(weight),
+        grad_query_(grad_query),
+        grad_reference_(grad_reference),
+        grad_weight_(grad_weight),
+        packed_(chunks_ * stride_),
+        sums_(chunks_ * stride_),
+        finite_(chunks_),
+        centre_(grad_weight ? chunks_ * lanes : 0),
+        of_weight_(grad_weight ? blocks_of(reference.rows, kTileColumns) * chunks_ * lanes : 0),
+        query_total_(heads > 1 && grad_query ? query.rows * dim : 0),
+        reference_total_(heads > 1 && grad_reference ? reference.rows * dim : 0) {}
 
-  const int64_t chunks;
-  int64_t query_size() const { return chunks * padded_ * lanes; }
-  int64_t reference_size() const { return chunks * references_ * lanes; }
-  const A* query_sums(int64_t chunk) const { return sums_q_ + chunk * padded_ * lanes; }
-  const A* reference_sums(int64_t chunk) const { return sums_r_ + chunk * references_ * lanes; }
-
-  template <class E>
-  void pack(const Rows& query, const Rows& reference, int64_t batch, int64_t chunk) {
-    const bool q = pack_chunk<E>(query, batch, chunk, padded_, query_ + chunk * padded_ * lanes);
-    const bool r = pack_chunk<E>(reference, batch, chunk, references_, reference_ + chunk * references_ * lanes);
-    finite_[chunk] = q && r;
+  // One batch entry: packs its queries.
+  void begin(int64_t batch, const Parallel& parallel) {
+    batch_ = batch;
+    for_each(parallel, blocks_of(padded_, kTileQueries), [&](int64_t block) {
+      const int64_t n = block * kTileQueries;
+      pack_chunks<E>(query_, batch, n, least(kTileQueries, padded_ - n), dim_, 0, chunks_, packed_ + n * lanes, stride_);
+    });
+    for_each(parallel, chunks_, [&](int64_t chunk) {
+      finite_[chunk] = finite_chunk<A>(packed_ + chunk * stride_, padded_);
+      if (grad_weight_) find_centre(chunk);
+    });
   }
 
-  // tile(n, m, rows, columns, g) fills g [rows][kTileColumns] and says whether any of it is not 0.
+  // One head. tile(n, m, rows, columns, g, pairs) gives the upstream gradients of a tile of pairs: it fills g
+  // [rows][kTileColumns] and returns kDense, or lists the pairs that are not 0, kMostPairs at most, and returns their
+  // number.
   template <class Tile>
-  void accumulate(const Parallel& parallel, bool of_query, bool of_reference, Tile tile) {
-    memset(sums_q_, 0, size_t(query_size()) * sizeof(A));
-    memset(sums_r_, 0, size_t(reference_size()) * sizeof(A));
-    if (of_query && of_reference && chunks >= parallel.threads) {
-      sweep<true, true>(parallel, 1, tile);
+  void add(int64_t head, const Parallel& parallel, const Tile& tile) {
+    const bool of_query = grad_query_ || grad_weight_, of_reference = grad_reference_ || grad_weight_;
+    if (of_query && of_reference && chunks_ >= parallel.threads) {
+      sweep<true, true>(head, parallel, 1, tile);
     } else {  // one side, or fewer chunks than threads: cut by rows, each side on its own, in the same order of sums
-      const int64_t cuts = blocks_of(2 * parallel.threads, chunks);
-      if (of_query) sweep<true, false>(parallel, cuts, tile);
-      if (of_reference) sweep<false, true>(parallel, cuts, tile);
+      const int64_t cuts = blocks_of(2 * parallel.threads, chunks_);
+      if (of_query) sweep<true, false>(head, parallel, cuts, tile);
+      if (of_reference) sweep<false, true>(head, parallel, cuts, tile);
     }
-  }
-
-  // E2: grad_weight[d] += sum_n q A - sum_m r B, about the mean so that a common offset does not cancel.
-  void add_grad_weight(int64_t chunk, A* grad_weight, int64_t width) const {
-    const A *q = query_ + chunk * padded_ * lanes, *r = reference_ + chunk * references_ * lanes;
-    const A *a = query_sums(chunk), *b = reference_sums(chunk);
-    for (int64_t i = 0; i < width; ++i) {
-      double centre = 0, sum = 0;
-      for (int64_t m = 0; m < references_; ++m) centre += r[m * lanes + i];
-      centre /= double(references_);
-      if (!(centre - centre == 0)) centre = 0;
-      for (int64_t n = 0; n < queries_; ++n) sum += (q[n * lanes + i] - centre) * a[n * lanes + i];
-      for (int64_t m = 0; m < references_; ++m) sum -= (r[m * lanes + i] - centre) * b[m * lanes + i];
-      grad_weight[i] += A(sum / kSignUnit<A>);
-    }
+    if (of_query)
+      for_each(parallel, blocks_of(chunks_, kChunksOfTask), [&](int64_t task) {
+        finish_queries(head, task * kChunksOfTask, least((task + 1) * kChunksOfTask, chunks_));
+      });
   }
 
  private:
-  // Returns whether every value is finite. Adding 0 turns -0 into +0, so that a tie is never -0.
-  template <class E>
-  bool pack_chunk(const Rows& rows, int64_t batch, int64_t chunk, int64_t padded, A* to) const {
-    const int64_t d = chunk * lanes, width = least(lanes, dim_ - d);
-    Vector<A> residue = {};
-    for (int64_t row = 0; row < padded; ++row) {
-      Vector<A> v = {};
-      if (row < rows.rows) {
-        const E* from = row_of<E>(rows, batch, row) + d * rows.dim_stride;
-        if (rows.dim_stride == 1 && width == lanes) {
-          v = load_wide<E>(from) + broadcast<A>(0);
-        } else {
-          for (int64_t i = 0; i < width; ++i) v[i] = widen(from[i * rows.dim_stride]) + A(0);
-        }
-      }
-      residue += v - v;
-      store<A>(to + row * lanes, v);
+  static constexpr int64_t kChunksOfTask = 16;  // whole cache lines of every row
+
+  // E2's centre: any will do, so the mean of some references, spread evenly, stands for that of all.
+  void find_centre(int64_t chunk) {
+    const int64_t d = chunk * lanes, step = blocks_of(reference_.rows, kCentreSample);
+    for (int64_t i = 0; i < lanes; ++i) {
+      double centre = 0;
+      for (int64_t m = 0; d + i < dim_ && m < reference_.rows; m += step)
+        centre += double(widen(row_of<E>(reference_, batch_, m)[(d + i) * reference_.dim_stride]));
+      centre /= double(blocks_of(reference_.rows, step));
+      centre_[d + i] = centre - centre == 0 ? centre : 0;
     }
-    return sum<A>(residue) == 0;
   }
 
   template <bool of_query, bool of_reference, class Tile>
-  void sweep(const Parallel& parallel, int64_t cuts, Tile tile) {
-    const int64_t ranges = least(chunks, parallel.threads);
-    const int64_t rows = of_reference ? padded_ : cut_size(queries_, cuts, kTileQueries);
-    const int64_t columns = of_query ? references_ : cut_size(references_, cuts, kTileColumns);
-    const int64_t row_cuts = blocks_of(padded_, rows), column_cuts = blocks_of(references_, columns);
+  void sweep(int64_t head, const Parallel& parallel, int64_t cuts, const Tile& tile) {
+    const int64_t ranges = least(chunks_, parallel.threads);
+    const int64_t rows = of_reference ? query_.rows : cut_size(query_.rows, cuts, kTileQueries);
+    const int64_t columns = of_query ? reference_.rows : cut_size(reference_.rows, cuts, kTileColumns);
+    const int64_t row_cuts = blocks_of(query_.rows, rows), column_cuts = blocks_of(reference_.rows, columns);
     for_each(parallel, ranges * row_cuts * column_cuts, [&](int64_t task) {
       const int64_t range = task / row_cuts / column_cuts;
       const int64_t n = task / column_cuts % row_cuts * rows, m = task % column_cuts * columns;
-      sweep_block<of_query, of_reference>(range * chunks / ranges, (range + 1) * chunks / ranges, n,
-                                          least(n + rows, padded_), m, least(m + columns, references_), tile);
+      Task{*this, head, range * chunks_ / ranges, (range + 1) * chunks_ / ranges}.template run<of_query, of_reference>(
+          n, least(n + rows, query_.rows), m, least(m + columns, reference_.rows), tile);
     });
   }
 
@@ -140,32 +108,125 @@ class SignSums {
     return blocks_of(blocks_of(rows, cuts), tile) * tile;
   }
 
-  template <bool of_query, bool of_reference, class Tile>
-  void sweep_block(int64_t chunk_begin, int64_t chunk_end, int64_t row_begin, int64_t row_end, int64_t column_begin,
-                   int64_t column_end, Tile tile) {
-    Scratch<A> g(kTileQueries * kTileColumns);
-    for (int64_t m = column_begin; m < column_end; m += kTileColumns)
-      for (int64_t n = row_begin; n < row_end; n += kTileQueries) {
-        const int64_t rows = least(kTileQueries, row_end - n), columns = least(kTileColumns, column_end - m);
-        const int64_t real = least(rows, queries_ - n);
-        if (!tile(n, m, real, columns, g)) continue;
-        memset(g + real * kTileColumns, 0, size_t(rows - real) * kTileColumns * sizeof(A));
-        for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-          const int64_t q = (chunk * padded_ + n) * lanes, r = (chunk * references_ + m) * lanes;
-          if (finite_[chunk]) {
-            sign_sums_tile<A, of_query, of_reference, true>(query_ + q, reference_ + r, g, rows, columns, sums_q_ + q,
-                                                            sums_r_ + r);
-          } else {
-            sign_sums_tile<A, of_query, of_reference, false>(query_ + q, reference_ + r, g, rows, columns, sums_q_ + q,
-                                                             sums_r_ + r);
+  // Some chunks of one block of references after another, against all tiles of queries.
+  struct Task {
+    Gradient& all;
+    const int64_t head, begin, end;
+    Scratch<A> reference{(end - begin) * kBlock}, sums{(end - begin) * kBlock}, g{kTileQueries * kTileColumns};
+    Scratch<Pair<A>> pairs{kMostPairs};
+    Scratch<bool> finite{end - begin};
+
+    template <bool of_query, bool of_reference, class Tile>
+    void run(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, const Tile& tile) {
+      const int64_t padded = blocks_of(row_end, kQueries) * kQueries;
+      if (of_query)
+        for (int64_t chunk = begin; chunk < end; ++chunk)
+          memset(all.sums_ + chunk * all.stride_ + row_begin * lanes, 0, size_t(padded - row_begin) * kVectorBytes);
+      for (int64_t m = column_begin; m < column_end; m += kTileColumns) {
+        const int64_t columns = least(kTileColumns, column_end - m);
+        bool packed = false;
+        if (of_reference) memset(sums, 0, size_t((end - begin) * kBlock) * sizeof(A));
+        for (int64_t n = row_begin; n < row_end; n += kTileQueries) {
+          const int64_t rows = least(kTileQueries, row_end - n), whole = blocks_of(rows, kQueries) * kQueries;
+          const int64_t count = tile(n, m, rows, columns, static_cast<A*>(g), static_cast<Pair<A>*>(pairs));
+          if (count == 0) continue;  // E12: nothing of it is active
+          if (!packed) pack(m, columns);
+          packed = true;
+          memset(g + rows * kTileColumns, 0, size_t(whole - rows) * kTileColumns * sizeof(A));
+          for (int64_t chunk = begin; chunk < end; ++chunk) {
+            if (all.finite_[chunk] && finite[chunk - begin]) {
+              add<of_query, of_reference, true>(chunk, n, count, whole, columns);
+            } else {
+              add<of_query, of_reference, false>(chunk, n, count, whole, columns);
+            }
           }
         }
+        if (of_reference) finish(m, columns, packed);
       }
+    }
+
+    void pack(int64_t m, int64_t columns) {
+      pack_chunks<E>(all.reference_, all.batch_, m, columns, all.dim_, begin, end, reference, kBlock);
+      for (int64_t i = 0; i < end - begin; ++i) finite[i] = finite_chunk<A>(reference + i * kBlock, columns);
+    }
+
+    template <bool of_query, bool of_reference, bool all_finite>
+    void add(int64_t chunk, int64_t n, int64_t count, int64_t rows, int64_t columns) {
+      const A *q = all.packed_ + chunk * all.stride_ + n * lanes, *r = reference + (chunk - begin) * kBlock;
+      A *sums_q = all.sums_ + chunk * all.stride_ + n * lanes, *sums_r = sums + (chunk - begin) * kBlock;
+      if (count == kDense) {
+        sign_sums_tile<A, of_query, of_reference, all_finite>(q, r, g, rows, columns, sums_q, sums_r);
+      } else {
+        sign_sums_pairs<A, of_query, of_reference, all_finite>(q, r, pairs, count, sums_q, sums_r);
+      }
+    }
+
+    // The block is done: its rows of the gradient, and its part of E2's second sum for the weights.
+    void finish(int64_t m, int64_t columns, bool packed) {
+      if (all.grad_weight_)
+        for (int64_t chunk = begin; chunk < end; ++chunk)
+          all.moment(chunk, reference + (chunk - begin) * kBlock, sums + (chunk - begin) * kBlock,
+                     packed ? columns : 0, all.of_weight_ + (m / kTileColumns * all.chunks_ + chunk) * lanes);
+      if (all.grad_reference_)
+        for (int64_t i = 0; i < columns; ++i)
+          all.write(all.grad_reference_, all.reference_total_, all.batch_ * all.reference_.rows, m + i, head, begin, end,
+                    sums + i * lanes, kBlock, -1 / kSignUnit<A>);
+    }
+  };
+
+  // to[i] = sum over rows of (values - centre) sums, for each dimension of a chunk.
+  void moment(int64_t chunk, const A* values, const A* sums, int64_t rows, double* to) const {
+    double total[lanes] = {};
+    for (int64_t row = 0; row < rows; ++row)
+      for (int i = 0; i < lanes; ++i)
+        total[i] += (values[row * lanes + i] - centre_[chunk * lanes + i]) * sums[row * lanes + i];
+    memcpy(to, total, sizeof total);
   }
 
-  const int64_t queries_, references_, dim_, padded_;
-  Scratch<A> query_, reference_, sums_q_, sums_r_;
+  void finish_queries(int64_t head, int64_t begin, int64_t end) {
+    if (grad_weight_)
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        double total[lanes];
+        moment(chunk, packed_ + chunk * stride_, sums_ + chunk * stride_, query_.rows, total);
+        for (int64_t i = 0; i < least(lanes, dim_ - chunk * lanes); ++i) {
+          for (int64_t block = 0; block < blocks_of(reference_.rows, kTileColumns); ++block)
+            total[i] -= of_weight_[(block * chunks_ + chunk) * lanes + i];
+          grad_weight_[head * dim_ + chunk * lanes + i] += A(total[i] / kSignUnit<A>);
+        }
+      }
+    if (grad_query_)
+      for (int64_t n = 0; n < query_.rows; ++n)
+        write(grad_query_, query_total_, batch_ * query_.rows, n, head, begin, end,
+              sums_ + begin * stride_ + n * lanes, stride_, 1 / kSignUnit<A>);
+  }
+
+  // grad[row][d] = factor weight[d] sums[d] in the dimensions of some chunks, over the heads before this one too.
+  void write(E* grad, A* total, int64_t first, int64_t row, int64_t head, int64_t begin, int64_t end, const A* sums,
+             int64_t stride, A factor) const {
+    const A* weight = weight_ + head * dim_;
+    for (int64_t d = begin * lanes; d < least(end * lanes, dim_); d += lanes, sums += stride) {
+      const int64_t width = least(lanes, dim_ - d);
+      A values[lanes];
+      for (int64_t i = 0; i < width; ++i) values[i] = factor * weight[d + i] * sums[i];
+      if (heads_ > 1)
+        for (int64_t i = 0; i < width; ++i) {
+          A& sum = total[row * dim_ + d + i];
+          values[i] = sum = head ? sum + values[i] : values[i];
+        }
+      if (head + 1 == heads_) store_narrow<E>(grad + (first + row) * dim_ + d, values, width);
+    }
+  }
+
+  const Rows &query_, &reference_;
+  const int64_t heads_, dim_, chunks_, padded_, stride_;
+  int64_t batch_ = 0;
+  const A* weight_;
+  E *grad_query_, *grad_reference_;
+  A* grad_weight_;
+  Scratch<A> packed_, sums_;  // the queries: [chunks][padded rows][lanes]
   Scratch<bool> finite_;
+  Scratch<double> centre_, of_weight_;  // [chunks][lanes], and for each block of references [chunks][lanes]
+  Scratch<A> query_total_, reference_total_;
 };
 
 }  // namespace

@@ -40,6 +40,17 @@ void for_each(const Parallel& parallel, int64_t count, F each) {
   }
 }
 
+// A switch over the dtypes: Operation<E>::run(problem, parallel).
+template <template <class> class Operation, class Problem>
+void dispatch(const Problem& problem, const Parallel& parallel) {
+  switch (problem.dtype) {
+    case Dtype::float16: return Operation<Half>::run(problem, parallel);
+    case Dtype::bfloat16: return Operation<BFloat>::run(problem, parallel);
+    case Dtype::float32: return Operation<float>::run(problem, parallel);
+    case Dtype::float64: return Operation<double>::run(problem, parallel);
+  }
+}
+
 template <class E>
 DISSIM_INLINE const E* row_of(const Rows& rows, int64_t batch, int64_t row) {
   return static_cast<const E*>(rows.data) + batch * rows.batch_stride + row * rows.row_stride;

@@ -147,16 +147,5 @@ void scan(const Pairs<E>& p, const Cuts& cuts, const Parallel& parallel, const C
   });
 }
 
-// A switch over the dtypes: Operation<E>::run(problem, parallel).
-template <template <class> class Operation, class Problem>
-void dispatch(const Problem& problem, const Parallel& parallel) {
-  switch (problem.dtype) {
-    case Dtype::float16: return Operation<Half>::run(problem, parallel);
-    case Dtype::bfloat16: return Operation<BFloat>::run(problem, parallel);
-    case Dtype::float32: return Operation<float>::run(problem, parallel);
-    case Dtype::float64: return Operation<double>::run(problem, parallel);
-  }
-}
-
 }  // namespace
 }  // namespace dissim
