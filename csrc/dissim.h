@@ -101,6 +101,7 @@ struct Kernels {
   void (*score_backward)(const ScoreBackward&, const Parallel&);
   void (*topk)(const TopK&, const Parallel&);
   void (*hinge)(const Hinge&, const Parallel&);
+  void (*hinge_backward)(const HingeBackward&, const Parallel&);
 };
 
 // The best set this machine runs, or the one named by the environment variable DISSIM_ISA; chosen once.

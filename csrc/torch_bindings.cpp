@@ -33,6 +33,8 @@ dissim::Rows rows_of(const Tensor& tensor) {  // [B, R, D]
 const void* pointer(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 const int64_t* integers(const std::optional<Tensor>& tensor) { return static_cast<const int64_t*>(pointer(tensor)); }
 
+void* output(const std::optional<Tensor>& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
+
 // at::parallel_for with a shared counter, so that a thread on a busy core takes fewer tasks.
 dissim::Parallel parallel() {
   const int threads = int(torch::stable::get_num_threads());
@@ -63,11 +65,10 @@ void score(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> 
 
 void score_backward(Tensor grad, Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> grad_query,
                     std::optional<Tensor> grad_reference, std::optional<Tensor> grad_weight) {
-  const auto out = [](std::optional<Tensor>& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; };
   kernels().score_backward(
       {dtype_of(query), query.size(0), weight.size(0), query.size(2), rows_of(query), rows_of(reference),
        weight.const_data_ptr(), grad.const_data_ptr(), grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3),
-       out(grad_query), out(grad_reference), out(grad_weight)},
+       output(grad_query), output(grad_reference), output(grad_weight)},
       parallel());
 }
 
@@ -84,11 +85,22 @@ void topk(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> b
 void hinge(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> bias, Tensor query_labels,
            Tensor reference_labels, std::optional<Tensor> exclude, double margin, int64_t hard_negatives,
            Tensor positive, Tensor negative, Tensor active) {
-  kernels().hinge({dtype_of(query), query.size(2), rows_of(query), rows_of(reference), weight.const_data_ptr(),
-                   pointer(bias), integers(query_labels), integers(reference_labels), integers(exclude), margin,
-                   hard_negatives, positive.mutable_data_ptr(), negative.mutable_data_ptr(),
-                   static_cast<uint8_t*>(active.mutable_data_ptr())},
-                  parallel());
+  kernels().hinge(
+      {dtype_of(query), query.size(2), rows_of(query), rows_of(reference), weight.const_data_ptr(), pointer(bias),
+       integers(query_labels), integers(reference_labels), integers(exclude), margin, hard_negatives,
+       positive.mutable_data_ptr(), negative.mutable_data_ptr(), static_cast<uint8_t*>(active.mutable_data_ptr())},
+      parallel());
+}
+
+void hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active, Tensor query, Tensor reference,
+                    Tensor weight, Tensor query_labels, Tensor reference_labels, std::optional<Tensor> grad_query,
+                    std::optional<Tensor> grad_reference, std::optional<Tensor> grad_weight,
+                    std::optional<Tensor> grad_bias) {
+  kernels().hinge_backward({dtype_of(query), query.size(2), rows_of(query), rows_of(reference), weight.const_data_ptr(),
+                            integers(query_labels), integers(reference_labels), grad_positive.const_data_ptr(),
+                            grad_negative.const_data_ptr(), static_cast<const uint8_t*>(active.const_data_ptr()),
+                            output(grad_query), output(grad_reference), output(grad_weight), output(grad_bias)},
+                           parallel());
 }
 
 // "avx2" or another name; empty where DISSIM_ISA names a set that cannot run.
@@ -118,6 +130,10 @@ STABLE_TORCH_LIBRARY(dissim_native, library) {
       "hinge(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor query_labels, "
       "Tensor reference_labels, Tensor? exclude, float margin, int hard_negatives, Tensor(a!) positive, "
       "Tensor(b!) negative, Tensor(c!) active) -> ()");
+  library.def(
+      "hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active, Tensor query, Tensor reference, "
+      "Tensor weight, Tensor query_labels, Tensor reference_labels, Tensor(a!)? grad_query, "
+      "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight, Tensor(d!)? grad_bias) -> ()");
   library.def("isa() -> str");
   library.def("isas() -> str");
 }
@@ -127,6 +143,7 @@ STABLE_TORCH_LIBRARY_IMPL(dissim_native, CPU, library) {
   library.impl("score_backward", TORCH_BOX(&score_backward));
   library.impl("topk", TORCH_BOX(&topk));
   library.impl("hinge", TORCH_BOX(&hinge));
+  library.impl("hinge_backward", TORCH_BOX(&hinge_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CompositeExplicitAutograd, library) {

@@ -48,7 +48,8 @@ class Gradient {
     batch_ = batch;
     for_each(parallel, blocks_of(padded_, kTileQueries), [&](int64_t block) {
       const int64_t n = block * kTileQueries;
-      pack_chunks<E>(query_, batch, n, least(kTileQueries, padded_ - n), dim_, 0, chunks_, packed_ + n * lanes, stride_);
+      pack_chunks<E>(query_, batch, n, least(kTileQueries, padded_ - n), dim_, 0, chunks_, packed_ + n * lanes,
+                     stride_);
     });
     for_each(parallel, chunks_, [&](int64_t chunk) {
       finite_[chunk] = finite_chunk<A>(packed_ + chunk * stride_, padded_);
@@ -165,12 +166,12 @@ class Gradient {
     void finish(int64_t m, int64_t columns, bool packed) {
       if (all.grad_weight_)
         for (int64_t chunk = begin; chunk < end; ++chunk)
-          all.moment(chunk, reference + (chunk - begin) * kBlock, sums + (chunk - begin) * kBlock,
-                     packed ? columns : 0, all.of_weight_ + (m / kTileColumns * all.chunks_ + chunk) * lanes);
+          all.moment(chunk, reference + (chunk - begin) * kBlock, sums + (chunk - begin) * kBlock, packed ? columns : 0,
+                     all.of_weight_ + (m / kTileColumns * all.chunks_ + chunk) * lanes);
       if (all.grad_reference_)
         for (int64_t i = 0; i < columns; ++i)
-          all.write(all.grad_reference_, all.reference_total_, all.batch_ * all.reference_.rows, m + i, head, begin, end,
-                    sums + i * lanes, kBlock, -1 / kSignUnit<A>);
+          all.write(all.grad_reference_, all.reference_total_, all.batch_ * all.reference_.rows, m + i, head, begin,
+                    end, sums + i * lanes, kBlock, -1 / kSignUnit<A>);
     }
   };
 
@@ -196,8 +197,8 @@ class Gradient {
       }
     if (grad_query_)
       for (int64_t n = 0; n < query_.rows; ++n)
-        write(grad_query_, query_total_, batch_ * query_.rows, n, head, begin, end,
-              sums_ + begin * stride_ + n * lanes, stride_, 1 / kSignUnit<A>);
+        write(grad_query_, query_total_, batch_ * query_.rows, n, head, begin, end, sums_ + begin * stride_ + n * lanes,
+              stride_, 1 / kSignUnit<A>);
   }
 
   // grad[row][d] = factor weight[d] sums[d] in the dimensions of some chunks, over the heads before this one too.

@@ -1,6 +1,7 @@
 // hinge: E1 over all pairs, of which the violations are added up, class by class and row by row, and a bit a pair is
 // kept for backward (E12). A row's sum is one of its blocks' sums, in order, so it depends on the shape alone.
 #include "kernels.h"
+#include "labels.h"
 #include "select.h"
 
 namespace dissim {
@@ -14,8 +15,8 @@ class Violations {
  public:
   static void run(const Hinge& p, const Parallel& parallel) {
     const int64_t rows = p.query.rows, hard = least(p.hard_negatives, p.reference.rows);
-    const Pairs<E> pairs{p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight),
-                         static_cast<const A*>(p.bias)};
+    const Pairs<E> pairs{
+        p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};
     const Cuts cuts = cut(pairs, parallel.threads, hard < 0 ? INT64_MAX : Selection<A>::most_parts(rows, hard));
     Selection<A> negatives(rows, most(0, hard), true, cuts, {p.exclude, p.query_labels, p.reference_labels});
     Violations violations(p, cuts);
@@ -34,41 +35,28 @@ class Violations {
       : p_(p), cuts_(cuts), margin_(A(p.margin)), sums_(2 * p.query.rows * cuts.blocks) {}
 
   void take(const Block<A>& block, int64_t i) {
-    const int64_t n = block.row + i;
-    alignas(64) typename VectorOf<A>::scalar positive[kBlockColumns], negative[kBlockColumns];
-    classify(n, block.column, block.columns, positive, negative);
+    const int64_t n = block.row + i, label = p_.query_labels[n], excluded = p_.exclude ? p_.exclude[n] : -1;
     const Vector<A> margin = broadcast<A>(margin_);
     Vector<A> sums[2] = {};
-    uint64_t inside[kBlockColumns / 64] = {};
-    for (int64_t j = 0; j < block.columns; j += lanes) {
-      const Vector<A> score = load<A>(block[i] + j);
-      Integers<A> same, other;
-      memcpy(&same, positive + j, sizeof same);
-      memcpy(&other, negative + j, sizeof other);
-      const Integers<A> either = (Integers<A>)where<A>(same, margin - score) |
-                                 (Integers<A>)where<A>(other, margin + score);
-      const Vector<A> violation = where<A>(~((Vector<A>)either < 0), (Vector<A>)either);  // keeps NaN
-      sums[0] += where<A>(same, violation);
-      sums[1] += where<A>(other, violation);
-      inside[j / 64] |= uint64_t(bits<A>(violation > 0)) << j % 64;
+    for (int64_t first = 0; first < block.columns; first += 64) {
+      const int64_t m = block.column + first, count = least(64, block.columns - first);
+      const uint64_t kept = all_but(count, excluded - m), same = same_labels(p_.reference_labels + m, label, count);
+      const uint64_t positive = kept & same, negative = p_.hard_negatives < 0 ? kept & ~same : 0;
+      uint64_t inside = 0;
+      for (int64_t j = 0; j < count; j += lanes) {
+        const Vector<A> score = load<A>(block[i] + first + j);
+        const Integers<A> of_positive = lanes_of<A>(positive >> j), of_negative = lanes_of<A>(negative >> j);
+        const Vector<A> losses[2] = {where<A>(of_positive, not_below_0(margin - score)),
+                                     where<A>(of_negative, not_below_0(margin + score))};
+        for (int kind = 0; kind < 2; ++kind) sums[kind] += losses[kind];
+        inside |= uint64_t(bits<A>((losses[0] > 0) | (losses[1] > 0))) << j;
+      }
+      memcpy(row_bits(n) + m / 8, &inside, size_t(blocks_of(count, 8)));
     }
     for (int kind = 0; kind < 2; ++kind) partial(n, kind)[block.column / cuts_.width] = sum<A>(sums[kind]);
-    memcpy(row_bits(n) + block.column / 8, inside, size_t(blocks_of(block.columns, 8)));
   }
 
-  // Masks of the kept positives, and of the negatives unless the hard ones will be chosen among them.
-  void classify(int64_t n, int64_t column, int64_t columns, typename VectorOf<A>::scalar* positive,
-                typename VectorOf<A>::scalar* negative) const {
-    const int64_t label = p_.query_labels[n], *labels = p_.reference_labels + column;
-    const typename VectorOf<A>::scalar all = p_.hard_negatives < 0 ? -1 : 0;
-    for (int64_t j = 0; j < columns; ++j) {
-      positive[j] = labels[j] == label ? -1 : 0;
-      negative[j] = ~positive[j] & all;
-    }
-    for (int64_t j = columns; j % lanes; ++j) positive[j] = negative[j] = 0;
-    const int64_t excluded = p_.exclude ? p_.exclude[n] - column : -1;
-    if (excluded >= 0 && excluded < columns) positive[excluded] = negative[excluded] = 0;
-  }
+  static Vector<A> not_below_0(Vector<A> x) { return where<A>(~(x < 0), x); }  // keeps NaN
 
   void finish(int64_t n) {
     for (int kind = 0; kind < 2; ++kind) {

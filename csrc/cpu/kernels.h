@@ -9,5 +9,6 @@ void score(const Score&, const Parallel&);
 void score_backward(const ScoreBackward&, const Parallel&);
 void topk(const TopK&, const Parallel&);
 void hinge(const Hinge&, const Parallel&);
+void hinge_backward(const HingeBackward&, const Parallel&);
 
 }  // namespace dissim::DISSIM_ISA

@@ -59,8 +59,7 @@ struct Backward {
       if (p.grad_column_stride == 1)
         for (; j + lanes <= columns; j += lanes)
           store<A>(g + i * kTileColumns + j, load_wide<E>(from + i * p.grad_row_stride + j));
-      for (; j < columns; ++j)
-        g[i * kTileColumns + j] = widen(from[i * p.grad_row_stride + j * p.grad_column_stride]);
+      for (; j < columns; ++j) g[i * kTileColumns + j] = widen(from[i * p.grad_row_stride + j * p.grad_column_stride]);
     }
   }
 

@@ -244,5 +244,14 @@ DISSIM_INLINE uint32_t bits(Integers<A> mask) {
 #endif
 }
 
+// The mask whose bits these are; bits above the lanes do not count.
+template <class A>
+DISSIM_INLINE Integers<A> lanes_of(uint64_t bits) {
+  Integers<A> powers;
+  for (int i = 0; i < kLanes<A>; ++i) powers[i] = 1 << i;
+  const Integers<A> all = typename VectorOf<A>::scalar(bits) - Integers<A>{};
+  return (all & powers) == powers;
+}
+
 }  // namespace
 }  // namespace dissim

@@ -108,13 +108,39 @@ def hinge(
     return positive, negative, active
 
 
+def hinge_backward(
+    grad_positive: Tensor,
+    grad_negative: Tensor,
+    active: Tensor,
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    given = [x.contiguous() for x in (grad_positive, grad_negative, active)]
+    labels = [x.contiguous() for x in (query_labels, reference_labels)]
+    if not (query.numel() and reference.numel()):
+        return reference_backend.hinge_backward(*given, query, reference, weight, *labels, needs)
+    wide = _wide(weight)
+    shapes = (query, reference, wide, wide.new_empty(1))
+    grads = [torch.empty(t.shape, dtype=t.dtype) if n else None for t, n in zip(shapes, needs, strict=True)]
+    torch.ops.dissim_native.hinge_backward(*given, query[None], reference[None], wide, *labels, *grads)
+    of_weight = grads[2]
+    if of_weight is not None:
+        broken = ~of_weight.isfinite()
+        if broken.any():  # as in score_backward
+            pair = query[:, broken], reference[:, broken], wide[broken]
+            only = (False, False, True, False)
+            of_weight[broken] = reference_backend.hinge_backward(*given, *pair, *labels, only)[0]
+        grads[2] = of_weight.to(weight.dtype)
+    return [g for g in grads if g is not None]
+
+
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(ACCUMULATE[tensor.dtype]).contiguous()
-
-
-# The reference scores blocks of rows through this module until these have kernels of their own.
-from .reference import hinge_backward  # noqa: E402, F401

@@ -1,0 +1,111 @@
+// hinge_backward: E2 with the upstream gradients of E12, which the active bits and the labels give. Tiles without an
+// active pair are skipped, tiles with few are worked off pair by pair.
+#include "gradient.h"
+#include "kernels.h"
+#include "labels.h"
+
+namespace dissim {
+namespace {
+
+template <class E>
+class ActivePairs {
+  using A = Wide<E>;
+  static constexpr int lanes = kLanes<A>;
+  static constexpr int64_t kWords = kTileColumns / 64;
+
+ public:
+  static void run(const HingeBackward& p, const Parallel& parallel) {
+    if (p.grad_weight) memset(p.grad_weight, 0, size_t(p.dim) * sizeof(A));
+    const ActivePairs pairs(p);
+    if (p.grad_query || p.grad_reference || p.grad_weight) {
+      Gradient<E> gradient(p.query, p.reference, 1, p.dim, static_cast<const A*>(p.weight),
+                           static_cast<E*>(p.grad_query), static_cast<E*>(p.grad_reference),
+                           static_cast<A*>(p.grad_weight));
+      gradient.begin(0, parallel);
+      gradient.add(0, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g, Pair<A>* listed) {
+        return pairs.tile(n, m, rows, columns, g, listed);
+      });
+    }
+    if (p.grad_bias) *static_cast<A*>(p.grad_bias) = pairs.sum(parallel);
+  }
+
+ private:
+  explicit ActivePairs(const HingeBackward& p) : p_(p), row_bytes_(blocks_of(p.reference.rows, 8)) {}
+
+  int64_t tile(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g, Pair<A>* listed) const {
+    uint64_t active[kTileQueries][kWords];
+    int64_t count = 0;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t word = 0; word < kWords; ++word)
+        count += __builtin_popcountll(active[i][word] = bits_of(n + i, m + 64 * word));
+    if (count <= kMostPairs) return list(n, m, rows, active, listed);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t word = 0; word < kWords; ++word) {
+        const int64_t first = m + 64 * word, width = least(64, columns - 64 * word);
+        if (width <= 0) break;
+        const uint64_t same = same_labels(p_.reference_labels + first, p_.query_labels[n + i], width);
+        fill(active[i][word] & same, active[i][word] & ~same, positive(n + i), negative(n + i),
+             g + i * kTileColumns + 64 * word);
+      }
+    return kDense;
+  }
+
+  int64_t list(int64_t n, int64_t m, int64_t rows, const uint64_t (&active)[kTileQueries][kWords],
+               Pair<A>* listed) const {
+    int64_t count = 0;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t word = 0; word < kWords; ++word)
+        for (uint64_t left = active[i][word]; left; left &= left - 1) {
+          const int64_t j = 64 * word + __builtin_ctzll(left);
+          const bool same = p_.reference_labels[m + j] == p_.query_labels[n + i];
+          listed[count++] = {int32_t(i), int32_t(j), same ? positive(n + i) : negative(n + i)};
+        }
+    return count;
+  }
+
+  static void fill(uint64_t positives, uint64_t negatives, A positive, A negative, A* g) {
+    for (int64_t j = 0; j < 64; j += lanes)
+      store<A>(g + j, where<A>(lanes_of<A>(positives >> j), broadcast<A>(positive)) +
+                          where<A>(lanes_of<A>(negatives >> j), broadcast<A>(negative)));
+  }
+
+  // The bias has the gradient of every score: counted row by row, for a sum of N terms.
+  A sum(const Parallel& parallel) const {
+    Scratch<double> terms(p_.query.rows);
+    for_each(parallel, p_.query.rows, [&](int64_t n) {
+      int64_t positives = 0, all = 0;
+      for (int64_t m = 0; m < p_.reference.rows; m += 64)
+        if (const uint64_t active = bits_of(n, m)) {
+          const int64_t width = least(64, p_.reference.rows - m);
+          all += __builtin_popcountll(active);
+          positives += __builtin_popcountll(active & same_labels(p_.reference_labels + m, p_.query_labels[n], width));
+        }
+      terms[n] = double(positives) * positive(n) + double(all - positives) * negative(n);
+    });
+    double total = 0;
+    for (int64_t n = 0; n < p_.query.rows; ++n) total += terms[n];
+    return A(total);
+  }
+
+  // Up to 64 active bits of a row from reference m on, a multiple of 8.
+  uint64_t bits_of(int64_t n, int64_t m) const {
+    uint64_t word = 0;
+    if (const int64_t bytes = least(8, row_bytes_ - m / 8); bytes > 0)
+      memcpy(&word, p_.active + n * row_bytes_ + m / 8, size_t(bytes));
+    return word;
+  }
+  A positive(int64_t n) const { return -static_cast<const A*>(p_.grad_positive)[n]; }
+  A negative(int64_t n) const { return static_cast<const A*>(p_.grad_negative)[n]; }
+
+  const HingeBackward& p_;
+  const int64_t row_bytes_;
+};
+
+}  // namespace
+
+namespace DISSIM_ISA {
+void hinge_backward(const HingeBackward& problem, const Parallel& parallel) {
+  dispatch<ActivePairs>(problem, parallel);
+}
+}  // namespace DISSIM_ISA
+}  // namespace dissim
