@@ -21,7 +21,7 @@ INSTRUCTION_SETS = {
     },
     "aarch64": {"neon": ""},
 }
-KERNELS = ["score", "score_backward", "topk", "hinge", "hinge_backward"]
+KERNELS = ["score", "score_backward", "topk", "hinge", "hinge_backward", "quantise", "certified"]
 FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wno-psabi -Wno-maybe-uninitialized"
     " -fno-math-errno -fno-trapping-math"

@@ -62,20 +62,61 @@ struct TopK {
   int64_t* indices;  // [query.rows, k]
 };
 
+// Rows as codes of 8 bits (E10). Column c of the codes is dimension columns[c] of the rows, of one sign of weight
+// within a group of kCodeGroup columns: code = round((x - low) * inverse), clamped to 0 and top. Steps are |weight| /
+// inverse, the same in every column, so that sums over columns are in steps; spare columns of a group have inverse and
+// top 0. Codes of references lie in panels of kCodePanel rows, [panels, groups, kCodePanel, kCodeGroup], those of
+// queries row by row, [rows, groups, kCodeGroup]; rows and columns that fill up a panel or a group have code 0.
+constexpr int64_t kCodePanel = 16, kCodeGroup = 8;
+// Errors are steps; this many for a row that no bound is known for, which any row of scores may beat or not.
+constexpr int32_t kUnbounded = 1 << 29;
+
+struct Quantise {
+  Dtype dtype;
+  int64_t dim, groups;
+  Rows rows;  // one batch entry
+  const int64_t* columns;                // [groups * kCodeGroup]
+  const void *low, *inverse, *top;       // wide [groups * kCodeGroup]
+  int64_t positive;                      // so many groups have weights above 0, the others below
+  double step, extra;                    // what a step is worth; steps to add to each error
+  uint8_t* codes;
+  int32_t* errors;  // [rows], of references [panels * kCodePanel]
+  double* bases;  // [rows] for queries: the score without bias of a reference at no step from it; null for references
+};
+
+// The least and the greatest value of each dimension, of the values a bound can be known for; 0 and 0 without any.
+struct Extent {
+  Dtype dtype;
+  int64_t dim;
+  Rows rows;  // one batch entry
+  void *low, *high;  // wide [dim]
+};
+
+// `TopK` by way of the codes: only references whose bound allows it are scored, `rescored` [query.rows] of them.
+struct Certified {
+  TopK topk;
+  int64_t groups, positive;
+  const uint8_t *query_codes, *reference_codes;
+  const int32_t *query_errors, *reference_errors;
+  const double* query_bases;  // with bias
+  double step;
+  int64_t* rescored;
+};
+
 // The two classes of a labelled problem's hinge, max(0, margin - y s) summed over each query's pairs, and one bit for
 // each pair: 1 where it is kept and y s < margin (E12).
 struct Hinge {
   Dtype dtype;
   int64_t dim;
   Rows query, reference;  // one batch entry
-  const void* weight;     // wide [dim]
-  const void* bias;       // wide [1], or null for 0
+  const void* weight;  // wide [dim]
+  const void* bias;  // wide [1], or null for 0
   const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]
   const int64_t* exclude;  // [query.rows] or null: a reference row that makes no pair with the query, -1 for none
   double margin;
   int64_t hard_negatives;  // of a query's negatives only this many with the highest scores are kept; -1: all
   void *positive, *negative;  // wide [query.rows]
-  uint8_t* active;            // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
+  uint8_t* active;  // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
 };
 
 // The gradients of `Hinge` from its bits: the upstream gradient of a pair is -grad_positive[n] or grad_negative[n]
@@ -88,10 +129,10 @@ struct HingeBackward {
   const int64_t *query_labels, *reference_labels;
   const void *grad_positive, *grad_negative;  // wide [query.rows]
   const uint8_t* active;
-  void* grad_query;      // dtype [query.rows, dim]
+  void* grad_query;  // dtype [query.rows, dim]
   void* grad_reference;  // dtype [reference.rows, dim]
-  void* grad_weight;     // wide [dim]
-  void* grad_bias;       // wide [1]
+  void* grad_weight;  // wide [dim]
+  void* grad_bias;  // wide [1]
 };
 
 // The entry points as one instruction set compiled them.
@@ -102,6 +143,9 @@ struct Kernels {
   void (*topk)(const TopK&, const Parallel&);
   void (*hinge)(const Hinge&, const Parallel&);
   void (*hinge_backward)(const HingeBackward&, const Parallel&);
+  void (*extent)(const Extent&, const Parallel&);
+  void (*quantise)(const Quantise&, const Parallel&);
+  void (*certified)(const Certified&, const Parallel&);
 };
 
 // The best set this machine runs, or the one named by the environment variable DISSIM_ISA; chosen once.

@@ -103,6 +103,42 @@ void hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active, T
                            parallel());
 }
 
+void extent(Tensor rows, Tensor low, Tensor high) {
+  kernels().extent({dtype_of(rows), rows.size(2), rows_of(rows), low.mutable_data_ptr(), high.mutable_data_ptr()},
+                   parallel());
+}
+
+void quantise(Tensor rows, Tensor columns, Tensor low, Tensor inverse, Tensor top, int64_t positive, double step,
+              double extra, Tensor codes, Tensor errors, std::optional<Tensor> bases) {
+  kernels().quantise(
+      {dtype_of(rows), rows.size(2), columns.size(0) / dissim::kCodeGroup, rows_of(rows), integers(columns),
+       low.const_data_ptr(), inverse.const_data_ptr(), top.const_data_ptr(), positive, step, extra,
+       static_cast<uint8_t*>(codes.mutable_data_ptr()), static_cast<int32_t*>(errors.mutable_data_ptr()),
+       bases ? static_cast<double*>(bases->mutable_data_ptr()) : nullptr},
+      parallel());
+}
+
+void certified(Tensor query, Tensor reference, Tensor weight, std::optional<Tensor> bias, int64_t k, bool largest,
+               std::optional<Tensor> exclude, std::optional<Tensor> query_labels,
+               std::optional<Tensor> reference_labels, int64_t positive, double step, Tensor query_codes,
+               Tensor query_errors, Tensor query_bases, Tensor reference_codes, Tensor reference_errors, Tensor scores,
+               Tensor indices, Tensor rescored) {
+  kernels().certified(
+      {{dtype_of(query), query.size(2), k, largest, rows_of(query), rows_of(reference), weight.const_data_ptr(),
+        pointer(bias), integers(exclude), integers(query_labels), integers(reference_labels), scores.mutable_data_ptr(),
+        static_cast<int64_t*>(indices.mutable_data_ptr())},
+       query_codes.size(1),
+       positive,
+       static_cast<const uint8_t*>(query_codes.const_data_ptr()),
+       static_cast<const uint8_t*>(reference_codes.const_data_ptr()),
+       static_cast<const int32_t*>(query_errors.const_data_ptr()),
+       static_cast<const int32_t*>(reference_errors.const_data_ptr()),
+       static_cast<const double*>(query_bases.const_data_ptr()),
+       step,
+       static_cast<int64_t*>(rescored.mutable_data_ptr())},
+      parallel());
+}
+
 // "avx2" or another name; empty where DISSIM_ISA names a set that cannot run.
 std::string isa() { return dissim::kernels() ? dissim::kernels()->isa : ""; }
 
@@ -134,6 +170,17 @@ STABLE_TORCH_LIBRARY(dissim_native, library) {
       "hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active, Tensor query, Tensor reference, "
       "Tensor weight, Tensor query_labels, Tensor reference_labels, Tensor(a!)? grad_query, "
       "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight, Tensor(d!)? grad_bias) -> ()");
+  library.def("extent(Tensor rows, Tensor(a!) low, Tensor(b!) high) -> ()");
+  library.def(
+      "quantise(Tensor rows, Tensor columns, Tensor low, Tensor inverse, Tensor top, int positive, float step, "
+      "float extra, Tensor(a!) codes, Tensor(b!) errors, Tensor(c!)? bases) -> ()");
+  library.def(
+      "certified(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? exclude, "
+      "Tensor? query_labels, Tensor? reference_labels, int positive, float step, Tensor query_codes, Tensor "
+      "query_errors, "
+      "Tensor query_bases, Tensor reference_codes, Tensor reference_errors, Tensor(a!) scores, Tensor(b!) indices, "
+      "Tensor(c!) rescored) "
+      "-> ()");
   library.def("isa() -> str");
   library.def("isas() -> str");
 }
@@ -144,6 +191,9 @@ STABLE_TORCH_LIBRARY_IMPL(dissim_native, CPU, library) {
   library.impl("topk", TORCH_BOX(&topk));
   library.impl("hinge", TORCH_BOX(&hinge));
   library.impl("hinge_backward", TORCH_BOX(&hinge_backward));
+  library.impl("extent", TORCH_BOX(&extent));
+  library.impl("quantise", TORCH_BOX(&quantise));
+  library.impl("certified", TORCH_BOX(&certified));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CompositeExplicitAutograd, library) {

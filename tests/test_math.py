@@ -164,10 +164,18 @@ def test_e13_directional_and_second_derivatives():
         close(formula_of, gradient, scale=10)
 
 
+def test_e14_clamping_adds_a_constant():
+    low, high = R.amin(0), R.amax(0)
+    clamped = (3 * Q).clamp(low, high)
+    assert (clamped != 3 * Q).any() and (clamped == 3 * Q).any()
+    constant = (3 * Q - clamped).abs() @ W
+    close(constant[:, None] + judge.plain_score(clamped, R, W, B), judge.plain_score(3 * Q, R, W, B), scale=10)
+
+
 def test_every_identity_has_a_test_and_the_files_it_names():
     stated = set(re.findall(r"^\*\*(E\d+)\.\*\*", MATH, re.M))
     tested = {name.split("_")[1].upper() for name in globals() if re.match(r"test_e\d+_", name)}
-    assert stated == tested == {f"E{i}" for i in range(1, 14)}
+    assert stated == tested == {f"E{i}" for i in range(1, 15)}
     package = Path(dissim_kernels.__file__).parent
     for name in re.findall(r"[\w/]+\.(?:py|cpp|h)\b", MATH):
         assert any((folder / name).exists() for folder in (package.parent, package, package.parent / "csrc")) or list(

@@ -10,5 +10,8 @@ void score_backward(const ScoreBackward&, const Parallel&);
 void topk(const TopK&, const Parallel&);
 void hinge(const Hinge&, const Parallel&);
 void hinge_backward(const HingeBackward&, const Parallel&);
+void extent(const Extent&, const Parallel&);
+void quantise(const Quantise&, const Parallel&);
+void certified(const Certified&, const Parallel&);
 
 }  // namespace dissim::DISSIM_ISA

@@ -91,15 +91,13 @@ DISSIM_INLINE void transpose(Vector<A> (&v)[kLanes<A>]) {
   }
 }
 
-// `width` rows from `first` on as a panel [dim][width]; rows past the end repeat the last one.
+// `width` rows, which begin at `from`, as a panel [dim][width].
 template <class E, int width>
-void pack_panel(const Rows& rows, int64_t batch, int64_t first, int64_t dim, Wide<E>* panel) {
+void pack_rows(const E* const (&from)[width], int64_t stride, int64_t dim, Wide<E>* panel) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>;
-  const E* from[width];
-  for (int i = 0; i < width; ++i) from[i] = row_of<E>(rows, batch, least(first + i, rows.rows - 1));
   int64_t d = 0;
-  if (rows.dim_stride == 1) {
+  if (stride == 1) {
     for (; d + lanes <= dim; d += lanes)
       for (int group = 0; group < width; group += lanes) {
         Vector<A> square[lanes];
@@ -109,7 +107,15 @@ void pack_panel(const Rows& rows, int64_t batch, int64_t first, int64_t dim, Wid
       }
   }
   for (; d < dim; ++d)
-    for (int i = 0; i < width; ++i) panel[d * width + i] = widen(from[i][d * rows.dim_stride]);
+    for (int i = 0; i < width; ++i) panel[d * width + i] = widen(from[i][d * stride]);
+}
+
+// `width` rows from `first` on; rows past the end repeat the last one.
+template <class E, int width>
+void pack_panel(const Rows& rows, int64_t batch, int64_t first, int64_t dim, Wide<E>* panel) {
+  const E* from[width];
+  for (int i = 0; i < width; ++i) from[i] = row_of<E>(rows, batch, least(first + i, rows.rows - 1));
+  pack_rows<E, width>(from, rows.dim_stride, dim, panel);
 }
 
 }  // namespace

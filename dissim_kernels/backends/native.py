@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..contract import ACCUMULATE, Problem
 from . import reference as reference_backend
+from .quantise import positive_groups, quantise_queries, quantise_references  # noqa: F401
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
 BUILD = "Build it with `pip install .` (needs g++ or clang++), in a checkout `pip install -e . --no-build-isolation`."
@@ -136,6 +137,31 @@ def hinge_backward(
             of_weight[broken] = reference_backend.hinge_backward(*given, *pair, *labels, only)[0]
         grads[2] = of_weight.to(weight.dtype)
     return [g for g in grads if g is not None]
+
+
+def certified(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    largest: bool,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+    quantised: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk` by way of the codes of `quantise_references`, and how many references of each query were scored."""
+    codes, errors, *grid = quantised
+    scores = torch.empty(len(query), k, dtype=ACCUMULATE[query.dtype])
+    indices, rescored = torch.empty(scores.shape, dtype=torch.int64), torch.empty(len(query), dtype=torch.int64)
+    filters = [_contiguous(x) for x in (exclude, query_labels, reference_labels)]
+    wide = _wide(weight), None if bias is None else _wide(bias)
+    torch.ops.dissim_native.certified(
+        query[None], reference[None], *wide, k, largest, *filters, positive_groups(wide[0]), grid[-1].item(),
+        *quantise_queries(query, wide[1], grid), codes, errors, scores, indices, rescored,
+    )  # fmt: skip
+    return scores, indices, rescored
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

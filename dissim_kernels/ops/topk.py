@@ -104,11 +104,16 @@ def topk(
 ) -> tuple[Tensor, Tensor]:
     module = resolve(backend, problem_of("topk", query))
     scores, indices = module.topk(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels)
+    refuse_too_few(indices, k)
+    return scores.to(query.dtype), indices
+
+
+def refuse_too_few(indices: Tensor, k: int) -> None:
+    """Raises for the first query whose candidates ran out."""
     if k and indices.numel() and bool((indices[:, -1] < 0).any()):
         row = int((indices[:, -1] < 0).nonzero()[0])
         candidates = int((indices[row] >= 0).sum())
         refuse("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
-    return scores.to(query.dtype), indices
 
 
 @topk.register_fake

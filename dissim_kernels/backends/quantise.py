@@ -1,0 +1,113 @@
+"""Rows as codes of 8 bits with certified errors (E10): the grid, and the kernels that fill it.
+
+The grid has one step for all dimensions once they are scaled by |weight|, so that code differences add up in one unit
+whatever the weights, and a window of 255 steps in each dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..contract import ACCUMULATE
+
+#: Rows whose mean error decides the step.
+SAMPLE = 512
+#: Rows of references that lie together and columns of one sign that do (csrc/dissim.h).
+PANEL, GROUP = 16, 8
+CODES = 255
+#: Steps tried at most: down to 1e-9 of the widest dimension.
+TRIES = 64
+
+
+def quantise_references(reference: Tensor, weight: Tensor) -> list[Tensor]:
+    """The fields of `Quantised` (ops/quantise.py) for reference [M, D] and weight [D]."""
+    wide = ACCUMULATE[reference.dtype]
+    weight = weight.to(wide).contiguous()
+    low, step = _grid(reference, weight.double())
+    columns, real = _columns(weight)
+    inverse = (weight[columns].double().abs() / step * real).to(wide)
+    low = (low[columns] * real).to(wide)
+    high = _extent(reference)[1].to(wide)[columns]
+    top = ((high - low) * inverse * real).round().nan_to_num(0).clamp(0, CODES)
+    grid = (columns, low, inverse, top, weight, step)
+    panels = -(-reference.shape[0] // PANEL)
+    codes = torch.empty(panels, len(columns) // GROUP, PANEL, GROUP, dtype=torch.uint8)
+    errors = torch.empty(panels * PANEL, dtype=torch.int32)
+    torch.ops.dissim_native.quantise(
+        reference[None], columns, low, inverse, top, positive_groups(weight), step.item(), _underflow(weight, step),
+        codes, errors, None,
+    )  # fmt: skip
+    return [codes, errors, *grid]
+
+
+def quantise_queries(query: Tensor, bias: Tensor | None, grid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Codes [N, groups, 8], errors [N] and bases [N] (csrc/dissim.h) on the grid of references. The rounding of the
+    bias is in the errors."""
+    columns, low, inverse, top, weight, step = grid
+    rounding = (query.shape[1] + 16) * torch.finfo(weight.dtype).eps
+    extra = _underflow(weight, step) + (0 if bias is None else rounding * abs(bias.item()) / step.item())
+    codes = torch.empty(query.shape[0], len(columns) // GROUP, GROUP, dtype=torch.uint8)
+    errors = torch.empty(query.shape[0], dtype=torch.int32)
+    bases = torch.empty(query.shape[0], dtype=torch.float64)
+    torch.ops.dissim_native.quantise(
+        query[None], columns, low, inverse, top, positive_groups(weight), step.item(), extra, codes, errors, bases
+    )
+    return codes, errors, bases if bias is None else bases + bias.double()
+
+
+def positive_groups(weight: Tensor) -> int:
+    """How many groups of columns have weights above 0: the first ones."""
+    return -(-int((weight > 0).sum()) // GROUP)
+
+
+def _extent(rows: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = (torch.empty(rows.shape[1], dtype=ACCUMULATE[rows.dtype]) for _ in range(2))
+    torch.ops.dissim_native.extent(rows[None], low, high)
+    return low.double(), high.double()
+
+
+def _columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The dimension of each code column, positive weights first, each sign filled up to whole groups, and which
+    columns are none of those that fill up."""
+    columns, real = [], []
+    for chosen in (weight > 0, weight < 0):
+        dims = chosen.nonzero()[:, 0]
+        spare = dims.new_zeros(-len(dims) % GROUP)
+        columns += [dims, spare]
+        real += [torch.ones_like(dims), spare]
+    return torch.cat(columns), torch.cat(real)
+
+
+def _underflow(weight: Tensor, step: Tensor) -> float:
+    """What numbers below the smallest normal one may cost a score, in steps."""
+    return float((weight.double().abs().sum() + len(weight) + 16) * torch.finfo(weight.dtype).smallest_normal / step)
+
+
+def _grid(reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each dimension's window begins [D], and the step.
+
+    The widest dimension needs (range / 255) a step if none of its values may fall out of the window. A smaller step
+    rounds less but cuts off the rarest values: smaller ones are taken while the mean error of a sample of rows falls,
+    which also keeps a single wild value from spoiling the grid.
+    """
+    low, high = _extent(reference)
+    scale = weight.abs()
+    step = ((high - low) * scale).amax() / CODES if weight.numel() else weight.new_zeros(())
+    if not step > 0:  # every reference alike, or weights that are no numbers
+        return low, torch.where(step == 0, 1.0, step)
+    rows = torch.linspace(0, reference.shape[0] - 1, min(SAMPLE, reference.shape[0])).long()
+    sample = reference[rows].double().nan_to_num(0, 0, 0)
+    centre = sample.median(0).values
+    best = (torch.tensor(torch.inf), low, step)
+    for _ in range(TRIES):
+        start = torch.maximum(low, centre - CODES / 2 * step / scale)
+        t = (sample - start) * scale / step
+        rounded, cut = (t - t.round()).abs(), (t - t.clamp(0, CODES)).abs()
+        error = step * (2 * rounded + cut).nansum()  # a query's values are rounded too, but never cut off (E14)
+        if not error < best[0]:
+            break
+        best, step = (error, start, step), step / 1.4
+    return best[1:]

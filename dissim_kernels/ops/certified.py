@@ -1,0 +1,201 @@
+"""Exact top-k by way of a scan over 8-bit codes with certified bounds (E10): the doors and the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from ..contract import ACCUMULATE, check_count, check_matrix_inputs, refuse, shape
+from ..dispatch import resolve
+from .score import autocast_to_float32, head_bias, problem_of
+from .topk import check_filters, refuse_too_few
+
+#: D and M at most: sums of codes fit 31 bits, row numbers 32.
+MOST_DIMENSIONS, MOST_REFERENCES = 2**19, 2**32
+
+
+class Quantised(NamedTuple):
+    """References as 8-bit codes, made by `quantise_references`; plain tensors, so torch.save and numpy can store it.
+
+    Column c of row m stands for the value low[c] + code / inverse[c] of dimension columns[c];
+    the columns of positive weights come first, each sign filled up to a multiple of 8 with columns of inverse 0.
+    """
+
+    codes: Tensor  #: uint8 [ceil(M / 16), groups, 16, 8]: panels of 16 rows, groups of 8 columns
+    errors: Tensor  #: int32 [16 ceil(M / 16)]: what a row's codes may be off by, in steps (E10); 2**29: no bound
+    columns: Tensor  #: int64 [8 groups]
+    low: Tensor  #: [8 groups], wide
+    inverse: Tensor  #: [8 groups], wide: |weight| / step
+    top: Tensor  #: [8 groups], wide: the highest code in use
+    weight: Tensor  #: [D], wide: the weights it was made for
+    step: Tensor  #: float64 []: what a step is worth in a score
+
+
+class CertifiedTopK(NamedTuple):
+    """scores [N, k] and indices int64 [N, k] as of `fused_dissim_topk`; rescored int64 [N]."""
+
+    scores: Tensor
+    indices: Tensor
+    rescored: Tensor
+
+
+def quantise_references(reference: Tensor, weight: Tensor) -> Quantised:
+    """Prepares references for `certified_dissim_topk`: one byte for each value, one error bound for each row.
+
+    Plain torch, for a step chosen from a sample of rows::
+
+        codes = ((reference - low) * weight.abs() / step).round().clamp(0, 255).byte()
+        errors = (weight.abs() * (reference - low - codes * step / weight.abs()).abs()).sum(1) / step
+
+    reference [M, D] and weight [D] on the CPU, dtypes as in `fused_dissim_score`; any strides. Rows with NaN, Inf or
+    values whose differences might overflow have no bound and are always rescored. It is good for these references
+    and weights only; the references themselves are still needed to rescore. Gives no derivative.
+
+    Cost: two passes over the references; memory: M D bytes.
+
+    >>> import torch
+    >>> quantised = quantise_references(torch.randn(100, 6), torch.tensor([-1.0, 2, 0, -1, -1, -1]))
+    >>> quantised.codes.shape
+    torch.Size([7, 2, 16, 8])
+    """
+    reference, weight = autocast_to_float32(reference, weight)
+    check_matrix_inputs(reference, reference, weight, None)
+    _check_sizes(reference)
+    module = resolve("cpu", problem_of("certified", reference))
+    return Quantised(*module.quantise_references(reference.detach(), weight.detach()))
+
+
+def certified_dissim_topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | float | None = None,
+    *,
+    k: int,
+    quantised: Quantised | None = None,
+    largest: bool = True,
+    exclude: Tensor | None = None,
+    query_labels: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+) -> CertifiedTopK:
+    """What `fused_dissim_topk` returns on the CPU, bit by bit, from a scan over bytes and a few exact scores.
+
+    Plain torch, but for ties and NaN::
+
+        fused_dissim_score(query, reference, weight, bias).topk(k, largest=largest)
+
+    Arguments as in `fused_dissim_topk`; CPU tensors only. quantised: what `quantise_references(reference, weight)`
+    returned, to make once and use for many calls; None makes it on the fly.
+
+    A sum of byte differences gives every score up to a certified error (E10), so only references that may be among
+    the k best are scored in full precision. `rescored` counts, for each query, those whose bound reaches the k-th
+    best score. Weights of any signs; the smaller the share of rows near the best, the faster; data on which every row
+    is near is rescored whole and takes longer than `fused_dissim_topk`.
+
+    Cost: N M D byte steps, some 5 times cheaper than those of the score, and the rescored rows; memory: the result,
+    the codes of the queries and at most 64 MiB. Refuses a derivative and vmap. Errors as in `fused_dissim_topk`, and
+    ValueError for `quantised` of other weights or another number of references.
+
+    >>> import torch
+    >>> found = certified_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
+    >>> found.indices
+    tensor([[2, 0]])
+    """
+    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
+    check_matrix_inputs(query, reference, weight, bias)
+    check_count("k", k, 0)
+    check_filters(query, reference, exclude, query_labels, reference_labels)
+    _check_sizes(reference)
+    if quantised is not None:
+        _check_quantised(quantised, reference)
+    else:
+        quantised = quantise_references(reference, weight)
+    tensors = [query, reference, weight, head_bias(bias, weight)]
+    arguments = (k, largest, exclude, query_labels, reference_labels, list(quantised))
+    if torch.compiler.is_compiling():
+        return CertifiedTopK(*certified_topk(*(t if t is None else t.detach() for t in tensors), *arguments))
+    return CertifiedTopK(*_CertifiedTopK.apply(*tensors, *arguments))
+
+
+def _check_sizes(reference: Tensor) -> None:
+    for rows, most, what in ((0, MOST_REFERENCES, "rows"), (1, MOST_DIMENSIONS, "columns")):
+        if reference.shape[rows] >= most:
+            refuse("reference", f"fewer than {most} {what}", shape(reference), "Use fused_dissim_topk.")
+
+
+def _check_quantised(quantised: object, reference: Tensor) -> None:
+    if not isinstance(quantised, Quantised):
+        got = type(quantised).__name__
+        refuse("quantised", "a Quantised", got, "Make it with quantise_references(reference, weight).", TypeError)
+    assert isinstance(quantised, Quantised)
+    remedy = "Make it anew with quantise_references(reference, weight)."
+    panels, wide = -(-reference.shape[0] // 16), ACCUMULATE[reference.dtype]
+    if quantised.codes.dim() != 4 or quantised.codes.shape[0] != panels:
+        refuse("quantised", f"codes of {reference.shape[0]} references", shape(quantised.codes), remedy)
+    if quantised.weight.dtype != wide or quantised.weight.shape != reference.shape[1:]:
+        got = f"{quantised.weight.dtype} of {shape(quantised.weight)}"
+        refuse("quantised", f"weights {wide} [{reference.shape[1]}]", got, remedy)
+
+
+@custom_op("dissim::certified_topk", mutates_args=())
+def certified_topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    largest: bool,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+    quantised: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    module = resolve("cpu", problem_of("certified", query))
+    made_for = Quantised(*quantised).weight
+    if not torch.equal(made_for.nan_to_num(), weight.to(made_for.dtype).nan_to_num()):
+        remedy = "Make it anew with quantise_references(reference, weight)."
+        refuse("quantised", "codes made for these weights", "codes made for others", remedy)
+    filters = (exclude, query_labels, reference_labels)
+    scores, indices, rescored = module.certified(query, reference, weight, bias, k, largest, *filters, quantised)
+    refuse_too_few(indices, k)
+    return scores.to(query.dtype), indices, rescored
+
+
+@certified_topk.register_fake
+def _(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, quantised):
+    scores = query.new_empty(query.shape[0], k)
+    rescored = query.new_empty(query.shape[0], dtype=torch.int64)
+    return scores, torch.empty_like(scores, dtype=torch.int64), rescored
+
+
+class _CertifiedTopK(torch.autograd.Function):
+    """Gives no derivative and no batch rule, and says so where torch alone would take the derivative for zero."""
+
+    forward = staticmethod(certified_topk)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        _refuse("its scores have no derivative")
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        _refuse("its scores have no derivative")
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        _refuse("vmap is not implemented")
+
+
+def _refuse(what: str) -> None:
+    raise NotImplementedError(
+        f"certified_dissim_topk: {what}. Use fused_dissim_topk under vmap; to train, gather reference[indices] and "
+        "score the rows with paired_dissim_score, or detach the scores."
+    )

@@ -1,0 +1,220 @@
+"""The certified scan: what fused_dissim_topk returns, bit by bit, from codes whose bounds hold."""
+
+import pytest
+import torch
+
+from dissim_kernels import Quantised, certified_dissim_topk, fused_dissim_topk, quantise_references
+from dissim_kernels import testing as judge
+from dissim_kernels.backends import native, quantise
+from dissim_kernels.contract import ACCUMULATE
+
+UNBOUNDED = 1 << 29
+dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
+
+
+def check(inputs, k, largest=True, **filters):
+    """The same indices and the same bits of scores as the kernels of fused_dissim_topk."""
+    with judge.poisoned_memory():
+        found = certified_dissim_topk(*inputs, k=k, largest=largest, **filters)
+    expected = fused_dissim_topk(*inputs, k=k, largest=largest, backend="cpu", **filters)
+    assert torch.equal(found.indices, expected.indices)
+    assert found.scores.dtype == inputs.query.dtype
+    assert torch.equal(found.scores.nan_to_num(12345), expected.scores.nan_to_num(12345))
+    candidates = judge.plain_candidates(len(inputs.query), len(inputs.reference), **filters).sum(1)
+    assert (found.rescored >= min(k, len(inputs.reference))).all() and (found.rescored <= candidates).all()
+    return found
+
+
+def clustered(queries, references, dim, classes=50, noise=0.3, seed=0, dtype=torch.float32):
+    """Rows around class centres, weights as training leaves them: mostly one sign."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, dim, generator=rng)
+
+    def rows(count):
+        of_class = torch.randint(classes, (count,), generator=rng)
+        return (centres[of_class] + noise * torch.randn(count, dim, generator=rng)).to(dtype)
+
+    weight = torch.randn(dim, generator=rng) * 0.25 - 0.5
+    return judge.Inputs(rows(queries), rows(references), weight.to(dtype), 0.5)
+
+
+def labels(count, classes=4, seed=0):
+    return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@dtypes
+@pytest.mark.parametrize("largest", [True, False])
+def test_best_of_every_input_that_bites(dtype, largest):
+    for inputs in judge.inputs_that_bite(dtype).values():
+        if inputs.query.dim() == 2 and inputs.reference.dim() == 2 and inputs.weight.dim() == 1:
+            columns = len(inputs.reference)
+            for k in {0, min(1, columns), columns // 2, columns}:
+                check(inputs, k, largest)
+
+
+@dtypes
+def test_it_is_the_definition_up_to_rounding(dtype):
+    for weight_sign in (1, -1):
+        inputs = judge.random_inputs((5, 40), (700, 40), dtype=dtype, seed=3)
+        inputs = inputs._replace(weight=inputs.weight * weight_sign)
+        found = certified_dissim_topk(*inputs, k=7)
+        judge.assert_topk_equal(*found[:2], judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
+
+
+@pytest.mark.parametrize("queries", [1, 3, 4, 300])
+@pytest.mark.parametrize("largest", [True, False])
+def test_few_and_many_queries_and_every_filter(queries, largest):
+    inputs = clustered(queries, 1500, 48)
+    filters = {"exclude": labels(queries, 1501, seed=1) - 1, "query_labels": labels(queries),
+               "reference_labels": labels(1500, seed=2)}  # fmt: skip
+    check(inputs, 20, largest, **filters)
+    check(inputs, 900, largest, query_labels=filters["query_labels"], reference_labels=filters["reference_labels"])
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("shape", [(9, 33, 1), (70, 2500, 17), (2, 129, 5)], ids=str)
+def test_ties_everywhere(largest, shape):
+    """More rows reach the k-th score than a list of candidates holds: the references are scanned again."""
+    inputs = judge.tie_grid(*shape)
+    check(inputs, 10, largest)
+    same = inputs._replace(reference=inputs.reference[:1].expand(9000, -1))
+    found = check(same, 10, largest)
+    assert (found.rescored == 9000).all() and (found.indices == torch.arange(10)).all()
+
+
+def test_queries_far_outside_constant_dimensions_and_wild_values():
+    inputs = clustered(30, 900, 40)
+    query, reference = inputs.query.clone(), inputs.reference.clone()
+    query[:10] *= 50
+    reference[:, :7] = 3.25
+    query[10:20, :7] = -1e4
+    check(inputs._replace(query=query, reference=reference), 12)
+    reference[17, 5], reference[18, 8] = 1e9, -1e30
+    check(inputs._replace(query=query, reference=reference), 12)
+    for scale in (1e30, 1e-30, 1e38, 1e-42):
+        check(inputs._replace(query=inputs.query * scale, reference=inputs.reference * scale), 12)
+        check(inputs._replace(weight=inputs.weight * scale), 12)
+    for awkward in (torch.nan, torch.inf):
+        check(inputs._replace(bias=awkward), 3)
+        check(inputs._replace(weight=inputs.weight.index_fill(0, torch.tensor([3]), awkward)), 3)
+
+
+def test_every_dimension_alone():
+    """Groups of columns that are full, one short and one over, of either sign."""
+    for dim in (7, 8, 9, 16, 23):
+        inputs = judge.random_inputs((6, dim), (100, dim), seed=dim)
+        for positive in (0, 1, 7, 8, dim):
+            sign = torch.where(torch.arange(dim) < positive, 1.0, -1.0)
+            check(inputs._replace(weight=inputs.weight.abs() * sign), 9)
+
+
+@dtypes
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_bounds_hold_for_every_pair(dtype, offset):
+    """E10 and E14: score, base + step * S and both errors, in float64, for queries inside and outside the grid."""
+    query, reference, weight, bias = judge.random_inputs((40, 37), (200, 37), dtype=dtype)
+    query = torch.cat((query, query * 5, query[:3] * torch.inf)) + offset
+    inputs = judge.Inputs(query, reference + offset, weight, bias.to(ACCUMULATE[dtype]))
+    quantised = quantise_references(inputs.reference, weight)
+    codes, errors, *grid = quantised
+    rows = codes.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)[:200].double()
+    query_codes, query_errors, bases = quantise.quantise_queries(query, inputs.bias, grid)
+    sign = weight.double()[quantised.columns].sign() * (quantised.inverse > 0)
+    sums = (query_codes.flatten(1)[:, None].double() - rows).abs() @ sign
+    estimate = bases[:, None] + quantised.step * sums
+    allowed = quantised.step * (query_errors[:, None].double() + errors[:200])
+    scores = judge.plain_score(*inputs.double())
+    known = (query_errors < UNBOUNDED)[:, None] & (errors[:200] < UNBOUNDED)
+    assert known[:80].all() and not known[80:].any()
+    wide = judge.Inputs(*(x.to(ACCUMULATE[dtype]) for x in inputs))  # ranked by scores that are not rounded again
+    gap, allowed, rounding = (x[known] for x in ((scores - estimate).abs(), allowed, judge.score_bound(*wide)))
+    assert (gap + rounding <= allowed).all()
+    assert offset or (gap > allowed / 12).any(), "a bound that nothing comes near"
+
+
+def test_few_rows_are_rescored_where_data_has_clusters():
+    inputs = clustered(64, 6000, 128, classes=300)
+    for largest, weight in ((True, inputs.weight), (False, -inputs.weight)):
+        found = check(inputs._replace(weight=weight), 10, largest)
+        assert found.rescored.double().mean() < 0.01 * 6000
+    mixed = judge.random_inputs((64, 128), (6000, 128))
+    assert check(mixed, 10).rescored.double().mean() < 0.1 * 6000
+
+
+def test_prepared_codes_serve_many_calls_and_can_be_stored(tmp_path):
+    inputs = clustered(20, 500, 33)
+    torch.save(tuple(quantise_references(inputs.reference, inputs.weight)), tmp_path / "codes")
+    quantised = Quantised(*torch.load(tmp_path / "codes", weights_only=True))
+    for largest in (True, False):
+        found = certified_dissim_topk(*inputs, k=5, quantised=quantised, largest=largest)
+        fresh = certified_dissim_topk(*inputs, k=5, largest=largest)
+        assert all(torch.equal(a, b) for a, b in zip(found, fresh, strict=True))
+
+
+def test_same_result_with_any_number_of_threads():
+    mixed = judge.random_inputs((50, 64), (6000, 64))
+    tied = judge.tie_grid(50, 6000, 9)
+    threads = torch.get_num_threads()
+    try:
+        for inputs in (mixed, tied):
+            found = []
+            for count in (1, 2, 3, 7):
+                torch.set_num_threads(count)
+                found.append(certified_dissim_topk(*inputs, k=20))
+            assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_codes_of_other_references_or_weights_are_refused():
+    query, reference, weight, bias = judge.random_inputs((3, 5), (40, 5))
+    made = quantise_references(reference, weight)
+    for other, message in (
+        ({"weight": weight * 2}, "quantised: expected codes made for these weights"),
+        ({"reference": reference[:20]}, "quantised: expected codes of 20 references"),
+        ({"query": query.double(), "reference": reference.double(), "weight": weight.double(), "bias": 0.0},
+         r"quantised: expected weights torch.float64 \[5\]"),
+    ):  # fmt: skip
+        arguments = {"query": query, "reference": reference, "weight": weight, "bias": bias, **other}
+        with pytest.raises(ValueError, match=message):
+            certified_dissim_topk(**arguments, k=2, quantised=made)
+    with pytest.raises(TypeError, match="quantised: expected a Quantised, got tuple"):
+        certified_dissim_topk(query, reference, weight, k=2, quantised=tuple(made))
+
+
+def test_too_few_candidates_and_a_missing_library_say_so(monkeypatch):
+    inputs = judge.random_inputs((3, 5), (4, 5))
+    with pytest.raises(ValueError, match="k: expected at most the 3 candidates of query row 1, got 4"):
+        certified_dissim_topk(*inputs, k=4, exclude=torch.tensor([-1, 2, -1]))
+    meta = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in inputs]
+    with pytest.raises(RuntimeError, match="backend 'cpu' cannot run this call: it runs tensors on the CPU"):
+        certified_dissim_topk(*meta, k=1)
+    monkeypatch.setattr(native, "_NOT_LOADED", "the compiled library is broken for this test")
+    with pytest.raises(RuntimeError, match="the compiled library is broken for this test"):
+        certified_dissim_topk(*inputs, k=1)
+
+
+def test_derivatives_and_vmap_are_refused():
+    query, reference, weight, _ = judge.random_inputs((3, 5), (9, 5))
+    leaf = query.clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match="no derivative"):
+        certified_dissim_topk(leaf, reference, weight, k=2).scores.sum().backward()
+    with pytest.raises(NotImplementedError, match="no derivative"):
+        torch.func.jvp(lambda q: certified_dissim_topk(q, reference, weight, k=2).scores, (query,), (query,))
+    made = quantise_references(reference, weight)
+    with pytest.raises(NotImplementedError, match="vmap is not implemented"):
+        torch.func.vmap(lambda q: certified_dissim_topk(q, reference, weight, k=2, quantised=made))(query[None])
+
+
+def test_it_compiles_and_traces_without_data():
+    inputs = judge.random_inputs((3, 5), (9, 5))
+    made = quantise_references(inputs.reference, inputs.weight)
+
+    def search(*inputs):
+        return certified_dissim_topk(*inputs, k=2, quantised=made)
+
+    assert torch.equal(
+        torch.compile(search, backend="eager", fullgraph=True)(*inputs).indices, search(*inputs).indices
+    )
+    torch.library.opcheck(torch.ops.dissim.certified_topk.default,
+                          (*inputs[:3], inputs.bias[None], 2, True, None, None, None, list(made)))  # fmt: skip
