@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "dissim_kernels.dispatch": ("dissim_kernels.backends", "dissim_kernels.contract"),
     "dissim_kernels.ops": ("dissim_kernels.ops", "dissim_kernels.dispatch", "dissim_kernels.contract"),
     "dissim_kernels.testing": ("dissim_kernels.dispatch", "dissim_kernels.contract"),
-    "dissim_kernels": ("dissim_kernels.ops", "dissim_kernels.dispatch"),
+    "dissim_kernels.numpy": ("dissim_kernels._numpy",),
+    "dissim_kernels": ("dissim_kernels.ops",),
 }
 
 

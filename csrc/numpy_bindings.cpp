@@ -1,0 +1,116 @@
+// The kernels on NumPy arrays, without torch, and what was built (dissim_kernels/numpy.py checks every argument and
+// allocates the results). Arrays are taken as they are, by their strides.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dissim.h"
+
+namespace py = pybind11;
+
+namespace {
+
+dissim::Dtype dtype_of(const py::array& array) {
+  switch (array.itemsize()) {
+    case 2: return dissim::Dtype::float16;
+    case 4: return dissim::Dtype::float32;
+    default: return dissim::Dtype::float64;
+  }
+}
+
+dissim::Rows rows_of(const py::array& array) {  // [R, D]
+  const int64_t size = array.itemsize();
+  return {array.data(), array.shape(0), 0, array.strides(0) / size, array.strides(1) / size};
+}
+
+const void* pointer(const std::optional<py::array>& array) { return array ? array->data() : nullptr; }
+const int64_t* integers(const std::optional<py::array>& array) { return static_cast<const int64_t*>(pointer(array)); }
+
+// Threads of one call, this one among them; a shared counter, so that one on a busy core takes fewer tasks.
+thread_local int threads_of_call = 1;
+dissim::Parallel parallel(int threads) {
+  threads_of_call = threads;
+  return {[](int64_t count, void (*each)(void*, int64_t), void* context) {
+            std::atomic<int64_t> next{0};
+            const auto work = [&] {
+              for (int64_t i; (i = next++) < count;) each(context, i);
+            };
+            std::vector<std::thread> others;
+            for (int i = 1; i < threads_of_call && i < count; ++i) others.emplace_back(work);
+            work();
+            for (std::thread& other : others) other.join();
+          },
+          threads};
+}
+
+const dissim::Kernels& kernels() {
+  const dissim::Kernels* chosen = dissim::kernels();
+  if (!chosen)
+    throw std::runtime_error(std::string("DISSIM_ISA: expected one of the instruction sets that were compiled and that "
+                                         "this machine runs (dissim_kernels.numpy.report()), got ") +
+                             getenv("DISSIM_ISA"));
+  return *chosen;
+}
+
+void score(const py::array& query, const py::array& reference, const py::array& weight, const py::array& bias,
+           py::array& scores, int threads) {
+  const dissim::Score problem{
+      dtype_of(query),      1, 1, query.shape(1), rows_of(query), rows_of(reference), weight.data(), bias.data(),
+      scores.mutable_data()};
+  const dissim::Kernels& set = kernels();
+  py::gil_scoped_release release;
+  set.score(problem, parallel(threads));
+}
+
+void topk(const py::array& query, const py::array& reference, const py::array& weight, const py::array& bias, int64_t k,
+          bool largest, const std::optional<py::array>& exclude, py::array& scores, py::array& indices, int threads) {
+  const dissim::TopK problem{dtype_of(query),
+                             query.shape(1),
+                             k,
+                             largest,
+                             rows_of(query),
+                             rows_of(reference),
+                             weight.data(),
+                             bias.data(),
+                             integers(exclude),
+                             nullptr,
+                             nullptr,
+                             scores.mutable_data(),
+                             static_cast<int64_t*>(indices.mutable_data())};
+  const dissim::Kernels& set = kernels();
+  py::gil_scoped_release release;
+  set.topk(problem, parallel(threads));
+}
+
+py::dict report() {
+  py::dict sets;
+  for (const dissim::Kernels* const* set = dissim::compiled_kernels(); *set; ++set)
+    sets[(*set)->isa] = dissim::can_run(**set);
+  py::dict facts;
+  facts["version"] = DISSIM_VERSION;
+#if defined(__clang__)
+  facts["compiler"] = __VERSION__;
+#else
+  facts["compiler"] = "GCC " __VERSION__;
+#endif
+  facts["flags"] = DISSIM_FLAGS;
+  facts["isa"] = kernels().isa;
+  facts["isas"] = sets;
+  facts["kernels"] = py::str(DISSIM_KERNELS).attr("split")();
+  return facts;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_numpy, module) {
+  module.doc() = "The compiled side of dissim_kernels.numpy, which checks every argument first.";
+  module.def("score", &score);
+  module.def("topk", &topk);
+  module.def("report", &report);
+}

@@ -1,0 +1,163 @@
+"""The NumPy side module: no torch, the same bits as the torch operators, and words for what does not fit."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import dissim_kernels
+from dissim_kernels import fused_dissim_score, fused_dissim_topk
+from dissim_kernels import numpy as side
+from dissim_kernels import testing as judge
+from dissim_kernels.backends import native
+
+DTYPES = (torch.float16, torch.float32, torch.float64)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def run(script, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def matrices(dtype):
+    """The cases of one head and one batch entry, as torch and as NumPy sees the same memory."""
+    for name, inputs in judge.inputs_that_bite(dtype).items():
+        if inputs.query.dim() == 2 and inputs.reference.dim() == 2 and inputs.weight.dim() == 1:
+            yield name, inputs, [x.numpy() if isinstance(x, torch.Tensor) else x for x in inputs]
+
+
+def same_bits(found, expected):
+    expected = expected.numpy()
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    return np.array_equal(np.isnan(found), np.isnan(expected)) and np.array_equal(
+        np.where(np.isnan(found), 0, found), np.where(np.isnan(expected), 0, expected)
+    )
+
+
+def test_torch_is_not_imported():
+    script = "import sys, numpy as np, dissim_kernels.numpy as d; x = np.ones((3, 4)); d.score(x, x, x[0]); {}"
+    script += "assert 'torch' not in sys.modules; print(d.report()['isa'])"
+    assert run(script.format("d.topk(x, x, x[0], k=1); ")).strip() in native.isa()
+
+
+def test_public_names_come_with_their_first_use_and_operators_with_torch():
+    names = (
+        "import dissim_kernels as d; assert set(d.__all__) <= set(dir(d)); [getattr(d, name) for name in d.__all__]"
+    )
+    run(names)
+    run(f"{names}; from dissim_kernels import *; fused_dissim_score.__doc__; import torch; torch.ops.dissim.score")
+    run("import torch, dissim_kernels; torch.ops.dissim.score.default")
+    with pytest.raises(AttributeError, match="no attribute 'fused_nothing'"):
+        dissim_kernels.fused_nothing  # noqa: B018
+
+
+@dtypes
+def test_scores_are_the_bits_of_torch(dtype):
+    for name, inputs, arrays in matrices(dtype):
+        assert same_bits(side.score(*arrays), fused_dissim_score(*inputs)), name
+
+
+@dtypes
+@pytest.mark.parametrize("largest", [True, False])
+def test_topk_is_the_bits_of_torch(dtype, largest):
+    for name, inputs, arrays in matrices(dtype):
+        for k in {0, min(1, len(inputs.reference)), len(inputs.reference) // 2}:
+            found = side.topk(*arrays, k=k, largest=largest)
+            expected = fused_dissim_topk(*inputs, k=k, largest=largest)
+            assert same_bits(found.scores, expected.scores) and same_bits(found.indices, expected.indices), name
+
+
+def test_exclude_and_a_random_order_of_strides():
+    inputs = judge.random_inputs((40, 9), (50, 9))
+    exclude = torch.arange(80)[::2] % 50 - 1
+    found = side.topk(*(x.numpy() for x in inputs), k=6, exclude=exclude.numpy())
+    assert same_bits(found.indices, fused_dissim_topk(*inputs, k=6, exclude=exclude).indices)
+    query, reference, weight = (x.numpy() for x in inputs[:3])
+    turned = side.score(query[::-1, ::-1], reference[::2, ::-1], weight[::-1])
+    assert same_bits(turned, fused_dissim_score(*(torch.from_numpy(x.copy()) for x in (
+        query[::-1, ::-1], reference[::2, ::-1], weight[::-1]))))  # fmt: skip
+
+
+def test_same_bits_with_any_number_of_threads_and_the_environment_is_heard(monkeypatch):
+    arrays = [x.numpy() for x in judge.random_inputs((70, 33), (600, 33))]
+    first = side.score(*arrays, threads=1), *side.topk(*arrays, k=9, threads=1)
+    for threads in (2, 3, 8):
+        other = side.score(*arrays, threads=threads), *side.topk(*arrays, k=9, threads=threads)
+        assert all(map(np.array_equal, first, other))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert side._threads(None) == 3
+    monkeypatch.setenv("DISSIM_THREADS", "5")
+    assert side._threads(None) == 5
+    monkeypatch.setenv("DISSIM_THREADS", "many")
+    with pytest.raises(ValueError, match="DISSIM_THREADS: expected a number of threads in the environment"):
+        side.score(*arrays)
+
+
+def test_report_says_what_was_built():
+    facts = side.report()
+    assert facts["isa"] == native.isa() and facts["isas"][facts["isa"]]
+    listed = torch.ops.dissim_native.isas().split()
+    assert facts["isas"] == {name.strip("[]"): not name.startswith("[") for name in listed}
+    assert {"score", "topk"} <= set(facts["kernels"]) and "-O3" in facts["flags"] and facts["compiler"]
+    assert facts["version"][0].isdigit()
+    chosen = [name for name, runs in facts["isas"].items() if runs][-1]
+    assert run("import dissim_kernels.numpy as d; print(d.report()['isa'])", DISSIM_ISA=chosen).strip() == chosen
+
+
+Q, R, W = np.ones((3, 5), np.float32), np.ones((4, 5), np.float32), np.ones(5, np.float32)
+PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))["value"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"query": [[1.0]]}, TypeError, r"query: expected a numpy.ndarray, got list. Use np.asarray\(value\)."),
+        (
+            {"query": Q.astype(int)},
+            TypeError,
+            "query: expected one of float16, float32, float64, got int64. Conv",
+        ),
+        (
+            {"query": Q.astype(">f4")},
+            TypeError,
+            "query: expected one of float16, float32, float64, got >f4. Conv",
+        ),
+        ({"query": Q[0]}, ValueError, r"query: expected 2 dimensions \[N, D\], got shape \[5\]. Loop over"),
+        (
+            {"query": PACKED},
+            ValueError,
+            "query: expected elements at multiples of their size, got strides .* Use",
+        ),
+        (
+            {"reference": R.astype("d")},
+            TypeError,
+            "reference: expected query's dtype float32, got float64. Conv",
+        ),
+        ({"reference": R[:, :4]}, ValueError, r"reference: expected a last dimension of 5 as in query, got shape"),
+        ({"weight": W[:4]}, ValueError, r"weight: expected a last dimension of 5 as in query, got shape \[4\]. All"),
+        ({"weight": Q}, ValueError, r"weight: expected one head \[D\], got shape \[3, 5\]. Call once per head"),
+        (
+            {"weight": W.astype("d")},
+            TypeError,
+            "weight: expected float32 or float32 beside float32 embeddings",
+        ),
+        ({"bias": W}, ValueError, r"bias: expected a number or shape \[\], got shape \[5\]. Use bias\[0\]"),
+        ({"bias": "1"}, TypeError, r"bias: expected None, a number or an array, got str. Use float\(bias\)"),
+        ({"threads": 0}, ValueError, "threads: expected None or an integer of at least 1, got 0. Leave it out"),
+        ({"k": -1}, ValueError, "k: expected an integer of at least 0, got -1. Pass an int"),
+        ({"k": 5}, ValueError, "k: expected at most the 4 candidates of query row 0, got 5. Ask for fewer"),
+        ({"exclude": np.zeros(3)}, TypeError, "exclude: expected an int64 array, got float64. Use np.asarray"),
+        ({"exclude": np.zeros(2, int)}, ValueError, r"exclude: expected shape \[3\], got shape \[2\]. Pass one"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(change, error, message):
+    arguments = {"query": Q, "reference": R, "weight": W, "k": 1, **change}
+    with pytest.raises(error, match=f"^{message}"):
+        side.topk(**arguments)
