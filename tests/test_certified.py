@@ -189,7 +189,7 @@ def test_too_few_candidates_and_a_missing_library_say_so(monkeypatch):
     meta = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in inputs]
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot run this call: it runs tensors on the CPU"):
         certified_dissim_topk(*meta, k=1)
-    monkeypatch.setattr(native, "_NOT_LOADED", "the compiled library is broken for this test")
+    monkeypatch.setattr(native, "NOT_LOADED", "the compiled library is broken for this test")
     with pytest.raises(RuntimeError, match="the compiled library is broken for this test"):
         certified_dissim_topk(*inputs, k=1)
 

@@ -31,7 +31,7 @@ calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 @pytest.fixture
 def broken_library(monkeypatch):
-    monkeypatch.setattr(native, "_NOT_LOADED", "the compiled library is broken for this test")
+    monkeypatch.setattr(native, "NOT_LOADED", "the compiled library is broken for this test")
 
 
 @calls

@@ -1,4 +1,7 @@
-"""The backend `cpu`: the C++ kernels of csrc, through the operators that torch_bindings.cpp registers."""
+"""The compiled kernels of csrc, through private operators that torch directs by the device of their tensors.
+
+As a backend this module is `cpu`; cuda.py is the same for CUDA tensors.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,16 @@ def _load() -> str | None:
     return None
 
 
-_NOT_LOADED = _load()
+NOT_LOADED = _load()
+operators = torch.ops.dissim_native
+#: Devices whose kernels leave a weight's Inf - Inf to Python. CUDA's mend it: reading it back would wait for the GPU.
+MENDED_HERE = ("cpu",)
 
 
 def why_not(problem: Problem) -> str | None:
     if problem.device != "cpu":
         return f"it runs tensors on the CPU, these are on {problem.device!r}"
-    return _NOT_LOADED
+    return NOT_LOADED
 
 
 def isa() -> str:
@@ -45,7 +51,7 @@ def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None)
     if not (query.numel() and reference.numel() and weight.numel()):
         return reference_backend.score(query, reference, weight, bias)  # no term to add up
     out = query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
-    torch.ops.dissim_native.score(query, reference, _wide(weight), None if bias is None else _wide(bias), out)
+    operators.score(query, reference, _wide(weight), None if bias is None else _wide(bias), out)
     return out
 
 
@@ -56,16 +62,16 @@ def score_backward(
         return reference_backend.score_backward(grad, query, reference, weight, needs)  # zeros
     wide = _wide(weight)
     grads = [
-        torch.empty(t.shape, dtype=t.dtype) if needed else None
-        for t, needed in zip((query, reference, wide), needs, strict=True)
+        t.new_empty(t.shape) if needed else None for t, needed in zip((query, reference, wide), needs, strict=True)
     ]
-    torch.ops.dissim_native.score_backward(grad, query, reference, wide, *grads)
+    operators.score_backward(grad, query, reference, wide, *grads)
     of_weight = grads[2]
-    if of_weight is not None:
+    if of_weight is not None and of_weight.device.type in MENDED_HERE:
         broken = ~of_weight.isfinite().all(0)
         if broken.any():  # Inf - Inf is lost in E2's two sums: add the terms themselves in these dimensions
             q, r, w = (x[..., broken] for x in (query, reference, wide))
             of_weight[:, broken] = reference_backend.score_backward(grad, q, r, w, (False, False, True))[0]
+    if of_weight is not None:
         grads[2] = of_weight.to(weight.dtype)
     return [g for g in grads if g is not None]
 
@@ -81,11 +87,11 @@ def topk(
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    scores = torch.empty(len(query), k, dtype=ACCUMULATE[query.dtype])
-    indices = torch.empty(scores.shape, dtype=torch.int64)
+    scores = query.new_empty(len(query), k, dtype=ACCUMULATE[query.dtype])
+    indices = torch.empty_like(scores, dtype=torch.int64)
     filters = [_contiguous(x) for x in (exclude, query_labels, reference_labels)]
     pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
-    torch.ops.dissim_native.topk(*pairs, k, largest, *filters, scores, indices)
+    operators.topk(*pairs, k, largest, *filters, scores, indices)
     return scores, indices
 
 
@@ -100,12 +106,12 @@ def hinge(
     margin: float,
     hard_negatives: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    positive, negative = (torch.empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
-    active = torch.empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
+    positive, negative = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
+    active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
     pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
     filters = [_contiguous(x) for x in (query_labels, reference_labels, exclude)]
     hard = -1 if hard_negatives is None else hard_negatives
-    torch.ops.dissim_native.hinge(*pairs, *filters, margin, hard, positive, negative, active)
+    operators.hinge(*pairs, *filters, margin, hard, positive, negative, active)
     return positive, negative, active
 
 
@@ -126,15 +132,16 @@ def hinge_backward(
         return reference_backend.hinge_backward(*given, query, reference, weight, *labels, needs)
     wide = _wide(weight)
     shapes = (query, reference, wide, wide.new_empty(1))
-    grads = [torch.empty(t.shape, dtype=t.dtype) if n else None for t, n in zip(shapes, needs, strict=True)]
-    torch.ops.dissim_native.hinge_backward(*given, query[None], reference[None], wide, *labels, *grads)
+    grads = [t.new_empty(t.shape) if n else None for t, n in zip(shapes, needs, strict=True)]
+    operators.hinge_backward(*given, query[None], reference[None], wide, *labels, *grads)
     of_weight = grads[2]
-    if of_weight is not None:
+    if of_weight is not None and of_weight.device.type in MENDED_HERE:
         broken = ~of_weight.isfinite()
         if broken.any():  # as in score_backward
             pair = query[:, broken], reference[:, broken], wide[broken]
             only = (False, False, True, False)
             of_weight[broken] = reference_backend.hinge_backward(*given, *pair, *labels, only)[0]
+    if of_weight is not None:
         grads[2] = of_weight.to(weight.dtype)
     return [g for g in grads if g is not None]
 
@@ -157,7 +164,7 @@ def certified(
     indices, rescored = torch.empty(scores.shape, dtype=torch.int64), torch.empty(len(query), dtype=torch.int64)
     filters = [_contiguous(x) for x in (exclude, query_labels, reference_labels)]
     wide = _wide(weight), None if bias is None else _wide(bias)
-    torch.ops.dissim_native.certified(
+    operators.certified(
         query[None], reference[None], *wide, k, largest, *filters, positive_groups(wide[0]), grid[-1].item(),
         *quantise_queries(query, wide[1], grid), codes, errors, scores, indices, rescored,
     )  # fmt: skip

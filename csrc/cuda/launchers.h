@@ -1,0 +1,23 @@
+// The entry points of the CUDA kernels: for each problem of dissim.h, whose pointers are the device's, how many bytes
+// of scratch it needs, and its launch on a stream. No allocation, no synchronisation: calls can be captured in a graph.
+#pragma once
+
+#include "../dissim.h"
+
+struct CUstream_st;
+
+namespace dissim {
+
+using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
+
+#define DISSIM_LAUNCHER(Problem, name)      \
+  int64_t name##_workspace(const Problem&); \
+  void launch_##name(const Problem&, void* workspace, Stream stream);
+
+DISSIM_LAUNCHER(Score, score)
+DISSIM_LAUNCHER(ScoreBackward, score_backward)
+DISSIM_LAUNCHER(TopK, topk)
+DISSIM_LAUNCHER(Hinge, hinge)
+DISSIM_LAUNCHER(HingeBackward, hinge_backward)
+
+}  // namespace dissim

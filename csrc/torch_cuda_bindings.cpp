@@ -1,0 +1,47 @@
+// CUDA's kernels behind the same operators: on the current stream of the tensors' device, without synchronisation.
+// With DISSIM_CUDA_ON_HOST, for tests, behind operators of another name that execute the kernels on the CPU.
+#include "torch_problems.h"
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/launchers.h"
+
+// Only a CUDA build of torch has it; in others no tensor comes here.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace {
+
+dissim::Stream current_stream([[maybe_unused]] const Tensor& tensor) {
+  void* stream = nullptr;
+#ifndef DISSIM_CUDA_ON_HOST
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+#endif
+  return static_cast<dissim::Stream>(stream);
+}
+
+template <auto workspace, auto launch>
+struct OnCuda {
+  static void run(const Tensor& tensor, const auto& problem) {
+#ifndef DISSIM_CUDA_ON_HOST
+    const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
+#endif
+    Tensor scratch = torch::stable::new_empty(tensor, {workspace(problem)}, ScalarType::Byte);
+    launch(problem, scratch.mutable_data_ptr(), current_stream(tensor));
+  }
+};
+
+}  // namespace
+
+#ifdef DISSIM_CUDA_ON_HOST
+STABLE_TORCH_LIBRARY(dissim_cuda_on_host, library) { define_operators(library); }
+STABLE_TORCH_LIBRARY_IMPL(dissim_cuda_on_host, CPU, library) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(dissim_native, CUDA, library) {
+#endif
+// The kernels that there are.
+#define DISSIM_CUDA_OPERATORS(row) row(score) row(topk)
+#define DISSIM_ON_CUDA(name) \
+  library.impl(#name,        \
+               TORCH_BOX((&Operator<make_##name, OnCuda<dissim::name##_workspace, dissim::launch_##name>>::call)));
+  DISSIM_CUDA_OPERATORS(DISSIM_ON_CUDA)
+}

@@ -1,0 +1,101 @@
+"""The backend "cuda" on CPU tensors: the kernels' own sources, compiled with g++ and executed on the CPU.
+
+`build_library` makes a torch library of csrc/cuda; `install` puts it in the place of the backend "cuda", for this
+process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import ninja
+import torch
+
+from bench import toolchain
+from dissim_kernels import dispatch
+from dissim_kernels.backends import native
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+FLAGS = "-std=c++20 -g -fPIC -Wno-psabi -DDISSIM_CUDA_ON_HOST"
+#: name -> flags of kernels, flags of the fibers, which no ThreadSanitizer may watch
+SANITIZERS = {
+    "plain": ("-O2", "-O2"),
+    "thread": ("-O1 -fsanitize=thread", "-O1 -DDISSIM_TSAN"),
+    "address": (
+        "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined",
+        "-O1 -fsanitize=address -DDISSIM_ASAN",
+    ),
+}
+
+
+def why_not() -> str | None:
+    """The reason why kernels cannot be executed here, or None."""
+    try:
+        headers()
+    except toolchain.Missing as missing:
+        return str(missing)
+    return None
+
+
+def headers() -> Path:
+    """The folder of CUDA's headers, of which the half types are needed; raises toolchain.Missing."""
+    for place in toolchain.places():
+        if (place.parent / "include" / "cuda_fp16.h").exists():
+            return place.parent / "include"
+    raise toolchain.Missing(f"cuda_fp16.h was not found. {toolchain.REMEDY}")
+
+
+def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str = "") -> Path:
+    """Compiles sources and the fibers into build/cuda_on_host/<sanitizer>/<target>; only what changed."""
+    folder = ROOT / "build" / "cuda_on_host" / sanitizer
+    folder.mkdir(parents=True, exist_ok=True)
+    kernels, fibers = SANITIZERS[sanitizer]
+    includes = f"-I{HERE} -isystem {headers()}"
+    objects = []
+    with (folder / f"{target}.ninja").open("w") as file:
+        writer = ninja.ninja_syntax.Writer(file, width=1000)
+        writer.rule(
+            "compile",
+            f"g++ {FLAGS} {includes} $extra -MMD -MF $out.d -x c++ -c $in -o $out",
+            depfile="$out.d",
+            deps="gcc",
+        )
+        writer.rule("link", f"g++ $in -o $out {kernels} {link}")
+        for source in [*sources, HERE / "cuda_on_host.cpp"]:
+            objects.append(f"{target}_{source.stem}.o")
+            extra = fibers if source.parent == HERE and source.stem == "cuda_on_host" else kernels
+            torch_headers = Path(torch.__file__).parent / "include"
+            if source.stem == "torch_cuda_bindings":
+                extra += f" -isystem {torch_headers} -isystem {torch_headers}/torch/csrc/api/include"
+                extra += " -DTORCH_TARGET_VERSION=0x020a000000000000"
+            writer.build(objects[-1], "compile", str(source), variables={"extra": extra})
+        writer.build(target, "link", objects)
+    done = subprocess.run(
+        [Path(ninja.BIN_DIR) / "ninja", "-C", folder, "-f", f"{target}.ninja", target], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout[-4000:])
+    return folder / target
+
+
+def build_library() -> Path:
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    sources = [*KERNELS, ROOT / "csrc" / "torch_cuda_bindings.cpp"]
+    return build("library.so", sources, link=f"-shared -L{torch_libraries} -ltorch_cpu -ltorch -lc10")
+
+
+def install(library: Path) -> None:
+    """Puts a copy of the native backend, with the library's operators, in the place of "cuda"."""
+    torch.ops.load_library(library)
+    spec = importlib.util.spec_from_file_location("dissim_kernels.backends.on_host", native.__file__)
+    on_host = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = on_host
+    spec.loader.exec_module(on_host)
+    on_host.operators = torch.ops.dissim_cuda_on_host
+    on_host.why_not = lambda problem: None
+    dispatch.BACKENDS["cuda"] = on_host
