@@ -70,4 +70,28 @@ def triton(
     return build
 
 
-BUDGETS: tuple[Budget, ...] = ()
+def _all(bar: float) -> dict[int, float]:
+    return dict.fromkeys(ARCHITECTURES, bar)
+
+
+BUDGETS: tuple[Budget, ...] = (
+    # E1: an addition and a fused multiply-add. 64 pairs of a thread by 32 dimensions; of doubles 16.
+    Budget("score fp32", cuda("score", "score_kernel<float, true>", 73984), _all(2.25), elements=(2048,)),
+    Budget("score fp64", cuda("score", "score_kernel<double, true>", 70144), _all(2.75), ("DFMA",), elements=(512,)),
+    # E7: four maxima and a product for eight elements.
+    *(
+        Budget(f"score {name}", cuda("score", f"score_max_kernel<{kind}, true>", 34816), _all(0.75), ("HMMA.16816",))
+        for name, kind in (("fp16", "__half"), ("bf16", "__nv_bfloat16"))
+    ),
+    # E2, both sides: two comparisons and their difference, two fused multiply-adds.
+    *(
+        Budget(
+            f"score_backward {name}",
+            cuda("score_backward", f"sign_sums_kernel<{kind}, true>", 40960),
+            _all(5.7),
+            per_element=2,
+            elements=(512,),
+        )
+        for name, kind in (("fp32", "float"), ("fp16", "__half"), ("bf16", "__nv_bfloat16"))
+    ),
+)
