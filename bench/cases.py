@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 #: Operations: what one element costs in steps of the ceilings of ceiling.cpp. "score" is sub, and, fma; "backward"
-#: is sub, sign, fma, fma. A hinge step does the backward of active pairs alone, so that cost is the case's share.
+#: is sub, sign, fma, fma; "sad" is the sum of absolute differences of bytes, add. A hinge step does the backward of
+#: active pairs alone, so that cost is the case's share.
 STEPS = {
     "score": {"score": 1.0},
     "score_backward": {"backward": 1.0},
     "score_step": {"score": 1.0, "backward": 1.0},
     "topk": {"score": 1.0},
+    "certified": {"sad": 1.0},
     "hinge_step": {"score": 1.0, "backward": None},
 }
 
@@ -33,7 +35,7 @@ class Case:
     references: int
     dim: int
     dtype: str = "float32"
-    k: int = 10  # topk
+    k: int = 10  # topk, certified
     active: float = 1.0  # hinge_step: the share of pairs inside the margin
     quick: bool = False  # part of `--quick`, with fewer rows
 
@@ -43,7 +45,8 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Memory traffic that no implementation avoids: each input read once, each output written once."""
+        """Memory traffic that no implementation avoids: each input read once, each output written once. For a
+        certified search the references are their codes, a byte each."""
         item, rows, pairs = ITEM_BYTES[self.dtype], self.queries + self.references, self.queries * self.references
         inputs, scores = rows * self.dim * item, pairs * item
         return {
@@ -51,6 +54,7 @@ class Case:
             "score_backward": inputs + scores + inputs,
             "score_step": inputs + scores + scores + inputs,
             "topk": inputs + self.queries * self.k * (item + 8),
+            "certified": self.references * self.dim + self.queries * (self.dim * item + self.k * (item + 8)),
             "hinge_step": inputs + inputs + 8 * rows,
         }[self.operation]
 
@@ -60,8 +64,8 @@ class Case:
         return {name: self.active if cost is None else cost for name, cost in STEPS[self.operation].items()}
 
     def limits(self, ceilings: Mapping[str, float]) -> dict[str, float]:
-        """Elements a second that arithmetic and memory allow; ceilings: "score", "backward" in elements a second
-        and "memory" in bytes a second, each as measured on all threads."""
+        """Elements a second that arithmetic and memory allow; ceilings: "score", "backward", "sad" in elements a
+        second and "memory" in bytes a second, each as measured on all threads."""
         arithmetic = 1 / sum(cost / ceilings[name] for name, cost in self.steps.items())
         return {"arithmetic": arithmetic, "memory": ceilings["memory"] * self.elements / self.bytes}
 
@@ -97,6 +101,7 @@ CASES = (
     Case("forward+backward fp32 4096", "score_step", 4096, 4096, 512),
     Case("forward+backward fp32 2048", "score_step", 2048, 2048, 512),
     Case("top-10 of 200,000", "topk", 256, 200_000, 512, quick=True),
+    Case("certified top-10 of 200,000", "certified", 256, 200_000, 512),
     Case("one query of 1,000,000", "score", 1, 1_000_000, 128, quick=True),
     Case("hinge step, all negatives active", "hinge_step", 512, 16_384, 512),
     Case("hinge step, 1 % active", "hinge_step", 512, 16_384, 512, active=0.01, quick=True),

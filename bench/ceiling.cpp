@@ -2,6 +2,7 @@
 // the width of csrc/cpu/simd.h, in a loop without loads or stores, and the rate at which memory is read.
 // An empty asm statement tells the compiler that an operand may have changed, at no cost, so it can neither hoist nor
 // drop the work; 8 or more sums that do not wait for one another fill the pipes.
+#include "../csrc/cpu/sad.h"
 #include "../csrc/pair_math.h"
 
 namespace dissim {
@@ -68,6 +69,21 @@ CEILING ceiling_backward(int64_t steps) {
   for (auto& column : of_reference)
     for (V& sum : column) UNKNOWN(sum);
   return steps * 2 * kRows * kLanes<float>;
+}
+
+// sad, add for each vector of bytes; returns the number of elements.
+CEILING ceiling_sad(int64_t steps) {
+  Bytes query = Bytes{} + 3, reference[2] = {query + 1, query + 9};
+  Partial sums[kRows][2] = {};
+  for (Bytes& r : reference) UNKNOWN(r);
+  for (int64_t step = 0; step < steps; ++step)
+    for (int i = 0; i < kRows; ++i) {
+      UNKNOWN(query);  // the next row's
+      for (int j = 0; j < 2; ++j) add_sad(sums[i][j], query, reference[j]);
+    }
+  for (auto& row : sums)
+    for (Partial& sum : row) UNKNOWN(sum);
+  return steps * kRows * 2 * kVectorBytes;
 }
 
 // Reads `count` floats from memory, once; returns the number of bytes.

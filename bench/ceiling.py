@@ -21,6 +21,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_suffix(".cpp")
+ARITHMETIC = ("score", "backward", "sad")
 #: Elements of one arithmetic call on a thread: some 50 ms.
 ELEMENTS = 1 << 31
 TASKS = 16
@@ -51,14 +52,14 @@ def load(isa: str) -> ctypes.CDLL:
         subprocess.run([compiler(), *flags(isa), "-shared", str(SOURCE), "-o", str(made)], check=True)
         made.replace(library)
     loaded = ctypes.CDLL(str(library))
-    for name in ("score", "backward", "memory"):
+    for name in (*ARITHMETIC, "memory"):
         getattr(loaded, f"ceiling_{name}").restype = ctypes.c_int64
     return loaded
 
 
 @contextmanager
 def ceilings(isa: str, threads: int, names: set[str]) -> Iterator[dict[str, Callable[[], int]]]:
-    """Calls that return the elements ("score", "backward") or bytes ("memory") that all threads together did."""
+    """Calls that return the elements (ARITHMETIC) or bytes ("memory") that all threads together did."""
     library = load(isa)
     tasks = TASKS * threads  # several for each thread, so that one on a busy core takes fewer
     memory = torch.ones(MEMORY_BYTES // 4 if "memory" in names else tasks)
@@ -74,6 +75,6 @@ def ceilings(isa: str, threads: int, names: set[str]) -> Iterator[dict[str, Call
         def read(part: torch.Tensor) -> int:
             return library.ceiling_memory(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
 
-        calls = {name: arithmetic(name) for name in ("score", "backward")}
+        calls = {name: arithmetic(name) for name in ARITHMETIC}
         calls["memory"] = lambda: sum(pool.map(read, memory.tensor_split(tasks)))
         yield {name: call for name, call in calls.items() if name in names}

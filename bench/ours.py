@@ -1,12 +1,18 @@
 """What is measured: the public functions of dissim_kernels, as a user calls them.
 
 Results, here and of every competitor: "score" [N, M] (or RowSums); "score_backward" and "score_step" the gradients of
-query, reference and weight; "topk" scores and indices; "hinge_step" the loss and the three gradients.
+query, reference and weight; "topk" and "certified" scores and indices; "hinge_step" the loss and the three gradients.
 """
 
 from __future__ import annotations
 
-from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
+from dissim_kernels import (
+    certified_dissim_topk,
+    fused_dissim_hinge_loss,
+    fused_dissim_score,
+    fused_dissim_topk,
+    quantise_references,
+)
 
 from .differentiate import backward_of, step_of
 from .problem import MARGIN, Problem
@@ -39,6 +45,24 @@ def _score_step(problem: Problem) -> Call:
 def _topk(problem: Problem) -> Call:
     p, k = problem, problem.case.k
     return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k)
+
+
+@competitor("dissim_kernels", {"certified": WHOLE}, ours=True)
+def _certified(problem: Problem) -> Call:
+    p, k = problem, problem.case.k
+    quantised = quantise_references(p.reference, p.weight)
+    return lambda: certified_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantised=quantised)
+
+
+@competitor("dissim_kernels, codes made in the call", {"certified": WHOLE}, ours=True)
+def _certified_anew(problem: Problem) -> Call:
+    p, k = problem, problem.case.k
+    return lambda: certified_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k)
+
+
+@competitor("dissim_kernels, float32 top-k", {"certified": 20})
+def _certified_peer(problem: Problem) -> Call:
+    return _topk(problem)
 
 
 @competitor("dissim_kernels", {"hinge_step": WHOLE}, ours=True)

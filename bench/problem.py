@@ -53,11 +53,24 @@ def make(case: Case) -> Problem:
     dtype = getattr(torch, case.dtype)
     if case.operation == "hinge_step":
         return _labelled(case)
+    if case.operation == "certified":
+        return _clustered(case)
     query, reference = torch.randn(case.queries, case.dim), torch.randn(case.references, case.dim)
     differentiated = case.operation in ("score_backward", "score_step")
     grad = torch.randn(case.queries, case.references).to(dtype) if differentiated else None
     weight = torch.randn(case.dim) / case.dim
     return Problem(case, query.to(dtype), reference.to(dtype), weight, 0.5, grad)
+
+
+def _clustered(case: Case) -> Problem:
+    """Rows around class centres and weights of mostly one sign, as training leaves them; queries near the centres."""
+    centres = torch.randn(case.references // 100, case.dim)
+    query, reference = (
+        centres[torch.randint(len(centres), (rows,))] + 0.3 * torch.randn(rows, case.dim)
+        for rows in (case.queries, case.references)
+    )
+    weight = torch.randn(case.dim) * 0.25 - 1
+    return Problem(case, query, reference, weight / weight.norm(), 0.5)
 
 
 def _labelled(case: Case) -> Problem:

@@ -51,7 +51,7 @@ class Row:
 class Outcome:
     case: Case
     rows: list[Row]
-    ceilings: dict[str, float]  # "score", "backward": elements a second; "memory": bytes a second
+    ceilings: dict[str, float]  # "score", "backward", "sad": elements a second; "memory": bytes a second
     active: float | None = None  # hinge: the share of pairs inside the margin, counted
 
     @property
