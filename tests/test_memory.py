@@ -31,6 +31,9 @@ def peak():
 def steps(x, sides):
     if what == "topk":
         return lambda: d.fused_dissim_topk(*x, k=5, backend=backend)
+    if what == "certified":
+        made = d.quantise_references(x[1], x[2])
+        return lambda: d.certified_dissim_topk(*x, k=5, quantised=made)
     if what == "hinge":
         return lambda: d.fused_dissim_hinge_loss(*x, *sides, backend=backend).backward()
     if what == "plain":  # the definition, to prove that this probe sees what it should
@@ -90,6 +93,14 @@ def test_search_and_loss_never_hold_a_matrix_of_scores(what, backend):
     """N x M floats would be four times the limit; hinge holds one bit a pair, and a copy in backward."""
     n, m, dim = 2048, 8192, 2
     assert extra_memory(what, backend, n, m, dim) <= FLOAT * n * m // 4
+
+
+def test_the_certified_search_keeps_lists_of_candidates_only():
+    """4 dimensions, where quantised scores tie by the thousand: lists overflow and references are scanned again."""
+    n, m = 1024, 65536
+    lists = 8 * (1 << 22)  # kMostKept of csrc/cpu/certified.cpp
+    assert FLOAT * n * m > 4 * (lists + SLACK)
+    assert extra_memory("certified", "cpu", n, m, 4) <= 1.25 * lists + SLACK
 
 
 @pytest.mark.parametrize(("what", "sizes", "least"), [("plain", (256, 256, 512), 256 * 256 * 512),

@@ -136,8 +136,8 @@ struct Codes {
   }
 
   // The row's share of the distance between a score as the kernels round it and the score of the codes: E10, half of
-  // E9 (|q - r| <= |q - middle| + |r - middle|), and the roundings of this function, which are fewer than 8 a column
-// and those of the sum for the base.
+  // E9 (|q - r| <= |q - middle| + |r - middle|), the roundings of this function, which are fewer than 8 a column, and
+  // those of the sum for the base.
   static int32_t steps(const Quantise& p, double error, double size, bool known) {
     const double terms = double(p.dim + 16) * kUnit, gamma = terms / (1 - terms);
     const double all =
