@@ -15,11 +15,12 @@ test: .venv/built check  ## every test that this machine can run
 check: .venv/installed  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
 bench: .venv/built  ## tests of the operations first, then the measurement
-	$(BIN)/pip install -q -e '.[bench]' --no-build-isolation
-	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_bench.py
+	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
+	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_certified.py tests/test_bench.py
 	$(BIN)/python -m bench
 
 clean:  ## leaves the environment; `rm -r .venv` removes that too

@@ -1,4 +1,4 @@
-"""CUDA's kernels, executed on the CPU from their own sources: the tests of every backend, sanitizers, planted bugs."""
+"""CUDA's kernels, executed on the CPU from their own sources: the tests of every backend, and sanitizers."""
 
 import os
 import subprocess
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from cuda_on_host import backend
 
 TESTS = Path(__file__).parent
