@@ -31,7 +31,7 @@ class Budget:
     """work, per_element and elements as in `machine_code.Code.main_loop`."""
 
     name: str
-    build: Callable[[int], Binary]
+    build: Callable[..., Binary]
     bars: Mapping[int, float]  # architecture -> issue slots per element
     work: tuple[str, ...] = ("FFMA", "FFMA2")
     per_element: float = 1
@@ -39,18 +39,19 @@ class Budget:
     needs: tuple[str, ...] = ("cuobjdump", "nvdisasm")
 
 
-def cuda(stem: str, part: str, dynamic_shared: int = 0) -> Callable[[int], Binary]:
+def cuda(stem: str, part: str, dynamic_shared: int = 0) -> Callable[..., Binary]:
     """The kernel of csrc/cuda/<stem>.cu whose demangled name has this part."""
     return lambda arch: Binary(compile_cuda(ROOT / "csrc" / "cuda" / f"{stem}.cu", arch), part, dynamic_shared)
 
 
 def triton(
     stem: str, function: str, signature: Mapping[str, str], constants: Mapping[str, object], **options: object
-) -> Callable[[int], Binary]:
+) -> Callable[..., Binary]:
     """The kernel of that name in dissim_kernels/backends/triton/<stem>.py, compiled for these types ("*fp32", "i32",
-    "constexpr") and constants; a type "*fp32:16" or "i32:16" is divisible by 16. options: num_warps and so on."""
+    "constexpr") and constants; a type "*fp32:16" or "i32:16" is divisible by 16. options: num_warps and so on. It is
+    compiled for AMD where the architecture is a name ("gfx942")."""
 
-    def build(arch: int) -> Binary:
+    def build(arch: int | str) -> Binary:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
 
@@ -61,13 +62,116 @@ def triton(
         divisible = {places[name]: [["tt.divisibility", 16]] for name, text in signature.items() if ":" in text}
         given = {places[name]: value for name, value in constants.items()}
         source = ASTSource(kernel, types, given, divisible)
-        made = compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
+        made = compile(source, target=target, options=options)
         CACHE.mkdir(parents=True, exist_ok=True)
         cubin = CACHE / f"triton_{stem}_{function}_{arch}_{made.hash[:16]}.cubin"
-        cubin.write_bytes(made.asm["cubin"])
+        cubin.write_bytes(made.kernel)
         return Binary(cubin, function, made.metadata.shared)
 
     return build
+
+
+def _arguments(integers: str = "", **others: str) -> dict[str, object]:
+    """Types of a Triton kernel's arguments: other keys are what the pointers point to."""
+    types: dict[str, object] = dict.fromkeys(f"rows columns {integers}".split(), "i32") | {"dim": "i32:16"}
+    if "part_columns" in types:
+        types["part_columns"] = "i32:16"
+    for kind, names in others.items():
+        types |= dict.fromkeys(names.split(), f"*{kind}:16")
+    return types
+
+
+def _strides(*sides: str, row: object, dim: object) -> dict[str, object]:
+    """Of [B, rows, D]: packed rows are neighbours in memory (row=1), of others the dimensions (dim=1)."""
+    axes = {"batch": "i32:16", "row": row, "dim": dim}
+    return {f"{side}_{axis}": stride for side in sides for axis, stride in axes.items()}
+
+
+def _triton_row(
+    name: str,
+    stem: str,
+    function: str,
+    tile: str,
+    wide: str,
+    arguments: dict[str, object],
+    bars: tuple,
+    **options: object,
+) -> Budget:
+    """A kernel on a large problem whose D is a multiple of 16, with its tile from the backend's table."""
+    work = {"score_max": ("HMMA.16816",)}.get(tile, ("DFMA",) if wide == "fp64" else ("FFMA", "FFMA2"))
+
+    def build(arch: int | str) -> Binary:
+        import torch
+
+        from dissim_kernels.backends.triton.tuning import row_of
+
+        chosen = row_of(
+            tile, torch.float64 if wide == "fp64" else torch.float32, arch if isinstance(arch, int) else None, 512
+        )
+        given = {"rows": "i32", "columns": "i32", "dim": "i32:16", **arguments, **chosen.sizes, **options}
+        types = {key: value if isinstance(value, str) else "constexpr" for key, value in given.items()}
+        constants = {key: value for key, value in given.items() if not isinstance(value, str)}
+        launch = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages, "enable_fp_fusion": True}
+        return triton(stem, function, types, constants, **launch)(arch)
+
+    return Budget(f"triton {name}", build, dict(zip(ARCHITECTURES, bars, strict=True)), work)
+
+
+def _triton_rows() -> list[Budget]:
+    packed = _strides("query", "reference", row=1, dim="i32:16") | {"PACKED": True}
+    plain = _strides("x", "y", row="i32:16", dim=1)
+    rows = []
+    for wide, score, backward, topk, hinge, hinge_backward in (
+        ("fp32", (2.3, 2.3, 1.4), (5.4, 5.3, 4.5), (2.6, 2.6, 2.1), (2.6, 2.6, 2.1), (8.3, 8.3, 7.5)),
+        ("fp64", (2.7, 2.7, 2.7), (12.5, 11.5, 11.5), (3.0, 3.4, 3.4), (3.0, 3.4, 3.4), (20.0, 19.0, 19.0)),
+    ):
+        given = _arguments("heads", **{wide: "query reference weight bias out"}) | packed
+        rows.append(_triton_row(f"score {wide}", "score", "score_kernel", "score", wide, given, score, taken=None))
+        given = _arguments("batches part_columns", **{wide: "x y grad out"}) | plain
+        for side, strides in (("query", ("i32", 1)), ("reference", (1, "i32"))):
+            grad = dict(zip(("grad_batch", "grad_row", "grad_column"), ("i32:16", *strides), strict=True))
+            name = f"score_backward {side} {wide}"
+            rows.append(
+                _triton_row(name, "score_backward", "row_sums_kernel", "row_sums", wide, given | grad, backward)
+            )
+        filters = "exclude query_labels reference_labels"
+        given = _arguments(
+            "k parts part_columns", **{wide: "query reference weight bias out", "i64": f"{filters} indices"}
+        )
+        rows.append(
+            _triton_row(f"topk {wide}", "topk", "topk_kernel", "topk", wide, given | packed, topk, K=32, LARGEST=True)
+        )
+        pointers = {
+            wide: "query reference weight bias limits margin out",
+            "i64": f"{filters} limit_indices",
+            "u8": "active",
+        }
+        given = _arguments("part_columns", **pointers) | packed
+        rows.append(_triton_row(f"hinge {wide}", "hinge", "hinge_kernel", "hinge", wide, given, hinge))
+        pointers = {wide: "x y positive negative out", "i64": "x_labels y_labels", "u8": "active"}
+        given = _arguments("row_bytes part_columns", **pointers) | plain
+        for side in ("query", "reference"):
+            rows.append(
+                _triton_row(
+                    f"hinge_backward {side} {wide}", "hinge", "hinge_row_sums_kernel", "hinge_row_sums", wide, given,
+                    hinge_backward, OF_QUERY=side == "query",
+                )
+            )  # fmt: skip
+    for half in ("fp16", "bf16"):
+        pointers = {
+            half: "query reference parts out",
+            "fp32": "query_sums reference_sums unscale bias",
+            "i32": "taken",
+        }
+        given = _arguments("heads padded_rows padded_columns", **pointers)
+        rows.append(
+            _triton_row(
+                f"score max {half}", "max_form", "score_max_kernel", "score_max", "fp32", given, (0.85, 0.75, 0.75),
+                INTERPRETED=False,
+            )
+        )  # fmt: skip
+    return rows
 
 
 def _all(bar: float) -> dict[int, float]:
@@ -94,4 +198,5 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind in (("fp32", "float"), ("fp16", "__half"), ("bf16", "__nv_bfloat16"))
     ),
+    *_triton_rows(),
 )

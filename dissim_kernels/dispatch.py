@@ -7,15 +7,15 @@ from types import ModuleType
 
 import torch
 
-from .backends import cuda, native, reference
+from .backends import cuda, native, reference, triton
 from .contract import Problem, refuse
 
 #: Every backend by name. A new one is one module, one row here and its place in AUTO.
-BACKENDS: dict[str, ModuleType] = {"cpu": native, "cuda": cuda, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": native, "cuda": cuda, "triton": triton, "reference": reference}
 
 #: What "auto" tries for a device, in order. The slow reference stands in where there are no kernels for a device;
 #: it never stands in for a failed build.
-AUTO = {"cpu": ("cpu",), "cuda": ("cuda",)}
+AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 _ran = threading.local()
 

@@ -93,19 +93,23 @@ def topk(
     wide, columns = ACCUMULATE[query.dtype], reference.shape[0]
     out = torch.full((query.shape[0], k), torch.nan, dtype=wide, device=query.device)
     indices = torch.full(out.shape, -1, device=query.device)
-    for n in _rows(query, reference):
+    width = min(k, columns)
+    for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
-        barred = _barred(columns, exclude, query_labels, reference_labels, n, scores)
-        # A stable sort by class, then a stable sort by value: numbers, then NaN, then barred.
-        order = (barred * 2 + (scores.isnan() & ~barred)).sort(dim=1, stable=True).indices
-        keys = scores.masked_fill(scores.isnan() | barred, -torch.inf if largest else torch.inf)
-        order = order.gather(1, keys.gather(1, order).sort(dim=1, stable=True, descending=largest).indices)
-        order = order[:, :k]
-        found = ~barred.gather(1, order)
-        width = order.shape[1]
-        out[n, :width] = scores.gather(1, order).masked_fill(~found, torch.nan)
-        indices[n, :width] = order.masked_fill(~found, -1)
+        barred = barred_pairs(columns, exclude, query_labels, reference_labels, n, scores)
+        out[n, :width], indices[n, :width] = select(scores, barred, k, largest)
     return out, indices
+
+
+def select(scores: Tensor, barred: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """The best min(k, M) of each row of scores [n, M] and their columns; NaN and -1 for what is barred."""
+    # A stable sort by class, then a stable sort by value: numbers, then NaN, then barred.
+    order = (barred * 2 + (scores.isnan() & ~barred)).sort(dim=1, stable=True).indices
+    keys = scores.masked_fill(scores.isnan() | barred, -torch.inf if largest else torch.inf)
+    order = order.gather(1, keys.gather(1, order).sort(dim=1, stable=True, descending=largest).indices)
+    order = order[:, :k]
+    found = ~barred.gather(1, order)
+    return scores.gather(1, order).masked_fill(~found, torch.nan), order.masked_fill(~found, -1)
 
 
 def hinge(
@@ -124,10 +128,10 @@ def hinge(
     sums = [torch.zeros(query.shape[0], dtype=ACCUMULATE[query.dtype], device=query.device) for _ in range(2)]
     active = torch.zeros(query.shape[0], bits, dtype=torch.uint8, device=query.device)
     powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
-    for n in _rows(query, reference):
+    for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
         same = query_labels[n, None] == reference_labels
-        kept = ~_barred(columns, exclude, None, None, n, scores)
+        kept = ~barred_pairs(columns, exclude, None, None, n, scores)
         if hard_negatives is not None:
             filters = (None if exclude is None else exclude[n], query_labels[n], reference_labels)
             hard = topk(query[n], reference, weight, bias, min(hard_negatives, columns), True, *filters)[1]
@@ -156,7 +160,7 @@ def hinge_backward(
     tensors = (query, reference, weight, grad_positive.new_empty(1))
     grads = [torch.zeros(t.shape, dtype=grad_positive.dtype, device=t.device) for t in tensors]
     powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
-    for n in _rows(query, reference):
+    for n in row_blocks(query, reference):
         bits = ((active[n, :, None] & powers) != 0).flatten(1)[:, : reference.shape[0]]
         same = query_labels[n, None] == reference_labels
         g = torch.where(same, -grad_positive[n, None], grad_negative[n, None]) * bits
@@ -169,7 +173,7 @@ def hinge_backward(
     return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
 
 
-def _rows(query: Tensor, reference: Tensor) -> list[slice]:
+def row_blocks(query: Tensor, reference: Tensor) -> list[slice]:
     """Slices of query rows whose scores against all references fit in CHUNK elements."""
     return _slices(query.shape[0], max(1, CHUNK // max(1, reference.shape[0])))
 
@@ -180,7 +184,7 @@ def _row_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
     return score(query[None].to(wide), reference[None].to(wide), weight[None].to(wide), bias)[0, 0]
 
 
-def _barred(columns, exclude, query_labels, reference_labels, rows: slice, like: Tensor) -> Tensor:
+def barred_pairs(columns, exclude, query_labels, reference_labels, rows: slice, like: Tensor) -> Tensor:
     """Pairs a query may not return: its excluded row and, with labels, every row of its own label."""
     barred = torch.zeros_like(like, dtype=torch.bool)
     if exclude is not None:

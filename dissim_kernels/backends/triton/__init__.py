@@ -1,0 +1,45 @@
+"""The backend `triton`: kernels that need no compiler at install, for NVIDIA (sm_80 on) and AMD GPUs.
+
+With TRITON_INTERPRET=1 in the environment before Python starts, the same kernels run on CPU tensors, slowly: so the
+tests judge them without a GPU.
+
+Scores and gradients of one shape always have the same bits: no atomics, and sums are cut by shapes alone. Nothing
+is read back from the device, so score, hinge and their gradients can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...contract import Problem
+
+
+def why_not(problem: Problem) -> str | None:
+    if _NOT_LOADED is not None:
+        return _NOT_LOADED
+    if problem.device == "cpu":
+        if INTERPRETED:
+            return None
+        return "it runs tensors on a GPU, these are on 'cpu'; TRITON_INTERPRET=1 interprets it there, for tests"
+    if problem.device != "cuda":
+        return f"it runs tensors on a GPU that torch calls 'cuda', these are on {problem.device!r}"
+    if torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
+        return f"it needs a GPU of compute capability 8.0 or more, this is {torch.cuda.get_device_name()}"
+    return None
+
+
+def _absent(*arguments):
+    raise RuntimeError(f"backend 'triton' cannot run: {_NOT_LOADED}")
+
+
+try:
+    from .hinge import hinge, hinge_backward
+    from .launch import INTERPRETED
+    from .score import score
+    from .score_backward import score_backward
+    from .topk import topk
+
+    _NOT_LOADED = None
+except ImportError as error:
+    _NOT_LOADED = f"Triton cannot be imported ({error}). It comes with torch for CUDA; else `pip install triton`."
+    hinge = hinge_backward = score = score_backward = topk = _absent
