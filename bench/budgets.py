@@ -198,5 +198,12 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind in (("fp32", "float"), ("fp16", "__half"), ("bf16", "__nv_bfloat16"))
     ),
+    # The tile of the score; what its rows do with it afterwards runs once for all dimensions and is not in the loop.
+    Budget("topk fp32", cuda("topk", "topk_kernel<float, true>", 73984), _all(2.3), elements=(2048,)),
+    Budget("hinge fp32", cuda("hinge", "hinge_kernel<float, true>", 73984), _all(2.3), elements=(2048,)),
+    # E2, a side: two comparisons, their difference, a fused multiply-add; labels and bits are read in the loop.
+    Budget(
+        "hinge_backward fp32", cuda("hinge_backward", "hinge_backward_kernel<float, true>"), _all(6), elements=(512,)
+    ),
     *_triton_rows(),
 )

@@ -39,7 +39,7 @@ STABLE_TORCH_LIBRARY_IMPL(dissim_cuda_on_host, CPU, library) {
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CUDA, library) {
 #endif
 // The kernels that there are.
-#define DISSIM_CUDA_OPERATORS(row) row(score) row(score_backward)
+#define DISSIM_CUDA_OPERATORS(row) row(score) row(score_backward) row(topk) row(hinge) row(hinge_backward)
 #define DISSIM_ON_CUDA(name) \
   library.impl(#name,        \
                TORCH_BOX((&Operator<make_##name, OnCuda<dissim::name##_workspace, dissim::launch_##name>>::call)));
