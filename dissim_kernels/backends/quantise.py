@@ -25,9 +25,7 @@ TRIES = 64
 def quantise_references(reference: Tensor, weight: Tensor) -> list[Tensor]:
     """The fields of `Quantised` (ops/quantise.py) for reference [M, D] and weight [D]."""
     wide = ACCUMULATE[reference.dtype]
-    weight = weight.to(
-        wide, copy=True
-    ).contiguous()  # kept, and compared when used: an optimiser changes its own in place
+    weight = weight.to(wide, copy=True).contiguous()  # kept to be compared: an optimiser changes its own in place
     low, step = _grid(reference, weight.double())
     columns, real = _columns(weight)
     inverse = (weight[columns].double().abs() / step * real).to(wide)
