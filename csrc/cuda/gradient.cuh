@@ -51,14 +51,16 @@ __global__ void __launch_bounds__(kThreads)
     to[index] = d < dim ? element_of<E>(entry_of<E>(rows, row / rows.rows), row % rows.rows, d) : 0;
 }
 
-// A task is a tile of dimensions, a share of either side, a head and a batch entry.
+// A task is a tile of dimensions, a share of either side, a head and a batch entry. wanted: null, or two numbers of
+// which one is not 0 where the sums are wanted.
 template <class E, bool both>
 __global__ void __launch_bounds__(kThreads, 1)
     sign_sums_kernel(SignSums<Wide<E>> s, Upstream<E> g, int64_t batch_stride, int64_t head_stride, int64_t heads,
-                     int64_t batches) {
+                     int64_t batches, const int* wanted) {
   using A = Wide<E>;
   using T = SignTile<A>;
   using V = Vector<A>;
+  if (wanted && !(wanted[0] | wanted[1])) return;
   DISSIM_DYNAMIC_SHARED(A, shared);
   A* const of_grad = shared;                                   // [kReferences][kQueries]
   A* const of_reference = of_grad + T::kReferences * T::kQueries;  // [kReferences][kDims]

@@ -1,6 +1,6 @@
-// score_backward: E2. Both sides' sign sums (gradient.cuh), from them the gradients of the rows and, free, of the
-// weights; where infinities cancel in the latter, the terms themselves are summed.
-#include "gradient.cuh"
+// score_backward: E2. Both sides' sign sums (sign_keys.cuh, gradient.cuh), from them the gradients of the rows and,
+// free, of the weights; where infinities cancel in the latter, the terms themselves are summed.
+#include "sign_keys.cuh"
 #include "launchers.h"
 
 namespace dissim {
@@ -39,7 +39,7 @@ __device__ __forceinline__ double sum_of_warps(double x, double* shared) {
 
 // grad_weight[h, d] = sum_b (sum_n (q - c) A - sum_m (r - c) B), c the mean of r: a block for 32 dimensions of a head.
 template <class A>
-__global__ void __launch_bounds__(kThreads) weight_gradient_kernel(SignSums<A> s, ScoreBackward p) {
+__global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(SignSums<A> s, ScoreBackward p) {
   __shared__ double of_warps[kThreads];
   const int warp = threadIdx.x / kWarp;
   const int64_t tiles = blocks_of(p.dim, kWarp), head = blockIdx.x / tiles,
@@ -138,6 +138,36 @@ SignSums<A> sign_sums(const ScoreBackward& p, void* workspace, int64_t& bytes) {
   return s;
 }
 
+// The same for keys, behind the sums.
+SignKeys sign_keys(const ScoreBackward& p, const SignSums<float>& s, void* workspace, int64_t& bytes) {
+  const auto take = [&](auto*& place, int64_t count) {
+    place = reinterpret_cast<std::remove_reference_t<decltype(place)>>(static_cast<char*>(workspace) + bytes);
+    bytes += blocks_of(count * 4, 16) * 16;
+  };
+  SignKeys keys;
+  take(keys.unfit, 2);
+  take(keys.query, p.batch * s.queries * s.depth);
+  take(keys.reference, p.batch * s.references * s.depth);
+  take(keys.biases, s.query_shares * p.batch * p.heads * (s.depth / KeyTile::kDims) * s.references);
+  return keys;
+}
+
+// The sums of both sides by keys; returns whether they are still wanted.
+template <class E>
+const int* launch_sign_keys(const ScoreBackward& p, const SignSums<float>& s, const Upstream<E>& g, Grid grid,
+                            void* workspace, int64_t bytes, Stream stream) {
+  const SignKeys keys = sign_keys(p, s, workspace, bytes);
+  const auto rows = [&](const float* values, int64_t count, bool of_query, int* to) {
+    launch(row_keys_kernel, grid_of(blocks_of(count, kThreads)), 0, stream, values, count, of_query, to, keys.unfit);
+  };
+  launch(clear_keys_kernel, Grid{1, 1}, 0, stream, keys);
+  rows(s.query, p.batch * s.queries * s.depth, true, keys.query);
+  rows(s.reference, p.batch * s.references * s.depth, false, keys.reference);
+  launch(sign_keys_kernel<E>, grid, KeyTile::kSharedBytes, stream, s, keys, g, p.grad_batch_stride, p.grad_head_stride,
+         p.heads, p.batch);
+  return keys.unfit;
+}
+
 template <class E>
 void launch_score_backward_as(const ScoreBackward& p, void* workspace, Stream stream) {
   using A = Wide<E>;
@@ -156,13 +186,12 @@ void launch_score_backward_as(const ScoreBackward& p, void* workspace, Stream st
   Upstream<E> g = {static_cast<const E*>(p.grad), p.grad_row_stride, p.grad_column_stride};
   if (needs.swapped()) g = {g.data, p.grad_column_stride, p.grad_row_stride};
   const Grid grid = grid_of(p.batch * p.heads * s.query_shares * s.reference_shares * (s.depth / T::kDims));
-  if (needs.query && needs.reference) {
-    launch(sign_sums_kernel<E, true>, grid, T::kSharedBytes, stream, s, g, p.grad_batch_stride, p.grad_head_stride,
-           p.heads, p.batch);
-  } else {
-    launch(sign_sums_kernel<E, false>, grid, T::kSharedBytes, stream, s, g, p.grad_batch_stride, p.grad_head_stride,
-           p.heads, p.batch);
-  }
+  const int* wanted = nullptr;
+  if constexpr (sizeof(A) == 4)
+    if (needs.query && needs.reference) wanted = launch_sign_keys(p, s, g, grid, workspace, bytes, stream);
+  const auto kernel = needs.query && needs.reference ? sign_sums_kernel<E, true> : sign_sums_kernel<E, false>;
+  launch(kernel, grid, T::kSharedBytes, stream, s, g, p.grad_batch_stride, p.grad_head_stride, p.heads, p.batch,
+         wanted);
 
   const auto rows_gradient = [&](void* grad, const A* sums, int64_t shares, int64_t rows, A factor) {
     if (grad && p.batch * rows * p.dim)
@@ -184,10 +213,13 @@ void launch_score_backward_as(const ScoreBackward& p, void* workspace, Stream st
 
 int64_t score_backward_workspace(const ScoreBackward& p) {
   int64_t bytes;
-  if (p.dtype == Dtype::float64)
+  if (p.dtype == Dtype::float64) {
     sign_sums<double>(p, nullptr, bytes);
-  else
-    sign_sums<float>(p, nullptr, bytes);
+  } else {
+    const SignSums<float> s = sign_sums<float>(p, nullptr, bytes);
+    const Needs needs(p);
+    if (needs.query && needs.reference) sign_keys(p, s, nullptr, bytes);
+  }
   return bytes;
 }
 

@@ -88,10 +88,10 @@ T shuffle(unsigned mask, T value, int source, Place place) {
 #define __shfl_sync(mask, value, source) ::cuda_on_host::shuffle(mask, value, source, CUDA_ON_HOST_HERE)
 #define __shfl_xor_sync(mask, value, other) \
   ::cuda_on_host::shuffle(mask, value, ::cuda_on_host::lane() ^ (other), CUDA_ON_HOST_HERE)
-#define __shfl_down_sync(mask, value, by)                                                                          \
-  ::cuda_on_host::shuffle(mask, value, ::cuda_on_host::lane() + int(by) < 32 ? ::cuda_on_host::lane() + int(by)    \
-                                                                             : ::cuda_on_host::lane(),             \
-                          CUDA_ON_HOST_HERE)
+#define __shfl_down_sync(mask, value, by)                                                                             \
+  ::cuda_on_host::shuffle(                                                                                            \
+      mask, value, ::cuda_on_host::lane() + int(by) < 32 ? ::cuda_on_host::lane() + int(by) : ::cuda_on_host::lane(), \
+      CUDA_ON_HOST_HERE)
 #define __ballot_sync(mask, predicate) ::cuda_on_host::vote(mask, predicate, CUDA_ON_HOST_HERE)
 #define __any_sync(mask, predicate) (::cuda_on_host::vote(mask, predicate, CUDA_ON_HOST_HERE) != 0)
 #define __all_sync(mask, predicate) (::cuda_on_host::vote(mask, !(predicate), CUDA_ON_HOST_HERE) == 0)
@@ -122,6 +122,8 @@ template <class T>
 T max(T a, T b) {
   return a < b ? b : a;
 }
+inline int __viaddmin_s32_relu(int a, int b, int most) { return max(0, min(int(unsigned(a) + unsigned(b)), most)); }
+inline int atomicOr(int* place, int bits) { return __atomic_fetch_or(place, bits, __ATOMIC_RELAXED); }
 template <class T>
 T __ldg(const T* from) {
   return *from;
@@ -145,8 +147,8 @@ struct AnyGrid {  // what launch.h calls a Grid
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), AnyGrid grid, int shared_bytes, cudaStream_t, Arguments... arguments) {
   auto body = [=] { kernel(arguments...); };
-  ::cuda_on_host::run({grid.x, grid.y, 1}, 256, shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); },
-                      &body);
+  ::cuda_on_host::run(
+      {grid.x, grid.y, 1}, 256, shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
 }
 
 }  // namespace dissim
