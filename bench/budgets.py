@@ -178,6 +178,8 @@ def _all(bar: float) -> dict[int, float]:
     return dict.fromkeys(ARCHITECTURES, bar)
 
 
+HALVES_AND_FLOAT = (("fp32", "float"), ("fp16", "__half"), ("bf16", "__nv_bfloat16"))
+
 BUDGETS: tuple[Budget, ...] = (
     # E1: an addition and a fused multiply-add. 64 pairs of a thread by 32 dimensions; of doubles 16.
     Budget("score fp32", cuda("score", "score_kernel<float, true>", 73984), _all(2.25), elements=(2048,)),
@@ -187,16 +189,28 @@ BUDGETS: tuple[Budget, ...] = (
         Budget(f"score {name}", cuda("score", f"score_max_kernel<{kind}, true>", 34816), _all(0.75), ("HMMA.16816",))
         for name, kind in (("fp16", "__half"), ("bf16", "__nv_bfloat16"))
     ),
-    # E2, both sides: two comparisons and their difference, two fused multiply-adds.
+    # E2, both sides: a sign by keys in one instruction, which sm_80 has not, and two fused multiply-adds. 64 elements
+    # have 3 more, of the sums of upstream gradients.
     *(
         Budget(
             f"score_backward {name}",
+            cuda("score_backward", f"sign_keys_kernel<{kind}>", 98560),
+            {80: 5.4, 90: 3.4, 100: 3.4},
+            per_element=2 + 3 / 64,
+            elements=(512, 4096),
+        )
+        for name, kind in HALVES_AND_FLOAT
+    ),
+    # The same for any numbers: two comparisons and their difference.
+    *(
+        Budget(
+            f"score_backward general {name}",
             cuda("score_backward", f"sign_sums_kernel<{kind}, true>", 40960),
             _all(5.7),
             per_element=2,
             elements=(512,),
         )
-        for name, kind in (("fp32", "float"), ("fp16", "__half"), ("bf16", "__nv_bfloat16"))
+        for name, kind in HALVES_AND_FLOAT
     ),
     # The tile of the score; what its rows do with it afterwards runs once for all dimensions and is not in the loop.
     Budget("topk fp32", cuda("topk", "topk_kernel<float, true>", 73984), _all(2.3), elements=(2048,)),

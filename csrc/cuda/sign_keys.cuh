@@ -21,8 +21,9 @@ struct KeyTile {
 };
 
 // Keys of numbers below 2 differ by less than 2^31; so numbers are divided by 2^64 first.
-constexpr float kShrink = 0x1p-64f, kLargest = 0x1p64f, kLargestGrad = 0x1p24f;
-constexpr float kEnlarge = 0x1p100f, kUnit = 0x1p-149f, kResult = 0x1p49f;  // of g, of a sign, their product's inverse
+constexpr float kShrink = 0x1p-64f, kLargest = 0x1p64f;
+// Of g, of a sign, and what takes their products back. Sums are within 2^-121 where all g are below 2^-97.
+constexpr float kEnlarge = 0x1p120f, kUnit = 0x1p-149f, kResult = 0x1p29f, kLargestGrad = 0x1p7f;
 
 struct SignKeys {
   int* unfit;  // [2]: not 0 where a row has no key, where an upstream gradient is too large
