@@ -1,9 +1,12 @@
 """Every instruction set this machine can run is compiled, chosen on request and right; a missing library says so."""
 
+import ast
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,31 @@ def test_without_its_library_the_package_imports_and_says_how_to_build_it(librar
     for text in (done.stdout, last):
         assert reason in text and "pip install" in text
     assert "backend 'cpu' cannot run this call" in last
+
+
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="no cross compiler: g++-aarch64-linux-gnu")
+@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="no emulator: qemu-user")
+def test_neon_is_right_under_an_emulator(tmp_path):
+    """native_check.cpp on every kernel, cross-compiled with the library's own flags."""
+    flags = [*shlex.split(setup_py("FLAGS")), "-DDISSIM_ISA=neon"]
+    compiler, csrc = "aarch64-linux-gnu-g++", PACKAGE.parent / "csrc" / "cpu"
+    sources = [TESTS / "native_check.cpp", *(csrc / f"{kernel}.cpp" for kernel in setup_py("KERNELS"))]
+
+    def compile(source):
+        made = tmp_path / f"{source.stem}.o"
+        subprocess.run([compiler, *flags, "-c", str(source), "-o", str(made)], check=True)
+        return str(made)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile, sources))
+    program = str(tmp_path / "native_check")
+    subprocess.run([compiler, "-static", "-pthread", *objects, "-o", program], check=True)
+    done = subprocess.run(["qemu-aarch64", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "every kernel is right" in done.stdout, done.stdout
+
+
+def setup_py(name):
+    """A constant of setup.py, which runs a build when it is imported."""
+    for node in ast.parse((PACKAGE.parent / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)

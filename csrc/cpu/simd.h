@@ -95,6 +95,12 @@ DISSIM_INLINE A sum(Vector<A> v) {  // pairwise, in a fixed order
 
 // --- elements to and from the wide type -----------------------------------------------------------------------
 
+#if defined(__aarch64__)
+typedef __fp16 HalfFloat;  // GCC knows _Float16 in C++ from version 13 only
+#elif !defined(__F16C__)
+typedef _Float16 HalfFloat;
+#endif
+
 DISSIM_INLINE float widen(float x) { return x; }
 DISSIM_INLINE double widen(double x) { return x; }
 DISSIM_INLINE float widen(BFloat x) {
@@ -107,7 +113,7 @@ DISSIM_INLINE float widen(Half x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
-  _Float16 half;
+  HalfFloat half;
   memcpy(&half, &x, 2);
   return float(half);
 #endif
@@ -135,7 +141,7 @@ DISSIM_INLINE Half narrow<Half>(float x) {
 #if defined(__F16C__)
   return {uint16_t(_cvtss_sh(x, 0))};
 #else
-  _Float16 half = _Float16(x);
+  HalfFloat half = HalfFloat(x);
   Half bits;
   memcpy(&bits, &half, 2);
   return bits;
