@@ -77,6 +77,7 @@ class Gradient {
   }
 
  private:
+  static constexpr int kTogether = 4;  // chunks that a list of pairs is added to at once
   static constexpr int64_t kChunksOfTask = 16;  // whole cache lines of every row
 
   // E2's centre: any will do, so the mean of some references, spread evenly, stands for that of all.
@@ -115,7 +116,7 @@ class Gradient {
     const int64_t head, begin, end;
     Scratch<A> reference{(end - begin) * kBlock}, sums{(end - begin) * kBlock}, g{kTileQueries * kTileColumns};
     Scratch<Pair<A>> pairs{kMostPairs};
-    Scratch<bool> finite{end - begin};
+    Scratch<bool> finite_{end - begin};
 
     template <bool of_query, bool of_reference, class Tile>
     void run(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, const Tile& tile) {
@@ -134,12 +135,10 @@ class Gradient {
           if (!packed) pack(m, columns);
           packed = true;
           memset(g + rows * kTileColumns, 0, size_t(whole - rows) * kTileColumns * sizeof(A));
-          for (int64_t chunk = begin; chunk < end; ++chunk) {
-            if (all.finite_[chunk] && finite[chunk - begin]) {
-              add<of_query, of_reference, true>(chunk, n, count, whole, columns);
-            } else {
-              add<of_query, of_reference, false>(chunk, n, count, whole, columns);
-            }
+          for (int64_t chunk = begin; chunk < end;) {
+            const bool finite = all.finite_[chunk] && finite_[chunk - begin];
+            chunk += finite ? add<of_query, of_reference, true>(chunk, n, count, whole, columns)
+                            : add<of_query, of_reference, false>(chunk, n, count, whole, columns);
           }
         }
         if (of_reference) finish(m, columns, packed);
@@ -148,18 +147,25 @@ class Gradient {
 
     void pack(int64_t m, int64_t columns) {
       pack_chunks<E>(all.reference_, all.batch_, m, columns, all.dim_, begin, end, reference, kBlock);
-      for (int64_t i = 0; i < end - begin; ++i) finite[i] = finite_chunk<A>(reference + i * kBlock, columns);
+      for (int64_t i = 0; i < end - begin; ++i) finite_[i] = finite_chunk<A>(reference + i * kBlock, columns);
     }
 
-    template <bool of_query, bool of_reference, bool all_finite>
-    void add(int64_t chunk, int64_t n, int64_t count, int64_t rows, int64_t columns) {
+    // Adds a tile to one chunk, or a list to several if they are finite alike; returns to how many.
+    template <bool of_query, bool of_reference, bool finite>
+    int64_t add(int64_t chunk, int64_t n, int64_t count, int64_t rows, int64_t columns) {
       const A *q = all.packed_ + chunk * all.stride_ + n * lanes, *r = reference + (chunk - begin) * kBlock;
       A *sums_q = all.sums_ + chunk * all.stride_ + n * lanes, *sums_r = sums + (chunk - begin) * kBlock;
       if (count == kDense) {
-        sign_sums_tile<A, of_query, of_reference, all_finite>(q, r, g, rows, columns, sums_q, sums_r);
-      } else {
-        sign_sums_pairs<A, of_query, of_reference, all_finite>(q, r, pairs, count, sums_q, sums_r);
+        sign_sums_tile<A, of_query, of_reference, finite>(q, r, g, rows, columns, sums_q, sums_r);
+        return 1;
       }
+      bool alike = chunk + kTogether <= end;
+      for (int64_t i = chunk; alike && i < chunk + kTogether; ++i)
+        alike = (all.finite_[i] && finite_[i - begin]) == finite;
+      const auto list = alike ? sign_sums_pairs<A, kTogether, of_query, of_reference, finite>
+                              : sign_sums_pairs<A, 1, of_query, of_reference, finite>;
+      list(q, r, pairs, count, sums_q, sums_r, all.stride_, kBlock);
+      return alike ? kTogether : 1;
     }
 
     // The block is done: its rows of the gradient, and its part of E2's second sum for the weights.
@@ -208,7 +214,11 @@ class Gradient {
     for (int64_t d = begin * lanes; d < least(end * lanes, dim_); d += lanes, sums += stride) {
       const int64_t width = least(lanes, dim_ - d);
       A values[lanes];
-      for (int64_t i = 0; i < width; ++i) values[i] = factor * weight[d + i] * sums[i];
+      if (width == lanes) {
+        store<A>(values, broadcast<A>(factor) * load<A>(weight + d) * load<A>(sums));
+      } else {
+        for (int64_t i = 0; i < width; ++i) values[i] = factor * weight[d + i] * sums[i];
+      }
       if (heads_ > 1)
         for (int64_t i = 0; i < width; ++i) {
           A& sum = total[row * dim_ + d + i];

@@ -47,24 +47,31 @@ template <class A>
 constexpr int kRowGroup = kLanes<A>;
 
 // scores[i] = bias + sum_d weight[d] |query[d] - reference[i][d]|: lanes are dimensions, for the shapes that are bound
-// by reading the references. `stride` is that of the references' dimensions.
+// by reading the references, which are read one after another, in four chains of sums each, to keep memory streaming.
+// `stride` is that of the references' dimensions.
 template <class E>
 DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const (&reference)[kRowGroup<Wide<E>>], int64_t stride,
                               const Wide<E>* weight, Wide<E> bias, int64_t dim, Wide<E>* scores) {
   using A = Wide<E>;
-  constexpr int lanes = kLanes<A>;
-  Vector<A> sums[lanes] = {};
-  int64_t d = 0;
-  if (stride == 1)
-    for (; d + lanes <= dim; d += lanes) {
-      Vector<A> q = load<A>(query + d), w = load<A>(weight + d);
-      for (int i = 0; i < lanes; ++i) sums[i] += w * magnitude<A>(q - load_wide<E>(reference[i] + d));
-    }
+  constexpr int lanes = kLanes<A>, chains = 4;
+  const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
+  Vector<A> sums[lanes];
+  for (int i = 0; i < lanes; ++i) {
+    Vector<A> parts[chains] = {};
+    const auto add = [&](int64_t d, Vector<A>& part) {
+      part += load<A>(weight + d) * magnitude<A>(load<A>(query + d) - load_wide<E>(reference[i] + d));
+    };
+    int64_t d = 0;
+    for (; d + chains * lanes <= whole; d += chains * lanes)
+      for (int chain = 0; chain < chains; ++chain) add(d + chain * lanes, parts[chain]);
+    for (; d < whole; d += lanes) add(d, parts[0]);
+    sums[i] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  }
   transpose<A>(sums);  // now lane i of every vector belongs to row i
   for (int half = lanes / 2; half; half /= 2)
     for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
   store<A>(scores, sums[0]);
-  for (; d < dim; ++d)
+  for (int64_t d = whole; d < dim; ++d)
     for (int i = 0; i < lanes; ++i) {
       A t = query[d] - widen(reference[i][d * stride]);
       scores[i] += weight[d] * (t < 0 ? -t : t);
