@@ -14,6 +14,8 @@ report.py     JSON, Markdown and picture
 sass.py       the other instrument: what GPU kernels cost, counted in their machine code without a GPU
 budgets.py    what each may cost: one row a kernel
 machine_code.py, occupancy.py, toolchain.py    how it is read, what an SM holds, where NVIDIA's tools are
+gpu.py        the same on a CUDA device: `python -m bench.gpu`, skipped with a reason where there is none
+gpu_model.py  how long GPU kernels should take by their counts and data sheets: predicted, not measured
 
 A new size is one row of CASES, a new competitor one function under @competitor; both turn up everywhere by
 themselves.

@@ -29,7 +29,7 @@ def describe() -> dict[str, object]:
         "compiler": subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout.split("\n")[0],
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
         "load_before": load(),
     }
 
@@ -76,7 +76,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
+def commit() -> str:
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
     )

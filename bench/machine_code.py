@@ -19,7 +19,10 @@ from .toolchain import demangle, run
 
 #: Elements that one instruction of a thread finishes, where it is the last on an element's way. Of a matrix product
 #: they are the entries of the operand that holds max(q, r) (E7), shared among the threads that hold it.
-WORK = {"FFMA": 1, "FFMA2": 2, "DFMA": 1, "HFMA2": 2, "VABSDIFF4": 4, "HMMA.16816": 8, "HMMA.1688": 4, "HGMMA": 8}
+WORK = {
+    **{"FFMA": 1, "FFMA2": 2, "DFMA": 1, "HFMA2": 2, "FADD": 1},
+    **{"VABSDIFF4": 4, "HMMA.16816": 8, "HMMA.1688": 4, "HGMMA": 8},
+}
 INSTRUCTION_BYTES = 16
 #: Bytes of shared memory of every block that ptxas counts and the system takes, from sm_90 on.
 SYSTEM_SHARED = 1024
@@ -62,13 +65,17 @@ class Loop:
 
 @dataclass(frozen=True)
 class MainLoop:
-    """The loop of a kernel in which elements are counted. elements: of one thread and turn; slots: instructions of a
-    turn; side_loops: loops beside the main one whose turns the machine code does not tell, counted as one each."""
+    """The loop of a kernel in which elements are counted. elements: of one thread and turn; opcodes: how often each
+    instruction runs in a turn; side_loops: loops beside the main one whose turns the machine code does not tell,
+    counted as one each."""
 
     elements: float
-    slots: float
-    side_loops: int
     opcodes: Counter[str]
+    side_loops: int
+
+    @property
+    def slots(self) -> float:
+        return self.opcodes.total()
 
     @property
     def slots_per_element(self) -> float:
@@ -146,8 +153,7 @@ class Code:
         innermost = [loop for loop in nest if not any(other.body < loop.body for other in nest)]
         loop = max(innermost, key=lambda loop: sum(finished.get(place, 0) for place in loop.body))
         turn = sum(finished.get(place, 0) for place in loop.body) / per_element
-        slots, side = self._straight(loop, None)
-        opcodes = Counter(self.instructions[place].opcode.split(".")[0] for place in loop.body)
+        opcodes, side = self._straight(loop, None)
         for wanted in elements:
             if wanted > turn:
                 if wanted % turn:
@@ -157,15 +163,18 @@ class Code:
                     raise LookupError(f"no loop around the innermost, whose turn has {turn:g} elements, not {wanted}")
                 around = min(outer, key=lambda other: len(other.body))
                 more, sides = self._straight(around, loop)
-                slots, turn, loop, side = slots * wanted / turn + more, wanted, around, side + sides
+                for name, number in opcodes.items():
+                    more[name] += number * wanted / turn
+                opcodes, turn, loop, side = more, wanted, around, side + sides
             elif wanted < turn:
                 raise LookupError(f"a turn of the loop has {turn:g} elements, not {wanted}")
-        return MainLoop(turn, slots, side, opcodes)
+        return MainLoop(turn, opcodes, side)
 
-    def _straight(self, loop: Loop, inner: Loop | None) -> tuple[int, int]:
+    def _straight(self, loop: Loop, inner: Loop | None) -> tuple[Counter[str], int]:
         """Instructions of the loop without those of `inner`, and how many other loops are among them."""
         own = loop.body - (inner.body if inner else frozenset())
-        return len(own), sum(other.body <= own and other.body != loop.body for other in self.loops)
+        opcodes = Counter(self.instructions[place].opcode.split(".")[0] for place in own)
+        return opcodes, sum(other.body <= own and other.body != loop.body for other in self.loops)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,7 @@ from dissim_kernels import (
 
 from .differentiate import backward_of, step_of
 from .problem import MARGIN, Problem
-from .registry import Call, competitor
-
-#: Any rate: ours is always measured on the whole case.
-WHOLE = float("inf")
+from .registry import WHOLE, Call, competitor
 
 
 def score(problem: Problem, query, reference, weight):

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+import torch
+
 from .cases import Case
 from .problem import Problem
 
 Call = Callable[[], object]
+WHOLE = float("inf")
 
 
 class Unavailable(Exception):
@@ -23,13 +26,17 @@ class Competitor:
 
     name: str
     prepare: Callable[[Problem], Call]
-    #: operation -> about how many G elements/s on two cores. Only chooses on how many queries it is measured.
+    #: operation -> about how many G elements/s on two cores. Only chooses on how many queries it is measured;
+    #: WHOLE measures all.
     rates: Mapping[str, float]
     needs: tuple[str, ...] = ()  # module names of the optional group "bench"
     one_sign: bool = False
     ours: bool = False
+    device: str = "cpu"
 
     def why_not(self) -> str | None:
+        if self.device == "cuda" and not torch.cuda.is_available():
+            return "this machine has no CUDA device"
         missing = [name for name in self.needs if find_spec(name) is None]
         return f"not installed: {', '.join(missing)}" if missing else None
 
@@ -52,5 +59,5 @@ def competitor(name: str, rates: Mapping[str, float], **options):
     return register
 
 
-def competitors_of(case: Case) -> list[Competitor]:
-    return [row for row in COMPETITORS if case.operation in row.rates]
+def competitors_of(case: Case, device: str = "cpu") -> list[Competitor]:
+    return [row for row in COMPETITORS if case.operation in row.rates and row.device == device]

@@ -91,8 +91,9 @@ def run(case: Case, effort: Effort, threads: int, isa: str, say: Callable[[str],
 
 
 def admit(
-    competitor: Competitor, problem: Problem, effort: Effort, gates: dict, say: Callable[[str], None]
-) -> tuple[Row, Callable | None]:
+    competitor: Competitor, problem: Problem, effort: Effort, gates: dict, say: Callable[[str], None],
+    peak: Callable[[Callable], int | None] = peak_extra_bytes,
+) -> tuple[Row, Callable | None]:  # fmt: skip
     """Prepares a competitor, checks the result of the call to be timed, and measures its memory."""
     queries = competitor.rows(problem.case, effort.whole, effort.part)
     part = problem.first(queries)
@@ -123,5 +124,5 @@ def admit(
     if not passed:
         row.wrong, row.reason = True, f"wrong by {row.error:.1e}: not timed"
         return row, None
-    row.memory = peak_extra_bytes(call)
+    row.memory = peak(call)
     return row, call

@@ -93,7 +93,7 @@ def table(counts: Iterable[Count]) -> str:
             f"{(count.kernel.shared + count.dynamic_shared) / 1024:.1f}",
             str(count.occupancy.warps),
             count.occupancy.limiter,
-            ", ".join(f"{number} {opcode}" for opcode, number in count.loop.opcodes.most_common(4)),
+            ", ".join(f"{number:g} {opcode}" for opcode, number in count.loop.opcodes.most_common(4)),
         ]
         for count in counts
     ]

@@ -50,37 +50,41 @@ def with_flags(problem: Problem, flags: str, call: Call) -> Call:
     return call
 
 
-def _register(name: str, flags: str, rates: dict[str, float]) -> None:
-    needs = ("pykeops",)
-
-    @competitor(name, {"score": rates["score"]}, needs=needs)
-    def _score(problem: Problem) -> Call:
-        inputs = problem.floats()
-        return with_flags(problem, flags, lambda: RowSums(scores(problem, *inputs, flags).sum(1)[:, 0]))
-
-    @competitor(name, {"topk": rates["topk"]}, needs=needs)
-    def _topk(problem: Problem) -> Call:
-        inputs, k = problem.floats(), problem.case.k
-
-        def topk():
-            found, indices = (-scores(problem, *inputs, flags)).Kmin_argKmin(k, dim=1)
-            return -found, indices
-
-        return with_flags(problem, flags, topk)
-
-    @competitor(name, {"hinge_step": rates["hinge_step"]}, needs=needs)
-    def _hinge(problem: Problem) -> Call:
-        from pykeops.torch import LazyTensor
-
-        q_labels, r_labels = problem.query_labels.float(), problem.reference_labels.float()  # exact below 2 ** 24
-
-        def loss(problem, query, reference, weight):
-            different = (LazyTensor(q_labels[:, None, None]) - LazyTensor(r_labels[None, :, None])).abs().sign()
-            violation = MARGIN - (1 - 2 * different) * scores(problem, query, reference, weight, flags)
-            return violation.relu().sum(1).sum() / (len(query) * len(reference))
-
-        return with_flags(problem, flags, step_of(problem, loss))
+def score(problem: Problem, flags: str) -> Call:
+    inputs = problem.floats()
+    return with_flags(problem, flags, lambda: RowSums(scores(problem, *inputs, flags).sum(1)[:, 0]))
 
 
-_register("KeOps, as shipped", "", {"score": 0.33, "topk": 0.3, "hinge_step": 0.1})
-_register(f"KeOps, {FAST}", FAST, {"score": 3, "topk": 3, "hinge_step": 0.3})
+def topk(problem: Problem, flags: str) -> Call:
+    inputs, k = problem.floats(), problem.case.k
+
+    def search():
+        found, indices = (-scores(problem, *inputs, flags)).Kmin_argKmin(k, dim=1)
+        return -found, indices
+
+    return with_flags(problem, flags, search)
+
+
+def hinge_step(problem: Problem, flags: str) -> Call:
+    from pykeops.torch import LazyTensor
+
+    q_labels, r_labels = problem.query_labels.float(), problem.reference_labels.float()  # exact below 2 ** 24
+
+    def loss(problem, query, reference, weight):
+        different = (LazyTensor(q_labels[:, None, None]) - LazyTensor(r_labels[None, :, None])).abs().sign()
+        violation = MARGIN - (1 - 2 * different) * scores(problem, query, reference, weight, flags)
+        return violation.relu().sum(1).sum() / (len(query) * len(reference))
+
+    return with_flags(problem, flags, step_of(problem, loss))
+
+
+def register(name: str, flags: str, rates: dict[str, float], device: str = "cpu") -> None:
+    calls = {"score": score, "topk": topk, "hinge_step": hinge_step}
+
+    @competitor(name, rates, needs=("pykeops",), device=device)
+    def _prepare(problem: Problem) -> Call:
+        return calls[problem.case.operation](problem, flags)
+
+
+register("KeOps, as shipped", "", {"score": 0.33, "topk": 0.3, "hinge_step": 0.1})
+register(f"KeOps, {FAST}", FAST, {"score": 3, "topk": 3, "hinge_step": 0.3})

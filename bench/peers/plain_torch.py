@@ -101,7 +101,7 @@ def _cdist_topk(problem: Problem) -> Call:
     return lambda: two_distances(problem, problem.query, problem.reference, problem.weight).topk(problem.case.k)
 
 
-def _hinge(score):
+def hinge_of(score):
     def loss(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
         same = problem.query_labels[:, None] == problem.reference_labels
         signs = torch.where(same, 1.0, -1.0)
@@ -112,9 +112,9 @@ def _hinge(score):
 
 @competitor("torch.compile", {"hinge_step": 0.17})
 def _hinge_compiled(problem: Problem) -> Call:
-    return step_of(problem, compiled(_hinge(fusible)))
+    return step_of(problem, compiled(hinge_of(fusible)))
 
 
 @competitor("torch.cdist, two calls (E8)", {"hinge_step": 0.6})
 def _hinge_cdist(problem: Problem) -> Call:
-    return step_of(problem, _hinge(two_distances))
+    return step_of(problem, hinge_of(two_distances))
