@@ -109,6 +109,12 @@ def test_every_case_has_its_kernels_named_and_a_peers_count():
     assert sum(gpu_model.FAISS[80].values()) == pytest.approx(166 / 32)
 
 
+def test_scattered_pairs_leave_no_tile_to_skip():
+    assert gpu_model.tiles_hit(0) == 0 and gpu_model.tiles_hit(1) == 1
+    assert gpu_model.tiles_hit(1 / 2048) == pytest.approx(0.632, abs=1e-3)
+    assert gpu_model.tiles_hit(0.01) > 0.999
+
+
 def test_without_a_gpu_the_benchmark_skips_and_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["bench.gpu"])
