@@ -104,7 +104,10 @@ __device__ __forceinline__ void offer(List<A> list, int64_t k, Worst<A>& worst, 
     }
     worst.place = least(k, worst.place + __popc(offers));
     __syncwarp();
-    if (worst.place == k) worst = worst_of(list, k);
+    if (worst.place == k) {
+      worst = worst_of(list, k);
+      __syncwarp();  // all have read the list before it changes again
+    }
     offers = __ballot_sync(kAll, offered && place >= k);
   }
   for (; offers; offers &= offers - 1) {
@@ -118,7 +121,7 @@ __device__ __forceinline__ void offer(List<A> list, int64_t k, Worst<A>& worst, 
     }
     __syncwarp();
     worst = worst_of(list, k);
-    __syncwarp();  // all have read the list before it changes again
+    __syncwarp();
   }
 }
 

@@ -21,7 +21,7 @@ from dissim_kernels.backends import native
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-FLAGS = "-std=c++20 -g -fPIC -Wno-psabi -DDISSIM_CUDA_ON_HOST"
+FLAGS = "-std=c++20 -g -fPIC -Wno-psabi -DDISSIM_CUDA_ON_HOST -DDISSIM_ISA=on_cuda"
 #: name -> flags of kernels, flags of the fibers, which no ThreadSanitizer may watch
 SANITIZERS = {
     "plain": ("-O2", "-O2"),
@@ -67,7 +67,8 @@ def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str 
         )
         writer.rule("link", f"g++ $in -o $out {kernels} {link}")
         for source in [*sources, HERE / "cuda_on_host.cpp"]:
-            objects.append(f"{target}_{source.stem}.o")
+            shared = source.is_relative_to(ROOT / "csrc") or source.is_relative_to(HERE.parent)
+            objects.append(f"{source.stem}.o" if shared else f"{target}_{source.stem}.o")
             extra = fibers if source.parent == HERE and source.stem == "cuda_on_host" else kernels
             torch_headers = Path(torch.__file__).parent / "include"
             if source.stem == "torch_cuda_bindings":
@@ -87,6 +88,12 @@ def build_library() -> Path:
     torch_libraries = Path(torch.__file__).parent / "lib"
     sources = [*KERNELS, ROOT / "csrc" / "torch_cuda_bindings.cpp"]
     return build("library.so", sources, link=f"-shared -L{torch_libraries} -ltorch_cpu -ltorch -lc10")
+
+
+def build_check(sanitizer: str, target: str = "check", csrc: Path = ROOT / "csrc") -> Path:
+    """native_check.cpp on the kernels of `csrc`, a program."""
+    kernels = sorted((csrc / "cuda").glob("*.cu"))
+    return build(target, [*kernels, HERE / "kernels.cpp", HERE.parent / "native_check.cpp"], sanitizer)
 
 
 def install(library: Path) -> None:
