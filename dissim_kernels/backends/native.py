@@ -126,8 +126,8 @@ def hinge_backward(
     reference_labels: Tensor,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    given = [x.contiguous() for x in (grad_positive, grad_negative, active)]
-    labels = [x.contiguous() for x in (query_labels, reference_labels)]
+    given = grad_positive.contiguous(), grad_negative.contiguous(), active.contiguous()
+    labels = query_labels.contiguous(), reference_labels.contiguous()
     if not (query.numel() and reference.numel()):
         return reference_backend.hinge_backward(*given, query, reference, weight, *labels, needs)
     wide = _wide(weight)
