@@ -25,6 +25,12 @@ bench: .venv/built  ## tests of the operations first, then the measurement
 	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_certified.py tests/test_bench.py
 	$(BIN)/python -m bench
 
+test-gpu: .venv/built  ## what only a CUDA device can show; skips with a reason where there is none
+	$(BIN)/python -m pytest tests/test_gpu.py -m gpu -rs
+
+bench-gpu: .venv/built  ## the same measurement on a CUDA device; says so where there is none
+	$(BIN)/python -m bench.gpu
+
 clean:  ## leaves the environment; `rm -r .venv` removes that too
 	rm -rf build runs dissim_kernels/*.so *.egg-info python/*.egg-info
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .contract import ACCUMULATE
-from .dispatch import available_backends
+from .contract import ACCUMULATE, Problem
+from .dispatch import BACKENDS
 
 #: Sizes on both sides of every register tile, vector and block edge.
 SIZES = (0, 1, 31, 33, 127, 129)
@@ -25,8 +25,9 @@ LAYOUTS = ("contiguous", "transposed", "sliced", "unaligned", "repeated rows", "
 
 
 def runnable_backends() -> list[str]:
-    """Names of the backends that can run here."""
-    return [name for name, reason in available_backends().items() if reason is None]
+    """Names of the backends that run tensors on the CPU here."""
+    problem = Problem("score", "cpu", torch.float32)
+    return [name for name, module in BACKENDS.items() if module.why_not(problem) is None]
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------

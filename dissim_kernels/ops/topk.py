@@ -50,7 +50,8 @@ def fused_dissim_topk(
     Refuses a derivative: gather the rows and score them with `paired_dissim_score` to train through the result.
 
     Cost: that of the score; memory: the result and a block of scores. Raises ValueError when a query has fewer
-    than k candidates; other errors as in `fused_dissim_score`.
+    than k candidates; other errors as in `fused_dissim_score`. On CUDA that check waits for the result where a filter
+    is given, and is left out while a graph is captured: places without a candidate then hold index -1.
 
     >>> import torch
     >>> found = fused_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
@@ -103,17 +104,26 @@ def topk(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     module = resolve(backend, problem_of("topk", query))
+    columns, filtered = reference.shape[0], exclude is not None or query_labels is not None
+    if k > columns and query.shape[0] and not filtered:
+        _refuse_k(k, columns, 0)
     scores, indices = module.topk(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels)
-    refuse_too_few(indices, k)
+    if filtered:
+        refuse_too_few(indices, k)
     return scores.to(query.dtype), indices
 
 
 def refuse_too_few(indices: Tensor, k: int) -> None:
-    """Raises for the first query whose candidates ran out."""
+    """Raises for the first query whose candidates ran out; while a CUDA graph is captured nothing can be read."""
+    if indices.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
     if k and indices.numel() and bool((indices[:, -1] < 0).any()):
         row = int((indices[:, -1] < 0).nonzero()[0])
-        candidates = int((indices[row] >= 0).sum())
-        refuse("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
+        _refuse_k(k, int((indices[row] >= 0).sum()), row)
+
+
+def _refuse_k(k: int, candidates: int, row: int) -> None:
+    refuse("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
 
 
 @topk.register_fake
