@@ -177,7 +177,8 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
 
 // With an argument, for sanitizers that slow it down: few sizes, one thread.
 int main(int count, char**) {
-  const int64_t sizes[][3] = {{67, 141, 19}, {12, 70, 100}, {1, 1, 1}, {1, 300, 33}, {3, 17, 7}, {5, 33, 31}, {6, 40, 300}};
+  const int64_t sizes[][3] = {{67, 141, 19}, {12, 70, 100}, {1, 1, 1},   {1, 300, 33},
+                              {3, 17, 7},    {5, 33, 31},   {6, 40, 300}};
   const bool quick = count > 1;
   for (const Parallel& parallel : {Parallel{nullptr, 1}, Parallel{run_threads, 2}})
     for (const auto& [n, m, d] : sizes) {

@@ -23,16 +23,15 @@ inline __host__ __device__ int64_t most(int64_t a, int64_t b) { return a > b ? a
 #ifndef DISSIM_CUDA_ON_HOST
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), Grid grid, int shared_bytes, Stream stream, Arguments... arguments) {
-  if (shared_bytes > 48 << 10)
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (shared_bytes > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   kernel<<<dim3(grid.x, grid.y), 256, shared_bytes, stream>>>(arguments...);
 }
 #endif
 
 // Blocks for each entry of a batch, which are blockIdx.y and the kernel's last argument together.
 template <class Kernel, class... Arguments>
-void launch_entries(
-    Kernel kernel, int64_t blocks, int64_t entries, int shared_bytes, Stream stream, Arguments... arguments) {
+void launch_entries(Kernel kernel, int64_t blocks, int64_t entries, int shared_bytes, Stream stream,
+                    Arguments... arguments) {
   constexpr int64_t most_at_once = 65535;
   for (int64_t first = 0; first < entries; first += most_at_once)
     launch(kernel, Grid{unsigned(blocks), unsigned(least(most_at_once, entries - first))}, shared_bytes, stream,

@@ -11,7 +11,7 @@
 #include "launch.h"
 
 #ifndef DISSIM_CUDA_ON_HOST
-#define DISSIM_DYNAMIC_SHARED(type, name)              \
+#define DISSIM_DYNAMIC_SHARED(type, name)                         \
   extern __shared__ __align__(16) unsigned char bytes_of_block[]; \
   type* const name = reinterpret_cast<type*>(bytes_of_block)
 #endif
@@ -130,9 +130,9 @@ __device__ __forceinline__ void load_rows(const Rows& rows, int64_t first, int d
 // sums[i][j] = sum_d weight[d] |query[first_query + y + 16 i][d] - reference[first_reference + x + 16 j][d]|: one sum a
 // pair, d ascending, so that every kernel that calls this gets the same bits. Ends with all threads done with `shared`.
 template <class E, bool copied>
-__device__ __forceinline__ void score_tile(
-    const Rows& query, const Rows& reference, const Wide<E>* weight, int dim, int64_t first_query, int64_t first_reference,
-    Wide<E>* shared, Wide<E> (&sums)[Tile<Wide<E>>::kSide][Tile<Wide<E>>::kSide]) {
+__device__ __forceinline__ void score_tile(const Rows& query, const Rows& reference, const Wide<E>* weight, int dim,
+                                           int64_t first_query, int64_t first_reference, Wide<E>* shared,
+                                           Wide<E> (&sums)[Tile<Wide<E>>::kSide][Tile<Wide<E>>::kSide]) {
   using A = Wide<E>;
   using T = Tile<A>;
   const int x = threadIdx.x % kGrid, y = threadIdx.x / kGrid;

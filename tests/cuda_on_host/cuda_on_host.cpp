@@ -145,7 +145,8 @@ bool release_warps(Block& b) {
       const Fiber& other = b.fibers[first + lane];
       if (other.state == State::done || other.state == State::at_block_barrier)
         stop("a lane of the mask has left or waits for the block", fiber, other);
-      if (other.state == State::ready) all = false;
+      if (other.state == State::ready)
+        all = false;
       else if (other.place.line != fiber.place.line || other.mask != fiber.mask)
         stop("lanes of one mask wait at different places", fiber, other);
     }
@@ -161,10 +162,14 @@ bool release_warps(Block& b) {
 bool release_block(Block& b) {
   const Fiber *waiting = nullptr, *left = nullptr;
   for (const Fiber& fiber : b.fibers) {
-    if (fiber.state == State::done) left = &fiber;
-    else if (fiber.state != State::at_block_barrier) return false;
-    else if (waiting && waiting->place.line != fiber.place.line) stop("threads wait at different barriers", *waiting, fiber);
-    else waiting = &fiber;
+    if (fiber.state == State::done)
+      left = &fiber;
+    else if (fiber.state != State::at_block_barrier)
+      return false;
+    else if (waiting && waiting->place.line != fiber.place.line)
+      stop("threads wait at different barriers", *waiting, fiber);
+    else
+      waiting = &fiber;
   }
   if (left && waiting) stop("a thread has left before the barrier", *left, *waiting);
   for (Fiber& fiber : b.fibers)
@@ -251,11 +256,14 @@ unsigned vote(unsigned mask, bool predicate, Place place) {
 }
 
 void copy_async(void* to, const void* from, int bytes, int padded) {
-  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16) stop("a copy is not aligned", *me, *me);
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
+    stop("a copy is not aligned", *me, *me);
   const Copy copy = {to, from, bytes, padded};
   static const bool early = setting("DISSIM_HOST_COPIES", "early");
-  if (early) land(copy);
-  else me->groups.back().push_back(copy);
+  if (early)
+    land(copy);
+  else
+    me->groups.back().push_back(copy);
 }
 
 void end_group() { me->groups.emplace_back(); }

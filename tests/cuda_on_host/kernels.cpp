@@ -8,10 +8,10 @@
 
 namespace dissim::DISSIM_ISA {
 
-#define DISSIM_RUN(Problem, name)                                                      \
-  void name(const Problem& problem, const Parallel&) {                                 \
-    std::vector<char> workspace(size_t(name##_workspace(problem)), char(0xff));        \
-    launch_##name(problem, workspace.data(), nullptr);                                 \
+#define DISSIM_RUN(Problem, name)                                               \
+  void name(const Problem& problem, const Parallel&) {                          \
+    std::vector<char> workspace(size_t(name##_workspace(problem)), char(0xff)); \
+    launch_##name(problem, workspace.data(), nullptr);                          \
   }
 
 DISSIM_RUN(Score, score)
