@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
+from tqdm import tqdm
 
 from .data import ImageSet, load_images
 from .embedding import embed_images
@@ -18,7 +21,7 @@ from .metrics import Scorer
 from .models import build_backbone
 from .report import metric_text, write_report
 from .speed import machine_line
-from .train import TrainConfig, train
+from .train import TrainConfig, Trained, train
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class DemoConfig:
     seed: int = 0
     """Draws the split of the identities and everything in both trainings."""
     threads: int = 1
-    """CPU threads. More help on idle cores only: on shared ones their waiting for each other costs more."""
+    """CPU threads of each training; the two run side by side. More threads help on idle cores only."""
     hinge: TrainConfig = field(default_factory=TrainConfig)
     triplet: TrainConfig = field(default_factory=lambda: TrainConfig(loss="triplet", steps=300, identities=32))
 
@@ -54,13 +57,15 @@ def run_demo(config: DemoConfig) -> Path:
     pictured = pick_queries(unseen, seed=config.seed)
     facts = {"images": f"{config.data}: {_count(seen)} to train, {_count(unseen)} to test, {config.size} pixels"}
 
-    evaluations = []
-    for name, settings in (("Pair classifier, hinge", config.hinge), ("L2, batch-hard triplet", config.triplet)):
-        start = time.perf_counter()
-        trained = train(replace(settings, seed=config.seed), seen)
-        facts[name] = f"{time.perf_counter() - start:.0f} s of training; {trained.config}"
-        rows = embed_images(trained.backbone, unseen)
-        evaluations.append(evaluate(name, rows, trained.head or cosine, unseen, pictured_queries=pictured))
+    names, evaluations = ("Pair classifier, hinge", "L2, batch-hard triplet"), []
+    settings = [replace(of_one, seed=config.seed) for of_one in (config.hinge, config.triplet)]
+    context = get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(len(names), context, tqdm.set_lock, (context.RLock(),)) as pool:
+        trainings = pool.map(_train, settings, [seen] * 2, [config.threads] * 2, range(2))
+        for name, (trained, seconds) in zip(names, trainings, strict=True):
+            facts[name] = f"{seconds:.0f} s of training; {trained.config}"
+            rows = embed_images(trained.backbone, unseen)
+            evaluations.append(evaluate(name, rows, trained.head or cosine, unseen, pictured_queries=pictured))
 
     for backbone in ("efficientnet_lite0", "mobilenet_v2"):
         frozen = embed_images(build_backbone(backbone, None), unseen)
@@ -75,6 +80,13 @@ def run_demo(config: DemoConfig) -> Path:
     print(metric_text(evaluations))
     print(f"Report: {page.resolve()}")
     return page
+
+
+def _train(settings: TrainConfig, images: ImageSet, threads: int, line: int) -> tuple[Trained, float]:
+    """A training in a process of its own, and its seconds."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    return train(settings, images, line=line), time.perf_counter() - start
 
 
 def _best_plain(name: str, rows: Tensor, images: ImageSet, pictured: list[int]) -> Evaluation:

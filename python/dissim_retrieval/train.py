@@ -77,11 +77,13 @@ def train(
     backbone: nn.Module | None = None,
     folder: Path | None = None,
     progress: bool = True,
+    line: int = 0,
 ) -> Trained:
     """Train on all of `images`, unaugmented (runs short enough for a CPU do better so); on a GPU where there is one.
 
     backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place.
     folder: where checkpoints go. A run that was interrupted there continues, to the result it would have had.
+    line: of the progress bar, where several runs show theirs below one another.
 
     Deterministic given config, images, machine and torch.get_num_threads(): batches are planned from the seed, and
     every step seeds torch's generator anew. The caller's random state is left as it was.
@@ -93,7 +95,8 @@ def train(
         run = _Run(config, backbone or build_backbone(config.backbone, config.dim), device)
         start = 0 if folder is None else run.resume(folder)
         steps = range(start, config.steps)
-        for step in (bar := tqdm(steps, f"train {config.loss}", config.steps, initial=start, disable=not progress)):
+        title = f"train {config.loss}"
+        for step in (bar := tqdm(steps, title, config.steps, initial=start, disable=not progress, position=line)):
             torch.manual_seed(config.seed * 1_000_003 + step)
             rows = plan[step]
             pixels = to_network(images.images[rows], device)
