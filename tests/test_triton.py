@@ -30,7 +30,7 @@ CHOSEN = {
     "score": "triton and (those_of_the_definition and (ties or offset or 31x33x1 or wide and weight or nan and query)"
     " or tie_has_no or nearest_even or passes_through or needs6)",
     "topk": "triton and (nan_never or exclude_is or any_int64 or too_few or half_precision)",
-    "hinge": "triton and (margin_costs or nan_score or sizes5 and sum or frozen and needs0)",
+    "hinge": "triton and (margin_costs or nan_score or sizes5 and sum or frozen and needs0 or any_int64 or half)",
     "triton": "interpreter",
 }
 
@@ -44,7 +44,7 @@ def test_the_interpreted_kernels_pass_the_same_tests(stem):
         [*command, f"tests/test_{stem}.py"], env=settings, cwd=TESTS.parent, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "passed" in done.stdout or done.stdout.count(".") > 5
+    assert done.stdout.count(".") > 5
 
 
 # --- within the interpreter ---------------------------------------------------------------------------------------
