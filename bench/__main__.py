@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -26,23 +27,27 @@ def main() -> int:
     if reason:
         sys.exit(f"bench: the kernels cannot run: {reason}")
     effort = Effort(rounds=3, least=0.02, whole=0.2, part=0.1) if options.quick else Effort()
-    cases = [case for case in CASES if options.only in case.name and (case.quick or not options.quick)]
+    wanted = [case for case in CASES if any(text in case.name for text in options.only)]
+    cases = [case for case in wanted if case.quick or not options.quick]
     if not cases:
         sys.exit(f"bench: no case is named like {options.only!r}; cases: {', '.join(case.name for case in CASES)}")
-    facts = machine.describe()
+    facts = machine.describe() | {"command": shlex.join(["python", "-m", "bench", *sys.argv[1:]])}
     say(machine.line(facts))
     if warning := machine.busy(facts):
         say(f"WARNING: {warning}")
 
-    begin, outcomes = time.monotonic(), []
+    begin, outcomes, files = time.monotonic(), [], []
     for case in cases:
         say(f"{case.name}  [{time.monotonic() - begin:.0f} s]")
         case = case.shrunk(1 << 25) if options.quick else case
         outcomes.append(run(case, effort, torch.get_num_threads(), facts["isa"], say))
         say(report.table(outcomes[-1]))
-    facts |= {"load_after": machine.load(), "seconds": round(time.monotonic() - begin), "quick": options.quick}
-    facts["datetime"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    for path in report.write(outcomes, facts, options.output):
+        facts |= {"load_after": machine.load(), "seconds": round(time.monotonic() - begin), "quick": options.quick}
+        facts["datetime"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        files = report.write(
+            outcomes, facts, options.output
+        )  # after each case: a run that is stopped keeps the others
+    for path in files:
         say(f"wrote {os.path.relpath(path)}")
     wrong = [f"{o.case.name}: {row.name}" for o in outcomes for row in o.rows if row.ours and row.wrong]
     if wrong:
@@ -57,11 +62,11 @@ def say(text: str) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke test on small sizes; writes to runs/bench")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
+    parser.add_argument("--only", default=[""], nargs="+", metavar="TEXT", help="only cases named with one of these")
     parser.add_argument("--output", type=Path, help="folder for cpu.json, cpu.md, cpu.png")
     options = parser.parse_args()
     if options.output is None:
-        partial = options.quick or options.only  # never in place of a full run's results
+        partial = options.quick or options.only != [""]  # never in place of a full run's results
         options.output = ROOT / "runs" / "bench" if partial else ROOT / "bench" / "results"
     return options
 

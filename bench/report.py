@@ -49,7 +49,6 @@ def to_markdown(outcomes: list[Outcome], facts: dict) -> str:
         **facts,
         line=machine.line(facts),
         rounds=rounds,
-        command="python -m bench" + (" --quick" if facts["quick"] else ""),
         warning=f"**{warning}**\n\n" if warning else "",
     )
     cells = [row for outcome in measured for row in summary(outcome)]

@@ -178,7 +178,7 @@ def test_the_report_prints_every_row_with_or_without_times(tmp_path):
     outcome = Outcome(case, rows, {"score": 80e9, "memory": 40e9})
     facts = {"cpu": "c", "cores": 2, "threads": 2, "isa": "avx2", "isas": "avx2", "torch": "2", "torch_isa": "AVX2",
              "python": "3", "compiler": "c++", "system": "s", "packages": {}, "commit": "abc", "load_before": 1.9,
-             "load_after": 0.1, "seconds": 1, "quick": True, "datetime": "now"}  # fmt: skip
+             "load_after": 0.1, "seconds": 1, "quick": True, "datetime": "now", "command": "c"}  # fmt: skip
     paths = report.write([outcome], facts, tmp_path)
     assert [path.name for path in paths] == ["cpu.json", "cpu.md", "cpu.png"]
     text = (tmp_path / "cpu.md").read_text()
