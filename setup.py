@@ -116,7 +116,7 @@ class NinjaBuild(build_ext):
         import torch
 
         folder, nvcc = Path(torch.__file__).parent, find_nvcc(torch)
-        # 2.10, the oldest torch supported: version 0xMMmmpp0000000000. Bindings compute nothing, and compile faster so.
+        # 2.10, the oldest torch supported: version 0xMMmmpp0000000000. Bindings compute nothing: -O1 compiles faster.
         include = f"-O1 -isystem {folder}/include -isystem {folder}/include/torch/csrc/api/include"
         include += " -DTORCH_TARGET_VERSION=0x020a000000000000"
         libraries = f"-L{folder}/lib -ltorch_cpu -ltorch -lc10"
