@@ -71,7 +71,7 @@ class Scorer {
         few_(p_.query.rows < kFewRows),
         wide_(p_.dim),
         packed_(few_ ? 0 : kMost * p_.dim),
-        scores_(kTileRows * kBlockColumns) {
+        scores_(kTileRows * kMost) {
     for (const A*& same : query_) same = wide_row<E>(p_.query, 0, row, p_.dim, wide_);
   }
 
@@ -87,7 +87,7 @@ class Scorer {
                       bias, p_.dim, scores_ + i);
     } else {
       pack_rows<E, kMost>(from, p_.reference.dim_stride, p_.dim, packed_);
-      score_block<A>(query_, 1, packed_, count, p_.dim, weight, bias, scores_);
+      score_block<A>(query_, 1, packed_, count, p_.dim, weight, bias, scores_, kMost);
     }
     for (int64_t i = 0; i < count; ++i) scores[i] = p_.largest ? scores_[i] : -scores_[i];
   }

@@ -16,6 +16,8 @@ class ActivePairs {
  public:
   static void run(const HingeBackward& p, const Parallel& parallel) {
     if (p.grad_weight) memset(p.grad_weight, 0, size_t(p.dim) * sizeof(A));
+    ask_for_large_pages(p.grad_query, p.query.rows * p.dim * int64_t(sizeof(E)));
+    ask_for_large_pages(p.grad_reference, p.reference.rows * p.dim * int64_t(sizeof(E)));
     const ActivePairs pairs(p);
     if (p.grad_query || p.grad_reference || p.grad_weight) {
       Gradient<E> gradient(p.query, p.reference, 1, p.dim, static_cast<const A*>(p.weight),

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "large_pages.h"
 #include "simd.h"
 
 namespace dissim {
@@ -16,6 +17,7 @@ class Scratch {
   explicit Scratch(int64_t count)
       : data_(static_cast<A*>(aligned_alloc(64, (size_t(count) * sizeof(A) + 127) / 64 * 64))) {
     if (!data_) abort();  // as operator new under -fno-exceptions: nothing sensible is left to do
+    ask_for_large_pages(data_, count * int64_t(sizeof(A)));
   }
   ~Scratch() { free(data_); }
   Scratch(const Scratch&) = delete;
@@ -98,13 +100,17 @@ void pack_rows(const E* const (&from)[width], int64_t stride, int64_t dim, Wide<
   constexpr int lanes = kLanes<A>;
   int64_t d = 0;
   if (stride == 1) {
-    for (; d + lanes <= dim; d += lanes)
-      for (int group = 0; group < width; group += lanes) {
-        Vector<A> square[lanes];
-        for (int i = 0; i < lanes; ++i) square[i] = load_wide<E>(from[group + i] + d);
-        transpose<A>(square);
-        for (int i = 0; i < lanes; ++i) store<A>(panel + (d + i) * width + group, square[i]);
-      }
+    constexpr int64_t line = 64 / sizeof(E);  // read whole, so that no cache line is fetched twice
+    for (int64_t end; d + lanes <= dim; d = end) {
+      end = d + least(line, dim - d) / lanes * lanes;
+      for (int group = 0; group < width; group += lanes)
+        for (int64_t at = d; at < end; at += lanes) {
+          Vector<A> square[lanes];
+          for (int i = 0; i < lanes; ++i) square[i] = load_wide<E>(from[group + i] + at);
+          transpose<A>(square);
+          for (int i = 0; i < lanes; ++i) store<A>(panel + (at + i) * width + group, square[i]);
+        }
+    }
   }
   for (; d < dim; ++d)
     for (int i = 0; i < width; ++i) panel[d * width + i] = widen(from[i][d * stride]);

@@ -8,11 +8,15 @@
 namespace dissim {
 namespace {
 
-constexpr int64_t kBlockRows = 64, kBlockColumns = 128;  // most pairs of a block: their scores and rows live in L2
-constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
-constexpr int64_t kEntryWork = 1 << 18;  // pairs times dimensions below which a task takes more entries
+// Most pairs of a block. Its queries, their scores and one panel of its references live in L2; the other panels come
+// from L3, each once for all queries.
+constexpr int64_t kBlockRows = 60;
 template <class A>
-constexpr int64_t kSlice = 16384 / (kPanel<A> * sizeof(A));  // dimensions of a panel that fill half of L1
+constexpr int64_t kBlockColumns = 2048 / sizeof(A);
+constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
+constexpr int64_t kTaskWork = 1 << 20;  // pairs times dimensions that are worth a task of their own
+template <class A>
+constexpr int64_t kSlice = 65536 / (kPanel<A> * sizeof(A));  // dimensions of a panel that are read again and again
 
 template <class E>
 struct Pairs {
@@ -28,8 +32,9 @@ template <class A>
 struct Block {
   int64_t batch, head, row, rows, column, columns;
   const A* scores;
-  // kBlockColumns values of one query; behind `columns` of them there is nothing of interest.
-  const A* operator[](int64_t i) const { return scores + i * kBlockColumns; }
+  int64_t width;
+  // `width` values of one query; behind `columns` of them there is nothing of interest.
+  const A* operator[](int64_t i) const { return scores + i * width; }
 };
 
 // How the work is cut into tasks: `parts` runs of blocks of columns by `row_parts` runs of rows, by batch entries.
@@ -45,24 +50,26 @@ struct Cuts {
 template <class E>
 Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
   constexpr int64_t panel = kPanel<Wide<E>>;
-  const int64_t rows = p.query.rows, columns = p.reference.rows, wanted = blocks_of(4 * threads, p.batch);
-  const int64_t width = most(panel, least(kBlockColumns, blocks_of(blocks_of(columns, 8), panel) * panel));
+  const int64_t rows = p.query.rows, columns = p.reference.rows, work = rows * columns * p.dim;
+  const int64_t tasks = least(4 * threads, most(threads, p.batch * work / kTaskWork));
+  const int64_t wanted = blocks_of(tasks, most(1, p.batch));
+  const int64_t width = most(panel, least(kBlockColumns<Wide<E>>, blocks_of(blocks_of(columns, 8), panel) * panel));
   const int64_t blocks = blocks_of(columns, width), parts = most(1, least(least(blocks, wanted), most_parts));
   const int64_t row_parts = least(blocks_of(wanted, parts), blocks_of(rows, kBlockRows));
-  return {width, blocks, parts, row_parts, most(1, kEntryWork / most(1, rows * columns * p.dim))};
+  return {width, blocks, parts, row_parts, most(1, kTaskWork / 4 / most(1, work))};
 }
 
-// Scores `rows` queries, given by wide rows, against a block of packed panels.
+// Scores `rows` queries, given by wide rows, against a block of packed panels: `width` scores apart.
 template <class A>
 void score_block(const A* const* query, int64_t rows, const A* packed, int64_t columns, int64_t dim, const A* weight,
-                 A bias, A* scores) {
+                 A bias, A* scores, int64_t width) {
   int64_t d = 0;
-  do {  // slice by slice, so that a panel's stays in L1 for all rows; once for no dimensions
+  do {  // slice by slice, so that a panel's stays in L2 for all rows; once for no dimensions
     const int64_t end = least(d + kSlice<A>, dim);
     for (int64_t j = 0; j < columns; j += kPanel<A>)
       for (int64_t i = 0; i < rows; i += kTileRows)
-        score_tile<A>(query + i, d, end, packed + j * dim, weight, end == dim ? bias : A(0),
-                      scores + i * kBlockColumns + j, kBlockColumns);
+        score_tile<A>(query + i, d, end, packed + j * dim, weight, end == dim ? bias : A(0), scores + i * width + j,
+                      width);
     d = end;
   } while (d < dim);
 }
@@ -78,7 +85,7 @@ class Scanner {
       : p_(pairs),
         width_(cuts.width),
         few_(p_.query.rows < kFewRows),
-        scores_(kBlockRows * kBlockColumns),
+        scores_(blocks_of(least(p_.query.rows, kBlockRows), kTileRows) * kTileRows * width_),
         wide_(least(p_.query.rows, kBlockRows) * p_.dim),
         packed_(few_ ? 0 : width_ * p_.dim) {}
 
@@ -101,9 +108,9 @@ class Scanner {
           if (few_) {
             score_few(batch, query, rows, m, columns, weight, bias);
           } else {
-            score_block<A>(query, rows, packed_, columns, p_.dim, weight, bias, scores_);
+            score_block<A>(query, rows, packed_, columns, p_.dim, weight, bias, scores_, width_);
           }
-          consume(Block<A>{batch, head, n, rows, m, columns, scores_});
+          consume(Block<A>{batch, head, n, rows, m, columns, scores_, width_});
         }
       }
     }
@@ -117,8 +124,7 @@ class Scanner {
       for (int i = 0; i < kRowGroup<A>; ++i)
         reference[i] = row_of<E>(p_.reference, batch, least(m + j + i, m + columns - 1));
       for (int64_t i = 0; i < rows; ++i)
-        score_rows<E>(query[i], reference, p_.reference.dim_stride, weight, bias, p_.dim,
-                      scores_ + i * kBlockColumns + j);
+        score_rows<E>(query[i], reference, p_.reference.dim_stride, weight, bias, p_.dim, scores_ + i * width_ + j);
     }
   }
 

@@ -16,6 +16,8 @@ struct Backward {
     const int64_t groups = least(p.batch, kEntryGroups), size = p.heads * p.dim;
     Scratch<A> partial(groups * size);
     memset(partial, 0, size_t(groups * size) * sizeof(A));
+    ask_for_large_pages(p.grad_query, p.batch * p.query.rows * p.dim * int64_t(sizeof(E)));
+    ask_for_large_pages(p.grad_reference, p.batch * p.reference.rows * p.dim * int64_t(sizeof(E)));
     const auto group = [&](int64_t i, const Parallel& inner) {
       const int64_t begin = i * p.batch / groups, end = (i + 1) * p.batch / groups;
       A* grad_weight = p.grad_weight ? partial + i * size : nullptr;

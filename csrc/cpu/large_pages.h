@@ -1,0 +1,26 @@
+// Fresh memory is mapped page by page as it is first written, 4 KiB at a time: for a large output that costs as much
+// as many of its elements. Linux maps 2 MiB at once where it is asked to.
+#pragma once
+
+#include <cstdint>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace dissim {
+namespace {
+
+// For an output of so many bytes that is about to be written; a hint, so nothing depends on its success.
+inline void ask_for_large_pages(void* output, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(output) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(output) + uintptr_t(bytes)) / page * page;
+  if (output && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)output, (void)bytes;
+#endif
+}
+
+}  // namespace
+}  // namespace dissim
