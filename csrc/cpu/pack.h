@@ -106,7 +106,10 @@ void pack_rows(const E* const (&from)[width], int64_t stride, int64_t dim, Wide<
       for (int group = 0; group < width; group += lanes)
         for (int64_t at = d; at < end; at += lanes) {
           Vector<A> square[lanes];
-          for (int i = 0; i < lanes; ++i) square[i] = load_wide<E>(from[group + i] + at);
+          for (int i = 0; i < lanes; ++i) {
+            __builtin_prefetch(from[group + i] + at + 2 * line);  // more rows than a processor foresees
+            square[i] = load_wide<E>(from[group + i] + at);
+          }
           transpose<A>(square);
           for (int i = 0; i < lanes; ++i) store<A>(panel + (at + i) * width + group, square[i]);
         }

@@ -65,6 +65,8 @@ void sign_sums_pairs(const A* query, const A* reference, const Pair<A>* pairs, i
   }
 }
 
+constexpr int64_t kRowsAhead = 4;  // the processor foresees lines of a row, not the next row
+
 // `count` rows from `first` on as chunks [begin, end): to[chunk - begin][row][lanes], `stride` elements a chunk; rows
 // past the end are 0. Adding 0 turns -0 into +0, so that a tie is never -0.
 template <class E>
@@ -79,6 +81,7 @@ void pack_chunks(const Rows& rows, int64_t batch, int64_t first, int64_t count, 
       if (first + row < rows.rows) {
         const E* from = row_of<E>(rows, batch, first + row) + d * rows.dim_stride;
         if (rows.dim_stride == 1 && width == lanes) {
+          __builtin_prefetch(from + kRowsAhead * rows.row_stride);
           v = load_wide<E>(from) + broadcast<A>(0);
         } else {
           for (int64_t i = 0; i < width; ++i) v[i] = widen(from[i * rows.dim_stride]) + A(0);
