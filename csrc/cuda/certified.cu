@@ -1,5 +1,5 @@
 // certified: the k best references by way of a scan over codes (E10). The k rows of the best lower bounds are scored;
-// what all of them reach is a bar for the upper bounds. Panels with an upper bound that reaches it are scanned once
+// what all of them reach is a bar for the upper bounds. Clusters with an upper bound that reaches it are scanned once
 // more, and their rows that do are scored as topk scores them, so that indices and scores are the same bits. All is
 // exact whatever passes: there is no list that could overflow.
 #include "launchers.h"
@@ -9,6 +9,7 @@
 namespace dissim {
 namespace {
 
+constexpr int kFewBlocks = 2;  // of a multiprocessor, for registers enough not to spill
 constexpr int64_t kUpperBytes = 64 << 20;  // of queries that are searched together, if that is a tile of them
 
 // A score as topk computes it: one sum, dimensions ascending.
@@ -30,7 +31,7 @@ __device__ __forceinline__ int bar_of(double bound) {
 
 // A block for each query: the bar that upper bounds must reach, from its k best lower bounds and their rows' scores.
 template <class E>
-__global__ void __launch_bounds__(kThreads) certified_bar_kernel(Certified p, Shares<Bound> shares, int* bars) {
+__global__ void __launch_bounds__(kThreads, kFewBlocks) certified_bar_kernel(Certified p, Shares<Bound> shares, int* bars) {
   using A = Wide<E>;
   __shared__ int bar;
   __shared__ Key<A> worst_of_warps[kWarps];
@@ -65,18 +66,16 @@ __global__ void __launch_bounds__(kThreads) certified_bar_kernel(Certified p, Sh
   bars[n] = bar;
 }
 
-// S of query n and the reference lane % 16 of a panel, by a warp: each half of it takes every other group.
-__device__ __forceinline__ int sum_of_codes(const Certified& p, int64_t n, int64_t panel) {
-  const int lane = threadIdx.x % kWarp, row = lane % int(kCodePanel);
-  const auto place = [&](const uint8_t* codes, int64_t panel, int64_t row) {
-    return codes + panel * p.groups * kPanelGroup + row * kCodeGroup;
+// S of query n and a reference m of each two lanes, by a warp: either half of it takes every other group.
+__device__ __forceinline__ int sum_of_codes(const Certified& p, int64_t n, int64_t m) {
+  const auto place = [&](const uint8_t* codes, int64_t row) {
+    return codes + row / kCodePanel * p.groups * kPanelGroup + row % kCodePanel * kCodeGroup;
   };
-  const uint8_t* const q = place(p.query_codes, n / kCodePanel, n % kCodePanel);
-  const uint8_t* const r = place(p.reference_codes, panel, row);
+  const uint8_t *const q = place(p.query_codes, n), *const r = place(p.reference_codes, m);
   const int64_t positive = *p.positive;
   unsigned sum = 0;
 #pragma unroll 4
-  for (int64_t group = lane / int(kCodePanel); group < p.groups; group += kWarp / kCodePanel) {
+  for (int64_t group = threadIdx.x % kWarp / kCluster; group < p.groups; group += kWarp / kCluster) {
     const uint2 a = *reinterpret_cast<const uint2*>(q + group * kPanelGroup),
                 b = *reinterpret_cast<const uint2*>(r + group * kPanelGroup);
     const unsigned part = add_sad(a.y, b.y, add_sad(a.x, b.x, 0));
@@ -85,15 +84,15 @@ __device__ __forceinline__ int sum_of_codes(const Certified& p, int64_t n, int64
   return int(sum + __shfl_xor_sync(kAll, sum, kWarp / 2));
 }
 
-// Scores the rows that may be among the k best; a warp for each query and share of the panels.
+// Scores the rows that may be among the k best; a warp for each query and share of the clusters.
 template <class E>
-__global__ void __launch_bounds__(kThreads) certified_rescore_kernel(Certified p, const int* uppers, const int* bars,
+__global__ void __launch_bounds__(kThreads, kFewBlocks) certified_rescore_kernel(Certified p, const int* uppers, const int* bars,
                                                                      Shares<Wide<E>> shares) {
   using A = Wide<E>;
-  __shared__ int64_t queues[kWarps][kWarp + kCodePanel];  // rows to score, as soon as they fill a warp
+  __shared__ int64_t queues[kWarps][kWarp + kCluster];  // rows to score, as soon as they fill a warp
   const int lane = threadIdx.x % kWarp, bar = bars[blockIdx.x];
   const int64_t n = blockIdx.x, share = int64_t(blockIdx.y) * kWarps + threadIdx.x / kWarp;
-  const int64_t panels = blocks_of(p.topk.reference.rows, kCodePanel);
+  const int64_t clusters = clusters_of(p.topk.reference.rows);
   int64_t* const queue = queues[threadIdx.x / kWarp];
   const List<A> list = shares.list(share, n);
   clear_list(list, shares.k);
@@ -112,13 +111,14 @@ __global__ void __launch_bounds__(kThreads) certified_rescore_kernel(Certified p
     __syncwarp();
   };
 #pragma unroll 1
-  for (int64_t first = share * kWarp; first < panels; first += int64_t(shares.count) * kWarp) {
-    const bool reaches = first + lane < panels && uppers[n * panels + first + lane] >= bar;
+  for (int64_t first = share * kWarp; first < clusters; first += int64_t(shares.count) * kWarp) {
+    const bool reaches = first + lane < clusters && uppers[n * clusters + first + lane] >= bar;
 #pragma unroll 1
     for (unsigned hits = __ballot_sync(kAll, reaches); hits; hits &= hits - 1) {
-      const int64_t panel = first + __ffs(int(hits)) - 1, m = panel * kCodePanel + lane % kCodePanel;
-      const int sum = sum_of_codes(p, n, panel);
-      const bool taken = lane < kCodePanel && sum + p.reference_errors[m] >= bar && allowed(p.topk, n, m);
+      const int64_t m = row_of_cluster(first + __ffs(int(hits)) - 1, lane % kCluster);
+      const int sum = sum_of_codes(p, n, least(m, p.topk.reference.rows - 1));
+      const bool candidate = lane < kCluster && allowed(p.topk, n, m);
+      const bool taken = candidate && sum + p.reference_errors[m] >= bar;
       const unsigned votes = __ballot_sync(kAll, taken);
       if (taken) queue[waiting + __popc(votes & ((1u << lane) - 1))] = m;
       waiting += __popc(votes);
@@ -141,9 +141,9 @@ struct Plan {
 
 template <class A>
 Plan<A> plan_of(const Certified& p, void* workspace) {
-  const int64_t queries = p.topk.query.rows, k = p.topk.k, panels = blocks_of(p.topk.reference.rows, kCodePanel);
+  const int64_t queries = p.topk.query.rows, k = p.topk.k, clusters = clusters_of(p.topk.reference.rows);
   const int64_t blocks = least(blocks_of(kBlocks, most(1, queries)), kCandidates / kWarps / most(1, k));
-  const int64_t shares = most(1, least(blocks, blocks_of(panels, kWarps * kWarp))) * kWarps;
+  const int64_t shares = most(1, least(blocks, blocks_of(clusters, kWarps * kWarp))) * kWarps;
   Plan<A> plan = {shares_of<Bound>(p.topk, SadTile::kRows), {int(shares), 0, queries, k, nullptr, nullptr}};
   const auto take = [&](int64_t size) {
     void* const place = static_cast<char*>(workspace) + plan.bytes;
@@ -152,7 +152,7 @@ Plan<A> plan_of(const Certified& p, void* workspace) {
   };
   plan.bounds = plan.bounds.at(take(plan.bounds.bytes()));
   plan.scores = plan.scores.at(take(plan.scores.bytes()));
-  plan.uppers = static_cast<int*>(take(queries * panels * int64_t(sizeof(int))));
+  plan.uppers = static_cast<int*>(take(queries * clusters * int64_t(sizeof(int))));
   plan.bars = static_cast<int*>(take(queries * int64_t(sizeof(int))));
   return plan;
 }
@@ -160,7 +160,7 @@ Plan<A> plan_of(const Certified& p, void* workspace) {
 // The problem of the queries from `first` on, a multiple of a panel, as many as are searched together.
 template <class E>
 Certified part_of(Certified p, int64_t first) {
-  const int64_t of_query = blocks_of(p.topk.reference.rows, kCodePanel) * int64_t(sizeof(int));
+  const int64_t of_query = clusters_of(p.topk.reference.rows) * int64_t(sizeof(int));
   const int64_t rows = most(SadTile::kRows, kUpperBytes / most(1, of_query) / SadTile::kRows * SadTile::kRows);
   TopK& t = p.topk;
   t.query.data = static_cast<const E*>(t.query.data) + first * t.query.row_stride;

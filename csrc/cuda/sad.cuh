@@ -1,8 +1,8 @@
 // Sums of absolute differences of codes for a tile of pairs, in registers: four elements an instruction.
 //
 // A block of 16 x 16 threads owns 128 queries and 128 references, thread (x, y) the pairs of the queries 8 y .. 8 y + 7
-// and the references 8 x .. 8 x + 7. Groups of code columns pass through two buffers, kDepth at a time. Of a group, the
-// 16 bytes that are loaded at a time are two rows; threads begin with different ones, so that loads have no conflicts.
+// and the references 2 x, 2 x + 1, 2 x + 32, 2 x + 33 and so on: two rows are 16 bytes of a group, loaded at a time.
+// Groups of code columns pass through two buffers, kDepth at a time.
 #pragma once
 
 #include "tile.cuh"
@@ -57,11 +57,11 @@ __device__ __forceinline__ void load_codes(const CodePanels& side, int first, in
   }
 }
 
-// The reference, of a thread's eight, whose pairs are its column j.
-__device__ __forceinline__ int sad_column(int j) { return (j / 2 + threadIdx.x % kGrid / 2) % 4 * 2 + j % 2; }
+// The reference of a tile whose pairs are a thread's column j.
+__device__ __forceinline__ int sad_column(int j) { return j / 2 * 2 * kGrid + threadIdx.x % kGrid * 2 + j % 2; }
 
-// sums[i][j] += the groups from `first` to `end` of |query 8 y + i - reference 8 x + sad_column(j)|. Ends with all
-// threads done with `shared`.
+// sums[i][j] += the groups from `first` to `end` of |query 8 y + i - reference sad_column(j)|. Ends with all threads
+// done with `shared`.
 __device__ __forceinline__ void add_groups(const CodePanels& query, const CodePanels& reference, int first,
                                            int end, uint8_t* shared,
                                            unsigned (&sums)[SadTile::kSide][SadTile::kSide]) {
@@ -72,7 +72,7 @@ __device__ __forceinline__ void add_groups(const CodePanels& query, const CodePa
     end_group();
   };
   const uint8_t* const of_query = shared + threadIdx.x / kGrid * T::kSide * int(kCodeGroup);
-  const uint8_t* const of_reference = shared + T::kGroup / 2 + threadIdx.x % kGrid * T::kSide * int(kCodeGroup);
+  const uint8_t* const of_reference = shared + T::kGroup / 2 + threadIdx.x % kGrid * 2 * int(kCodeGroup);
   const auto at = [](const uint8_t* from) { return *reinterpret_cast<const uint4*>(from); };
   int now = 0;  // the buffer that is computed with begins here, the other at kStage less that
   load(first, shared);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void add_groups(const CodePanels& query, const CodePa
       for (int i = 0; i < T::kSide / 2; ++i) q[i] = at(of_query + group + i * 16);
 #pragma unroll
       for (int j = 0; j < T::kSide; j += 2) {
-        const uint4 r = at(of_reference + group + sad_column(j) * int(kCodeGroup));
+        const uint4 r = at(of_reference + group + j * kGrid * int(kCodeGroup));
 #pragma unroll
         for (int i = 0; i < T::kSide; i += 2) {
           const uint4& two = q[i / 2];
