@@ -32,7 +32,7 @@ __device__ __forceinline__ void select(const TopK& p, const Shares<A>& shares, c
 }
 
 template <class E, bool copied>
-__global__ void __launch_bounds__(kThreads, kBlocksOf<E>) topk_kernel(TopK p, Shares<Wide<E>> shares) {
+__global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Shares<Wide<E>> shares) {
   using A = Wide<E>;
   using T = Tile<A>;
   DISSIM_DYNAMIC_SHARED(A, buffers);
@@ -66,7 +66,7 @@ void launch_topk_as(const TopK& p, void* workspace, Stream stream) {
   if (p.query.rows * p.k == 0) return;
   const Shares<A> shares = shares_of<A>(p, Tile<A>::kRows).at(workspace);
   const Grid grid = {unsigned(blocks_of(p.query.rows, Tile<A>::kRows)), unsigned(shares.count)};
-  if (can_copy<E>(p.query) && can_copy<E>(p.reference)) {
+  if (can_copy<E>(p)) {
     launch(topk_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, shares);
   } else {
     launch(topk_kernel<E, false>, grid, Tile<A>::kSharedBytes, stream, p, shares);

@@ -134,6 +134,7 @@ namespace dissim {
 
 using ::cuda_on_host::end_group;
 inline void copy_async(void* to, const void* from, int bytes) { ::cuda_on_host::copy_async(to, from, bytes, 16); }
+inline void copy_async_if(bool real, void* to, const void* from) { copy_async(to, from, real ? 16 : 0); }
 template <int still_going>
 void wait_for_groups() {
   ::cuda_on_host::wait_for_groups(still_going);
