@@ -221,8 +221,11 @@ BUDGETS: tuple[Budget, ...] = (
     ),
     # E10: four elements an instruction, whatever dtype the rows have. 64 pairs of a thread by 16 groups of 8 columns.
     Budget(
-        "certified fp32", cuda("certified", "certified_scan_kernel", 65536), _all(0.3), ("VABSDIFF4",),
+        "certified fp32",
+        cuda("certified", "certified_scan_kernel", 65536),
+        _all(0.3),
+        ("VABSDIFF4",),
         elements=(8192,),
-    ),  # fmt: skip
+    ),
     *_triton_rows(),
 )

@@ -209,10 +209,10 @@ assumed. Instructions are counted in machine code (`python -m bench.sass`; peers
 lacks an architecture another's counts stand for it). Multiprocessors, float32 rate and bandwidth are those of the
 vendor data sheet, the clock is the one that gives that rate; units as in the CUDA C++ Programming Guide. Not in the
 model: latency that too few warps leave exposed, bank conflicts, the last wave of blocks, what caches save or cost,
-clocks below the boost clock. Active pairs of a hinge are taken to be scattered, so that hardly a tile is skipped. Of a
-certified search the scan over bytes is counted, not the rows that it leaves to score. So each is a floor, and ours may
-be farther from the truth than a peer's. Peers left out: torch.compile, KeOps and cuVS 26.10 compile their kernels when
-they run.
+clocks below the boost clock. Active pairs of a hinge are taken to be scattered, so that hardly a tile is skipped. Of
+a certified search the scan over bytes is counted, not the rows that it leaves to score. So each is a floor, and ours
+may be farther from the truth than a peer's. Peers left out: torch.compile, KeOps and cuVS 26.10 compile their kernels
+when they run.
 
 | GPU | multiprocessors | clock, GHz | float32, TFLOPS | memory, TB/s |
 | --- | --- | --- | --- | --- |

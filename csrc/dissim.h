@@ -98,7 +98,7 @@ struct Certified {
   TopK topk;
   int64_t groups;
   const int64_t* positive;  // [1], as in `Quantise`; where the codes are, so that no host waits for a device
-  const double* step;       // [1], likewise
+  const double* step;  // [1], likewise
   const uint8_t *query_codes, *reference_codes;
   const int32_t *query_errors, *reference_errors;
   const double* query_bases;  // with bias

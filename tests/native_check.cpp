@@ -143,14 +143,15 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
   const double step = 0.25;
   std::vector<A> found(n * k);
   std::vector<int64_t> found_indices(n * k), rescored(n);
-  TopK problem = {dtype, d, k, n % 2 == 0, queries, references, weight.data(), &bias, nullptr, nullptr, nullptr,
-                  best.data(), indices.data()};  // the largest for some sizes, the least for others
+  TopK problem = {dtype, d,       k,       n % 2 == 0, queries,     references,    weight.data(),
+                  &bias, nullptr, nullptr, nullptr,    best.data(), indices.data()};  // the largest for some sizes, the
+                                                                                      // least for others
   DISSIM_ISA::topk(problem, parallel);
   problem.scores = found.data(), problem.indices = found_indices.data();
-  DISSIM_ISA::certified({problem, of_query.groups, &of_query.positive, &step, of_query.codes.data(),
-                         of_reference.codes.data(), of_query.errors.data(), of_reference.errors.data(), bases.data(),
-                         rescored.data()},
-                        parallel);
+  DISSIM_ISA::certified(
+      {problem, of_query.groups, &of_query.positive, &step, of_query.codes.data(), of_reference.codes.data(),
+       of_query.errors.data(), of_reference.errors.data(), bases.data(), rescored.data()},
+      parallel);
   right = found == best && found_indices == indices;
   for (int64_t count : rescored) right &= k <= count && count <= m;
   check(right, "certified", name, n, m, d);

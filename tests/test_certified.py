@@ -75,7 +75,8 @@ def test_few_and_many_queries_and_every_filter(queries, largest, backend):
     filters = {"exclude": labels(queries, 1501, seed=1) - 1, "query_labels": labels(queries),
                "reference_labels": labels(1500, seed=2)}  # fmt: skip
     check(inputs, 20, backend, largest, **filters)
-    check(inputs, 900, backend, largest, query_labels=filters["query_labels"], reference_labels=filters["reference_labels"])
+    del filters["exclude"]
+    check(inputs, 900, backend, largest, **filters)
 
 
 @backends
@@ -165,8 +166,8 @@ def test_codes_in_plain_torch_are_those_of_the_kernels(dtype):
     made = quantise_references(reference, inputs.weight)
     grid = made[2:]
     for rows, of_queries in ((reference, False), (inputs.query * 3, True)):
-        both = [encode(rows, grid, torch.tensor(0.0), of_queries) for encode in (quantise._encode, plain_torch.encode)]
-        (codes, errors, bases), (same_codes, near_errors, near_bases) = both
+        codes, errors, bases = quantise._encode(rows, grid, torch.tensor(0.0), of_queries)
+        same_codes, near_errors, near_bases = plain_torch.encode(rows, grid, torch.tensor(0.0), of_queries)
         assert torch.equal(codes[: len(rows) // 16], same_codes[: len(rows) // 16])
         assert ((errors == UNBOUNDED) == (near_errors == UNBOUNDED)).all() and (errors - near_errors).abs().max() <= 1
         assert not of_queries or ((bases - near_bases).abs() <= made.step).all()
@@ -233,7 +234,7 @@ def test_too_few_candidates_and_a_missing_library_say_so(monkeypatch):
         certified_dissim_topk(*inputs, k=4, exclude=torch.tensor([-1, 2, -1]))
     made = quantise_references(inputs.reference, inputs.weight)
     meta = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in inputs]
-    with pytest.raises(ValueError, match="quantised: expected codes on reference's device meta, got cpu"):
+    with pytest.raises(ValueError, match="quantised: expected tensors on reference's device meta, got cpu"):
         certified_dissim_topk(*meta, k=1, quantised=made)
     made = Quantised(*(t.to("meta") for t in made))
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot run this call: it runs tensors on the CPU"):

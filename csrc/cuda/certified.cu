@@ -10,7 +10,7 @@ namespace dissim {
 namespace {
 
 constexpr int kFewBlocks = 2;  // of a multiprocessor, for registers enough not to spill
-constexpr int64_t kUpperBytes = 64 << 20;  // of queries that are searched together, if that is a tile of them
+constexpr int64_t kBytes = 64 << 20;  // of bounds and scores of the queries searched together, if a tile's need no more
 
 // A score as topk computes it: one sum, dimensions ascending.
 template <class E>
@@ -31,7 +31,8 @@ __device__ __forceinline__ int bar_of(double bound) {
 
 // A block for each query: the bar that upper bounds must reach, from its k best lower bounds and their rows' scores.
 template <class E>
-__global__ void __launch_bounds__(kThreads, kFewBlocks) certified_bar_kernel(Certified p, Shares<Bound> shares, int* bars) {
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    certified_bar_kernel(Certified p, Shares<Bound> shares, int* bars) {
   using A = Wide<E>;
   __shared__ int bar;
   __shared__ Key<A> worst_of_warps[kWarps];
@@ -86,8 +87,8 @@ __device__ __forceinline__ int sum_of_codes(const Certified& p, int64_t n, int64
 
 // Scores the rows that may be among the k best; a warp for each query and share of the clusters.
 template <class E>
-__global__ void __launch_bounds__(kThreads, kFewBlocks) certified_rescore_kernel(Certified p, const int* uppers, const int* bars,
-                                                                     Shares<Wide<E>> shares) {
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    certified_rescore_kernel(Certified p, const int* uppers, const int* bars, Shares<Wide<E>> shares) {
   using A = Wide<E>;
   __shared__ int64_t queues[kWarps][kWarp + kCluster];  // rows to score, as soon as they fill a warp
   const int lane = threadIdx.x % kWarp, bar = bars[blockIdx.x];
@@ -160,8 +161,9 @@ Plan<A> plan_of(const Certified& p, void* workspace) {
 // The problem of the queries from `first` on, a multiple of a panel, as many as are searched together.
 template <class E>
 Certified part_of(Certified p, int64_t first) {
-  const int64_t of_query = clusters_of(p.topk.reference.rows) * int64_t(sizeof(int));
-  const int64_t rows = most(SadTile::kRows, kUpperBytes / most(1, of_query) / SadTile::kRows * SadTile::kRows);
+  const int64_t uppers = clusters_of(p.topk.reference.rows) * int64_t(sizeof(int));
+  const int64_t scores = kWarps * p.topk.k * int64_t(sizeof(int64_t) + sizeof(Key<Wide<E>>));
+  const int64_t rows = most(1, kBytes / most(1, uppers + scores) / SadTile::kRows) * SadTile::kRows;
   TopK& t = p.topk;
   t.query.data = static_cast<const E*>(t.query.data) + first * t.query.row_stride;
   t.query.rows = least(rows, t.query.rows - first);

@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kThreads, 2) certified_scan_kernel(Certified p
   const int64_t n0 = int64_t(blockIdx.x) * T::kRows;
   const CodePanels query = code_panels(p.query_codes, n0, p.topk.query.rows, p.groups);
 #pragma unroll 1
-  for (int row = warp * kWarpRows; row < (warp + 1) * kWarpRows && n0 + row < p.topk.query.rows; ++row) {
-    clear_list(shares.list(blockIdx.y, n0 + row), shares.k);
+  for (int row = warp * kWarpRows; row < (warp + 1) * kWarpRows; ++row) {
+    if (n0 + row < p.topk.query.rows) clear_list(shares.list(blockIdx.y, n0 + row), shares.k);
     if (threadIdx.x % kWarp == 0) worst[row] = {{0, kNoIndex}, 0};
   }
   __syncwarp();
@@ -109,8 +109,7 @@ __global__ void __launch_bounds__(kThreads, 2) certified_scan_kernel(Certified p
 #pragma unroll
       for (int i = 0; i < T::kSide; ++i)
 #pragma unroll
-        for (int j = 0; j < T::kSide; ++j)
-          staged[(y % 2 * T::kSide + i) * T::kRows + sad_column(j)] = int(sums[i][j]);
+        for (int j = 0; j < T::kSide; ++j) staged[(y % 2 * T::kSide + i) * T::kRows + sad_column(j)] = int(sums[i][j]);
       __syncwarp();
       for (; promising; promising &= promising - 1) {
         const int row = __ffs(int(promising)) - 1;

@@ -62,9 +62,8 @@ __device__ __forceinline__ int sad_column(int j) { return j / 2 * 2 * kGrid + th
 
 // sums[i][j] += the groups from `first` to `end` of |query 8 y + i - reference sad_column(j)|. Ends with all threads
 // done with `shared`.
-__device__ __forceinline__ void add_groups(const CodePanels& query, const CodePanels& reference, int first,
-                                           int end, uint8_t* shared,
-                                           unsigned (&sums)[SadTile::kSide][SadTile::kSide]) {
+__device__ __forceinline__ void add_groups(const CodePanels& query, const CodePanels& reference, int first, int end,
+                                           uint8_t* shared, unsigned (&sums)[SadTile::kSide][SadTile::kSide]) {
   using T = SadTile;
   const auto load = [&](int group, uint8_t* stage) {
     load_codes(query, group, end, stage);

@@ -8,7 +8,14 @@ from ..contract import Problem
 from .native import NOT_LOADED, certified, hinge, hinge_backward, quantise_references, score, score_backward, topk
 
 __all__ = [
-    *("certified", "hinge", "hinge_backward", "quantise_references", "score", "score_backward", "topk", "why_not"),
+    "certified",
+    "hinge",
+    "hinge_backward",
+    "quantise_references",
+    "score",
+    "score_backward",
+    "topk",
+    "why_not",
 ]
 
 BUILD = "Build it where nvcc is found: FORCE_CUDA=1 pip install --no-build-isolation . (see setup.py)."

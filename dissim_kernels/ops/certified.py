@@ -51,10 +51,10 @@ def quantise_references(reference: Tensor, weight: Tensor) -> Quantised:
         codes = ((reference - low) * weight.abs() / step).round().clamp(0, 255).byte()
         errors = (weight.abs() * (reference - low - codes * step / weight.abs()).abs()).sum(1) / step
 
-    reference [M, D] and weight [D], dtypes as in `fused_dissim_score`; any strides. Rows with NaN, Inf or values whose
-    differences might overflow have no bound and are always rescored. It is good for these references and weights
-    only; the references themselves are still needed to rescore. The layout is the same on every device. Gives no
-    derivative.
+    reference [M, D] and weight [D], dtypes as in `fused_dissim_score`; any strides. Rows with NaN, Inf or values
+    whose differences might overflow have no bound and are always rescored. It is good for these references and
+    weights only; the references themselves are still needed to rescore. The layout is the same on every device.
+    Gives no derivative.
 
     Cost: two passes over the references; memory: M D bytes. On CUDA it waits for the device.
 
@@ -90,8 +90,8 @@ def certified_dissim_topk(
 
         fused_dissim_score(query, reference, weight, bias).topk(k, largest=largest)
 
-    Arguments as in `fused_dissim_topk`. quantised: what `quantise_references(reference, weight)` returned, to make once
-    and use for many calls; None makes it on the fly.
+    Arguments as in `fused_dissim_topk`. quantised: what `quantise_references(reference, weight)` returned, to make
+    once and use for many calls; None makes it on the fly.
 
     A sum of byte differences gives every score up to a certified error (E10), so only references that may be among
     the k best are scored in full precision. `rescored` counts, for each query, those whose bound reaches the k-th
@@ -99,12 +99,13 @@ def certified_dissim_topk(
     the faster; data on which every row is near is rescored whole and takes longer than `fused_dissim_topk`. Backend
     "triton" has no such search; "reference" looks at no codes and scores every row.
 
-    Cost: N M D steps on bytes (with AVX2 two instructions do 32 of them, where three do 8 of a float32 score; CUDA has
-    one for 4, where two do 1), and the rescored rows. Memory: the result, the codes of the queries and some 40 MiB of
-    candidates at most, or a few for each of k; on CUDA bounds of 64 MiB at most, or M / 4 for each of 128 queries.
-    Refuses a derivative and vmap. Errors as in `fused_dissim_topk`, and ValueError for `quantised` of other weights,
-    another number of references or another device. On CUDA the check of the weights waits for the device, and is left
-    out while a graph is captured, as is the one of `fused_dissim_topk`; nothing else waits.
+    Cost: N M D steps on bytes (with AVX2 two instructions do 32 of them, where three do 8 of a float32 score; on CUDA
+    one does 4, where two do 1), and the rescored rows. Memory: the result, the codes of the queries and some 40 MiB
+    of candidates at most, or a few for each of k; on CUDA 64 MiB of bounds and candidates at most, or what 128
+    queries need, a byte for each 4 references and some for each of k. Refuses a derivative and vmap. Errors as in
+    `fused_dissim_topk`, and ValueError for `quantised` of other weights, another number of references or another
+    device. On CUDA the check of the weights waits for the device, and is left out while a graph is captured, as is
+    the one of `fused_dissim_topk`; with `quantised` given nothing else waits.
 
     >>> import torch
     >>> found = certified_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
@@ -143,8 +144,9 @@ def _check_quantised(quantised: object, reference: Tensor) -> None:
     panels, wide = -(-reference.shape[0] // 16), ACCUMULATE[reference.dtype]
     if quantised.codes.dim() != 4 or quantised.codes.shape[0] != panels:
         refuse("quantised", f"codes of {reference.shape[0]} references", shape(quantised.codes), remedy)
-    if quantised.codes.device != reference.device:
-        refuse("quantised", f"codes on reference's device {reference.device}", quantised.codes.device, remedy)
+    for tensor in quantised:
+        if tensor.device != reference.device:
+            refuse("quantised", f"tensors on reference's device {reference.device}", tensor.device, remedy)
     if quantised.weight.dtype != wide or quantised.weight.shape != reference.shape[1:]:
         got = f"{quantised.weight.dtype} of {shape(quantised.weight)}"
         refuse("quantised", f"weights {wide} [{reference.shape[1]}]", got, remedy)

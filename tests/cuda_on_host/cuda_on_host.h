@@ -124,7 +124,9 @@ T max(T a, T b) {
 }
 inline int __viaddmin_s32_relu(int a, int b, int most) { return max(0, min(int(unsigned(a) + unsigned(b)), most)); }
 inline int atomicOr(int* place, int bits) { return __atomic_fetch_or(place, bits, __ATOMIC_RELAXED); }
-inline void atomicAdd(unsigned long long* place, unsigned long long by) { __atomic_fetch_add(place, by, __ATOMIC_RELAXED); }
+inline void atomicAdd(unsigned long long* place, unsigned long long by) {
+  __atomic_fetch_add(place, by, __ATOMIC_RELAXED);
+}
 template <class T>
 T __ldg(const T* from) {
   return *from;
