@@ -119,6 +119,7 @@ GPU_CASES = (
     Case("backward fp32", "score_backward", 4096, 65_536, 512, quick=True),
     Case("forward+backward fp32", "score_step", 4096, 65_536, 512),
     Case("top-10 of 1,000,000", "topk", 1024, 1_000_000, 512, quick=True),
+    Case("certified top-10 of 1,000,000", "certified", 1024, 1_000_000, 512, quick=True),
     Case("hinge step, all negatives active", "hinge_step", 4096, 16_384, 512),
     Case("hinge step, 1 % active", "hinge_step", 4096, 16_384, 512, active=0.01, quick=True),
     Case("one query of 4,000,000", "score", 1, 4_000_000, 128, quick=True),

@@ -115,12 +115,14 @@ def device_model() -> Gpu | None:
 
 
 def ceilings(gpu: Gpu | None) -> dict[str, float]:
-    """Elements a second at two (score) and three (backward) float32 instructions each, and bytes a second. A device
-    without a row has none: infinite."""
+    """Elements a second at two (score) and three (backward) float32 instructions each, at a quarter of an integer's
+    (sad), and bytes a second. A device without a row has none: infinite."""
     if gpu is None:
-        return dict.fromkeys(("score", "backward", "memory"), float("inf"))
+        return dict.fromkeys(("score", "backward", "sad", "memory"), float("inf"))
     instructions = gpu.float32_tflops * 1e12 / 2
-    return {"score": instructions / 2, "backward": instructions / 3, "memory": gpu.terabytes * 1e12}
+    integers = instructions * gpu.rates["integer"] / gpu.rates["float"]
+    arithmetic = {"score": instructions / 2, "backward": instructions / 3, "sad": integers * 4}
+    return arithmetic | {"memory": gpu.terabytes * 1e12}
 
 
 def facts(options: argparse.Namespace) -> dict[str, object]:

@@ -127,15 +127,15 @@ def predict(case: Case, contender: Contender, gpu: Gpu) -> Prediction:
 CDIST = {90: {"LDG": 2, "FADD": 2, "IADD3": 4, "IMAD": 3, "MOV": 1, "ISETP": 2, "BRA": 1}}
 #: A tile of 32 dimensions of FAISS's general distance.
 FAISS = {80: {"LDS": 64 / 32, "FADD": 64 / 32, "IMAD": 7 / 32, "LEA": 5 / 32, "IADD3": 4 / 32, "other": 22 / 32}}
+SEARCH = Contender("FAISS general L1 distance without its selection (one sign, E11)", (Work(FAISS, launches=3),))
 #: operation -> peers. Their gradients are not here: torch.cdist's needs a buffer of N x M x D.
 PEERS = {
     "score": (
         Contender("torch.cdist, two calls (E8); torch 2.14.1 for sm_90", (Work(CDIST, 2.0, launches=5),)),
         Contender("FAISS general L1 distance (one sign, E11); faiss-gpu-cu12 1.14.1 for sm_80", (Work(FAISS),)),
     ),
-    "topk": (
-        Contender("FAISS general L1 distance without its selection (one sign, E11)", (Work(FAISS, launches=3),)),
-    ),
+    "topk": (SEARCH,),
+    "certified": (SEARCH,),
 }
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 #: backend -> operation -> the budgets of its kernels, less the dtype, and their launches.
@@ -143,12 +143,14 @@ CUDA = {
     "score": (("score", 1),),
     "score_backward": (("score_backward", 3),),
     "topk": (("topk", 2),),
+    "certified": (("certified", 16),),  # the scan, for 256 queries at a time, and three kernels that follow it
     "hinge_step": (("hinge", 2), ("hinge_backward", 3)),  # the latter for each side
 }
 TRITON = {
     "score": (("triton score", 1), ("triton score max", 3)),
     "score_backward": (("triton score_backward query", 2), ("triton score_backward reference", 2)),
     "topk": (("triton topk", 2),),
+    "certified": (),
     "hinge_step": (
         ("triton hinge", 2),
         ("triton hinge_backward query", 2),
@@ -173,7 +175,7 @@ def ours(case: Case, counts: Mapping[str, Mapping[int, Mapping[str, float]]]) ->
                 share = tiles_hit(case.active) * (2 if kernel == "hinge_backward" else 1)
                 works.append(Work(counts[name], share if "hinge_backward" in name else 1.0, runs))
                 steps.discard(kernel.removesuffix(" max"))
-        if not steps:
+        if works and not steps:
             found.append(Contender(f"**dissim_kernels, {backend}**", tuple(works)))
     return found
 
@@ -207,9 +209,10 @@ assumed. Instructions are counted in machine code (`python -m bench.sass`; peers
 lacks an architecture another's counts stand for it). Multiprocessors, float32 rate and bandwidth are those of the
 vendor data sheet, the clock is the one that gives that rate; units as in the CUDA C++ Programming Guide. Not in the
 model: latency that too few warps leave exposed, bank conflicts, the last wave of blocks, what caches save or cost,
-clocks below the boost clock. Active pairs of a hinge are taken to be scattered, so that hardly a tile is skipped. So
-each is a floor, and ours may be farther from the truth than a peer's. Peers left out: torch.compile, KeOps and
-cuVS 26.10 compile their kernels when they run.
+clocks below the boost clock. Active pairs of a hinge are taken to be scattered, so that hardly a tile is skipped. Of
+a certified search the scan over bytes is counted, not the rows that it leaves to score. So each is a floor, and ours
+may be farther from the truth than a peer's. Peers left out: torch.compile, KeOps and cuVS 26.10 compile their kernels
+when they run.
 
 | GPU | multiprocessors | clock, GHz | float32, TFLOPS | memory, TB/s |
 | --- | --- | --- | --- | --- |

@@ -65,8 +65,8 @@ struct TopK {
 // Rows as codes of 8 bits (E10). Column c of the codes is dimension columns[c] of the rows, of one sign of weight
 // within a group of kCodeGroup columns: code = round((x - low) * inverse), clamped to 0 and top. Steps are |weight| /
 // inverse, the same in every column, so that sums over columns are in steps; spare columns of a group have inverse and
-// top 0. Codes of references lie in panels of kCodePanel rows, [panels, groups, kCodePanel, kCodeGroup], those of
-// queries row by row, [rows, groups, kCodeGroup]; rows and columns that fill up a panel or a group have code 0.
+// top 0. Codes lie in panels of kCodePanel rows, [panels, groups, kCodePanel, kCodeGroup]; rows and columns that fill
+// up a panel or a group have code 0, and such rows error 0.
 constexpr int64_t kCodePanel = 16, kCodeGroup = 8;
 // Errors are steps; this many for a row that no bound is known for, which any row of scores may beat or not.
 constexpr int32_t kUnbounded = 1 << 29;
@@ -80,7 +80,7 @@ struct Quantise {
   int64_t positive;                      // so many groups have weights above 0, the others below
   double step, extra;                    // what a step is worth; steps to add to each error
   uint8_t* codes;
-  int32_t* errors;  // [rows], of references [panels * kCodePanel]
+  int32_t* errors;  // [panels * kCodePanel]
   double* bases;  // [rows] for queries: the score without bias of a reference at no step from it; null for references
 };
 
@@ -92,14 +92,16 @@ struct Extent {
   void *low, *high;  // wide [dim]
 };
 
-// `TopK` by way of the codes: only references whose bound allows it are scored, `rescored` [query.rows] of them.
+// `TopK` by way of the codes: only references whose bound allows it are scored, `rescored` [query.rows] of them: those
+// whose bound reaches a score that the k best reach, the k-th best itself or one that is known before.
 struct Certified {
   TopK topk;
-  int64_t groups, positive;
+  int64_t groups;
+  const int64_t* positive;  // [1], as in `Quantise`; where the codes are, so that no host waits for a device
+  const double* step;  // [1], likewise
   const uint8_t *query_codes, *reference_codes;
   const int32_t *query_errors, *reference_errors;
   const double* query_bases;  // with bias
-  double step;
   int64_t* rescored;
 };
 

@@ -38,8 +38,9 @@ STABLE_TORCH_LIBRARY_IMPL(dissim_cuda_on_host, CPU, library) {
 #else
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CUDA, library) {
 #endif
-// The kernels that there are.
-#define DISSIM_CUDA_OPERATORS(row) row(score) row(score_backward) row(topk) row(hinge) row(hinge_backward)
+// The kernels that there are; rows become codes in plain torch (backends/codes.py).
+#define DISSIM_CUDA_OPERATORS(row) \
+  row(score) row(score_backward) row(topk) row(hinge) row(hinge_backward) row(certified)
 #define DISSIM_ON_CUDA(name) \
   library.impl(#name,        \
                TORCH_BOX((&Operator<make_##name, OnCuda<dissim::name##_workspace, dissim::launch_##name>>::call)));

@@ -124,19 +124,19 @@ inline dissim::Quantise make_quantise(Tensor rows, Tensor columns, Tensor low, T
 
 inline dissim::Certified make_certified(Tensor query, Tensor reference, Tensor weight, Optional bias, int64_t k,
                                         bool largest, Optional exclude, Optional query_labels,
-                                        Optional reference_labels, int64_t positive, double step, Tensor query_codes,
+                                        Optional reference_labels, Tensor positive, Tensor step, Tensor query_codes,
                                         Tensor query_errors, Tensor query_bases, Tensor reference_codes,
                                         Tensor reference_errors, Tensor scores, Tensor indices, Tensor rescored) {
   return {
       make_topk(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, scores, indices),
       query_codes.size(1),
-      positive,
+      integers(positive),
+      static_cast<const double*>(pointer(step)),
       static_cast<const uint8_t*>(pointer(query_codes)),
       static_cast<const uint8_t*>(pointer(reference_codes)),
       static_cast<const int32_t*>(pointer(query_errors)),
       static_cast<const int32_t*>(pointer(reference_errors)),
       static_cast<const double*>(pointer(query_bases)),
-      step,
       static_cast<int64_t*>(output(rescored))};
 }
 
@@ -168,7 +168,7 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
       "float extra, Tensor(a!) codes, Tensor(b!) errors, Tensor(c!)? bases) -> ()");
   library.def(
       "certified(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? exclude, "
-      "Tensor? query_labels, Tensor? reference_labels, int positive, float step, Tensor query_codes, "
+      "Tensor? query_labels, Tensor? reference_labels, Tensor positive, Tensor step, Tensor query_codes, "
       "Tensor query_errors, Tensor query_bases, Tensor reference_codes, Tensor reference_errors, Tensor(a!) scores, "
       "Tensor(b!) indices, Tensor(c!) rescored) -> ()");
 }

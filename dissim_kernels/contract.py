@@ -27,7 +27,7 @@ REDUCTIONS = ("mean", "sum", "none")
 class Problem:
     """What a backend needs to know to accept or refuse a call (see dispatch.py)."""
 
-    operation: str  # "score", "paired", "topk" or "hinge"
+    operation: str  # "score", "paired", "topk", "certified" or "hinge"
     device: str
     dtype: torch.dtype
 

@@ -59,6 +59,40 @@ void run_threads(int64_t count, void (*each)(void*, int64_t), void* context) {
   other.join();
 }
 
+// Rows of the grid as codes in panels (E10), of steps of 1/4 with every dimension's window from -2 on.
+struct Coded {
+  std::vector<uint8_t> codes;
+  std::vector<int32_t> errors;
+  int64_t groups, positive;
+};
+
+Coded coded(const std::vector<double>& rows, const std::vector<double>& weight) {
+  const int64_t d = int64_t(weight.size()), count = int64_t(rows.size()) / d, panels = (count + 15) / 16;
+  std::vector<int64_t> columns;  // -1: none
+  int64_t positive = 0;
+  for (const double sign : {1.0, -1.0}) {
+    for (int64_t c = 0; c < d; ++c)
+      if (sgn(weight[c]) == sign) columns.push_back(c);
+    while (columns.size() % kCodeGroup) columns.push_back(-1);
+    if (sign > 0) positive = int64_t(columns.size()) / kCodeGroup;
+  }
+  const int64_t groups = int64_t(columns.size()) / kCodeGroup;
+  Coded made = {std::vector<uint8_t>(panels * groups * kCodePanel * kCodeGroup),
+                std::vector<int32_t>(panels * kCodePanel), groups, positive};
+  for (int64_t row = 0; row < count; ++row) {
+    double error = 0;
+    for (int64_t c = 0; c < groups * kCodeGroup; ++c) {
+      if (columns[c] < 0) continue;
+      const double t = (rows[row * d + columns[c]] + 2) * std::fabs(weight[columns[c]]) * 4, code = std::floor(t + 0.5);
+      error += std::fabs(t - code);
+      made.codes[((row / kCodePanel * groups + c / kCodeGroup) * kCodePanel + row % kCodePanel) * kCodeGroup +
+                 c % kCodeGroup] = uint8_t(code);
+    }
+    made.errors[row] = int32_t(error) + 1;
+  }
+  return made;
+}
+
 template <class E>
 void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m, int64_t d, const Parallel& parallel) {
   using A = Wide<E>;
@@ -103,6 +137,24 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
       right &= better == place && double(best[i * k + place]) == exact[i * m + at];
     }
   check(right, "topk", name, n, m, d);
+
+  const Coded of_query = coded(q, w), of_reference = coded(r, w);
+  const std::vector<double> bases(n, 0.5);
+  const double step = 0.25;
+  std::vector<A> found(n * k);
+  std::vector<int64_t> found_indices(n * k), rescored(n);
+  TopK problem = {dtype, d,       k,       n % 2 == 0, queries,     references,    weight.data(),
+                  &bias, nullptr, nullptr, nullptr,    best.data(), indices.data()};  // the largest for some sizes, the
+                                                                                      // least for others
+  DISSIM_ISA::topk(problem, parallel);
+  problem.scores = found.data(), problem.indices = found_indices.data();
+  DISSIM_ISA::certified(
+      {problem, of_query.groups, &of_query.positive, &step, of_query.codes.data(), of_reference.codes.data(),
+       of_query.errors.data(), of_reference.errors.data(), bases.data(), rescored.data()},
+      parallel);
+  right = found == best && found_indices == indices;
+  for (int64_t count : rescored) right &= k <= count && count <= m;
+  check(right, "certified", name, n, m, d);
 
   const auto gradients = [&](const std::vector<double>& g, const char* what, auto&& call) {
     std::vector<E> of_query(n * d), of_reference(m * d);

@@ -5,18 +5,22 @@ import torch
 
 from dissim_kernels import Quantised, certified_dissim_topk, fused_dissim_topk, quantise_references
 from dissim_kernels import testing as judge
+from dissim_kernels.backends import codes as plain_torch
 from dissim_kernels.backends import native, quantise
-from dissim_kernels.contract import ACCUMULATE
+from dissim_kernels.contract import ACCUMULATE, Problem
+from dissim_kernels.dispatch import BACKENDS
 
 UNBOUNDED = 1 << 29
+SEARCHING = [name for name in BACKENDS if BACKENDS[name].why_not(Problem("certified", "cpu", torch.float32)) is None]
+backends = pytest.mark.parametrize("backend", SEARCHING)
 dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
 
 
-def check(inputs, k, largest=True, **filters):
+def check(inputs, k, backend, largest=True, **filters):
     """The same indices and the same bits of scores as the kernels of fused_dissim_topk."""
     with judge.poisoned_memory():
-        found = certified_dissim_topk(*inputs, k=k, largest=largest, **filters)
-    expected = fused_dissim_topk(*inputs, k=k, largest=largest, backend="cpu", **filters)
+        found = certified_dissim_topk(*inputs, k=k, largest=largest, backend=backend, **filters)
+    expected = fused_dissim_topk(*inputs, k=k, largest=largest, backend=backend, **filters)
     assert torch.equal(found.indices, expected.indices)
     assert found.scores.dtype == inputs.query.dtype
     assert torch.equal(found.scores.nan_to_num(12345), expected.scores.nan_to_num(12345))
@@ -42,89 +46,109 @@ def labels(count, classes=4, seed=0):
     return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
 
 
+@backends
 @dtypes
 @pytest.mark.parametrize("largest", [True, False])
-def test_best_of_every_input_that_bites(dtype, largest):
+def test_best_of_every_input_that_bites(dtype, largest, backend):
     for inputs in judge.inputs_that_bite(dtype).values():
         if inputs.query.dim() == 2 and inputs.reference.dim() == 2 and inputs.weight.dim() == 1:
             columns = len(inputs.reference)
             for k in {0, min(1, columns), columns // 2, columns}:
-                check(inputs, k, largest)
+                check(inputs, k, backend, largest)
 
 
+@backends
 @dtypes
-def test_it_is_the_definition_up_to_rounding(dtype):
+def test_it_is_the_definition_up_to_rounding(dtype, backend):
     for weight_sign in (1, -1):
         inputs = judge.random_inputs((5, 40), (700, 40), dtype=dtype, seed=3)
         inputs = inputs._replace(weight=inputs.weight * weight_sign)
-        found = certified_dissim_topk(*inputs, k=7)
+        found = certified_dissim_topk(*inputs, k=7, backend=backend)
         judge.assert_topk_equal(*found[:2], judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
 
 
+@backends
 @pytest.mark.parametrize("queries", [1, 3, 4, 300])
 @pytest.mark.parametrize("largest", [True, False])
-def test_few_and_many_queries_and_every_filter(queries, largest):
+def test_few_and_many_queries_and_every_filter(queries, largest, backend):
     inputs = clustered(queries, 1500, 48)
     filters = {"exclude": labels(queries, 1501, seed=1) - 1, "query_labels": labels(queries),
                "reference_labels": labels(1500, seed=2)}  # fmt: skip
-    check(inputs, 20, largest, **filters)
-    check(inputs, 900, largest, query_labels=filters["query_labels"], reference_labels=filters["reference_labels"])
+    check(inputs, 20, backend, largest, **filters)
+    del filters["exclude"]
+    check(inputs, 900, backend, largest, **filters)
 
 
+@backends
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("shape", [(9, 33, 1), (70, 2500, 17), (2, 129, 5)], ids=str)
-def test_ties_everywhere(largest, shape):
+def test_ties_everywhere(largest, shape, backend):
     """More rows reach the k-th score than a list of candidates holds: the references are scanned again."""
     inputs = judge.tie_grid(*shape)
-    check(inputs, 10, largest)
+    check(inputs, 10, backend, largest)
     same = inputs._replace(reference=inputs.reference[:1].expand(9000, -1))
-    found = check(same, 10, largest)
+    found = check(same, 10, backend, largest)
     assert (found.rescored == 9000).all() and (found.indices == torch.arange(10)).all()
 
 
-def test_queries_far_outside_constant_dimensions_and_wild_values():
+@backends
+def test_queries_far_outside_constant_dimensions_and_wild_values(backend):
     inputs = clustered(30, 900, 40)
     query, reference = inputs.query.clone(), inputs.reference.clone()
     query[:10] *= 50
     reference[:, :7] = 3.25
     query[10:20, :7] = -1e4
-    check(inputs._replace(query=query, reference=reference), 12)
+    check(inputs._replace(query=query, reference=reference), 12, backend)
     reference[17, 5], reference[18, 8] = 1e9, -1e30
-    check(inputs._replace(query=query, reference=reference), 12)
+    check(inputs._replace(query=query, reference=reference), 12, backend)
     for scale in (1e30, 1e-30, 1e38, 1e-42):
-        check(inputs._replace(query=inputs.query * scale, reference=inputs.reference * scale), 12)
-        check(inputs._replace(weight=inputs.weight * scale), 12)
+        check(inputs._replace(query=inputs.query * scale, reference=inputs.reference * scale), 12, backend)
+        check(inputs._replace(weight=inputs.weight * scale), 12, backend)
     for awkward in (torch.nan, torch.inf):
-        check(inputs._replace(bias=awkward), 3)
-        check(inputs._replace(weight=inputs.weight.index_fill(0, torch.tensor([3]), awkward)), 3)
+        check(inputs._replace(bias=awkward), 3, backend)
+        check(inputs._replace(weight=inputs.weight.index_fill(0, torch.tensor([3]), awkward)), 3, backend)
 
 
-def test_every_dimension_alone():
+@backends
+def test_every_dimension_alone(backend):
     """Groups of columns that are full, one short and one over, of either sign."""
     for dim in (7, 8, 9, 16, 23):
         inputs = judge.random_inputs((6, dim), (100, dim), seed=dim)
         for positive in (0, 1, 7, 8, dim):
             sign = torch.where(torch.arange(dim) < positive, 1.0, -1.0)
-            check(inputs._replace(weight=inputs.weight.abs() * sign), 9)
+            check(inputs._replace(weight=inputs.weight.abs() * sign), 9, backend)
+
+
+def by_rows(codes):
+    """Panels [panels, groups, 16, 8] as rows of columns."""
+    return codes.transpose(1, 2).flatten(0, 1).flatten(1).double()
+
+
+@pytest.fixture(params=["compiled", "plain torch"])
+def encoder(request, monkeypatch):
+    """Both that make codes: the CPU's kernels, and what other devices run, here on CPU tensors."""
+    if request.param == "plain torch":
+        monkeypatch.setattr(quantise, "_encode", plain_torch.encode)
+        monkeypatch.setattr(quantise, "_extent", plain_torch.extent)
 
 
 @dtypes
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_bounds_hold_for_every_pair(dtype, offset):
+def test_bounds_hold_for_every_pair(dtype, offset, encoder):
     """E10 and E14: score, base + step * S and both errors, in float64, for queries inside and outside the grid."""
     query, reference, weight, bias = judge.random_inputs((40, 37), (200, 37), dtype=dtype)
     query = torch.cat((query, query * 5, query[:3] * torch.inf)) + offset
     inputs = judge.Inputs(query, reference + offset, weight, bias.to(ACCUMULATE[dtype]))
     quantised = quantise_references(inputs.reference, weight)
     codes, errors, *grid = quantised
-    rows = codes.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)[:200].double()
     query_codes, query_errors, bases = quantise.quantise_queries(query, inputs.bias, grid)
+    query_errors, errors = query_errors[: len(query)], errors[:200]
     sign = weight.double()[quantised.columns].sign() * (quantised.inverse > 0)
-    sums = (query_codes.flatten(1)[:, None].double() - rows).abs() @ sign
+    sums = (by_rows(query_codes)[: len(query), None] - by_rows(codes)[:200]).abs() @ sign
     estimate = bases[:, None] + quantised.step * sums
-    allowed = quantised.step * (query_errors[:, None].double() + errors[:200])
+    allowed = quantised.step * (query_errors[:, None].double() + errors)
     scores = judge.plain_score(*inputs.double())
-    known = (query_errors < UNBOUNDED)[:, None] & (errors[:200] < UNBOUNDED)
+    known = (query_errors < UNBOUNDED)[:, None] & (errors < UNBOUNDED)
     assert known[:80].all() and not known[80:].any()
     wide = judge.Inputs(*(x.to(ACCUMULATE[dtype]) for x in inputs))  # ranked by scores that are not rounded again
     gap, allowed, rounding = (x[known] for x in ((scores - estimate).abs(), allowed, judge.score_bound(*wide)))
@@ -132,13 +156,32 @@ def test_bounds_hold_for_every_pair(dtype, offset):
     assert offset or (gap > allowed / 12).any(), "a bound that nothing comes near"
 
 
-def test_few_rows_are_rescored_where_data_has_clusters():
+@dtypes
+def test_codes_in_plain_torch_are_those_of_the_kernels(dtype):
+    """But for sums in another order, which may round an error by a step."""
+    inputs = judge.random_inputs((40, 37), (200, 37), dtype=dtype)
+    reference = inputs.reference.clone()
+    reference[3, 4], reference[5, 6] = torch.nan, torch.inf
+    assert all(map(torch.equal, quantise._extent(reference), plain_torch.extent(reference)))
+    made = quantise_references(reference, inputs.weight)
+    grid = made[2:]
+    for rows, of_queries in ((reference, False), (inputs.query * 3, True)):
+        codes, errors, bases = quantise._encode(rows, grid, torch.tensor(0.0), of_queries)
+        same_codes, near_errors, near_bases = plain_torch.encode(rows, grid, torch.tensor(0.0), of_queries)
+        assert torch.equal(codes[: len(rows) // 16], same_codes[: len(rows) // 16])
+        assert ((errors == UNBOUNDED) == (near_errors == UNBOUNDED)).all() and (errors - near_errors).abs().max() <= 1
+        assert not of_queries or ((bases - near_bases).abs() <= made.step).all()
+    assert (made.errors == UNBOUNDED).nonzero()[:, 0].tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("backend", [name for name in SEARCHING if name != "reference"])
+def test_few_rows_are_rescored_where_data_has_clusters(backend):
     inputs = clustered(64, 6000, 128, classes=300)
     for largest, weight in ((True, inputs.weight), (False, -inputs.weight)):
-        found = check(inputs._replace(weight=weight), 10, largest)
+        found = check(inputs._replace(weight=weight), 10, backend, largest)
         assert found.rescored.double().mean() < 0.01 * 6000
     mixed = judge.random_inputs((64, 128), (6000, 128))
-    assert check(mixed, 10).rescored.double().mean() < 0.1 * 6000
+    assert check(mixed, 10, backend).rescored.double().mean() < 0.1 * 6000
 
 
 def test_prepared_codes_serve_many_calls_and_can_be_stored(tmp_path):
@@ -189,9 +232,13 @@ def test_too_few_candidates_and_a_missing_library_say_so(monkeypatch):
     inputs = judge.random_inputs((3, 5), (4, 5))
     with pytest.raises(ValueError, match="k: expected at most the 3 candidates of query row 1, got 4"):
         certified_dissim_topk(*inputs, k=4, exclude=torch.tensor([-1, 2, -1]))
+    made = quantise_references(inputs.reference, inputs.weight)
     meta = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in inputs]
+    with pytest.raises(ValueError, match="quantised: expected tensors on reference's device meta, got cpu"):
+        certified_dissim_topk(*meta, k=1, quantised=made)
+    made = Quantised(*(t.to("meta") for t in made))
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot run this call: it runs tensors on the CPU"):
-        certified_dissim_topk(*meta, k=1)
+        certified_dissim_topk(*meta, k=1, quantised=made, backend="cpu")
     monkeypatch.setattr(native, "NOT_LOADED", "the compiled library is broken for this test")
     with pytest.raises(RuntimeError, match="the compiled library is broken for this test"):
         certified_dissim_topk(*inputs, k=1)
@@ -220,4 +267,4 @@ def test_it_compiles_and_traces_without_data():
         torch.compile(search, backend="eager", fullgraph=True)(*inputs).indices, search(*inputs).indices
     )
     torch.library.opcheck(torch.ops.dissim.certified_topk.default,
-                          (*inputs[:3], inputs.bias[None], 2, True, None, None, None, list(made)))  # fmt: skip
+                          (*inputs[:3], inputs.bias[None], 2, True, None, None, None, list(made), "cpu"))  # fmt: skip

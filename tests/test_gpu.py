@@ -9,7 +9,14 @@ import torch
 
 from bench import gpu, gpu_model
 from bench.cases import GPU_CASES, Case
-from dissim_kernels import available_backends, fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
+from dissim_kernels import (
+    available_backends,
+    certified_dissim_topk,
+    fused_dissim_hinge_loss,
+    fused_dissim_score,
+    fused_dissim_topk,
+    quantise_references,
+)
 from dissim_kernels import testing as judge
 
 MISSING = gpu.why_not()
@@ -50,6 +57,31 @@ def test_the_best_references(dtype, backend):
             found = fused_dissim_topk(*on_device(inputs), k=len(inputs.reference) // 2 + 1, backend=backend)
             scores = judge.plain_score(*inputs.double())
             judge.assert_topk_equal(*(part.cpu() for part in found), scores, judge.score_bound(*inputs))
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_certified_search_finds_the_bits_of_topk_and_can_be_captured(largest):
+    """More queries than are searched together."""
+    skip_if_absent("cuda")
+    query, reference, weight, bias = judge.random_inputs((700, 64), (400_000, 64))
+    inputs = on_device(judge.Inputs(query, reference, weight, bias))
+    made = quantise_references(inputs.reference, inputs.weight)
+
+    def search():
+        return certified_dissim_topk(*inputs, k=10, quantised=made, largest=largest, backend="cuda")
+
+    with judge.poisoned_memory():
+        found = search()
+    expected = fused_dissim_topk(*inputs, k=10, largest=largest, backend="cuda")
+    assert torch.equal(found.indices, expected.indices) and torch.equal(found.scores, expected.scores)
+    assert (found.rescored >= 10).all() and found.rescored.double().mean() < 0.01 * len(reference)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = search()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, found, strict=True))
 
 
 @pytest.mark.gpu

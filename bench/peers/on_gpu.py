@@ -9,13 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dissim_kernels import available_backends, fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
+from dissim_kernels import (
+    available_backends,
+    certified_dissim_topk,
+    fused_dissim_hinge_loss,
+    fused_dissim_score,
+    fused_dissim_topk,
+    quantise_references,
+)
 
 from ..differentiate import backward_of, step_of
 from ..problem import MARGIN, Problem
 from ..registry import WHOLE, Call, Unavailable, competitor
 from . import keops, plain_torch
 
+SEARCHES = dict.fromkeys(("score", "topk", "certified"), WHOLE)
 EVERY = dict.fromkeys(("score", "score_backward", "score_step", "topk", "hinge_step"), WHOLE)
 
 
@@ -50,6 +58,21 @@ def ours(backend: str) -> None:
         return call_of(problem, score, topk, loss)
 
 
+@competitor("dissim_kernels, cuda", {"certified": WHOLE}, ours=True, device="cuda")
+def _certified(problem: Problem) -> Call:
+    p = problem
+    quantised = quantise_references(p.reference, p.weight)
+    return lambda: certified_dissim_topk(
+        p.query, p.reference, p.weight, p.bias, k=p.case.k, quantised=quantised, backend="cuda"
+    )
+
+
+@competitor("dissim_kernels, cuda, float32 top-k", {"certified": WHOLE}, device="cuda")
+def _certified_peer(problem: Problem) -> Call:
+    p = problem
+    return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=p.case.k, backend="cuda")
+
+
 def torchs(name: str, form, finish=lambda function: function) -> None:
     @competitor(name, EVERY, device="cuda")
     def _prepare(problem: Problem) -> Call:
@@ -71,7 +94,7 @@ def scaled(problem: Problem) -> tuple[Tensor, Tensor]:
     return query * weight.abs(), reference * weight.abs()
 
 
-@competitor("cuVS, L1", {"score": WHOLE, "topk": WHOLE}, needs=("cuvs",), one_sign=True, device="cuda")
+@competitor("cuVS, L1", SEARCHES, needs=("cuvs",), one_sign=True, device="cuda")
 def _cuvs(problem: Problem) -> Call:
     query, reference = scaled(problem)
     if problem.case.operation == "score":
@@ -90,7 +113,7 @@ def _cuvs(problem: Problem) -> Call:
     return search
 
 
-@competitor("FAISS on GPU, L1", {"score": WHOLE, "topk": WHOLE}, needs=("faiss",), one_sign=True, device="cuda")
+@competitor("FAISS on GPU, L1", SEARCHES, needs=("faiss",), one_sign=True, device="cuda")
 def _faiss(problem: Problem) -> Call:
     import faiss
 

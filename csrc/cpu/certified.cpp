@@ -29,7 +29,7 @@ DISSIM_INLINE void sad_tile(const uint8_t* const (&query)[kSadRows], const uint8
         const uint8_t* at = panel + g * kCodePanel * kCodeGroup;
         const Bytes first = load_bytes(at), second = load_bytes(at + kVectorBytes);
         for (int i = 0; i < kSadRows; ++i) {
-          const Bytes q = repeat_group(query[i] + g * kCodeGroup);
+          const Bytes q = repeat_group(query[i] + g * kCodePanel * kCodeGroup);
           add_sad(partial[i][0], q, first);
           add_sad(partial[i][1], q, second);
         }
@@ -189,11 +189,14 @@ class Search {
     for (int64_t panel = panel_begin; panel < panel_end; ++panel)
       for (int64_t i = begin; i < end; i += kSadRows) {
         const uint8_t* query[kSadRows];
-        for (int j = 0; j < kSadRows; ++j) query[j] = p.query_codes + (first + least(i + j, end - 1)) * bytes;
+        for (int j = 0; j < kSadRows; ++j) {
+          const int64_t n = first + least(i + j, end - 1);
+          query[j] = p.query_codes + n / kCodePanel * kCodePanel * bytes + n % kCodePanel * kCodeGroup;
+        }
         for (int column = 0; column < kCodePanel; column += kSadColumns) {
           const int64_t m = panel * kCodePanel + column;
           Steps sums[kSadRows], errors;
-          sad_tile(query, p.reference_codes + panel * kCodePanel * bytes + column * kCodeGroup, p.groups, p.positive,
+          sad_tile(query, p.reference_codes + panel * kCodePanel * bytes + column * kCodeGroup, p.groups, *p.positive,
                    sums);
           memcpy(&errors, p.reference_errors + m, sizeof errors);
           for (int j = 0; j < least(kSadRows, end - i); ++j) {
@@ -245,7 +248,7 @@ class Search {
   void raise_by_scores(int64_t i, const Heap<A>& heap) {
     if (heap.count < k || p.query_errors[first + i] == kUnbounded || heap.all[0].score != heap.all[0].score) return;
     const double base = p.topk.largest ? p.query_bases[first + i] : -p.query_bases[first + i];
-    const double steps = (double(heap.all[0].score) - base) / p.step - p.query_errors[first + i] - 2;
+    const double steps = (double(heap.all[0].score) - base) / *p.step - p.query_errors[first + i] - 2;
     raise(i, steps);
   }
 

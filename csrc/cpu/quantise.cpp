@@ -62,15 +62,14 @@ struct Codes {
   static constexpr double kUnit = sizeof(A) == 4 ? 0x1p-24 : 0x1p-53, kGreatest = sizeof(A) == 4 ? 0x1p125 : 0x1p1021;
 
   static void run(const Quantise& p, const Parallel& parallel) {
-    const int64_t rows = p.bases ? p.rows.rows : blocks_of(p.rows.rows, kCodePanel) * kCodePanel;
+    const int64_t rows = blocks_of(p.rows.rows, kCodePanel) * kCodePanel;
     for_each(parallel, blocks_of(rows, kRowsPerTask), [&](int64_t task) {
       const int64_t columns = p.groups * kCodeGroup;
       Scratch<A> wide(p.dim + lanes), ordered(columns + lanes);
       Scratch<uint8_t> codes(columns + lanes);
-      const int64_t stride = p.bases ? kCodeGroup : kCodePanel * kCodeGroup;
+      const int64_t stride = kCodePanel * kCodeGroup;
       for (int64_t row = task * kRowsPerTask; row < least((task + 1) * kRowsPerTask, rows); ++row) {
-        const int64_t panel = p.bases ? row : row / kCodePanel, within = p.bases ? 0 : row % kCodePanel * kCodeGroup;
-        uint8_t* to = p.codes + panel * p.groups * stride + within;
+        uint8_t* to = p.codes + row / kCodePanel * p.groups * stride + row % kCodePanel * kCodeGroup;
         if (row < p.rows.rows) {
           p.errors[row] = encode(p, row, wide, ordered, codes);
         } else {

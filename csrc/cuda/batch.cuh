@@ -16,12 +16,6 @@ __device__ __forceinline__ Wide<E> element_of(const Rows& rows, int64_t row, int
   return widen(static_cast<const E*>(rows.data)[row * rows.row_stride + d * rows.dim_stride]);
 }
 
-// Whether every entry's rows can be copied 16 bytes at a time, `bytes` being the size of an element.
-inline bool copies(const Rows& rows, int bytes) {
-  const int64_t strides = (rows.row_stride | rows.batch_stride) * bytes;
-  return rows.dim_stride == 1 && strides % 16 == 0 && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
-}
-
 // At least `tasks` blocks; more than a grid is wide lie in several rows of it.
 inline Grid grid_of(int64_t tasks) {
   const int64_t width = most(1, least(tasks, 1 << 30));

@@ -95,7 +95,7 @@ __device__ __forceinline__ void judge(const Hinge& p, const Scratch<A>& s, const
 }
 
 template <class E, bool copied>
-__global__ void __launch_bounds__(kThreads, kBlocksOf<E>) hinge_kernel(Hinge p, Scratch<Wide<E>> s) {
+__global__ void __launch_bounds__(kThreads, kTileBlocks) hinge_kernel(Hinge p, Scratch<Wide<E>> s) {
   using A = Wide<E>;
   using T = Tile<A>;
   DISSIM_DYNAMIC_SHARED(A, buffers);
@@ -129,7 +129,7 @@ void launch_hinge_as(const Hinge& p, void* workspace, Stream stream) {
   using A = Wide<E>;
   const Scratch<A> s = scratch_of<A>(p, workspace);
   if (s.kept > 0) launch_topk(hardest(p, s), s.of_topk, stream);
-  const bool can = can_copy<E>(p.query) && can_copy<E>(p.reference);
+  const bool can = can_copy<E>(p);
   const auto kernel = can ? hinge_kernel<E, sizeof(E) >= 4> : hinge_kernel<E, false>;
   launch(kernel, Grid{unsigned(s.row_tiles * s.column_tiles), 1}, Tile<A>::kSharedBytes, stream, p, s);
   launch(hinge_sum_kernel<A>, Grid{unsigned(blocks_of(p.query.rows, kThreads)), 1}, 0, stream, p, s);

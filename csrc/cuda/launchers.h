@@ -19,5 +19,6 @@ DISSIM_LAUNCHER(ScoreBackward, score_backward)
 DISSIM_LAUNCHER(TopK, topk)
 DISSIM_LAUNCHER(Hinge, hinge)
 DISSIM_LAUNCHER(HingeBackward, hinge_backward)
+DISSIM_LAUNCHER(Certified, certified)
 
 }  // namespace dissim

@@ -11,7 +11,7 @@ constexpr int64_t kDeep = kPlane;  // dimensions from which preparing E7 pays
 
 // wanted: null, or for each tile whether to score it.
 template <class E, bool copied>
-__global__ void __launch_bounds__(kThreads, copied ? 2 : 1) score_kernel(Score p, const int* wanted) {
+__global__ void __launch_bounds__(kThreads, kTileBlocks) score_kernel(Score p, const int* wanted) {
   using A = Wide<E>;
   using T = Tile<A>;
   DISSIM_DYNAMIC_SHARED(A, shared);
@@ -114,7 +114,7 @@ void launch_score_as(const Score& p, void* workspace, Stream stream) {
   if constexpr (sizeof(E) == 2)
     if (uses_max(p)) wanted = launch_max<E>(p, workspace, stream);
   const Grid grid = grid_of(tiles_of<A>(p));
-  if (sizeof(E) >= 4 && copies(p.query, sizeof(E)) && copies(p.reference, sizeof(E))) {
+  if (can_copy<E>(p)) {
     launch(score_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, wanted);
   } else {
     launch(score_kernel<E, false>, grid, Tile<A>::kSharedBytes, stream, p, wanted);

@@ -139,7 +139,9 @@ class HalfLoader {
         alignas(16) E v[kLanes];
 #pragma unroll
         for (int lane = 0; lane < kLanes; ++lane) v[lane] = lane < lanes ? from[lane * dim_stride_] : narrow<E>(0);
-        *reinterpret_cast<uint4*>(place) = *reinterpret_cast<const uint4*>(v);
+        uint4 together;
+        memcpy(&together, v, sizeof(together));  // a cast would break the rules of aliasing, and g++ drop the lanes
+        *reinterpret_cast<uint4*>(place) = together;
       }
     }
 #pragma unroll

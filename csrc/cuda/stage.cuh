@@ -5,10 +5,6 @@
 
 namespace dissim {
 
-// Blocks of a multiprocessor that share its registers: widening half types takes more than half of them.
-template <class E>
-constexpr int kBlocksOf = sizeof(E) == 2 ? 1 : 2;
-
 // A part of the tile's rows at a time, where the buffers do not hold all.
 template <class A>
 constexpr int kParts = Tile<A>::kRows * Tile<A>::kRows > 2 * Tile<A>::kStage ? 2 : 1;

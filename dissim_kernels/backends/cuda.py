@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..contract import Problem
-from .native import NOT_LOADED, hinge, hinge_backward, score, score_backward, topk
+from .native import NOT_LOADED, certified, hinge, hinge_backward, quantise_references, score, score_backward, topk
 
-__all__ = ["hinge", "hinge_backward", "score", "score_backward", "topk", "why_not"]
+__all__ = [
+    "certified",
+    "hinge",
+    "hinge_backward",
+    "quantise_references",
+    "score",
+    "score_backward",
+    "topk",
+    "why_not",
+]
 
 BUILD = "Build it where nvcc is found: FORCE_CUDA=1 pip install --no-build-isolation . (see setup.py)."
 

@@ -160,12 +160,12 @@ def certified(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`topk` by way of the codes of `quantise_references`, and how many references of each query were scored."""
     codes, errors, *grid = quantised
-    scores = torch.empty(len(query), k, dtype=ACCUMULATE[query.dtype])
-    indices, rescored = torch.empty(scores.shape, dtype=torch.int64), torch.empty(len(query), dtype=torch.int64)
+    scores = query.new_empty(len(query), k, dtype=ACCUMULATE[query.dtype])
+    indices, rescored = torch.empty_like(scores, dtype=torch.int64), query.new_empty(len(query), dtype=torch.int64)
     filters = [_contiguous(x) for x in (exclude, query_labels, reference_labels)]
     wide = _wide(weight), None if bias is None else _wide(bias)
     operators.certified(
-        query[None], reference[None], *wide, k, largest, *filters, positive_groups(wide[0]), grid[-1].item(),
+        query[None], reference[None], *wide, k, largest, *filters, positive_groups(wide[0]), grid[-1],
         *quantise_queries(query, wide[1], grid), codes, errors, scores, indices, rescored,
     )  # fmt: skip
     return scores, indices, rescored

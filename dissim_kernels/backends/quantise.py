@@ -12,61 +12,70 @@ import torch
 from torch import Tensor
 
 from ..contract import ACCUMULATE
+from . import codes as plain_torch
+from .codes import GROUP, PANEL
 
 #: Rows whose mean error decides the step.
 SAMPLE = 512
-#: Rows of references that lie together and columns of one sign that do (csrc/dissim.h).
-PANEL, GROUP = 16, 8
 CODES = 255
 #: Steps tried at most: down to 1e-9 of the widest dimension.
 TRIES = 64
 
 
 def quantise_references(reference: Tensor, weight: Tensor) -> list[Tensor]:
-    """The fields of `Quantised` (ops/quantise.py) for reference [M, D] and weight [D]."""
+    """The fields of `Quantised` (ops/certified.py) for reference [M, D] and weight [D]."""
     wide = ACCUMULATE[reference.dtype]
     weight = weight.to(wide, copy=True).contiguous()  # kept to be compared: an optimiser changes its own in place
     low, step = _grid(reference, weight.double())
     columns, real = _columns(weight)
     inverse = (weight[columns].double().abs() / step * real).to(wide)
     low = (low[columns] * real).to(wide)
-    high = _extent(reference)[1].to(wide)[columns]
+    high = _extent(reference)[1][columns]
     top = ((high - low) * inverse * real).round().nan_to_num(0).clamp(0, CODES)
     grid = (columns, low, inverse, top, weight, step)
-    panels = -(-reference.shape[0] // PANEL)
-    codes = torch.empty(panels, len(columns) // GROUP, PANEL, GROUP, dtype=torch.uint8)
-    errors = torch.empty(panels * PANEL, dtype=torch.int32)
-    torch.ops.dissim_native.quantise(
-        reference[None], columns, low, inverse, top, positive_groups(weight), step.item(), _underflow(weight, step),
-        codes, errors, None,
-    )  # fmt: skip
+    codes, errors, _ = _encode(reference, grid, _underflow(weight, step), of_queries=False)
     return [codes, errors, *grid]
 
 
 def quantise_queries(query: Tensor, bias: Tensor | None, grid: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Codes [N, groups, 8], errors [N] and bases [N] (csrc/dissim.h) on the grid of references. The rounding of the
-    bias is in the errors."""
-    columns, low, inverse, top, weight, step = grid
+    """Codes, errors and bases [N] (csrc/dissim.h) on the grid of references. The rounding of the bias is in the
+    errors."""
+    *_, weight, step = grid
+    extra = _underflow(weight, step)
+    if bias is None:
+        return _encode(query, grid, extra, of_queries=True)
     rounding = (query.shape[1] + 16) * torch.finfo(weight.dtype).eps
-    extra = _underflow(weight, step) + (0 if bias is None else rounding * abs(bias.item()) / step.item())
-    codes = torch.empty(query.shape[0], len(columns) // GROUP, GROUP, dtype=torch.uint8)
-    errors = torch.empty(query.shape[0], dtype=torch.int32)
-    bases = torch.empty(query.shape[0], dtype=torch.float64)
+    extra = extra + rounding * bias.double().abs() / step
+    codes, errors, bases = _encode(query, grid, extra, of_queries=True)
+    return codes, errors, bases + bias.double()
+
+
+def positive_groups(weight: Tensor) -> Tensor:
+    """How many groups of columns have weights above 0: the first ones; int64 []."""
+    return ((weight > 0).sum() + GROUP - 1) // GROUP
+
+
+def _encode(rows: Tensor, grid: Sequence[Tensor], extra: Tensor, of_queries: bool) -> tuple[Tensor, Tensor, Tensor]:
+    if rows.device.type != "cpu":
+        return plain_torch.encode(rows, grid, extra, of_queries)
+    columns, low, inverse, top, weight, step = grid
+    panels = -(-rows.shape[0] // PANEL)
+    codes = torch.empty(panels, len(columns) // GROUP, PANEL, GROUP, dtype=torch.uint8)
+    errors = torch.empty(panels * PANEL, dtype=torch.int32)
+    bases = torch.empty(rows.shape[0] if of_queries else 0, dtype=torch.float64)
     torch.ops.dissim_native.quantise(
-        query[None], columns, low, inverse, top, positive_groups(weight), step.item(), extra, codes, errors, bases
-    )
-    return codes, errors, bases if bias is None else bases + bias.double()
-
-
-def positive_groups(weight: Tensor) -> int:
-    """How many groups of columns have weights above 0: the first ones."""
-    return -(-int((weight > 0).sum()) // GROUP)
+        rows[None], columns, low, inverse, top, positive_groups(weight).item(), step.item(), extra.item(), codes,
+        errors, bases if of_queries else None,
+    )  # fmt: skip
+    return codes, errors, bases
 
 
 def _extent(rows: Tensor) -> tuple[Tensor, Tensor]:
+    if rows.device.type != "cpu":
+        return plain_torch.extent(rows)
     low, high = (torch.empty(rows.shape[1], dtype=ACCUMULATE[rows.dtype]) for _ in range(2))
     torch.ops.dissim_native.extent(rows[None], low, high)
-    return low.double(), high.double()
+    return low, high
 
 
 def _columns(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,9 +90,9 @@ def _columns(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(columns), torch.cat(real)
 
 
-def _underflow(weight: Tensor, step: Tensor) -> float:
+def _underflow(weight: Tensor, step: Tensor) -> Tensor:
     """What numbers below the smallest normal one may cost a score, in steps."""
-    return float((weight.double().abs().sum() + len(weight) + 16) * torch.finfo(weight.dtype).smallest_normal / step)
+    return (weight.double().abs().sum() + len(weight) + 16) * torch.finfo(weight.dtype).smallest_normal / step
 
 
 def _grid(reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +102,7 @@ def _grid(reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     rounds less but cuts off the rarest values: smaller ones are taken while the mean error of a sample of rows falls,
     which also keeps a single wild value from spoiling the grid.
     """
-    low, high = _extent(reference)
+    low, high = (side.double() for side in _extent(reference))
     scale = weight.abs()
     step = ((high - low) * scale).amax() / CODES if weight.numel() else weight.new_zeros(())
     if not step > 0:  # every reference alike, or weights that are no numbers

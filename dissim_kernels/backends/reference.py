@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..contract import ACCUMULATE, Problem
+from .quantise import quantise_references  # noqa: F401
 
 #: No temporary has more elements than this (16 MiB in float32), unless one pair's D is larger.
 CHUNK = 1 << 22
@@ -99,6 +100,28 @@ def topk(
         barred = barred_pairs(columns, exclude, query_labels, reference_labels, n, scores)
         out[n, :width], indices[n, :width] = select(scores, barred, k, largest)
     return out, indices
+
+
+def certified(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    largest: bool,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+    quantised: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk`, for which codes need not be looked at: every candidate is scored."""
+    filters = (exclude, query_labels, reference_labels)
+    scores, indices = topk(query, reference, weight, bias, k, largest, *filters)
+    rescored = torch.zeros(query.shape[0], dtype=torch.int64, device=query.device)
+    for n in row_blocks(query, reference):
+        like = scores.new_empty(rescored[n].shape[0], reference.shape[0])
+        rescored[n] = (~barred_pairs(reference.shape[0], *filters, n, like)).sum(1)
+    return scores, indices, rescored
 
 
 def select(scores: Tensor, barred: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ..contract import ACCUMULATE, check_count, check_matrix_inputs, refuse, shape
-from ..dispatch import resolve
+from ..dispatch import check_backend, resolve
 from .score import autocast_to_float32, head_bias, problem_of
-from .topk import check_filters, refuse_too_few
+from .topk import being_captured, check_filters, refuse_too_few
 
 #: D and M at most: sums of codes fit 31 bits, row numbers 32.
 MOST_DIMENSIONS, MOST_REFERENCES = 2**19, 2**32
@@ -51,11 +51,12 @@ def quantise_references(reference: Tensor, weight: Tensor) -> Quantised:
         codes = ((reference - low) * weight.abs() / step).round().clamp(0, 255).byte()
         errors = (weight.abs() * (reference - low - codes * step / weight.abs()).abs()).sum(1) / step
 
-    reference [M, D] and weight [D] on the CPU, dtypes as in `fused_dissim_score`; any strides. Rows with NaN, Inf or
-    values whose differences might overflow have no bound and are always rescored. It is good for these references
-    and weights only; the references themselves are still needed to rescore. Gives no derivative.
+    reference [M, D] and weight [D], dtypes as in `fused_dissim_score`; any strides. Rows with NaN, Inf or values
+    whose differences might overflow have no bound and are always rescored. It is good for these references and
+    weights only; the references themselves are still needed to rescore. The layout is the same on every device.
+    Gives no derivative.
 
-    Cost: two passes over the references; memory: M D bytes.
+    Cost: two passes over the references; memory: M D bytes. On CUDA it waits for the device.
 
     >>> import torch
     >>> quantised = quantise_references(torch.randn(100, 6), torch.tensor([-1.0, 2, 0, -1, -1, -1]))
@@ -65,7 +66,7 @@ def quantise_references(reference: Tensor, weight: Tensor) -> Quantised:
     reference, weight = autocast_to_float32(reference, weight)
     check_matrix_inputs(reference, reference, weight, None)
     _check_sizes(reference)
-    module = resolve("cpu", problem_of("certified", reference))
+    module = resolve("auto", problem_of("certified", reference))
     return Quantised(*module.quantise_references(reference.detach(), weight.detach()))
 
 
@@ -81,31 +82,37 @@ def certified_dissim_topk(
     exclude: Tensor | None = None,
     query_labels: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    backend: str = "auto",
 ) -> CertifiedTopK:
-    """What `fused_dissim_topk` returns on the CPU, bit by bit, from a scan over bytes and a few exact scores.
+    """What `fused_dissim_topk` returns, bit by bit, from a scan over bytes and a few exact scores.
 
     Plain torch, but for ties and NaN::
 
         fused_dissim_score(query, reference, weight, bias).topk(k, largest=largest)
 
-    Arguments as in `fused_dissim_topk`; CPU tensors only. quantised: what `quantise_references(reference, weight)`
-    returned, to make once and use for many calls; None makes it on the fly.
+    Arguments as in `fused_dissim_topk`. quantised: what `quantise_references(reference, weight)` returned, to make
+    once and use for many calls; None makes it on the fly.
 
     A sum of byte differences gives every score up to a certified error (E10), so only references that may be among
     the k best are scored in full precision. `rescored` counts, for each query, those whose bound reaches the k-th
-    best score. Weights of any signs; the smaller the share of rows near the best, the faster; data on which every row
-    is near is rescored whole and takes longer than `fused_dissim_topk`.
+    best score, on CUDA a score not far below it. Weights of any signs; the smaller the share of rows near the best,
+    the faster; data on which every row is near is rescored whole and takes longer than `fused_dissim_topk`. Backend
+    "triton" has no such search; "reference" looks at no codes and scores every row.
 
-    Cost: N M D steps on bytes (with AVX2 two instructions do 32 of them, where three do 8 of a float32 score), and
-    the rescored rows. Memory: the result, the codes of the queries and some 40 MiB of candidates at most,
-    or a few for each of k. Refuses a derivative and vmap. Errors as in `fused_dissim_topk`, and ValueError for
-    `quantised` of other weights or another number of references.
+    Cost: N M D steps on bytes (with AVX2 two instructions do 32 of them, where three do 8 of a float32 score; on CUDA
+    one does 4, where two do 1), and the rescored rows. Memory: the result, the codes of the queries and some 40 MiB
+    of candidates at most, or a few for each of k; on CUDA 64 MiB of bounds and candidates at most, or what 128
+    queries need, a byte for each 4 references and some for each of k. Refuses a derivative and vmap. Errors as in
+    `fused_dissim_topk`, and ValueError for `quantised` of other weights, another number of references or another
+    device. On CUDA the check of the weights waits for the device, and is left out while a graph is captured, as is
+    the one of `fused_dissim_topk`; with `quantised` given nothing else waits.
 
     >>> import torch
     >>> found = certified_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
     >>> found.indices
     tensor([[2, 0]])
     """
+    check_backend(backend)
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_count("k", k, 0)
@@ -116,7 +123,7 @@ def certified_dissim_topk(
     else:
         quantised = quantise_references(reference, weight)
     tensors = [query, reference, weight, head_bias(bias, weight)]
-    arguments = (k, largest, exclude, query_labels, reference_labels, list(quantised))
+    arguments = (k, largest, exclude, query_labels, reference_labels, list(quantised), backend)
     if torch.compiler.is_compiling():
         return CertifiedTopK(*certified_topk(*(t if t is None else t.detach() for t in tensors), *arguments))
     return CertifiedTopK(*_CertifiedTopK.apply(*tensors, *arguments))
@@ -137,6 +144,9 @@ def _check_quantised(quantised: object, reference: Tensor) -> None:
     panels, wide = -(-reference.shape[0] // 16), ACCUMULATE[reference.dtype]
     if quantised.codes.dim() != 4 or quantised.codes.shape[0] != panels:
         refuse("quantised", f"codes of {reference.shape[0]} references", shape(quantised.codes), remedy)
+    for tensor in quantised:
+        if tensor.device != reference.device:
+            refuse("quantised", f"tensors on reference's device {reference.device}", tensor.device, remedy)
     if quantised.weight.dtype != wide or quantised.weight.shape != reference.shape[1:]:
         got = f"{quantised.weight.dtype} of {shape(quantised.weight)}"
         refuse("quantised", f"weights {wide} [{reference.shape[1]}]", got, remedy)
@@ -154,20 +164,22 @@ def certified_topk(
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
     quantised: Sequence[Tensor],
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    module = resolve("cpu", problem_of("certified", query))
+    module = resolve(backend, problem_of("certified", query))
     made_for = Quantised(*quantised).weight
-    if not torch.equal(made_for.nan_to_num(), weight.to(made_for.dtype).nan_to_num()):
+    if not (being_captured(query) or torch.equal(made_for.nan_to_num(), weight.to(made_for.dtype).nan_to_num())):
         remedy = "Make it anew with quantise_references(reference, weight)."
         refuse("quantised", "codes made for these weights", "codes made for others", remedy)
     filters = (exclude, query_labels, reference_labels)
     scores, indices, rescored = module.certified(query, reference, weight, bias, k, largest, *filters, quantised)
-    refuse_too_few(indices, k)
+    if exclude is not None or query_labels is not None or k > reference.shape[0]:
+        refuse_too_few(indices, k)
     return scores.to(query.dtype), indices, rescored
 
 
 @certified_topk.register_fake
-def _(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, quantised):
+def _(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, quantised, backend):
     scores = query.new_empty(query.shape[0], k)
     rescored = query.new_empty(query.shape[0], dtype=torch.int64)
     return scores, torch.empty_like(scores, dtype=torch.int64), rescored

@@ -113,9 +113,14 @@ def topk(
     return scores.to(query.dtype), indices
 
 
+def being_captured(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is captured, so that nothing can be read."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def refuse_too_few(indices: Tensor, k: int) -> None:
-    """Raises for the first query whose candidates ran out; while a CUDA graph is captured nothing can be read."""
-    if indices.is_cuda and torch.cuda.is_current_stream_capturing():
+    """Raises for the first query whose candidates ran out."""
+    if being_captured(indices):
         return
     if k and indices.numel() and bool((indices[:, -1] < 0).any()):
         row = int((indices[:, -1] < 0).nonzero()[0])

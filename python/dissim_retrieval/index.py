@@ -34,7 +34,7 @@ class DissimilarityIndex:
 
     quantised: search by a scan over one more byte a value, made at the first search, and exact scores for the rows
     that its certified bounds let through: the same result, several times as fast where few rows are near a query
-    (`certified_dissim_topk`). For a head on the CPU.
+    (`certified_dissim_topk`). For a head on the CPU or CUDA.
 
     Memory: the rows, [M, D]. Searching: N * M * D element steps and no N x M matrix.
     """

@@ -124,6 +124,9 @@ T max(T a, T b) {
 }
 inline int __viaddmin_s32_relu(int a, int b, int most) { return max(0, min(int(unsigned(a) + unsigned(b)), most)); }
 inline int atomicOr(int* place, int bits) { return __atomic_fetch_or(place, bits, __ATOMIC_RELAXED); }
+inline void atomicAdd(unsigned long long* place, unsigned long long by) {
+  __atomic_fetch_add(place, by, __ATOMIC_RELAXED);
+}
 template <class T>
 T __ldg(const T* from) {
   return *from;
@@ -133,6 +136,7 @@ namespace dissim {
 
 using ::cuda_on_host::end_group;
 inline void copy_async(void* to, const void* from, int bytes) { ::cuda_on_host::copy_async(to, from, bytes, 16); }
+inline void copy_async_if(bool real, void* to, const void* from) { copy_async(to, from, real ? 16 : 0); }
 template <int still_going>
 void wait_for_groups() {
   ::cuda_on_host::wait_for_groups(still_going);

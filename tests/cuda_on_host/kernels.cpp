@@ -19,5 +19,6 @@ DISSIM_RUN(ScoreBackward, score_backward)
 DISSIM_RUN(TopK, topk)
 DISSIM_RUN(Hinge, hinge)
 DISSIM_RUN(HingeBackward, hinge_backward)
+DISSIM_RUN(Certified, certified)
 
 }  // namespace dissim::DISSIM_ISA

@@ -17,6 +17,8 @@ from ...contract import Problem
 def why_not(problem: Problem) -> str | None:
     if _NOT_LOADED is not None:
         return _NOT_LOADED
+    if problem.operation == "certified":
+        return "it has no certified search"
     if problem.device == "cpu":
         if INTERPRETED:
             return None

@@ -1,0 +1,222 @@
+// certified: the k best references by way of a scan over codes (E10). The k rows of the best lower bounds are scored;
+// what all of them reach is a bar for the upper bounds. Clusters with an upper bound that reaches it are scanned once
+// more, and their rows that do are scored as topk scores them, so that indices and scores are the same bits. All is
+// exact whatever passes: there is no list that could overflow.
+#include "launchers.h"
+#include "batch.cuh"
+#include "certified_scan.cuh"
+
+namespace dissim {
+namespace {
+
+constexpr int kFewBlocks = 2;  // of a multiprocessor, for registers enough not to spill
+constexpr int64_t kBytes = 64 << 20;  // of bounds and scores of the queries searched together, if a tile's need no more
+
+// A score as topk computes it: one sum, dimensions ascending.
+template <class E>
+__device__ __forceinline__ Wide<E> exact_score(const TopK& p, int64_t n, int64_t m) {
+  using A = Wide<E>;
+  const A* const weight = static_cast<const A*>(p.weight);
+  A sum = 0;
+#pragma unroll 4
+  for (int64_t d = 0; d < p.dim; ++d)
+    sum = add_term(weight[d], element_of<E>(p.query, n, d), element_of<E>(p.reference, m, d), sum);
+  return sum + (p.bias ? *static_cast<const A*>(p.bias) : A(0));
+}
+
+// What the scan and a query's error leave of a bound; above all but those of the unbounded, which must pass.
+__device__ __forceinline__ int bar_of(double bound) {
+  return bound < kUnbounded / 2 ? (bound > kLowest ? int(bound) : kLowest) : kUnbounded / 2;
+}
+
+// A block for each query: the bar that upper bounds must reach, from its k best lower bounds and their rows' scores.
+template <class E>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    certified_bar_kernel(Certified p, Shares<Bound> shares, int* bars) {
+  using A = Wide<E>;
+  __shared__ int bar;
+  __shared__ Key<A> worst_of_warps[kWarps];
+  const int64_t n = blockIdx.x;
+  const int32_t error = p.query_errors[n];
+  if (threadIdx.x == 0) {
+    bar = kLowest;
+    p.rescored[n] = 0;
+  }
+  __syncthreads();
+  constexpr Key<A> kNone = ~Key<A>(0);
+  Key<A> worst = kNone;
+  merge(shares, n, [&](int64_t, const Candidate<Bound>& mine, int64_t place, int64_t found) {
+    if (found < shares.k || mine.key == 0 || place >= shares.k) return;
+    if (place == shares.k - 1) bar = bar_of(bound_of(mine.key) - 2.0 * error - 2);
+    const Key<A> key = key_of<A>(exact_score<E>(p.topk, n, mine.index), p.topk.largest);
+    if (key < worst) worst = key;
+  });
+  for (int half = kWarp / 2; half; half /= 2) {
+    const Key<A> other = __shfl_xor_sync(kAll, worst, half);
+    if (other < worst) worst = other;
+  }
+  if (threadIdx.x % kWarp == 0) worst_of_warps[threadIdx.x / kWarp] = worst;
+  __syncthreads();
+  if (threadIdx.x) return;
+  for (int warp = 1; warp < kWarps; ++warp)
+    if (worst_of_warps[warp] < worst) worst = worst_of_warps[warp];
+  if (worst != kNone && worst > 1 && error != kUnbounded) {  // 1 is NaN, which bounds nothing
+    const double scale = p.topk.largest ? 1 : -1, score = double(score_of<A>(worst, p.topk.largest));
+    bar = max(bar, bar_of(scale * (score - p.query_bases[n]) / *p.step - error - 2));
+  }
+  bars[n] = bar;
+}
+
+// S of query n and a reference m of each two lanes, by a warp: either half of it takes every other group.
+__device__ __forceinline__ int sum_of_codes(const Certified& p, int64_t n, int64_t m) {
+  const auto place = [&](const uint8_t* codes, int64_t row) {
+    return codes + row / kCodePanel * p.groups * kPanelGroup + row % kCodePanel * kCodeGroup;
+  };
+  const uint8_t *const q = place(p.query_codes, n), *const r = place(p.reference_codes, m);
+  const int64_t positive = *p.positive;
+  unsigned sum = 0;
+#pragma unroll 4
+  for (int64_t group = threadIdx.x % kWarp / kCluster; group < p.groups; group += kWarp / kCluster) {
+    const uint2 a = *reinterpret_cast<const uint2*>(q + group * kPanelGroup),
+                b = *reinterpret_cast<const uint2*>(r + group * kPanelGroup);
+    const unsigned part = add_sad(a.y, b.y, add_sad(a.x, b.x, 0));
+    sum += (group < positive) == p.topk.largest ? part : 0u - part;
+  }
+  return int(sum + __shfl_xor_sync(kAll, sum, kWarp / 2));
+}
+
+// Scores the rows that may be among the k best; a warp for each query and share of the clusters.
+template <class E>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    certified_rescore_kernel(Certified p, const int* uppers, const int* bars, Shares<Wide<E>> shares) {
+  using A = Wide<E>;
+  __shared__ int64_t queues[kWarps][kWarp + kCluster];  // rows to score, as soon as they fill a warp
+  const int lane = threadIdx.x % kWarp, bar = bars[blockIdx.x];
+  const int64_t n = blockIdx.x, share = int64_t(blockIdx.y) * kWarps + threadIdx.x / kWarp;
+  const int64_t clusters = clusters_of(p.topk.reference.rows);
+  int64_t* const queue = queues[threadIdx.x / kWarp];
+  const List<A> list = shares.list(share, n);
+  clear_list(list, shares.k);
+  Worst<A> worst = {{0, kNoIndex}, 0};
+  int waiting = 0;
+  int64_t rescored = 0;
+  const auto score = [&](int count) {  // the last so many of the queue
+    __syncwarp();
+    waiting -= count;
+    Candidate<A> mine = {0, kNoIndex};
+    if (lane < count) {
+      mine.index = queue[waiting + lane];
+      mine.key = key_of<A>(exact_score<E>(p.topk, n, mine.index), p.topk.largest);
+    }
+    offer(list, shares.k, worst, mine, lane < count);
+    __syncwarp();
+  };
+#pragma unroll 1
+  for (int64_t first = share * kWarp; first < clusters; first += int64_t(shares.count) * kWarp) {
+    const bool reaches = first + lane < clusters && uppers[n * clusters + first + lane] >= bar;
+#pragma unroll 1
+    for (unsigned hits = __ballot_sync(kAll, reaches); hits; hits &= hits - 1) {
+      const int64_t m = row_of_cluster(first + __ffs(int(hits)) - 1, lane % kCluster);
+      const int sum = sum_of_codes(p, n, least(m, p.topk.reference.rows - 1));
+      const bool candidate = lane < kCluster && allowed(p.topk, n, m);
+      const bool taken = candidate && sum + p.reference_errors[m] >= bar;
+      const unsigned votes = __ballot_sync(kAll, taken);
+      if (taken) queue[waiting + __popc(votes & ((1u << lane) - 1))] = m;
+      waiting += __popc(votes);
+      rescored += __popc(votes);
+      if (waiting >= kWarp) score(kWarp);
+    }
+  }
+  score(waiting);
+  if (lane == 0) atomicAdd(reinterpret_cast<unsigned long long*>(p.rescored + n), (unsigned long long)rescored);
+}
+
+// What a call keeps in its workspace.
+template <class A>
+struct Plan {
+  Shares<Bound> bounds;
+  Shares<A> scores;
+  int *uppers, *bars;
+  int64_t bytes;
+};
+
+template <class A>
+Plan<A> plan_of(const Certified& p, void* workspace) {
+  const int64_t queries = p.topk.query.rows, k = p.topk.k, clusters = clusters_of(p.topk.reference.rows);
+  const int64_t blocks = least(blocks_of(kBlocks, most(1, queries)), kCandidates / kWarps / most(1, k));
+  const int64_t shares = most(1, least(blocks, blocks_of(clusters, kWarps * kWarp))) * kWarps;
+  Plan<A> plan = {shares_of<Bound>(p.topk, SadTile::kRows), {int(shares), 0, queries, k, nullptr, nullptr}};
+  const auto take = [&](int64_t size) {
+    void* const place = static_cast<char*>(workspace) + plan.bytes;
+    plan.bytes += blocks_of(size, 16) * 16;
+    return place;
+  };
+  plan.bounds = plan.bounds.at(take(plan.bounds.bytes()));
+  plan.scores = plan.scores.at(take(plan.scores.bytes()));
+  plan.uppers = static_cast<int*>(take(queries * clusters * int64_t(sizeof(int))));
+  plan.bars = static_cast<int*>(take(queries * int64_t(sizeof(int))));
+  return plan;
+}
+
+// The problem of the queries from `first` on, a multiple of a panel, as many as are searched together.
+template <class E>
+Certified part_of(Certified p, int64_t first) {
+  const int64_t uppers = clusters_of(p.topk.reference.rows) * int64_t(sizeof(int));
+  const int64_t scores = kWarps * p.topk.k * int64_t(sizeof(int64_t) + sizeof(Key<Wide<E>>));
+  const int64_t rows = most(1, kBytes / most(1, uppers + scores) / SadTile::kRows) * SadTile::kRows;
+  TopK& t = p.topk;
+  t.query.data = static_cast<const E*>(t.query.data) + first * t.query.row_stride;
+  t.query.rows = least(rows, t.query.rows - first);
+  if (t.exclude) t.exclude += first;
+  if (t.query_labels) t.query_labels += first;
+  t.scores = static_cast<Wide<E>*>(t.scores) + first * t.k;
+  t.indices += first * t.k;
+  p.query_codes += first / kCodePanel * p.groups * kPanelGroup;
+  p.query_errors += first;
+  p.query_bases += first;
+  p.rescored += first;
+  return p;
+}
+
+template <class E>
+void launch_certified_as(const Certified& all, void* workspace, Stream stream) {
+  using A = Wide<E>;
+  for (int64_t first = 0; first < all.topk.query.rows;) {
+    const Certified p = part_of<E>(all, first);
+    const Plan<A> plan = plan_of<A>(p, workspace);
+    const unsigned queries = unsigned(p.topk.query.rows);
+    if (p.topk.k)
+      launch(certified_scan_kernel, {unsigned(blocks_of(queries, SadTile::kRows)), unsigned(plan.bounds.count)},
+             SadTile::kSharedBytes, stream, p, plan.bounds, plan.uppers);
+    launch(certified_bar_kernel<E>, {queries, 1}, 0, stream, p, plan.bounds, plan.bars);
+    if (p.topk.k) {
+      launch(certified_rescore_kernel<E>, {queries, unsigned(plan.scores.count / kWarps)}, 0, stream, p,
+             static_cast<const int*>(plan.uppers), static_cast<const int*>(plan.bars), plan.scores);
+      launch(topk_merge_kernel<A>, {queries, 1}, 0, stream, p.topk, plan.scores);
+    }
+    first += queries;
+  }
+}
+
+}  // namespace
+
+int64_t certified_workspace(const Certified& p) {
+  switch (p.topk.dtype) {
+    case Dtype::float16: return plan_of<float>(part_of<__half>(p, 0), nullptr).bytes;
+    case Dtype::bfloat16: return plan_of<float>(part_of<__nv_bfloat16>(p, 0), nullptr).bytes;
+    case Dtype::float32: return plan_of<float>(part_of<float>(p, 0), nullptr).bytes;
+    case Dtype::float64: return plan_of<double>(part_of<double>(p, 0), nullptr).bytes;
+  }
+  return 0;
+}
+
+void launch_certified(const Certified& p, void* workspace, Stream stream) {
+  switch (p.topk.dtype) {
+    case Dtype::float16: return launch_certified_as<__half>(p, workspace, stream);
+    case Dtype::bfloat16: return launch_certified_as<__nv_bfloat16>(p, workspace, stream);
+    case Dtype::float32: return launch_certified_as<float>(p, workspace, stream);
+    case Dtype::float64: return launch_certified_as<double>(p, workspace, stream);
+  }
+}
+
+}  // namespace dissim
