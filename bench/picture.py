@@ -23,10 +23,10 @@ def draw(outcomes: list[Outcome], facts: dict) -> bytes:
     title = "G elements/s on the CPU, longer is faster; dashed: ceiling of the same instructions, or of memory"
     line = textwrap.fill(machine.line(facts), 200)
     figure.suptitle("\n".join(filter(None, [title, machine.busy(facts)])) + f"\n{line}", fontsize=10)
-    axes = figure.subplots(lines, COLUMNS, squeeze=False).flat
+    axes = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
     for axis, outcome in zip(axes, outcomes, strict=False):
         _panel(axis, outcome)
-    for axis in list(axes)[len(outcomes) :]:
+    for axis in axes[len(outcomes) :]:
         axis.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
