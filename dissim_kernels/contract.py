@@ -7,6 +7,7 @@ checks run the same under FakeTensor, torch.compile and torch.export.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,24 @@ class Problem:
     operation: str  # "score", "paired", "topk", "certified" or "hinge"
     device: str
     dtype: torch.dtype
+
+
+class Search(NamedTuple):
+    """A top-k as backends get it, all checked: one matrix of each side, and who is left out."""
+
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [1]
+    k: int
+    largest: bool
+    exclude: Tensor | None  # [N]
+    query_labels: Tensor | None  # [N]
+    reference_labels: Tensor | None  # [M]
+
+    @property
+    def filters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.exclude, self.query_labels, self.reference_labels
 
 
 def refuse(argument: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, Problem
+from ..contract import ACCUMULATE, Problem, Search
 from . import reference as reference_backend
 from .quantise import positive_groups, quantise_queries, quantise_references  # noqa: F401
 
@@ -76,23 +76,10 @@ def score_backward(
     return [g for g in grads if g is not None]
 
 
-def topk(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int,
-    largest: bool,
-    exclude: Tensor | None,
-    query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    scores = query.new_empty(len(query), k, dtype=ACCUMULATE[query.dtype])
-    indices = torch.empty_like(scores, dtype=torch.int64)
-    filters = [_contiguous(x) for x in (exclude, query_labels, reference_labels)]
-    pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
-    operators.topk(*pairs, k, largest, *filters, scores, indices)
-    return scores, indices
+def topk(search: Search) -> tuple[Tensor, Tensor]:
+    found = _found(search)
+    operators.topk(*_search(search), *found)
+    return found
 
 
 def hinge(
@@ -146,29 +133,28 @@ def hinge_backward(
     return [g for g in grads if g is not None]
 
 
-def certified(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int,
-    largest: bool,
-    exclude: Tensor | None,
-    query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-    quantised: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+def certified(search: Search, quantised: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`topk` by way of the codes of `quantise_references`, and how many references of each query were scored."""
     codes, errors, *grid = quantised
-    scores = query.new_empty(len(query), k, dtype=ACCUMULATE[query.dtype])
-    indices, rescored = torch.empty_like(scores, dtype=torch.int64), query.new_empty(len(query), dtype=torch.int64)
-    filters = [_contiguous(x) for x in (exclude, query_labels, reference_labels)]
-    wide = _wide(weight), None if bias is None else _wide(bias)
+    given, (scores, indices) = _search(search), _found(search)
+    rescored = search.query.new_empty(len(search.query), dtype=torch.int64)
     operators.certified(
-        query[None], reference[None], *wide, k, largest, *filters, positive_groups(wide[0]), grid[-1],
-        *quantise_queries(query, wide[1], grid), codes, errors, scores, indices, rescored,
+        *given, positive_groups(given.weight), grid[-1], *quantise_queries(search.query, given.bias, grid),
+        codes, errors, scores, indices, rescored,
     )  # fmt: skip
     return scores, indices, rescored
+
+
+def _search(search: Search) -> Search:
+    """As the kernels take it: a batch of one, wide, labels contiguous."""
+    query, reference, weight, bias, k, largest = search[:6]
+    wide = _wide(weight), None if bias is None else _wide(bias)
+    return Search(query[None], reference[None], *wide, k, largest, *map(_contiguous, search.filters))
+
+
+def _found(search: Search) -> tuple[Tensor, Tensor]:
+    scores = search.query.new_empty(len(search.query), search.k, dtype=ACCUMULATE[search.query.dtype])
+    return scores, torch.empty_like(scores, dtype=torch.int64)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..contract import ACCUMULATE, Problem
+from ..contract import ACCUMULATE, Problem, Search
 from .quantise import quantise_references  # noqa: F401
 
 #: No temporary has more elements than this (16 MiB in float32), unless one pair's D is larger.
@@ -79,48 +79,28 @@ def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
     return out if len(primals) == 3 else out + tangents[3][:, None, None]
 
 
-def topk(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int,
-    largest: bool,
-    exclude: Tensor | None,
-    query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def topk(search: Search) -> tuple[Tensor, Tensor]:
     """Best first, ties by lower index, NaN last: wide scores and indices [N, k]; -1 where candidates run out."""
+    query, reference, weight, bias, k, largest = search[:6]
     wide, columns = ACCUMULATE[query.dtype], reference.shape[0]
     out = torch.full((query.shape[0], k), torch.nan, dtype=wide, device=query.device)
     indices = torch.full(out.shape, -1, device=query.device)
     width = min(k, columns)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
-        barred = barred_pairs(columns, exclude, query_labels, reference_labels, n, scores)
+        barred = barred_pairs(columns, *search.filters, n, scores)
         out[n, :width], indices[n, :width] = select(scores, barred, k, largest)
     return out, indices
 
 
-def certified(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int,
-    largest: bool,
-    exclude: Tensor | None,
-    query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-    quantised: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+def certified(search: Search, quantised: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`topk`, for which codes need not be looked at: every candidate is scored."""
-    filters = (exclude, query_labels, reference_labels)
-    scores, indices = topk(query, reference, weight, bias, k, largest, *filters)
+    query, reference = search[:2]
+    scores, indices = topk(search)
     rescored = torch.zeros(query.shape[0], dtype=torch.int64, device=query.device)
     for n in row_blocks(query, reference):
         like = scores.new_empty(rescored[n].shape[0], reference.shape[0])
-        rescored[n] = (~barred_pairs(reference.shape[0], *filters, n, like)).sum(1)
+        rescored[n] = (~barred_pairs(reference.shape[0], *search.filters, n, like)).sum(1)
     return scores, indices, rescored
 
 
@@ -157,7 +137,8 @@ def hinge(
         kept = ~barred_pairs(columns, exclude, None, None, n, scores)
         if hard_negatives is not None:
             filters = (None if exclude is None else exclude[n], query_labels[n], reference_labels)
-            hard = topk(query[n], reference, weight, bias, min(hard_negatives, columns), True, *filters)[1]
+            k = min(hard_negatives, columns)
+            hard = topk(Search(query[n], reference, weight, bias, k, True, *filters))[1]
             chosen = torch.zeros(same.shape[0], columns + 1, dtype=torch.bool, device=same.device)
             kept &= same | chosen.scatter_(1, hard % (columns + 1), True)[:, :columns]
         violation = torch.where(same, margin - scores, margin + scores).clamp(min=0)

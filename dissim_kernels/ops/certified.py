@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..contract import ACCUMULATE, check_count, check_matrix_inputs, refuse, shape
+from ..contract import ACCUMULATE, Search, check_count, check_matrix_inputs, refuse, shape
 from ..dispatch import check_backend, resolve
 from .score import autocast_to_float32, head_bias, problem_of
 from .topk import being_captured, check_filters, refuse_too_few
@@ -172,7 +172,8 @@ def certified_topk(
         remedy = "Make it anew with quantise_references(reference, weight)."
         refuse("quantised", "codes made for these weights", "codes made for others", remedy)
     filters = (exclude, query_labels, reference_labels)
-    scores, indices, rescored = module.certified(query, reference, weight, bias, k, largest, *filters, quantised)
+    search = Search(query, reference, weight, bias, k, largest, *filters)
+    scores, indices, rescored = module.certified(search, quantised)
     if exclude is not None or query_labels is not None or k > reference.shape[0]:
         refuse_too_few(indices, k)
     return scores.to(query.dtype), indices, rescored

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..contract import check_count, check_labels, check_matrix_inputs, refuse
+from ..contract import Search, check_count, check_labels, check_matrix_inputs, refuse
 from ..dispatch import check_backend, resolve
 from .score import autocast_to_float32, each_entry, head_bias, problem_of
 
@@ -107,7 +107,8 @@ def topk(
     columns, filtered = reference.shape[0], exclude is not None or query_labels is not None
     if k > columns and query.shape[0] and not filtered:
         _refuse_k(k, columns, 0)
-    scores, indices = module.topk(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels)
+    filters = (exclude, query_labels, reference_labels)
+    scores, indices = module.topk(Search(query, reference, weight, bias, k, largest, *filters))
     if filtered:
         refuse_too_few(indices, k)
     return scores.to(query.dtype), indices

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...contract import Search
 from .. import reference as reference_backend
 from .launch import launch, parts_of
 from .score import launch_score
@@ -97,23 +98,13 @@ def topk_kernel(
     tl.store(indices + to, tl.where(best == BARRED, -1, best_at + first), mask=inside)
 
 
-def topk(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int,
-    largest: bool,
-    exclude: Tensor | None,
-    query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def topk(search: Search) -> tuple[Tensor, Tensor]:
     """Best first, ties by lower index, NaN last: wide scores and indices [N, k]; -1 where candidates run out.
 
     Memory beside the result: packed copies and k survivors of each part, or a block of scores for a large k.
     """
-    given = operands(query[None], reference[None], weight[None], bias)
-    return topk_of(given, k, largest, exclude, query_labels, reference_labels)
+    query, reference, weight, bias, k, largest = search[:6]
+    return topk_of(operands(query[None], reference[None], weight[None], bias), k, largest, *search.filters)
 
 
 def topk_of(
