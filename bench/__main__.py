@@ -44,9 +44,7 @@ def main() -> int:
         say(report.table(outcomes[-1]))
         facts |= {"load_after": machine.load(), "seconds": round(time.monotonic() - begin), "quick": options.quick}
         facts["datetime"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        files = report.write(
-            outcomes, facts, options.output
-        )  # after each case: a run that is stopped keeps the others
+        files = report.write(outcomes, facts, options.output)  # each time: a run that is stopped keeps what it has
     for path in files:
         say(f"wrote {os.path.relpath(path)}")
     wrong = [f"{o.case.name}: {row.name}" for o in outcomes for row in o.rows if row.ours and row.wrong]
