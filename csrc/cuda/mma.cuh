@@ -32,6 +32,10 @@ __device__ __forceinline__ unsigned greater(unsigned a, unsigned b) {
   memcpy(&a, &x, sizeof(a));
   return a;
 }
+template <class E>
+__device__ __forceinline__ uint4 greater(const uint4& a, const uint4& b) {
+  return {greater<E>(a.x, b.x), greater<E>(a.y, b.y), greater<E>(a.z, b.z), greater<E>(a.w, b.w)};
+}
 
 #ifndef DISSIM_CUDA_ON_HOST
 template <class E>
@@ -47,7 +51,19 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[
   }
 }
 #else
-// Exact products, added to c in one go and cut off towards zero, as the hardware is known to do or better.
+// As measured on Hopper (Khattak and Mikaitis, arXiv 2512.07004; before it Fasi et al., PeerJ CS 7:e330): products are
+// exact; they and c are shifted to the exponent of the greatest and cut off two bits below a float's last; so is their
+// sum, at the last. Vendors promise nothing.
+inline float sum_cut_off(const double (&terms)[17]) {
+  double greatest = 0, sum = 0;
+  for (double term : terms)
+    if (std::isfinite(term)) greatest = std::fmax(greatest, std::abs(term));
+  const double last = greatest > 0 ? std::ldexp(1, std::ilogb(greatest) - 25) : 1;
+  for (double term : terms) sum += std::trunc(term / last) * last;
+  const float near = float(sum);
+  return std::isfinite(near) && std::abs(double(near)) > std::abs(sum) ? std::nextafter(near, 0.f) : near;
+}
+
 template <class E>
 void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   static unsigned of_lanes[kWarps][kWarp][6];
@@ -65,15 +81,25 @@ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b
   };
   for (int i = 0; i < 4; ++i) {
     const int row = i / 2, column = 2 * t + i % 2;
-    double sum = c[i];
+    double terms[17];
     for (int k = 0; k < 16; ++k)
-      sum +=
+      terms[k] =
           half(warp[4 * g + k % 8 / 2][row + k / 8 * 2], k % 2) * half(warp[4 * column + k % 8 / 2][4 + k / 8], k % 2);
-    c[i] = float(sum);
-    if (std::isfinite(c[i]) && std::abs(double(c[i])) > std::abs(sum)) c[i] = std::nextafter(c[i], 0.f);
+    terms[16] = c[i];
+    c[i] = sum_cut_off(terms);
   }
   __syncwarp();
 }
 #endif
+
+// c += a b over 32 columns of a and rows of b, of which lane 4 g + t brings 8 t .. 8 t + 7: those of a's rows g (low)
+// and g + 8 (high), those of b's column g. They are columns of two products, in an order of their own that a and b
+// share.
+template <class E>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint4& low, const uint4& high, const uint4& b) {
+  const unsigned first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
+  mma_m16n8k16<E>(c, first, b.x, b.y);
+  mma_m16n8k16<E>(c, second, b.z, b.w);
+}
 
 }  // namespace dissim

@@ -90,8 +90,9 @@ const int* launch_max(const Score& p, void* workspace, Stream stream) {
   int64_t bytes;
   const MaxPlan plan = max_plan(p, workspace, bytes);
   launch(split_weights_kernel<E>, {unsigned(plan.pairs_of_heads), 1}, 0, stream, p, plan);
-  launch(row_sums_kernel<E>, grid_of(blocks_of(p.batch * (p.query.rows + p.reference.rows), kWarps)), 0, stream, p,
-         plan);
+  const int64_t rows =
+      blocks_of(p.batch * p.query.rows, kRowsOfWarp) + blocks_of(p.batch * p.reference.rows, kRowsOfWarp);
+  launch(row_sums_kernel<E>, grid_of(blocks_of(rows, kWarps)), 0, stream, p, plan);
   const Grid grid = grid_of(p.batch * plan.pairs_of_heads * blocks_of(p.query.rows, MaxTile::kQueries) *
                             blocks_of(p.reference.rows, MaxTile::kReferences));
   if (copies(p.query, 2) && copies(p.reference, 2)) {

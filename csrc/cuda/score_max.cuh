@@ -43,6 +43,20 @@ struct MaxPlan {
   int64_t tiles;
 };
 
+// A head's sums, from two neighbouring columns of a product: its lanes t = 0 and 2 get those of the two heads, whose
+// neighbours hold the third part and |w|'s.
+struct HeadSums {
+  float linear, absolute;
+};
+__device__ __forceinline__ HeadSums head_sums(float first, float second) {
+  return {first + second + __shfl_xor_sync(kAll, first, 1), __shfl_xor_sync(kAll, second, 1)};
+}
+
+__device__ __forceinline__ uint4 without_signs(const uint4& halves) {
+  constexpr unsigned kept = 0x7fff7fff;
+  return {halves.x & kept, halves.y & kept, halves.z & kept, halves.w & kept};
+}
+
 // w times the head's power of two, which makes the greatest |w| about 2^14: halves still hold the last bits of a
 // weight far smaller than that.
 __device__ __forceinline__ float power_for(float greatest) {
@@ -83,30 +97,53 @@ __global__ void __launch_bounds__(kThreads) split_weights_kernel(Score p, MaxPla
   }
 }
 
-// A warp for each row of either side.
+constexpr int64_t kRowsOfWarp = 16;
+
+// Of 16 rows of a side, each given by its number in the batch, the sums of two heads; a warp for them. They are
+// products of max(x, -Inf) with the same columns, in the same order as those of max(q, r): what matrix units cut off of
+// the ones they cut off of the others, and most of it cancels.
+template <class E>
+__device__ __forceinline__ void sum_rows(const Score& p, const Rows& side, int64_t first, const MaxPlan& plan,
+                                         RowSums* to) {
+  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int64_t count = p.batch * side.rows;
+  const E* from[2];
+  for (int i = 0; i < 2; ++i) {
+    const int64_t row = least(first + 8 * i + g, count - 1);
+    from[i] = static_cast<const E*>(entry_of<E>(side, row / side.rows).data) + row % side.rows * side.row_stride;
+  }
+#pragma unroll 1
+  for (int64_t heads = 0; heads < plan.pairs_of_heads; ++heads) {
+    const E* const columns = static_cast<const E*>(plan.columns) + (heads * kColumns + g) * plan.depth;
+    float sums[4] = {}, sizes[4] = {};
+#pragma unroll 1
+    for (int64_t d = 8 * t; d < plan.depth; d += kPlane) {
+      alignas(16) E x[2][8];
+#pragma unroll
+      for (int i = 0; i < 16; ++i)
+        x[i / 8][i % 8] = d + i % 8 < p.dim ? from[i / 8][(d + i % 8) * side.dim_stride] : narrow<E>(0);
+      const uint4 w = *reinterpret_cast<const uint4*>(columns + d);
+      const uint4 low = *reinterpret_cast<const uint4*>(x[0]), high = *reinterpret_cast<const uint4*>(x[1]);
+      multiply_add<E>(sums, low, high, w);
+      multiply_add<E>(sizes, without_signs(low), without_signs(high), w);
+    }
+    const int64_t head = heads * kHeadsAtOnce + t / 2;
+    for (int i = 0; i < 2; ++i) {
+      const HeadSums found = head_sums(sums[2 * i], sums[2 * i + 1]), size = head_sums(sizes[2 * i], sizes[2 * i + 1]);
+      if (const int64_t row = first + 8 * i + g; t % 2 == 0 && head < p.heads && row < count)
+        to[row * p.heads + head] = {found.linear, found.absolute, size.absolute};
+    }
+  }
+}
+
 template <class E>
 __global__ void __launch_bounds__(kThreads) row_sums_kernel(Score p, MaxPlan plan) {
-  const int64_t index = task_of_block() * kWarps + threadIdx.x / kWarp, queries = p.batch * p.query.rows;
-  if (index >= queries + p.batch * p.reference.rows) return;
-  const bool of_query = index < queries;
-  const Rows& side = of_query ? p.query : p.reference;
-  const int64_t row = of_query ? index : index - queries;
-  const Rows rows = entry_of<E>(side, row / side.rows);
-  RowSums* const to = (of_query ? plan.of_query : plan.of_reference) + row * p.heads;
-#pragma unroll 1
-  for (int64_t head = 0; head < p.heads; ++head) {
-    const E* const columns = static_cast<const E*>(plan.columns) +
-                             (head / kHeadsAtOnce * kColumns + head % kHeadsAtOnce * kColumnsOfHead) * plan.depth;
-    RowSums sums = {0, 0, 0};
-    for (int64_t d = threadIdx.x % kWarp; d < p.dim; d += kWarp) {
-      const float x = element_of<E>(rows, row % side.rows, d), absolute = widen(columns[3 * plan.depth + d]);
-      const float w = widen(columns[d]) + widen(columns[plan.depth + d]) + widen(columns[2 * plan.depth + d]);
-      sums.linear = fmaf(w, x, sums.linear);
-      sums.absolute = fmaf(absolute, x, sums.absolute);
-      sums.size = fmaf(absolute, fabsf(x), sums.size);
-    }
-    sums = {sum_of_warp(sums.linear), sum_of_warp(sums.absolute), sum_of_warp(sums.size)};
-    if (threadIdx.x % kWarp == 0) to[head] = sums;
+  const int64_t task = task_of_block() * kWarps + threadIdx.x / kWarp;
+  const int64_t of_query = blocks_of(p.batch * p.query.rows, kRowsOfWarp);
+  if (task < of_query) {
+    sum_rows<E>(p, p.query, task * kRowsOfWarp, plan, plan.of_query);
+  } else if (task - of_query < blocks_of(p.batch * p.reference.rows, kRowsOfWarp)) {
+    sum_rows<E>(p, p.reference, (task - of_query) * kRowsOfWarp, plan, plan.of_reference);
   }
 }
 
@@ -180,8 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1) score_max_kernel(Score p, MaxPlan
     const int lanes = max(0, min(left, kLanes));
     of_queries.next(place + stage, lanes);
     of_references.next(place + stage + T::kQueries * kPlane, lanes);
-    if (row < kColumns)
-      of_columns.next(place + stage + (T::kQueries + T::kReferences) * kPlane, left > -kDimStep ? kLanes : 0);
+    if (row < kColumns) of_columns.next(place + stage + (T::kQueries + T::kReferences) * kPlane, kLanes);
     left -= kDimStep;
     end_group();
   };
@@ -193,13 +229,13 @@ __global__ void __launch_bounds__(kThreads, 1) score_max_kernel(Score p, MaxPlan
   load(0);
 #pragma unroll 1
   for (int d = 0; d < dim; d += kDimStep) {
-    load(T::kStage - now);
-    wait_for_groups<1>();
+    wait_for_groups<0>();
+    // Now this buffer is full, and nobody reads the other any more.
     __syncthreads();
+    if (d + kDimStep < dim) load(T::kStage - now);
     const E* const stage = shared + now + t * 8;
 #pragma unroll
     for (int plane = 0; plane < kDimStep / kPlane; ++plane) {
-      // Dimensions 8t .. 8t+7 of a row are this lane's columns of two products: any order does, as b has the same.
       const auto at = [&](int row) {
         return *reinterpret_cast<const uint4*>(stage + (plane * T::kRows + row) * kPlane);
       };
@@ -211,23 +247,13 @@ __global__ void __launch_bounds__(kThreads, 1) score_max_kernel(Score p, MaxPlan
       for (int i = 0; i < T::kWarpQueries; ++i) {
         const uint4 q = at(query + i);
 #pragma unroll
-        for (int j = 0; j < T::kWarpReferences / 16; ++j) {
-          const uint4 &low = r[2 * j], &high = r[2 * j + 1];
-          const unsigned a[4] = {greater<E>(q.x, low.x), greater<E>(q.x, high.x), greater<E>(q.y, low.y),
-                                 greater<E>(q.y, high.y)};
-          mma_m16n8k16<E>(sums[i][j], a, w.x, w.y);
-          const unsigned b[4] = {greater<E>(q.z, low.z), greater<E>(q.z, high.z), greater<E>(q.w, low.w),
-                                 greater<E>(q.w, high.w)};
-          mma_m16n8k16<E>(sums[i][j], b, w.z, w.w);
-        }
+        for (int j = 0; j < T::kWarpReferences / 16; ++j)
+          multiply_add<E>(sums[i][j], greater<E>(q, r[2 * j]), greater<E>(q, r[2 * j + 1]), w);
       }
     }
-    __syncthreads();
     now = T::kStage - now;
   }
-  wait_for_groups<0>();
 
-  // Lanes t = 0 and 2 finish the two heads; their neighbours hold the third part and |w|'s sums.
   const int64_t head = heads * kHeadsAtOnce + t / 2;
   const bool finishes = t % 2 == 0 && head < p.heads;
   const float scale = finishes ? plan.scale[head] : 0,
@@ -241,13 +267,12 @@ __global__ void __launch_bounds__(kThreads, 1) score_max_kernel(Score p, MaxPlan
 #pragma unroll
     for (int j = 0; j < T::kWarpReferences / 8; ++j) {
       const float first = sums[i][j / 2][j % 2 * 2], second = sums[i][j / 2][j % 2 * 2 + 1];
-      const float linear = first + second + __shfl_xor_sync(kAll, first, 1),
-                  absolute = __shfl_xor_sync(kAll, second, 1);
+      const HeadSums found = head_sums(first, second);
       const int64_t m = m0 + reference + 8 * j + g;
       if (!finishes || n >= p.query.rows || m >= p.reference.rows) continue;
       const RowSums of_reference = plan.of_reference[(batch * p.reference.rows + m) * p.heads + head];
-      const float score = scale * (2 * linear - (of_query.linear + of_reference.linear)) + bias;
-      const float distance = 2 * absolute - (of_query.absolute + of_reference.absolute);
+      const float score = scale * (2 * found.linear - (of_query.linear + of_reference.linear)) + bias;
+      const float distance = 2 * found.absolute - (of_query.absolute + of_reference.absolute);
       const float size = of_query.size + of_reference.size;
       certain = certain && distance * kCertain >= size && size <= 3e38f;
       static_cast<E*>(p.scores)[((batch * p.heads + head) * p.query.rows + n) * p.reference.rows + m] =
