@@ -178,16 +178,25 @@ def _all(bar: float) -> dict[int, float]:
     return dict.fromkeys(ARCHITECTURES, bar)
 
 
-HALVES_AND_FLOAT = (("fp32", "float"), ("fp16", "__half"), ("bf16", "__nv_bfloat16"))
+FLOAT, DOUBLE, PRODUCT = ("FFMA", "FFMA2"), ("DFMA",), ("HMMA.16816",)
+HALVES = (("fp16", "__half"), ("bf16", "__nv_bfloat16"))
+HALVES_AND_FLOAT = (("fp32", "float"), *HALVES)
 
 BUDGETS: tuple[Budget, ...] = (
     # E1: an addition and a fused multiply-add. 64 pairs of a thread by 32 dimensions; of doubles 16.
     Budget("score fp32", cuda("score", "score_kernel<float, true>", 73984), _all(2.15), elements=(2048,)),
-    Budget("score fp64", cuda("score", "score_kernel<double, true>", 70144), _all(2.6), ("DFMA",), elements=(512,)),
+    Budget("score fp64", cuda("score", "score_kernel<double, true>", 70144), _all(2.6), DOUBLE, elements=(512,)),
     # E7: four maxima and a product for eight elements.
     *(
-        Budget(f"score {name}", cuda("score", f"score_max_kernel<{kind}, true>", 34816), _all(0.75), ("HMMA.16816",))
-        for name, kind in (("fp16", "__half"), ("bf16", "__nv_bfloat16"))
+        Budget(f"score {name}", cuda("score", f"score_max_kernel<{kind}, true>", 34816), _all(0.75), PRODUCT)
+        for name, kind in HALVES
+    ),
+    # E1 where that is not certain: the tile with loads one by one.
+    *(
+        Budget(
+            f"score again {name}", cuda("score", f"score_kernel<{kind}, false>", 73984), _all(2.35), elements=(2048,)
+        )
+        for name, kind in HALVES
     ),
     # E2, both sides: a sign by keys in one instruction, which sm_80 has not, and two fused multiply-adds. 64 elements
     # have 3 more, of the sums of upstream gradients.
@@ -213,11 +222,32 @@ BUDGETS: tuple[Budget, ...] = (
         for name, kind in HALVES_AND_FLOAT
     ),
     # The tile of the score; what its rows do with it afterwards runs once for all dimensions and is not in the loop.
-    Budget("topk fp32", cuda("topk", "topk_kernel<float, true>", 73984), _all(2.15), elements=(2048,)),
-    Budget("hinge fp32", cuda("hinge", "hinge_kernel<float, true>", 73984), _all(2.15), elements=(2048,)),
+    *(
+        Budget(f"{stem} {name}", cuda(stem, f"{stem}_kernel<{kind}>", shared), _all(bar), work, elements=(elements,))
+        for stem in ("topk", "hinge")
+        for name, kind, shared, bar, work, elements in (
+            ("fp32", "float, true", 73984, 2.15, FLOAT, 2048),
+            ("fp64", "double, true", 70144, 2.6, DOUBLE, 512),
+            ("fp16", "__half, false", 73984, 2.35, FLOAT, 2048),
+            ("bf16", "__nv_bfloat16, false", 73984, 2.35, FLOAT, 2048),
+        )
+    ),
     # E2, a side: two comparisons, their difference, a fused multiply-add; labels and bits are read in the loop.
-    Budget(
-        "hinge_backward fp32", cuda("hinge_backward", "hinge_backward_kernel<float, true>"), _all(6), elements=(512,)
+    *(
+        Budget(
+            f"hinge_backward {side} {name}",
+            cuda("hinge_backward", f"hinge_backward_kernel<{kind}, {of_query}>"),
+            _all(bar),
+            work,
+            elements=(512,),
+        )
+        for name, kind, bar, work in (
+            ("fp32", "float", 6, FLOAT),
+            ("fp64", "double", 9.5, DOUBLE),
+            ("fp16", "__half", 6, FLOAT),
+            ("bf16", "__nv_bfloat16", 6, FLOAT),
+        )
+        for side, of_query in (("query", "true"), ("reference", "false"))
     ),
     # E10: four elements an instruction, whatever dtype the rows have. 64 pairs of a thread by 16 groups of 8 columns.
     Budget(

@@ -144,7 +144,7 @@ CUDA = {
     "score_backward": (("score_backward", 3),),
     "topk": (("topk", 2),),
     "certified": (("certified", 16),),  # the scan, for 256 queries at a time, and three kernels that follow it
-    "hinge_step": (("hinge", 2), ("hinge_backward", 3)),  # the latter for each side
+    "hinge_step": (("hinge", 2), ("hinge_backward query", 2), ("hinge_backward reference", 1)),
 }
 TRITON = {
     "score": (("triton score", 1), ("triton score max", 3)),
@@ -172,8 +172,8 @@ def ours(case: Case, counts: Mapping[str, Mapping[int, Mapping[str, float]]]) ->
         for kernel, runs in kernels[case.operation]:
             name = f"{kernel} {DTYPES[case.dtype]}"
             if name in counts:
-                share = tiles_hit(case.active) * (2 if kernel == "hinge_backward" else 1)
-                works.append(Work(counts[name], share if "hinge_backward" in name else 1.0, runs))
+                share = tiles_hit(case.active) if "hinge_backward" in name else 1.0
+                works.append(Work(counts[name], share, runs))
                 steps.discard(kernel.removesuffix(" max"))
         if works and not steps:
             found.append(Contender(f"**dissim_kernels, {backend}**", tuple(works)))

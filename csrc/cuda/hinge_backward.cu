@@ -64,7 +64,7 @@ __device__ __forceinline__ Wide<E> centre_of(const HingeBackward& p, int64_t d) 
 
 // For the rows of a side: sums over the other side of a pair's gradient and the sign of own - other, times the weight.
 template <class E, bool of_query>
-__global__ void __launch_bounds__(kThreads) hinge_backward_kernel(HingeBackward p, Scratch<Wide<E>> s) {
+__global__ void __launch_bounds__(kThreads, 1) hinge_backward_kernel(HingeBackward p, Scratch<Wide<E>> s) {
   using A = Wide<E>;
   __shared__ Four<A> others[kOther][kDims / kEach + 1], gradients[kOther][kOwn / kEach + 1];
   __shared__ A of_rows[kOwn / kEach][kDims];
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) hinge_backward_kernel(HingeBackward 
         others[at / kDims][d / kEach].lane[d % kEach] = element<E>(other, other0 + at / kDims, d0 + d, p.dim);
       }
       __syncthreads();
-#pragma unroll 2
+#pragma unroll(sizeof(A) == 4 ? 2 : 1)  // two of doubles spill
       for (int b = 0; b < kOther; ++b) {
         const Four<A> g = gradients[b][y], its = others[b][x];
 #pragma unroll
