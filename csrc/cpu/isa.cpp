@@ -30,7 +30,9 @@ const Kernels* const* compiled_kernels() {
 
 bool can_run(const Kernels& set) {
 #if defined(__x86_64__)
-  if (!strcmp(set.isa, "avx512")) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+  if (!strcmp(set.isa, "avx512"))
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!strcmp(set.isa, "avx2"))
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif

@@ -15,8 +15,7 @@ template <class A>
 constexpr int64_t kBlockColumns = 2048 / sizeof(A);
 constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
 constexpr int64_t kTaskWork = 1 << 20;  // pairs times dimensions that are worth a task of their own
-template <class A>
-constexpr int64_t kSlice = 65536 / (kPanel<A> * sizeof(A));  // dimensions of a panel that are read again and again
+constexpr int64_t kSlice = 2048 / kTileVectors;  // dimensions of a panel that are read again and again
 
 template <class E>
 struct Pairs {
@@ -65,11 +64,17 @@ void score_block(const A* const* query, int64_t rows, const A* packed, int64_t c
                  A bias, A* scores, int64_t width) {
   int64_t d = 0;
   do {  // slice by slice, so that a panel's stays in L2 for all rows; once for no dimensions
-    const int64_t end = least(d + kSlice<A>, dim);
+    const int64_t end = least(d + kSlice, dim);
+    const A last = end == dim ? bias : A(0);
     for (int64_t j = 0; j < columns; j += kPanel<A>)
-      for (int64_t i = 0; i < rows; i += kTileRows)
-        score_tile<A>(query + i, d, end, packed + j * dim, weight, end == dim ? bias : A(0), scores + i * width + j,
-                      width);
+      for (int64_t i = 0; i < rows; i += kTileRows) {
+        A* to = scores + i * width + j;
+        if (columns - j > kPanel<A> / 2) {
+          score_tile<A, kTileVectors>(query + i, d, end, packed + j * dim, weight, last, to, width);
+        } else {
+          score_tile<A, kTileVectors / 2>(query + i, d, end, packed + j * dim, weight, last, to, width);
+        }
+      }
     d = end;
   } while (d < dim);
 }

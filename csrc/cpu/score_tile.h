@@ -8,41 +8,42 @@
 namespace dissim {
 namespace {
 
-// Rows by vectors of a register tile. Four references serve each broadcast of a query, which costs a load and an
-// instruction. With 16 registers 3 x 4 sums fit if no reference is kept in one: each use reads it from the cache, as
-// the operand of the subtraction. With 32 registers 4 x 4 sums and the references fit.
-constexpr int kTileVectors = 4;
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileRows = 4;
-#define DISSIM_READ_AGAIN(pointer)
-#else
+// Rows by vectors of a register tile. Many references serve each broadcast of a query, which costs a load and, at 512
+// bits, half an instruction. Sums take all registers but a few: no reference is kept in one, each use reads it from the
+// cache, as the operand of the subtraction.
 constexpr int kTileRows = 3;
-#define DISSIM_READ_AGAIN(pointer) asm("" : "+r"(pointer))  // forget what was loaded through it
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileVectors = 8;  // 32 registers
+#else
+constexpr int kTileVectors = 4;
 #endif
 template <class A>
 constexpr int kPanel = kTileVectors * kLanes<A>;
 
-// scores[i][j] (+)= sum_d weight[d] |query[i][d] - panel[d][j]|, then + bias: one running sum a pair, d ascending. The
-// first call for a tile starts it, later ones go on with further dimensions. `stride` is that of the scores' rows.
-template <class A>
+// scores[i][j] (+)= sum_d weight[d] |query[i][d] - panel[d][j]|, then + bias, in the first `vectors` of a panel: one
+// running sum a pair, d ascending. The first call for a tile starts it, later ones go on with further dimensions.
+// `stride` is that of the scores' rows.
+template <class A, int vectors>
 DISSIM_INLINE void score_tile(const A* const* query, int64_t first, int64_t last, const A* panel, const A* weight,
                               A bias, A* scores, int64_t stride) {
   constexpr int lanes = kLanes<A>;
-  Vector<A> sums[kTileRows][kTileVectors] = {};
+  Vector<A> sums[kTileRows][vectors] = {};
   if (first)
     for (int i = 0; i < kTileRows; ++i)
-      for (int j = 0; j < kTileVectors; ++j) sums[i][j] = load<A>(scores + i * stride + j * lanes);
+      for (int j = 0; j < vectors; ++j) sums[i][j] = load<A>(scores + i * stride + j * lanes);
   for (int64_t d = first; d < last; ++d) {
     const Vector<A> w = broadcast<A>(weight[d]);
     const A* r = panel + d * kPanel<A>;
     for (int i = 0; i < kTileRows; ++i) {
-      DISSIM_READ_AGAIN(r);
+      asm("" : "+r"(r));  // forget what was loaded through it
       const Vector<A> q = broadcast<A>(query[i][d]);
-      for (int j = 0; j < kTileVectors; ++j) sums[i][j] += w * magnitude<A>(q - load<A>(r + j * lanes));
+      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(q - load<A>(r + j * lanes));
     }
   }
+#pragma GCC unroll kTileRows
   for (int i = 0; i < kTileRows; ++i)
-    for (int j = 0; j < kTileVectors; ++j) store<A>(scores + i * stride + j * lanes, sums[i][j] + broadcast<A>(bias));
+#pragma GCC unroll kTileVectors
+    for (int j = 0; j < vectors; ++j) store<A>(scores + i * stride + j * lanes, sums[i][j] + broadcast<A>(bias));
 }
 
 // Reference rows that one pass over a query serves: one a lane of the vector of scores.
