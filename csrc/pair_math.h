@@ -12,6 +12,18 @@ DISSIM_INLINE Vector<A> magnitude(Vector<A> t) {
   return (Vector<A>)((Integers<A>)t & VectorOf<A>::magnitude);
 }
 
+#if defined(__aarch64__)
+// The compiler makes one instruction of this and the subtraction before it.
+template <>
+DISSIM_INLINE Vector<float> magnitude<float>(Vector<float> t) {
+  return (Vector<float>)vabsq_f32((float32x4_t)t);
+}
+template <>
+DISSIM_INLINE Vector<double> magnitude<double>(Vector<double> t) {
+  return (Vector<double>)vabsq_f64((float64x2_t)t);
+}
+#endif
+
 // E3: kSignUnit * sgn(t) by comparison, 0 at t = 0 and at NaN. Whoever reads a sum of these divides by kSignUnit,
 // which is 1 or 2, so nothing is rounded.
 template <class A>

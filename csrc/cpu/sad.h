@@ -4,11 +4,6 @@
 #include <utility>
 
 #include "simd.h"
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
 
 namespace dissim {
 namespace {

@@ -9,13 +9,14 @@ namespace dissim {
 namespace {
 
 // Rows by vectors of a register tile. Many references serve each broadcast of a query, which costs a load and, at 512
-// bits, half an instruction. Sums take all registers but a few: no reference is kept in one, each use reads it from the
-// cache, as the operand of the subtraction.
-constexpr int kTileRows = 3;
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileVectors = 8;  // 32 registers
+// bits, half an instruction. x86 subtracts what it reads from the cache, so all its registers but a few hold sums; NEON
+// computes in registers only, so there the references stay in some.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 3, kTileVectors = 8;
+#elif defined(__aarch64__)
+constexpr int kTileRows = 4, kTileVectors = 4;
 #else
-constexpr int kTileVectors = 4;
+constexpr int kTileRows = 3, kTileVectors = 4;
 #endif
 template <class A>
 constexpr int kPanel = kTileVectors * kLanes<A>;
@@ -35,7 +36,9 @@ DISSIM_INLINE void score_tile(const A* const* query, int64_t first, int64_t last
     const Vector<A> w = broadcast<A>(weight[d]);
     const A* r = panel + d * kPanel<A>;
     for (int i = 0; i < kTileRows; ++i) {
+#if !defined(__aarch64__)
       asm("" : "+r"(r));  // forget what was loaded through it
+#endif
       const Vector<A> q = broadcast<A>(query[i][d]);
       for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(q - load<A>(r + j * lanes));
     }
