@@ -116,6 +116,16 @@ def test_one_class_alone_carries_all_weight(classes, balance, backend):
 
 
 @backends
+@pytest.mark.parametrize("hard", [3, None], ids=["few pairs", "all pairs"])
+def test_few_and_all_pairs_of_many_tiles(hard, backend):
+    """What backward does depends on how many pairs are active: here every negative is that is kept."""
+    inputs = judge.random_inputs((40, 140), (600, 140))
+    for offset in (0, 100):
+        shifted = inputs._replace(query=inputs.query + offset, reference=inputs.reference + offset)
+        check(shifted, labels(40, 600, 1000), backend, margin=1000.0, hard_negatives=hard)
+
+
+@backends
 def test_a_pair_on_the_margin_costs_nothing_and_pulls_nothing(backend):
     """s = y exactly: E12's comparison is strict."""
     weight = torch.tensor([-1.0], requires_grad=True)

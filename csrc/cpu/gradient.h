@@ -4,15 +4,13 @@
 // each sign, and the gradient of the weights falls out of the two sums without a third pass.
 #pragma once
 
+#include "moments.h"
 #include "sign_sums.h"
 
 namespace dissim {
 namespace {
 
-constexpr int64_t kDense = -1;           // instead of a number of pairs: the tile of g is filled
-constexpr int64_t kMostPairs = 2048;     // a quarter of a tile: beyond, all its pairs are quicker
-constexpr int64_t kCentreSample = 256;   // references that give the centre
-constexpr int64_t kPadding = 4;          // rows behind a chunk, so that chunks do not all fall on one set of a cache
+constexpr int64_t kPadding = 4;  // rows behind a chunk, so that chunks do not all fall on one set of a cache
 
 template <class E>
 class Gradient {
@@ -53,13 +51,13 @@ class Gradient {
     });
     for_each(parallel, chunks_, [&](int64_t chunk) {
       finite_[chunk] = finite_chunk<A>(packed_ + chunk * stride_, padded_);
-      if (grad_weight_) find_centre(chunk);
+      const int64_t d = chunk * lanes;
+      if (grad_weight_) find_centre<E>(reference_, batch, d, d + lanes, dim_, centre_ + d);
     });
   }
 
-  // One head. tile(n, m, rows, columns, g, pairs) gives the upstream gradients of a tile of pairs: it fills g
-  // [rows][kTileColumns] and returns kDense, or lists the pairs that are not 0, kMostPairs at most, and returns their
-  // number.
+  // One head. tile(n, m, rows, columns, g) fills g [rows][kTileColumns] with the upstream gradients of a tile of pairs;
+  // false: all of them are 0.
   template <class Tile>
   void add(int64_t head, const Parallel& parallel, const Tile& tile) {
     const bool of_query = grad_query_ || grad_weight_, of_reference = grad_reference_ || grad_weight_;
@@ -77,20 +75,7 @@ class Gradient {
   }
 
  private:
-  static constexpr int kTogether = 4;  // chunks that a list of pairs is added to at once
   static constexpr int64_t kChunksOfTask = 16;  // whole cache lines of every row
-
-  // E2's centre: any will do, so the mean of some references, spread evenly, stands for that of all.
-  void find_centre(int64_t chunk) {
-    const int64_t d = chunk * lanes, step = blocks_of(reference_.rows, kCentreSample);
-    for (int64_t i = 0; i < lanes; ++i) {
-      double centre = 0;
-      for (int64_t m = 0; d + i < dim_ && m < reference_.rows; m += step)
-        centre += double(widen(row_of<E>(reference_, batch_, m)[(d + i) * reference_.dim_stride]));
-      centre /= double(blocks_of(reference_.rows, step));
-      centre_[d + i] = centre - centre == 0 ? centre : 0;
-    }
-  }
 
   template <bool of_query, bool of_reference, class Tile>
   void sweep(int64_t head, const Parallel& parallel, int64_t cuts, const Tile& tile) {
@@ -115,7 +100,6 @@ class Gradient {
     Gradient& all;
     const int64_t head, begin, end;
     Scratch<A> reference{(end - begin) * kBlock}, sums{(end - begin) * kBlock}, g{kTileQueries * kTileColumns};
-    Scratch<Pair<A>> pairs{kMostPairs};
     Scratch<bool> finite_{end - begin};
 
     template <bool of_query, bool of_reference, class Tile>
@@ -130,16 +114,13 @@ class Gradient {
         if (of_reference) memset(sums, 0, size_t((end - begin) * kBlock) * sizeof(A));
         for (int64_t n = row_begin; n < row_end; n += kTileQueries) {
           const int64_t rows = least(kTileQueries, row_end - n), whole = blocks_of(rows, kQueries) * kQueries;
-          const int64_t count = tile(n, m, rows, columns, static_cast<A*>(g), static_cast<Pair<A>*>(pairs));
-          if (count == 0) continue;  // E12: nothing of it is active
+          if (!tile(n, m, rows, columns, static_cast<A*>(g))) continue;  // E12: nothing of it is active
           if (!packed) pack(m, columns);
           packed = true;
           memset(g + rows * kTileColumns, 0, size_t(whole - rows) * kTileColumns * sizeof(A));
-          for (int64_t chunk = begin; chunk < end;) {
-            const bool finite = all.finite_[chunk] && finite_[chunk - begin];
-            chunk += finite ? add<of_query, of_reference, true>(chunk, n, count, whole, columns)
-                            : add<of_query, of_reference, false>(chunk, n, count, whole, columns);
-          }
+          for (int64_t chunk = begin; chunk < end; ++chunk)
+            all.finite_[chunk] && finite_[chunk - begin] ? add<of_query, of_reference, true>(chunk, n, whole, columns)
+                                                         : add<of_query, of_reference, false>(chunk, n, whole, columns);
         }
         if (of_reference) finish(m, columns, packed);
       }
@@ -150,22 +131,11 @@ class Gradient {
       for (int64_t i = 0; i < end - begin; ++i) finite_[i] = finite_chunk<A>(reference + i * kBlock, columns);
     }
 
-    // Adds a tile to one chunk, or a list to several if they are finite alike; returns to how many.
     template <bool of_query, bool of_reference, bool finite>
-    int64_t add(int64_t chunk, int64_t n, int64_t count, int64_t rows, int64_t columns) {
-      const A *q = all.packed_ + chunk * all.stride_ + n * lanes, *r = reference + (chunk - begin) * kBlock;
-      A *sums_q = all.sums_ + chunk * all.stride_ + n * lanes, *sums_r = sums + (chunk - begin) * kBlock;
-      if (count == kDense) {
-        sign_sums_tile<A, of_query, of_reference, finite>(q, r, g, rows, columns, sums_q, sums_r);
-        return 1;
-      }
-      bool alike = chunk + kTogether <= end;
-      for (int64_t i = chunk; alike && i < chunk + kTogether; ++i)
-        alike = (all.finite_[i] && finite_[i - begin]) == finite;
-      const auto list = alike ? sign_sums_pairs<A, kTogether, of_query, of_reference, finite>
-                              : sign_sums_pairs<A, 1, of_query, of_reference, finite>;
-      list(q, r, pairs, count, sums_q, sums_r, all.stride_, kBlock);
-      return alike ? kTogether : 1;
+    void add(int64_t chunk, int64_t n, int64_t rows, int64_t columns) {
+      const int64_t of_chunk = chunk * all.stride_ + n * lanes, of_block = (chunk - begin) * kBlock;
+      sign_sums_tile<A, of_query, of_reference, finite>(all.packed_ + of_chunk, reference + of_block, g, rows, columns,
+                                                        all.sums_ + of_chunk, sums + of_block);
     }
 
     // The block is done: its rows of the gradient, and its part of E2's second sum for the weights.
@@ -184,9 +154,8 @@ class Gradient {
   // to[i] = sum over rows of (values - centre) sums, for each dimension of a chunk.
   void moment(int64_t chunk, const A* values, const A* sums, int64_t rows, double* to) const {
     double total[lanes] = {};
-    for (int64_t row = 0; row < rows; ++row)
-      for (int i = 0; i < lanes; ++i)
-        total[i] += (values[row * lanes + i] - centre_[chunk * lanes + i]) * sums[row * lanes + i];
+    for (int64_t i = 0; i < rows * lanes; i += lanes)
+      add_moment<A>(values + i, sums + i, centre_ + chunk * lanes, lanes, total);
     memcpy(to, total, sizeof total);
   }
 

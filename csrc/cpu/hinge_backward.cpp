@@ -1,11 +1,14 @@
-// hinge_backward: E2 with the upstream gradients of E12, which the active bits and the labels give. Tiles without an
-// active pair are skipped, tiles with few are worked off pair by pair.
+// hinge_backward: E2 with the upstream gradients of E12, which the active bits and the labels give. Few active pairs
+// are worked off one by one, many tile by tile without the tiles that have none.
 #include "gradient.h"
 #include "kernels.h"
 #include "labels.h"
+#include "sparse_gradient.h"
 
 namespace dissim {
 namespace {
+
+constexpr int64_t kFewActive = 4;  // at most one of so many pairs
 
 template <class E>
 class ActivePairs {
@@ -16,16 +19,20 @@ class ActivePairs {
  public:
   static void run(const HingeBackward& p, const Parallel& parallel) {
     if (p.grad_weight) memset(p.grad_weight, 0, size_t(p.dim) * sizeof(A));
-    ask_for_large_pages(p.grad_query, p.query.rows * p.dim * int64_t(sizeof(E)));
-    ask_for_large_pages(p.grad_reference, p.reference.rows * p.dim * int64_t(sizeof(E)));
+    map_output(p.grad_query, p.query.rows * p.dim * int64_t(sizeof(E)), parallel);
+    map_output(p.grad_reference, p.reference.rows * p.dim * int64_t(sizeof(E)), parallel);
     const ActivePairs pairs(p);
-    if (p.grad_query || p.grad_reference || p.grad_weight) {
+    if (!p.grad_query && !p.grad_reference && !p.grad_weight) {
+    } else if (pairs.count(parallel) <= p.query.rows * p.reference.rows / kFewActive) {
+      const auto list = [&](int64_t m, Pairs<A>& some) { pairs.list(m, some); };
+      SparseGradient<E, decltype(list)>::run(p, parallel, list);
+    } else {
       Gradient<E> gradient(p.query, p.reference, 1, p.dim, static_cast<const A*>(p.weight),
                            static_cast<E*>(p.grad_query), static_cast<E*>(p.grad_reference),
                            static_cast<A*>(p.grad_weight));
       gradient.begin(0, parallel);
-      gradient.add(0, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g, Pair<A>* listed) {
-        return pairs.tile(n, m, rows, columns, g, listed);
+      gradient.add(0, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) {
+        return pairs.tile(n, m, rows, columns, g);
       });
     }
     if (p.grad_bias) *static_cast<A*>(p.grad_bias) = pairs.sum(parallel);
@@ -34,14 +41,22 @@ class ActivePairs {
  private:
   explicit ActivePairs(const HingeBackward& p) : p_(p), row_bytes_(blocks_of(p.reference.rows, 8)) {}
 
-  int64_t tile(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g, Pair<A>* listed) const {
-    uint64_t active[kTileQueries][kWords];
-    int64_t count = 0;
+  int64_t count(const Parallel& parallel) const {
+    Scratch<int64_t> counts(p_.query.rows);
+    for_each(parallel, p_.query.rows, [&](int64_t n) {
+      counts[n] = 0;
+      for (int64_t m = 0; m < p_.reference.rows; m += 64) counts[n] += __builtin_popcountll(bits_of(n, m));
+    });
+    int64_t total = 0;
+    for (int64_t n = 0; n < p_.query.rows; ++n) total += counts[n];
+    return total;
+  }
+
+  bool tile(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) const {
+    uint64_t active[kTileQueries][kWords], any = 0;
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t word = 0; word < kWords; ++word)
-        count += __builtin_popcountll(active[i][word] = bits_of(n + i, m + 64 * word));
-    if (count <= kMostPairs) return list(n, m, rows, active, listed);
-    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t word = 0; word < kWords; ++word) any |= active[i][word] = bits_of(n + i, m + 64 * word);
+    for (int64_t i = 0; any && i < rows; ++i)
       for (int64_t word = 0; word < kWords; ++word) {
         const int64_t first = m + 64 * word, width = least(64, columns - 64 * word);
         if (width <= 0) break;
@@ -49,20 +64,18 @@ class ActivePairs {
         fill(active[i][word] & same, active[i][word] & ~same, positive(n + i), negative(n + i),
              g + i * kTileColumns + 64 * word);
       }
-    return kDense;
+    return any;
   }
 
-  int64_t list(int64_t n, int64_t m, int64_t rows, const uint64_t (&active)[kTileQueries][kWords],
-               Pair<A>* listed) const {
-    int64_t count = 0;
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t word = 0; word < kWords; ++word)
-        for (uint64_t left = active[i][word]; left; left &= left - 1) {
-          const int64_t j = 64 * word + __builtin_ctzll(left);
-          const bool same = p_.reference_labels[m + j] == p_.query_labels[n + i];
-          listed[count++] = {int32_t(i), int32_t(j), same ? positive(n + i) : negative(n + i)};
+  // As SparseGradient wants it: the active pairs of references m, m + 1 and so on.
+  void list(int64_t m, Pairs<A>& pairs) const {
+    for (int64_t n = 0; n < p_.query.rows; ++n)
+      for (int64_t first = 0; first < pairs.references; first += 64)
+        for (uint64_t left = bits_of(n, m + first); left; left &= left - 1) {
+          const int64_t j = first + __builtin_ctzll(left);
+          const bool same = p_.reference_labels[m + j] == p_.query_labels[n];
+          pairs.add(j, int32_t(n), same ? positive(n) : negative(n));
         }
-    return count;
   }
 
   static void fill(uint64_t positives, uint64_t negatives, A positive, A negative, A* g) {
@@ -91,9 +104,13 @@ class ActivePairs {
 
   // Up to 64 active bits of a row from reference m on, a multiple of 8.
   uint64_t bits_of(int64_t n, int64_t m) const {
+    const uint8_t* from = p_.active + n * row_bytes_ + m / 8;
     uint64_t word = 0;
-    if (const int64_t bytes = least(8, row_bytes_ - m / 8); bytes > 0)
-      memcpy(&word, p_.active + n * row_bytes_ + m / 8, size_t(bytes));
+    if (const int64_t bytes = row_bytes_ - m / 8; bytes >= 8) {
+      memcpy(&word, from, 8);
+    } else if (bytes > 0) {
+      memcpy(&word, from, size_t(bytes));
+    }
     return word;
   }
   A positive(int64_t n) const { return -static_cast<const A*>(p_.grad_positive)[n]; }

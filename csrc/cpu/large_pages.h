@@ -10,15 +10,16 @@
 namespace dissim {
 namespace {
 
-// For an output of so many bytes that is about to be written; a hint, so nothing depends on its success.
-inline void ask_for_large_pages(void* output, int64_t bytes) {
+constexpr int64_t kLargePage = 2 << 20;
+
+// For memory of so many bytes that is about to be written; a hint, so nothing depends on its success.
+inline void ask_for_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__)
-  constexpr uintptr_t page = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(output) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(output) + uintptr_t(bytes)) / page * page;
-  if (output && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / kLargePage * kLargePage;
+  if (memory && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
-  (void)output, (void)bytes;
+  (void)memory, (void)bytes;
 #endif
 }
 

@@ -42,6 +42,18 @@ void for_each(const Parallel& parallel, int64_t count, F each) {
   }
 }
 
+// Maps an output, null or wholly overwritten later, before threads that first write to one page at the same time both
+// clear it. On few threads one does it: it gets back what it freed last, which the cache still has.
+inline void map_output(void* output, int64_t bytes, const Parallel& parallel) {
+  if (!output) return;
+  ask_for_large_pages(output, bytes);
+  const int64_t pages = blocks_of(bytes, kLargePage), run = most(1, 64 / parallel.threads);
+  for_each(parallel, blocks_of(pages, run), [&](int64_t i) {
+    for (int64_t page = i * run; page < least((i + 1) * run, pages); ++page)
+      static_cast<char*>(output)[page * kLargePage] = 0;
+  });
+}
+
 // A switch over the dtypes: Operation<E>::run(problem, parallel).
 template <template <class> class Operation, class Problem>
 void dispatch(const Problem& problem, const Parallel& parallel) {

@@ -12,7 +12,7 @@ struct ScoreAll {
   static void run(const Score& p, const Parallel& parallel) {
     const int64_t rows = p.query.rows, columns = p.reference.rows;
     if (p.batch * p.heads * rows * columns == 0) return;
-    ask_for_large_pages(p.scores, p.batch * p.heads * rows * columns * int64_t(sizeof(E)));
+    map_output(p.scores, p.batch * p.heads * rows * columns * int64_t(sizeof(E)), parallel);
     const bool swapped = columns < rows && columns < kPanel<A>;
     const Pairs<E> pairs{swapped ? p.reference : p.query, swapped ? p.query : p.reference, p.batch, p.heads, p.dim,
                          static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};

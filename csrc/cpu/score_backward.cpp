@@ -16,8 +16,8 @@ struct Backward {
     const int64_t groups = least(p.batch, kEntryGroups), size = p.heads * p.dim;
     Scratch<A> partial(groups * size);
     memset(partial, 0, size_t(groups * size) * sizeof(A));
-    ask_for_large_pages(p.grad_query, p.batch * p.query.rows * p.dim * int64_t(sizeof(E)));
-    ask_for_large_pages(p.grad_reference, p.batch * p.reference.rows * p.dim * int64_t(sizeof(E)));
+    map_output(p.grad_query, p.batch * p.query.rows * p.dim * int64_t(sizeof(E)), parallel);
+    map_output(p.grad_reference, p.batch * p.reference.rows * p.dim * int64_t(sizeof(E)), parallel);
     const auto group = [&](int64_t i, const Parallel& inner) {
       const int64_t begin = i * p.batch / groups, end = (i + 1) * p.batch / groups;
       A* grad_weight = p.grad_weight ? partial + i * size : nullptr;
@@ -47,9 +47,9 @@ struct Backward {
       gradient.begin(batch, parallel);
       for (int64_t head = 0; head < p.heads; ++head) {
         const E* grad = static_cast<const E*>(p.grad) + batch * p.grad_batch_stride + head * p.grad_head_stride;
-        gradient.add(head, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g, Pair<A>*) {
+        gradient.add(head, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) {
           copy_tile(p, grad + n * p.grad_row_stride + m * p.grad_column_stride, rows, columns, g);
-          return kDense;
+          return true;
         });
       }
     }

@@ -11,13 +11,6 @@ namespace {
 constexpr int64_t kTileQueries = 64, kTileColumns = 128;  // a tile of g: 32 KiB of floats, in L2
 constexpr int kQueries = 4;                               // query rows in registers
 
-// A pair of a tile and its upstream gradient.
-template <class A>
-struct Pair {
-  int32_t row, column;
-  A grad;
-};
-
 // All pairs of a tile of g [rows][kTileColumns]. `rows` is a multiple of kQueries.
 template <class A, bool of_query, bool of_reference, bool finite>
 void sign_sums_tile(const A* query, const A* reference, const A* g, int64_t rows, int64_t columns, A* sums_q,
@@ -47,25 +40,7 @@ void sign_sums_tile(const A* query, const A* reference, const A* g, int64_t rows
   }
 }
 
-// Only the pairs listed, in `some` chunks at a time that lie `stride_q` and `stride_r` elements apart: pairs of one row
-// wait for its sums one after another, those chunks do not wait for each other.
-template <class A, int some, bool of_query, bool of_reference, bool finite>
-void sign_sums_pairs(const A* query, const A* reference, const Pair<A>* pairs, int64_t count, A* sums_q, A* sums_r,
-                     int64_t stride_q, int64_t stride_r) {
-  constexpr int lanes = kLanes<A>;
-  for (int64_t i = 0; i < count; ++i) {
-    int64_t n = pairs[i].row * lanes, m = pairs[i].column * lanes;
-    const Vector<A> g = broadcast<A>(pairs[i].grad);
-    for (int chunk = 0; chunk < some; ++chunk, n += stride_q, m += stride_r) {
-      const Vector<A> t = load<A>(query + n) - load<A>(reference + m);
-      const Vector<A> s = finite ? sign_of_finite<A>(t) : sign<A>(t);
-      if (of_query) store<A>(sums_q + n, load<A>(sums_q + n) + g * s);
-      if (of_reference) store<A>(sums_r + m, load<A>(sums_r + m) + g * s);
-    }
-  }
-}
-
-constexpr int64_t kRowsAhead = 4;  // the processor foresees lines of a row, not the next row
+constexpr int64_t kRowsAhead = 8;  // to fetch: the processor foresees lines of a row, not the next row
 
 // `count` rows from `first` on as chunks [begin, end): to[chunk - begin][row][lanes], `stride` elements a chunk; rows
 // past the end are 0. Adding 0 turns -0 into +0, so that a tie is never -0.
