@@ -49,9 +49,35 @@ DISSIM_INLINE void score_tile(const A* const* query, int64_t first, int64_t last
     for (int j = 0; j < vectors; ++j) store<A>(scores + i * stride + j * lanes, sums[i][j] + broadcast<A>(bias));
 }
 
-// Reference rows that one pass over a query serves: one a lane of the vector of scores.
+// Reference rows that one pass over a query serves: one a lane of 16 bytes of scores.
 template <class A>
-constexpr int kRowGroup = kLanes<A>;
+constexpr int kRowGroup = 16 / sizeof(A);
+template <class A>
+struct GroupOf {
+  typedef A type __attribute__((vector_size(16)));
+};
+template <class A>
+using Group = typename GroupOf<A>::type;
+
+// The 16-byte parts of a vector, added up.
+template <class A>
+DISSIM_INLINE Group<A> fold(Vector<A> v) {
+  Group<A> parts[kVectorBytes / 16];
+  memcpy(parts, &v, sizeof v);
+#pragma GCC unroll 3
+  for (int half = kVectorBytes / 32; half; half /= 2)
+#pragma GCC unroll 2
+    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+  return parts[0];
+}
+
+// Neighbours added up: those of a, then those of b. Two or one such steps make sums of four or two vectors.
+DISSIM_INLINE Group<float> pairwise(Group<float> a, Group<float> b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+DISSIM_INLINE Group<double> pairwise(Group<double> a, Group<double> b) {
+  return __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
+}
 
 // scores[i] = bias + sum_d weight[d] |query[d] - reference[i][d]|: lanes are dimensions, for the shapes that are bound
 // by reading the references, which are read one after another, in four chains of sums each, to keep memory streaming.
@@ -60,30 +86,31 @@ template <class E>
 DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const (&reference)[kRowGroup<Wide<E>>], int64_t stride,
                               const Wide<E>* weight, Wide<E> bias, int64_t dim, Wide<E>* scores) {
   using A = Wide<E>;
-  constexpr int lanes = kLanes<A>, chains = 4;
+  constexpr int lanes = kLanes<A>, chains = 4, group = kRowGroup<A>;
   const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
-  Vector<A> sums[lanes];
-  for (int i = 0; i < lanes; ++i) {
+  Group<A> sums[group];
+#pragma GCC unroll 4
+  for (int i = 0; i < group; ++i) {
+    const E* r = reference[i];
     Vector<A> parts[chains] = {};
     const auto add = [&](int64_t d, Vector<A>& part) {
-      part += load<A>(weight + d) * magnitude<A>(load<A>(query + d) - load_wide<E>(reference[i] + d));
+      part += load<A>(weight + d) * magnitude<A>(load<A>(query + d) - load_wide<E>(r + d));
     };
     int64_t d = 0;
     for (; d + chains * lanes <= whole; d += chains * lanes)
       for (int chain = 0; chain < chains; ++chain) add(d + chain * lanes, parts[chain]);
     for (; d < whole; d += lanes) add(d, parts[0]);
-    sums[i] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    sums[i] = fold<A>((parts[0] + parts[1]) + (parts[2] + parts[3]));
   }
-  transpose<A>(sums);  // now lane i of every vector belongs to row i
-  for (int half = lanes / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-  store<A>(scores, sums[0]);
+  for (int half = group / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] = pairwise(sums[2 * i], sums[2 * i + 1]);
+  memcpy(scores, &sums[0], sizeof sums[0]);
   for (int64_t d = whole; d < dim; ++d)
-    for (int i = 0; i < lanes; ++i) {
+    for (int i = 0; i < group; ++i) {
       A t = query[d] - widen(reference[i][d * stride]);
       scores[i] += weight[d] * (t < 0 ? -t : t);
     }
-  for (int i = 0; i < lanes; ++i) scores[i] += bias;
+  for (int i = 0; i < group; ++i) scores[i] += bias;
 }
 
 }  // namespace
