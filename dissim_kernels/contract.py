@@ -51,6 +51,33 @@ class Search(NamedTuple):
         return self.exclude, self.query_labels, self.reference_labels
 
 
+class Hinge(NamedTuple):
+    """A hinge loss as backends get it, all checked: one matrix of each side, labelled rows."""
+
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [1]
+    query_labels: Tensor  # [N]
+    reference_labels: Tensor  # [M]
+    exclude: Tensor | None  # [N]
+    margin: float
+    hard_negatives: int | None
+
+
+class HingeBackward(NamedTuple):
+    """What its gradients follow from (E12)."""
+
+    grad_positive: Tensor  # [N], wide
+    grad_negative: Tensor  # [N], wide
+    active: Tensor  # uint8 [N, ceil(M / 8)]
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    query_labels: Tensor  # [N]
+    reference_labels: Tensor  # [M]
+
+
 def refuse(argument: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError) -> None:
     raise error(f"{argument}: expected {expected}, got {got}. {remedy}")
 

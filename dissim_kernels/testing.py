@@ -70,6 +70,11 @@ def tie_grid(rows: int, columns: int, dim: int, dtype: torch.dtype = torch.float
     return Inputs(query, reference, weight / 4, 0.5)
 
 
+def far(inputs: Inputs) -> Inputs:
+    """A `tie_grid` far from zero, where the half formats still hold it: their max form would cancel (E7)."""
+    return inputs._replace(query=inputs.query * 4 + 512, reference=inputs.reference * 4 + 512)
+
+
 def random_inputs(
     query: tuple[int, ...], reference: tuple[int, ...], heads: int | None = None,
     dtype: torch.dtype = torch.float32, bias: bool = True, seed: int = 0,

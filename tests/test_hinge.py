@@ -152,6 +152,12 @@ def test_half_precision_beside_a_wide_classifier(backend):
 
 
 @backends
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_far_from_zero(dtype, backend):
+    check(judge.far(judge.tie_grid(9, 40, 17, dtype)), labels(9, 40), backend, exact=True, margin=2.0)
+
+
+@backends
 def test_a_nan_score_makes_its_row_nan_and_no_other(backend):
     inputs = judge.random_inputs((5, 4), (6, 4))
     inputs.query[2, 1] = torch.nan

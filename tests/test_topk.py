@@ -111,6 +111,12 @@ def test_half_precision_ranks_by_wide_scores(dtype, backend):
 
 
 @backends
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_far_from_zero(dtype, backend):
+    check(judge.far(judge.tie_grid(9, 40, 17, dtype)), 7, backend, exact=True)
+
+
+@backends
 def test_same_result_with_any_number_of_threads(backend):
     inputs, threads = judge.tie_grid(200, 700, 9), torch.get_num_threads()
     try:

@@ -1,6 +1,6 @@
 // hinge_backward: E2's sums of signs where a pair is active. A block owns rows of one side and dimensions, and goes
-// over the tiles of the other side; a tile without an active pair costs a look at its bits (E12). Each side goes on its
-// own, so a sum has one owner and one order.
+// over the tiles of the other side. A tile without an active pair costs a look at its bits, and of others only those rows
+// cost that have an active pair with a warp's own (E12). Each side goes on its own, so a sum has one owner and one order.
 #include "launchers.h"
 #include "tile.cuh"
 
@@ -15,6 +15,14 @@ template <class A>
 struct alignas(16) Four {
   A lane[kEach];
 };
+
+template <class A>
+__device__ __forceinline__ bool is_zero(const Four<A>& four) {
+  bool other = false;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) other |= four.lane[i] != 0;  // NaN is not 0
+  return !other;
+}
 
 // Sums of each block over its rows, for the gradients of weights [tiles][dim] and bias [query tiles].
 template <class A>
@@ -85,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, 1) hinge_backward_kernel(HingeBackwa
       const A g = of_query ? pair_gradient<A>(p, row0 + a, other0 + b) : pair_gradient<A>(p, other0 + b, row0 + a);
       gradients[b][a / kEach].lane[a % kEach] = g;
       of_bias += g;
-      any |= g != 0;  // NaN is not 0
+      any |= g != 0;
     }
     any = __any_sync(kAll, any);
     if (t % kWarp == 0) found[t / kWarp] = any;
@@ -101,7 +109,9 @@ __global__ void __launch_bounds__(kThreads, 1) hinge_backward_kernel(HingeBackwa
       __syncthreads();
 #pragma unroll(sizeof(A) == 4 ? 2 : 1)  // two of doubles spill
       for (int b = 0; b < kOther; ++b) {
-        const Four<A> g = gradients[b][y], its = others[b][x];
+        const Four<A> g = gradients[b][y];
+        if (is_zero(g)) continue;
+        const Four<A> its = others[b][x];
 #pragma unroll
         for (int i = 0; i < kEach; ++i)
 #pragma unroll

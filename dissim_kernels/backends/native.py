@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, Problem, Search
+from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, Search
 from . import reference as reference_backend
 from .quantise import positive_groups, quantise_queries, quantise_references  # noqa: F401
 
@@ -82,52 +82,30 @@ def topk(search: Search) -> tuple[Tensor, Tensor]:
     return found
 
 
-def hinge(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    exclude: Tensor | None,
-    margin: float,
-    hard_negatives: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
+    query, reference, weight, bias, *filters, margin, hard_negatives = given
     positive, negative = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
     active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
     pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
-    filters = [_contiguous(x) for x in (query_labels, reference_labels, exclude)]
     hard = -1 if hard_negatives is None else hard_negatives
-    operators.hinge(*pairs, *filters, margin, hard, positive, negative, active)
+    operators.hinge(*pairs, *map(_contiguous, filters), margin, hard, positive, negative, active)
     return positive, negative, active
 
 
-def hinge_backward(
-    grad_positive: Tensor,
-    grad_negative: Tensor,
-    active: Tensor,
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    given = grad_positive.contiguous(), grad_negative.contiguous(), active.contiguous()
-    labels = query_labels.contiguous(), reference_labels.contiguous()
+def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
+    query, reference, weight = given[3:6]
     if not (query.numel() and reference.numel()):
-        return reference_backend.hinge_backward(*given, query, reference, weight, *labels, needs)
-    wide = _wide(weight)
+        return reference_backend.hinge_backward(given, needs)  # zeros
+    wide, upstream, labels = _wide(weight), map(_contiguous, given[:3]), map(_contiguous, given[6:])
     shapes = (query, reference, wide, wide.new_empty(1))
     grads = [t.new_empty(t.shape) if n else None for t, n in zip(shapes, needs, strict=True)]
-    operators.hinge_backward(*given, query[None], reference[None], wide, *labels, *grads)
+    operators.hinge_backward(*upstream, query[None], reference[None], wide, *labels, *grads)
     of_weight = grads[2]
     if of_weight is not None and of_weight.device.type in MENDED_HERE:
         broken = ~of_weight.isfinite()
         if broken.any():  # as in score_backward
-            pair = query[:, broken], reference[:, broken], wide[broken]
-            only = (False, False, True, False)
-            of_weight[broken] = reference_backend.hinge_backward(*given, *pair, *labels, only)[0]
+            some = given._replace(query=query[:, broken], reference=reference[:, broken], weight=wide[broken])
+            of_weight[broken] = reference_backend.hinge_backward(some, (False, False, True, False))[0]
     if of_weight is not None:
         grads[2] = of_weight.to(weight.dtype)
     return [g for g in grads if g is not None]

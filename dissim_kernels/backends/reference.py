@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..contract import ACCUMULATE, Problem, Search
+from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, Search
 from .quantise import quantise_references  # noqa: F401
 
 #: No temporary has more elements than this (16 MiB in float32), unless one pair's D is larger.
@@ -115,18 +115,9 @@ def select(scores: Tensor, barred: Tensor, k: int, largest: bool) -> tuple[Tenso
     return scores.gather(1, order).masked_fill(~found, torch.nan), order.masked_fill(~found, -1)
 
 
-def hinge(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    exclude: Tensor | None,
-    margin: float,
-    hard_negatives: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     """Row sums of the positives' and the negatives' hinge [N], [N], and the active bits [N, ceil(M / 8)]."""
+    query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives = given
     columns, bits = reference.shape[0], (reference.shape[0] + 7) // 8
     sums = [torch.zeros(query.shape[0], dtype=ACCUMULATE[query.dtype], device=query.device) for _ in range(2)]
     active = torch.zeros(query.shape[0], bits, dtype=torch.uint8, device=query.device)
@@ -149,18 +140,9 @@ def hinge(
     return sums[0], sums[1], active
 
 
-def hinge_backward(
-    grad_positive: Tensor,
-    grad_negative: Tensor,
-    active: Tensor,
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
     """E12 turned into a score gradient block by block. Those needed of [N, D], [M, D], [D], [1]."""
+    grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = given
     tensors = (query, reference, weight, grad_positive.new_empty(1))
     grads = [torch.zeros(t.shape, dtype=grad_positive.dtype, device=t.device) for t in tensors]
     powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)

@@ -12,6 +12,8 @@ from ..contract import (
     ACCUMULATE,
     BALANCES,
     REDUCTIONS,
+    Hinge,
+    HingeBackward,
     check_choice,
     check_count,
     check_labels,
@@ -135,9 +137,8 @@ def hinge(
 
     The bits are uint8 [N, ceil(M / 8)], lowest bit first: 1 where a kept pair is inside the margin.
     """
-    return resolve(backend, problem_of("hinge", query)).hinge(
-        query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives
-    )
+    given = Hinge(query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives)
+    return resolve(backend, problem_of("hinge", query)).hinge(given)
 
 
 @custom_op("dissim::hinge_backward", mutates_args=())
@@ -154,9 +155,8 @@ def hinge_backward(
     backend: str,
 ) -> list[Tensor]:
     """Those needed of the gradients of query, reference, weight [D] and bias [1], from the active bits (E12)."""
-    return resolve(backend, problem_of("hinge", query)).hinge_backward(
-        grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels, needs
-    )
+    tensors = (grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels)
+    return resolve(backend, problem_of("hinge", query)).hinge_backward(HingeBackward(*tensors), needs)
 
 
 @hinge.register_fake

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...contract import ACCUMULATE
+from ...contract import ACCUMULATE, Hinge, HingeBackward
 from .. import reference as reference_backend
 from .launch import launch, parts_of
 from .score_backward import MOST_PARTS, add_signs, gradients, load_tile, strides
@@ -184,62 +184,42 @@ def hinge_pair_sums_kernel(
         tl.store(out + rows_here, tl.sum(sums, 1), mask=rows_here < rows)
 
 
-def hinge(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    exclude: Tensor | None,
-    margin: float,
-    hard_negatives: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     """Row sums of the positives' and the negatives' hinge [N], [N], and the active bits [N, ceil(M / 8)].
 
     With hard_negatives two scans, of which the first finds each row's last negative that counts.
     """
+    query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives = given
     rows, columns, wide = query.shape[0], reference.shape[0], ACCUMULATE[query.dtype]
     active = torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8, device=query.device)
     if not (rows and columns):
         empty = torch.zeros(rows, dtype=wide, device=query.device)
         return empty, empty.clone(), active
-    given = operands(query[None], reference[None], weight[None], bias)
+    pairs = operands(query[None], reference[None], weight[None], bias)
     labels = [x.contiguous() for x in (query_labels, reference_labels)]
     exclude = None if exclude is None else exclude.contiguous()
     limits = indices = None
     if hard_negatives is not None:
         k = min(hard_negatives, columns)
-        limits, indices = topk_of(given, max(1, k), True, exclude, *labels)
+        limits, indices = topk_of(pairs, max(1, k), True, exclude, *labels)
         limits, indices = limits[:, -1].contiguous(), indices[:, -1].contiguous()
         if k == 0:  # beyond every score, with an index before all
             limits, indices = torch.full_like(limits, torch.inf), torch.zeros_like(indices)
     part, parts = parts_of(triton.cdiv(rows, LARGEST_TILE), columns, columns)
     out = torch.empty(parts, 2, rows, dtype=wide, device=query.device)
     launch(
-        hinge_kernel, "hinge", ("rows",), parts, wide, **given, query_labels=labels[0], reference_labels=labels[1],
+        hinge_kernel, "hinge", ("rows",), parts, wide, **pairs, query_labels=labels[0], reference_labels=labels[1],
         exclude=exclude, limits=limits, limit_indices=indices,
         margin=torch.full((1,), margin, dtype=wide, device=query.device), out=out, active=active, part_columns=part,
     )  # fmt: skip
     return out[:, 0].sum(0), out[:, 1].sum(0), active
 
 
-def hinge_backward(
-    grad_positive: Tensor,
-    grad_negative: Tensor,
-    active: Tensor,
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
     """E12 and E2. Those needed of [N, D], [M, D], [D], [1]."""
+    grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = given
     if not (query.numel() and reference.numel()):
-        return reference_backend.hinge_backward(
-            grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels, needs
-        )  # zeros
+        return reference_backend.hinge_backward(given, needs)  # zeros
     wide, (rows, dim), columns = ACCUMULATE[query.dtype], query.shape, reference.shape[0]
     pairs = dict(
         active=active.contiguous(), row_bytes=active.shape[1],
