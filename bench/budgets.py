@@ -232,7 +232,8 @@ BUDGETS: tuple[Budget, ...] = (
             ("bf16", "__nv_bfloat16, false", 73984, 2.35, FLOAT, 2048),
         )
     ),
-    # E2, a side: two comparisons, their difference, a fused multiply-add; labels and bits are read in the loop.
+    # E2, a side: two comparisons, their difference, a fused multiply-add; labels and bits are read in the loop, which
+    # leaves out rows that no active pair needs.
     *(
         Budget(
             f"hinge_backward {side} {name}",
@@ -242,10 +243,10 @@ BUDGETS: tuple[Budget, ...] = (
             elements=(512,),
         )
         for name, kind, bar, work in (
-            ("fp32", "float", 6, FLOAT),
-            ("fp64", "double", 9.5, DOUBLE),
-            ("fp16", "__half", 6, FLOAT),
-            ("bf16", "__nv_bfloat16", 6, FLOAT),
+            ("fp32", "float", 6.1, FLOAT),
+            ("fp64", "double", 9.6, DOUBLE),
+            ("fp16", "__half", 6.1, FLOAT),
+            ("bf16", "__nv_bfloat16", 6.1, FLOAT),
         )
         for side, of_query in (("query", "true"), ("reference", "false"))
     ),

@@ -1,6 +1,7 @@
 // The CPU's kernels as private torch operators.
 #include "torch_problems.h"
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 
@@ -11,7 +12,8 @@ dissim::Parallel parallel() {
   const int threads = int(torch::stable::get_num_threads());
   return {[](int64_t count, void (*each)(void*, int64_t), void* context) {
             std::atomic<int64_t> next{0};
-            torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
+            const int64_t workers = std::min<int64_t>(count, torch::stable::get_num_threads());  // no more are woken
+            torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
               for (int64_t worker = begin; worker < end; ++worker)
                 for (int64_t i; (i = next++) < count;) each(context, i);
             });

@@ -14,7 +14,7 @@ constexpr int64_t kBlockRows = 60;
 template <class A>
 constexpr int64_t kBlockColumns = 2048 / sizeof(A);
 constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
-constexpr int64_t kTaskWork = 1 << 20;  // pairs times dimensions that are worth a task of their own
+constexpr int64_t kTaskWork = 1 << 19;  // pairs times dimensions that are worth a task of their own
 constexpr int64_t kSlice = 2048 / kTileVectors;  // dimensions of a panel that are read again and again
 
 template <class E>
@@ -50,12 +50,12 @@ template <class E>
 Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
   constexpr int64_t panel = kPanel<Wide<E>>;
   const int64_t rows = p.query.rows, columns = p.reference.rows, work = rows * columns * p.dim;
-  const int64_t tasks = least(4 * threads, most(threads, p.batch * work / kTaskWork));
+  const int64_t tasks = least(4 * threads, most(1, p.batch * work / kTaskWork));
   const int64_t wanted = blocks_of(tasks, most(1, p.batch));
   const int64_t width = most(panel, least(kBlockColumns<Wide<E>>, blocks_of(blocks_of(columns, 8), panel) * panel));
   const int64_t blocks = blocks_of(columns, width), parts = most(1, least(least(blocks, wanted), most_parts));
   const int64_t row_parts = least(blocks_of(wanted, parts), blocks_of(rows, kBlockRows));
-  return {width, blocks, parts, row_parts, most(1, kTaskWork / 4 / most(1, work))};
+  return {width, blocks, parts, row_parts, most(1, kTaskWork / 2 / most(1, work))};
 }
 
 // Scores `rows` queries, given by wide rows, against a block of packed panels: `width` scores apart.

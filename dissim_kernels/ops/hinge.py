@@ -21,7 +21,7 @@ from ..contract import (
     check_number,
 )
 from ..dispatch import check_backend, resolve
-from .score import autocast_to_float32, each_entry, head_bias, problem_of
+from .score import autocast_to_float32, differentiated, each_entry, head_bias, problem_of
 from .topk import check_filters
 
 
@@ -82,11 +82,20 @@ def fused_dissim_hinge_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     if hard_negatives is not None:
         check_count("hard_negatives", hard_negatives, 0)
-    call = hinge if torch.compiler.is_compiling() else _Hinge.apply
+    bias = head_bias(bias, weight)
+    call = _Hinge.apply if differentiated(query, reference, weight, bias) else hinge
     positive, negative, _ = call(
-        query, reference, weight, head_bias(bias, weight), query_labels, reference_labels, exclude,
-        float(margin), hard_negatives, backend,
-    )  # fmt: skip
+        query,
+        reference,
+        weight,
+        bias,
+        query_labels,
+        reference_labels,
+        exclude,
+        float(margin),
+        hard_negatives,
+        backend,
+    )
     of_positive, of_negative, pairs = _pair_weights(
         query_labels, reference_labels, exclude, hard_negatives, balance, positive.dtype
     )

@@ -3,8 +3,8 @@
 The operators take canonical shapes: query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None, and
 give [B, C, N, M]. The doors check, broadcast and reshape, so a backend sees one form only.
 
-Eager calls go through an `autograd.Function` and compiled or exported ones through the operator's own
-`register_autograd`: on such operators torch.func.grad raises and torch.func.jvp returns a silent zero
+Eager calls with derivatives go through an `autograd.Function` and compiled or exported ones through the operator's
+own `register_autograd`: on such operators torch.func.grad raises and torch.func.jvp returns a silent zero
 (pytorch#179652), while torch.compile refuses a Function with a jvp. Both share the formulas below.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import custom_op
 
 from ..contract import ACCUMULATE, Problem, check_paired_inputs, check_score_inputs
@@ -61,10 +62,12 @@ def fused_dissim_score(
     check_backend(backend)
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_score_inputs(query, reference, weight, bias)
-    lead = torch.broadcast_shapes(query.shape[:-2], reference.shape[:-2])
-    heads = weight if weight.dim() == 2 else weight.unsqueeze(0)
-    call = score if torch.compiler.is_compiling() else _Score.apply
-    scores = call(_batch(query, lead), _batch(reference, lead), heads, head_bias(bias, weight), backend)
+    lead = query.shape[:-2]
+    if lead != reference.shape[:-2]:
+        lead = torch.broadcast_shapes(lead, reference.shape[:-2])
+    heads, bias = weight if weight.dim() == 2 else weight.unsqueeze(0), head_bias(bias, weight)
+    call = _Score.apply if differentiated(query, reference, weight, bias) else score
+    scores = call(_batch(query, lead), _batch(reference, lead), heads, bias, backend)
     scores = scores.reshape(*lead, *scores.shape[1:])
     return scores.squeeze(-3) if weight.dim() == 1 else scores.movedim(-3, -1)
 
@@ -106,6 +109,17 @@ def autocast_to_float32(*arguments: Tensor | float | None) -> list:
     ]
 
 
+def differentiated(*inputs: Tensor | None) -> bool:
+    """Whether an eager call may be asked for derivatives; if not, the operator alone costs less."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return True
+    tensors = [x for x in inputs if x is not None]
+    backward = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return backward or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
 def head_bias(bias: Tensor | float | None, weight: Tensor) -> Tensor | None:
     """The bias as [C] or None."""
     if bias is None:
@@ -117,6 +131,8 @@ def head_bias(bias: Tensor | float | None, weight: Tensor) -> Tensor | None:
 
 def _batch(rows: Tensor, lead: torch.Size) -> Tensor:
     """[..., R, D] -> [B, R, D] with the leading dimensions broadcast to `lead`."""
+    if not lead:
+        return rows.unsqueeze(0)
     return rows.expand(*lead, *rows.shape[-2:]).reshape(math.prod(lead), *rows.shape[-2:])
 
 
