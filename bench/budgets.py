@@ -28,7 +28,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class Budget:
-    """work, per_element and elements as in `machine_code.Code.main_loop`."""
+    """work, per_element, elements and turns as in `machine_code.Code.main_loop`."""
 
     name: str
     build: Callable[..., Binary]
@@ -36,6 +36,7 @@ class Budget:
     work: tuple[str, ...] = ("FFMA", "FFMA2")
     per_element: float = 1
     elements: tuple[int, ...] = ()
+    turns: int = 0
     needs: tuple[str, ...] = ("cuobjdump", "nvdisasm")
 
 
@@ -189,6 +190,17 @@ BUDGETS: tuple[Budget, ...] = (
     # E7: four maxima and a product for eight elements.
     *(
         Budget(f"score {name}", cuda("score", f"score_max_kernel<{kind}, true>", 34816), _all(0.75), PRODUCT)
+        for name, kind in HALVES
+    ),
+    # The same where rows are not 16-byte aligned: two of a side are loaded in a loop, element by element.
+    *(
+        Budget(
+            f"score strided {name}",
+            cuda("score", f"score_max_kernel<{kind}, false>", 34816),
+            _all(1.1),
+            PRODUCT,
+            turns=2,
+        )
         for name, kind in HALVES
     ),
     # E1 where that is not certain: the tile with loads one by one.

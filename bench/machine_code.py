@@ -139,12 +139,15 @@ class Code:
                 waiting.extend(self._before[place])
         return frozenset(body)
 
-    def main_loop(self, work: tuple[str, ...], per_element: float = 1, elements: tuple[int, ...] = ()) -> MainLoop:
+    def main_loop(
+        self, work: tuple[str, ...], per_element: float = 1, elements: tuple[int, ...] = (), turns: int = 0
+    ) -> MainLoop:
         """The innermost loop with the most of the instructions `work`, or one around it.
 
         per_element: how many results of WORK make an element (2 for a backward of two fused multiply-adds each).
         elements: of a thread in one turn of the main loop. Where the innermost loop finishes fewer, it is nested in
         the main loop and runs as many turns as that takes; several numbers are several levels, from within.
+        turns: of every other loop within the main loop; 0 if that is not known.
         """
         finished = {place: ins.work(work) for place, ins in enumerate(self.instructions) if ins.work(work)}
         nest = [loop for loop in self.loops if finished.keys() & loop.body]
@@ -153,7 +156,7 @@ class Code:
         innermost = [loop for loop in nest if not any(other.body < loop.body for other in nest)]
         loop = max(innermost, key=lambda loop: sum(finished.get(place, 0) for place in loop.body))
         turn = sum(finished.get(place, 0) for place in loop.body) / per_element
-        opcodes, side = self._straight(loop, None)
+        opcodes, side = self._straight(loop, None, turns)
         for wanted in elements:
             if wanted > turn:
                 if wanted % turn:
@@ -162,7 +165,7 @@ class Code:
                 if not outer:
                     raise LookupError(f"no loop around the innermost, whose turn has {turn:g} elements, not {wanted}")
                 around = min(outer, key=lambda other: len(other.body))
-                more, sides = self._straight(around, loop)
+                more, sides = self._straight(around, loop, turns)
                 for name, number in opcodes.items():
                     more[name] += number * wanted / turn
                 opcodes, turn, loop, side = more, wanted, around, side + sides
@@ -170,11 +173,14 @@ class Code:
                 raise LookupError(f"a turn of the loop has {turn:g} elements, not {wanted}")
         return MainLoop(turn, opcodes, side)
 
-    def _straight(self, loop: Loop, inner: Loop | None) -> tuple[Counter[str], int]:
-        """Instructions of the loop without those of `inner`, and how many other loops are among them."""
+    def _straight(self, loop: Loop, inner: Loop | None, turns: int) -> tuple[Counter[str], int]:
+        """Instructions of the loop without those of `inner`, and how many other loops of unknown length are there."""
         own = loop.body - (inner.body if inner else frozenset())
+        others = [other for other in self.loops if other.body <= own and other.body != loop.body]
         opcodes = Counter(self.instructions[place].opcode.split(".")[0] for place in own)
-        return opcodes, sum(other.body <= own and other.body != loop.body for other in self.loops)
+        for place in (place for other in others if turns for place in other.body):
+            opcodes[self.instructions[place].opcode.split(".")[0]] += turns - 1
+        return opcodes, 0 if turns else len(others)
 
 
 @dataclass(frozen=True)

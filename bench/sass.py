@@ -65,7 +65,7 @@ def count(budget: Budget, arch: int) -> Count:
     if len(found) != 1:
         names = "\n  ".join(kernel.name for kernel in found or read(binary.cubin))
         raise LookupError(f"{budget.name}: {len(found)} kernels are named like {binary.part!r}:\n  {names}")
-    loop = found[0].code.main_loop(budget.work, budget.per_element, budget.elements)
+    loop = found[0].code.main_loop(budget.work, budget.per_element, budget.elements, budget.turns)
     return Count(budget, found[0], loop, binary.dynamic_shared)
 
 

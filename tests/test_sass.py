@@ -105,6 +105,13 @@ def test_a_nest_of_loops_counts_its_inner_one_as_often_as_it_runs():
     assert nest.main_loop(("FFMA",), per_element=2, elements=(8,)).slots == 8 * 4 + 3
 
 
+def test_a_loop_beside_the_inner_one_counts_as_often_as_it_is_said_to_run():
+    nest = code("MOV", "LDG", "@P0 BRA 1", "FFMA R1", "@P1 BRA 3", "@P2 BRA 0")
+    unknown, known = (nest.main_loop(("FFMA",), elements=(4,), turns=turns) for turns in (0, 3))
+    assert (unknown.side_loops, known.side_loops) == (1, 0)
+    assert (unknown.slots, known.slots) == (4 * 2 + 4, 4 * 2 + 4 + 2 * 2)
+
+
 def test_a_loop_is_found_wherever_its_blocks_lie():
     """Its head behind its body, a call for a jump, and a branch that leaves it."""
     moved = code("BRA 3", "FFMA R1", "NOP", "LDS", "@P0 EXIT", "CALL.REL.NOINC 1")
