@@ -22,11 +22,11 @@ class ActivePairs {
     map_output(p.grad_query, p.query.rows * p.dim * int64_t(sizeof(E)), parallel);
     map_output(p.grad_reference, p.reference.rows * p.dim * int64_t(sizeof(E)), parallel);
     const ActivePairs pairs(p);
-    if (!p.grad_query && !p.grad_reference && !p.grad_weight) {
-    } else if (pairs.count(parallel) <= p.query.rows * p.reference.rows / kFewActive) {
-      const auto list = [&](int64_t m, Pairs<A>& some) { pairs.list(m, some); };
-      SparseGradient<E, decltype(list)>::run(p, parallel, list);
-    } else {
+    const bool wanted = p.grad_query || p.grad_reference || p.grad_weight;
+    if (wanted && pairs.count(parallel) <= p.query.rows * p.reference.rows / kFewActive) {
+      const auto list = [&](int64_t m, PairLists<A>& lists) { pairs.list(m, lists); };
+      SparseGradient<E, decltype(list)>::run(p, parallel, pairs.most_of_one(parallel), list);
+    } else if (wanted) {
       Gradient<E> gradient(p.query, p.reference, 1, p.dim, static_cast<const A*>(p.weight),
                            static_cast<E*>(p.grad_query), static_cast<E*>(p.grad_reference),
                            static_cast<A*>(p.grad_weight));
@@ -52,6 +52,30 @@ class ActivePairs {
     return total;
   }
 
+  // Of the references, the active pairs of the one that has most.
+  int64_t most_of_one(const Parallel& parallel) const {
+    constexpr int64_t some = 512;  // a cache line of bits
+    const int64_t blocks = blocks_of(p_.reference.rows, some);
+    Scratch<int64_t> greatest(blocks);
+    for_each(parallel, blocks, [&](int64_t block) {
+      int64_t counts[some] = {};
+      each(block * some, some, [&](int64_t, int64_t j) { ++counts[j]; });
+      greatest[block] = 0;
+      for (const int64_t count : counts) greatest[block] = most(greatest[block], count);
+    });
+    int64_t found = 0;
+    for (int64_t block = 0; block < blocks; ++block) found = most(found, greatest[block]);
+    return found;
+  }
+
+  // Calls visit(n, j) for the active pairs of references [m, m + count), count a multiple of 64; j = 0 is m.
+  template <class Visit>
+  void each(int64_t m, int64_t count, const Visit& visit) const {
+    for (int64_t n = 0; n < p_.query.rows; ++n)
+      for (int64_t first = 0; first < count; first += 64)
+        for (uint64_t left = bits_of(n, m + first); left; left &= left - 1) visit(n, first + __builtin_ctzll(left));
+  }
+
   bool tile(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) const {
     uint64_t active[kTileQueries][kWords], any = 0;
     for (int64_t i = 0; i < rows; ++i)
@@ -67,15 +91,11 @@ class ActivePairs {
     return any;
   }
 
-  // As SparseGradient wants it: the active pairs of references m, m + 1 and so on.
-  void list(int64_t m, Pairs<A>& pairs) const {
-    for (int64_t n = 0; n < p_.query.rows; ++n)
-      for (int64_t first = 0; first < pairs.references; first += 64)
-        for (uint64_t left = bits_of(n, m + first); left; left &= left - 1) {
-          const int64_t j = first + __builtin_ctzll(left);
-          const bool same = p_.reference_labels[m + j] == p_.query_labels[n];
-          pairs.add(j, int32_t(n), same ? positive(n) : negative(n));
-        }
+  void list(int64_t m, PairLists<A>& lists) const {
+    each(m, lists.references, [&](int64_t n, int64_t j) {
+      const bool same = p_.reference_labels[m + j] == p_.query_labels[n];
+      lists.add(j, int32_t(n), same ? positive(n) : negative(n));
+    });
   }
 
   static void fill(uint64_t positives, uint64_t negatives, A positive, A negative, A* g) {

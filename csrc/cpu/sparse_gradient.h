@@ -16,15 +16,15 @@ struct Pair {
   A grad;
 };
 
-// The pairs of `references` references, a multiple of 64, each reference's apart.
+// The pairs of `references` references, a multiple of 64, each reference's apart; at most `most_pairs` of one.
 template <class A>
-class Pairs {
+class PairLists {
  public:
   const int64_t references;
 
-  explicit Pairs(int64_t queries)
-      : references(most(1, least(8, kMostPairs / 64 / queries)) * 64),
-        room_(queries + 4),
+  explicit PairLists(int64_t most_pairs)
+      : references(most(1, least(8, kPairs / 64 / most(1, most_pairs))) * 64),
+        room_(most_pairs),
         counts_(references),
         pairs_(references * room_) {}
 
@@ -34,8 +34,8 @@ class Pairs {
   const Pair<A>* end(int64_t reference) const { return begin(reference) + counts_[reference]; }
 
  private:
-  static constexpr int64_t kMostPairs = 1 << 18;
-  const int64_t room_;  // not a power of two, so that the references do not all fall on one set of a cache
+  static constexpr int64_t kPairs = 1 << 18;
+  const int64_t room_;
   Scratch<int64_t> counts_;
   Scratch<Pair<A>> pairs_;
 };
@@ -62,7 +62,8 @@ void sign_sums_row(const A* query, const A* reference, const Pair<A>* begin, con
   }
 }
 
-// list(m, pairs) adds the pairs of references m, m + 1 and so on. A null gradient is not computed.
+// list(m, lists) adds the pairs of references m, m + 1 and so on, at most `most_pairs` of one. A null gradient is not
+// computed.
 template <class E, class List>
 class SparseGradient {
   using A = Wide<E>;
@@ -71,11 +72,12 @@ class SparseGradient {
   static constexpr int kWindow = 256 / sizeof(A);
 
  public:
-  static void run(const HingeBackward& p, const Parallel& parallel, const List& list) {
+  static void run(const HingeBackward& p, const Parallel& parallel, int64_t most_pairs, const List& list) {
     const int64_t windows = blocks_of(p.dim, kWindow), ranges = least(windows, parallel.threads);
     for_each(parallel, ranges, [&](int64_t i) {
       SparseGradient range(p, i * windows / ranges, (i + 1) * windows / ranges);
-      p.grad_query || p.grad_weight ? range.template add<true>(list) : range.template add<false>(list);
+      p.grad_query || p.grad_weight ? range.template add<true>(most_pairs, list)
+                                    : range.template add<false>(most_pairs, list);
       range.finish();
     });
   }
@@ -93,21 +95,21 @@ class SparseGradient {
   }
 
   template <bool of_query>
-  void add(const List& list) {
-    Pairs<A> pairs(p_.query.rows);
-    for (int64_t m = 0; m < p_.reference.rows; m += pairs.references) {
-      const int64_t columns = least(pairs.references, p_.reference.rows - m);
-      pairs.clear();
-      list(m, pairs);
+  void add(int64_t most_pairs, const List& list) {
+    PairLists<A> lists(most_pairs);
+    for (int64_t m = 0; m < p_.reference.rows; m += lists.references) {
+      const int64_t columns = least(lists.references, p_.reference.rows - m);
+      lists.clear();
+      list(m, lists);
       for (int64_t d = 0; d < width_; d += kWindow)
-        for (int64_t j = 0; j < columns; ++j) add_piece<of_query>(m + j, d, pairs.begin(j), pairs.end(j));
+        for (int64_t j = 0; j < columns; ++j) add_piece<of_query>(m + j, d, lists.begin(j), lists.end(j));
     }
   }
 
   // One reference in one window.
   template <bool of_query>
   void add_piece(int64_t m, int64_t d, const Pair<A>* pair, const Pair<A>* last) {
-    A reference[kWindow], sums[kWindow] = {};
+    alignas(64) A reference[kWindow], sums[kWindow] = {};
     if (pair < last) {
       pack(p_.reference, m, d, reference);
       const auto add = finite_ && finite_chunk<A>(reference, kWindow / lanes)
