@@ -1,6 +1,7 @@
 // hinge_backward: E2's sums of signs where a pair is active. A block owns rows of one side and dimensions, and goes
-// over the tiles of the other side. A tile without an active pair costs a look at its bits, and of others only those rows
-// cost that have an active pair with a warp's own (E12). Each side goes on its own, so a sum has one owner and one order.
+// over the tiles of the other side. A tile without an active pair costs a look at its bits, and of others only those
+// rows cost that have an active pair with a warp's own (E12). Each side goes on its own, so a sum has one owner and one
+// order.
 #include "launchers.h"
 #include "tile.cuh"
 
