@@ -141,10 +141,12 @@ def test_every_case_has_its_kernels_named_and_a_peers_count():
     assert sum(gpu_model.FAISS[80].values()) == pytest.approx(166 / 32)
 
 
-def test_scattered_pairs_leave_no_tile_to_skip():
-    assert gpu_model.tiles_hit(0) == 0 and gpu_model.tiles_hit(1) == 1
-    assert gpu_model.tiles_hit(1 / 2048) == pytest.approx(0.632, abs=1e-3)
-    assert gpu_model.tiles_hit(0.01) > 0.999
+def test_of_rows_without_an_active_pair_only_the_look_is_counted():
+    counts = {90: {"FSET": 2.0, "FFMA": 1.0, "LDS": 0.5}}
+    of_warp = gpu_model.active_part("hinge_backward query fp32", counts, 0.01)[90]
+    assert of_warp["LDS"] == 0.5 and of_warp["FSET"] == pytest.approx(2 * 0.0773, abs=1e-3)
+    assert gpu_model.active_part("hinge_backward query fp32", counts, 1.0) == counts
+    assert gpu_model.active_part("triton hinge_backward query fp32", counts, 0.01) is counts
 
 
 def test_without_a_gpu_the_benchmark_skips_and_says_so(capsys, monkeypatch):
