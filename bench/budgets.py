@@ -255,10 +255,10 @@ BUDGETS: tuple[Budget, ...] = (
             elements=(512,),
         )
         for name, kind, bar, work in (
-            ("fp32", "float", 6.1, FLOAT),
-            ("fp64", "double", 9.6, DOUBLE),
-            ("fp16", "__half", 6.1, FLOAT),
-            ("bf16", "__nv_bfloat16", 6.1, FLOAT),
+            ("fp32", "float", 6, FLOAT),
+            ("fp64", "double", 9.5, DOUBLE),
+            ("fp16", "__half", 6, FLOAT),
+            ("bf16", "__nv_bfloat16", 6, FLOAT),
         )
         for side, of_query in (("query", "true"), ("reference", "false"))
     ),

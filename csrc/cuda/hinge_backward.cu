@@ -17,13 +17,14 @@ struct alignas(16) Four {
   A lane[kEach];
 };
 
-template <class A>
-__device__ __forceinline__ bool is_zero(const Four<A>& four) {
-  bool other = false;
+// Whether a look at four gradients shows that all are 0; of doubles it would cost more than it saves.
+__device__ __forceinline__ bool are_zero(const Four<float>& four) {
+  unsigned bits = 0;
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) other |= four.lane[i] != 0;  // NaN is not 0
-  return !other;
+  for (int i = 0; i < kEach; ++i) bits |= __float_as_uint(four.lane[i]);
+  return bits == 0;
 }
+__device__ __forceinline__ bool are_zero(const Four<double>&) { return false; }
 
 // Sums of each block over its rows, for the gradients of weights [tiles][dim] and bias [query tiles].
 template <class A>
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1) hinge_backward_kernel(HingeBackwa
       const A g = of_query ? pair_gradient<A>(p, row0 + a, other0 + b) : pair_gradient<A>(p, other0 + b, row0 + a);
       gradients[b][a / kEach].lane[a % kEach] = g;
       of_bias += g;
-      any |= g != 0;
+      any |= g != 0;  // NaN is not 0
     }
     any = __any_sync(kAll, any);
     if (t % kWarp == 0) found[t / kWarp] = any;
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1) hinge_backward_kernel(HingeBackwa
 #pragma unroll(sizeof(A) == 4 ? 2 : 1)  // two of doubles spill
       for (int b = 0; b < kOther; ++b) {
         const Four<A> g = gradients[b][y];
-        if (is_zero(g)) continue;
+        if (are_zero(g)) continue;
         const Four<A> its = others[b][x];
 #pragma unroll
         for (int i = 0; i < kEach; ++i)
