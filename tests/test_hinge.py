@@ -1,6 +1,7 @@
 """The fused hinge loss and its gradients against the full matrix in float64, within bounds of rounding."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -116,13 +117,43 @@ def test_one_class_alone_carries_all_weight(classes, balance, backend):
 
 
 @backends
+@dtypes
 @pytest.mark.parametrize("hard", [3, None], ids=["few pairs", "all pairs"])
-def test_few_and_all_pairs_of_many_tiles(hard, backend):
+def test_few_and_all_pairs_of_many_tiles(hard, dtype, backend):
     """What backward does depends on how many pairs are active: here every negative is that is kept."""
-    inputs = judge.random_inputs((40, 140), (600, 140))
-    for offset in (0, 100):
-        shifted = inputs._replace(query=inputs.query + offset, reference=inputs.reference + offset)
-        check(shifted, labels(40, 600, 1000), backend, margin=1000.0, hard_negatives=hard)
+    inputs = judge.random_inputs((40, 140), (600, 140), dtype=dtype)
+    for offset, layout in ((0, "contiguous"), (100, "sliced")):
+        rows = [judge.lay_out(x + offset, layout) for x in inputs[:2]]
+        check(inputs._replace(query=rows[0], reference=rows[1]), labels(40, 600, 1000), backend, margin=1000.0,
+              hard_negatives=hard)  # fmt: skip
+
+
+@backends
+def test_one_reference_that_is_hardest_for_every_query(backend):
+    inputs = judge.random_inputs((1500, 3), (200, 3))
+    inputs = inputs._replace(weight=-inputs.weight.abs(), reference=inputs.reference * 9 + 9)
+    inputs.reference[70] = 0
+    check(inputs, labels(1500, 200, 10**6), backend, margin=1000.0, hard_negatives=1)
+
+
+@backends
+@pytest.mark.parametrize("hard", [1, None], ids=["few pairs", "all pairs"])
+def test_infinities_have_the_gradients_of_the_definition(hard, backend):
+    """To the last bit: negatives alone, and a power of two of them, so that all that is finite is exact. Of the
+    weights' in a dimension with Inf only if all pairs are active: 0 Inf of one that is not may be left out (E12)."""
+    inputs = judge.tie_grid(8, 64, 20)
+    inputs.query[2, 3], inputs.reference[4, 3], inputs.reference[60, 19] = math.inf, -math.inf, math.inf
+    inputs.weight[3] = inputs.weight[19] = 0.25
+    sides = torch.zeros(8, dtype=torch.int64), torch.ones(64, dtype=torch.int64)
+    leaves = [[x.detach().requires_grad_() for x in xs[:3]] for xs in (inputs, inputs.double())]
+    choices = {"hard_negatives": hard, "margin": 100.0}
+    fused_dissim_hinge_loss(*leaves[0], 0.5, *sides, **choices, backend=backend).backward()
+    judge.plain_hinge_loss(judge.plain_score(*leaves[1], 0.5), *sides, **choices).backward()
+    defined = ~torch.isin(torch.arange(20), torch.tensor([3, 19])) | (hard is None)
+    for found, wanted in zip(*leaves, strict=True):
+        here = defined if found.dim() == 1 else slice(None)
+        assert torch.equal(found.grad[here].double(), wanted.grad[here])
+    assert hard or (leaves[0][2].grad[[3, 19]] == math.inf).all()
 
 
 @backends

@@ -30,7 +30,8 @@ CHOSEN = {
     "score": "triton and (those_of_the_definition and (ties or offset or 31x33x1 or wide and weight or nan and query)"
     " or tie_has_no or nearest_even or passes_through or needs6)",
     "topk": "triton and (nan_never or exclude_is or any_int64 or too_few or half_precision)",
-    "hinge": "triton and (margin_costs or nan_score or sizes5 and sum or frozen and needs0 or any_int64 or half)",
+    "hinge": "triton and (margin_costs or nan_score or sizes5 and sum or frozen and needs0 or any_int64 or half"
+    " or infinities or few_and and float16)",
     "triton": "interpreter",
 }
 
