@@ -21,6 +21,7 @@ STEPS = {
     "score_step": {"score": 1.0, "backward": 1.0},
     "topk": {"score": 1.0},
     "certified": {"sad": 1.0},
+    "hinge_backward": {"backward": None},
     "hinge_step": {"score": 1.0, "backward": None},
 }
 
@@ -36,7 +37,7 @@ class Case:
     dim: int
     dtype: str = "float32"
     k: int = 10  # topk, certified
-    active: float = 1.0  # hinge_step: the share of pairs inside the margin
+    active: float = 1.0  # hinge: the share of pairs inside the margin
     quick: bool = False  # part of `--quick`, with fewer rows
 
     @property
@@ -55,6 +56,7 @@ class Case:
             "score_step": inputs + scores + scores + inputs,
             "topk": inputs + self.queries * self.k * (item + 8),
             "certified": self.references * self.dim + self.queries * (self.dim * item + self.k * (item + 8)),
+            "hinge_backward": inputs + inputs + 8 * rows + pairs // 8,
             "hinge_step": inputs + inputs + 8 * rows,
         }[self.operation]
 
@@ -105,6 +107,7 @@ CASES = (
     Case("one query of 1,000,000", "score", 1, 1_000_000, 128, quick=True),
     Case("hinge step, all negatives active", "hinge_step", 512, 16_384, 512),
     Case("hinge step, 1 % active", "hinge_step", 512, 16_384, 512, active=0.01, quick=True),
+    Case("hinge backward, 1 % active", "hinge_backward", 512, 16_384, 512, active=0.01),
     Case("small 64 x 64 x 512", "score", 64, 64, 512),
     Case("small 128 x 128 x 128", "score", 128, 128, 128),
     Case("narrow D=16", "score", 1024, 1024, 16),

@@ -136,6 +136,9 @@ class Gate:
             *self._gradients(-signs * active / pairs, unsure.double() / pairs),
         ]
 
+    def _hinge_backward(self) -> list[Truth]:
+        return self._hinge_step()[1:]
+
     def _gradients(self, grad: Tensor, unsure: Tensor | None = None) -> list[Truth]:
         """E2 of sampled rows and, from the definition, of sampled dimensions of the weights. `unsure`: by how much
         `grad` may be off, pair by pair."""

@@ -1,7 +1,8 @@
 """What is measured: the public functions of dissim_kernels, as a user calls them.
 
-Results, here and of every competitor: "score" [N, M] (or RowSums); "score_backward" and "score_step" the gradients of
-query, reference and weight; "topk" and "certified" scores and indices; "hinge_step" the loss and the three gradients.
+Results, here and of every competitor: "score" [N, M] (or RowSums); "score_backward", "score_step" and
+"hinge_backward" the gradients of query, reference and weight; "topk" and "certified" scores and indices; "hinge_step"
+the loss and the three gradients.
 """
 
 from __future__ import annotations
@@ -62,11 +63,18 @@ def _certified_peer(problem: Problem) -> Call:
     return _topk(problem)
 
 
+def hinge(problem: Problem, query, reference, weight):
+    p = problem
+    return fused_dissim_hinge_loss(
+        query, reference, weight, p.bias, p.query_labels, p.reference_labels, margin=MARGIN
+    )
+
+
+@competitor("dissim_kernels", {"hinge_backward": WHOLE}, ours=True)
+def _hinge_backward(problem: Problem) -> Call:
+    return backward_of(problem, hinge)
+
+
 @competitor("dissim_kernels", {"hinge_step": WHOLE}, ours=True)
 def _hinge_step(problem: Problem) -> Call:
-    def loss(problem, query, reference, weight):
-        return fused_dissim_hinge_loss(
-            query, reference, weight, problem.bias, problem.query_labels, problem.reference_labels, margin=MARGIN
-        )
-
-    return step_of(problem, loss)
+    return step_of(problem, hinge)

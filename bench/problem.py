@@ -51,7 +51,7 @@ class Problem:
 def make(case: Case) -> Problem:
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
-    if case.operation == "hinge_step":
+    if case.operation.startswith("hinge"):
         return _labelled(case)
     if case.operation == "certified":
         return _clustered(case)

@@ -80,7 +80,7 @@ def table(outcome: Outcome) -> str:
     """Every competitor on one case, the fastest first, then those without times and why."""
     case, ours = outcome.case, [row for row in outcome.rows if row.ours and row.seconds]
     title = f"## {case.name}\n\n{case.operation}, N={case.queries:,} M={case.references:,} D={case.dim} {case.dtype}"
-    if case.operation == "hinge_step":
+    if case.operation.startswith("hinge"):
         title += f", {case.active:.1%} of pairs active"
     if outcome.ceilings:
         binds, limit = outcome.limit

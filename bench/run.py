@@ -75,7 +75,7 @@ def run(case: Case, effort: Effort, threads: int, isa: str, say: Callable[[str],
             calls[row.name] = call
     if any(row.ours and row.wrong for row in rows):
         return Outcome(case, rows, {})  # no speed without a green gate, nobody's
-    if case.operation == "hinge_step":
+    if case.operation.startswith("hinge"):
         active = gates[case.queries, False].active
         case = case.with_active(active)
     names = {*case.steps, "memory"}

@@ -20,6 +20,7 @@ TINY = {
     "score_step": Case("step", "score_step", 6, 70, 24),
     "topk": Case("topk", "topk", 6, 70, 24, k=3),
     "certified": Case("certified", "certified", 6, 300, 24, k=3),
+    "hinge_backward": Case("hinge backward", "hinge_backward", 8, 72, 24, active=0.1),
     "hinge_step": Case("hinge", "hinge_step", 8, 72, 24, active=0.1),
 }
 #: Those that call a compiler at first use, which takes seconds.

@@ -72,19 +72,19 @@ def _cdist(problem: Problem) -> Call:
 # --- backward, and forward with backward ---------------------------------------------------------------------------
 
 
-def _differentiable(name: str, function, rates: dict[str, float]) -> None:
-    @competitor(name, {"score_backward": rates["score_backward"]})
+def _differentiable(operation: str, name: str, function, backward: float, step: float) -> None:
+    @competitor(name, {f"{operation}_backward": backward})
     def _backward(problem: Problem) -> Call:
         return backward_of(problem, function())
 
-    @competitor(name, {"score_step": rates["score_step"]})
+    @competitor(name, {f"{operation}_step": step})
     def _step(problem: Problem) -> Call:
         return step_of(problem, function())
 
 
-_differentiable("torch eager", lambda: broadcast, {"score_backward": 0.2, "score_step": 0.1})
-_differentiable("torch.compile", lambda: compiled(fusible), {"score_backward": 1, "score_step": 0.9})
-_differentiable("torch.cdist, two calls (E8)", lambda: two_distances, {"score_backward": 1, "score_step": 0.6})
+_differentiable("score", "torch eager", lambda: broadcast, 0.2, 0.1)
+_differentiable("score", "torch.compile", lambda: compiled(fusible), 1, 0.9)
+_differentiable("score", "torch.cdist, two calls (E8)", lambda: two_distances, 1, 0.6)
 
 
 # --- top-k and hinge -----------------------------------------------------------------------------------------------
@@ -110,11 +110,5 @@ def hinge_of(score):
     return loss
 
 
-@competitor("torch.compile", {"hinge_step": 0.17})
-def _hinge_compiled(problem: Problem) -> Call:
-    return step_of(problem, compiled(hinge_of(fusible)))
-
-
-@competitor("torch.cdist, two calls (E8)", {"hinge_step": 0.6})
-def _hinge_cdist(problem: Problem) -> Call:
-    return step_of(problem, hinge_of(two_distances))
+_differentiable("hinge", "torch.compile", lambda: compiled(hinge_of(fusible)), 0.2, 0.17)
+_differentiable("hinge", "torch.cdist, two calls (E8)", lambda: hinge_of(two_distances), 0.8, 0.6)
