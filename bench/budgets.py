@@ -215,7 +215,7 @@ BUDGETS: tuple[Budget, ...] = (
     *(
         Budget(
             f"score_backward {name}",
-            cuda("score_backward", f"sign_keys_kernel<{kind}>", 98560),
+            cuda("score_backward", f"sign_keys_kernel<MatrixGradients<{kind}> >", 98560),
             {80: 5.4, 90: 3.4, 100: 3.4},
             per_element=2 + 3 / 64,
             elements=(512, 4096),
@@ -226,7 +226,7 @@ BUDGETS: tuple[Budget, ...] = (
     *(
         Budget(
             f"score_backward general {name}",
-            cuda("score_backward", f"sign_sums_kernel<{kind}, true>", 40960),
+            cuda("score_backward", f"sign_sums_kernel<MatrixGradients<{kind}>, true>", 40960),
             _all(5.7),
             per_element=2,
             elements=(512,),
@@ -244,22 +244,32 @@ BUDGETS: tuple[Budget, ...] = (
             ("bf16", "__nv_bfloat16, false", 73984, 2.35, FLOAT, 2048),
         )
     ),
-    # E2, a side: two comparisons, their difference, a fused multiply-add; labels and bits are read in the loop, which
-    # leaves out rows that no active pair needs.
+    # The same with gradients from bits and labels, which takes more instructions than reading them.
+    Budget(
+        "hinge_backward fp32",
+        cuda("hinge_backward", "sign_keys_kernel<PairGradients<float> >", 98560),
+        {80: 5.6, 90: 3.6, 100: 3.6},
+        per_element=2 + 3 / 64,
+        elements=(512, 4096),
+        turns=4,
+    ),
+    Budget(
+        "hinge_backward fp64",
+        cuda("hinge_backward", "sign_sums_kernel<PairGradients<double>, true>", 40960),
+        _all(13.5),
+        DOUBLE,
+        per_element=2,
+        elements=(64, 512),
+    ),
+    # And where few pairs are active: a side's elements of an active pair, 16 a lane or 8 of doubles.
     *(
         Budget(
-            f"hinge_backward {side} {name}",
-            cuda("hinge_backward", f"hinge_backward_kernel<{kind}, {of_query}>"),
+            f"hinge_backward few {side} {name}",
+            cuda("hinge_backward", f"active_pairs_kernel<{kind}, {of_query}>"),
             _all(bar),
             work,
-            elements=(512,),
         )
-        for name, kind, bar, work in (
-            ("fp32", "float", 6, FLOAT),
-            ("fp64", "double", 9.5, DOUBLE),
-            ("fp16", "__half", 6, FLOAT),
-            ("bf16", "__nv_bfloat16", 6, FLOAT),
-        )
+        for name, kind, bar, work in (("fp32", "float", 7.2, FLOAT), ("fp64", "double", 14.5, DOUBLE))
         for side, of_query in (("query", "true"), ("reference", "false"))
     ),
     # E10: four elements an instruction, whatever dtype the rows have. 64 pairs of a thread by 16 groups of 8 columns.

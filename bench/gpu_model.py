@@ -60,7 +60,7 @@ class Gpu:
 FLOAT = ("FADD", "FFMA", "FMUL", "HADD2", "HFMA2", "IMAD")
 INTEGER = (
     *("IADD3", "VIADD", "LOP3", "LEA", "SHF", "PRMT", "SEL", "ISETP", "MOV"),
-    *("FSETP", "FSET", "FSEL", "FMNMX", "HMNMX2", "VIMNMX", "VABSDIFF4"),
+    *("FSETP", "FSET", "FSEL", "FMNMX", "HMNMX2", "IMNMX", "VIMNMX", "VIADDMNMX", "VABSDIFF4"),
 )
 UNITS = {
     "float": dict.fromkeys(FLOAT, 1) | dict.fromkeys(("FADD2", "FFMA2", "FMUL2"), 2),
@@ -69,6 +69,8 @@ UNITS = {
     "shared memory": dict.fromkeys(("LDS", "STS", "LDSM", "LDGSTS", "LDG"), 1),
     "matrix": {"HMMA": 1},
 }
+#: Bytes that the L2 cache gives in a clock, of the A100 by its whitepaper; of the others none is given.
+L2_BYTES = 5120
 A100 = {"float": 2, "integer": 2, "double": 1, "shared memory": 1, "matrix": 0.5}
 H100 = {"float": 4, "integer": 2, "double": 2, "shared memory": 1, "matrix": 1}
 
@@ -84,12 +86,13 @@ GPUS = (
 @dataclass(frozen=True)
 class Work:
     """A kernel on its way through a case: how often each instruction runs for an element, by architecture, and for
-    what share of the elements. Where an architecture is missing, a peer's binary has none for it and another's counts
-    stand for it."""
+    what share of the elements; bytes that each of these takes from the L2 cache, where that may be the limit. Where an
+    architecture is missing, a peer's binary has none for it and another's counts stand for it."""
 
     opcodes: Mapping[int, Mapping[str, float]]
     share: float = 1.0
     launches: int = 1
+    l2_bytes: float = 0
 
     def of(self, arch: int) -> Mapping[str, float]:
         return self.opcodes.get(arch) or next(iter(self.opcodes.values()))
@@ -112,6 +115,7 @@ def predict(case: Case, contender: Contender, gpu: Gpu) -> Prediction:
     busy: Counter[str] = Counter()
     for work in contender.works:
         clocks = gpu.clocks(work.of(gpu.arch))
+        clocks["L2"] = work.l2_bytes * WARP / L2_BYTES * gpu.multiprocessors
         unit = max(clocks, key=lambda name: clocks[name])
         warps = case.elements * work.share / WARP
         busy[unit] += warps * clocks[unit] / (gpu.multiprocessors * gpu.clock)
@@ -141,10 +145,11 @@ DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 #: backend -> operation -> the budgets of its kernels, less the dtype, and their launches.
 CUDA = {
     "score": (("score", 1),),
-    "score_backward": (("score_backward", 3),),
+    "score_backward": (("score_backward", 11),),
     "topk": (("topk", 2),),
     "certified": (("certified", 16),),  # the scan, for 256 queries at a time, and three kernels that follow it
-    "hinge_step": (("hinge", 2), ("hinge_backward query", 2), ("hinge_backward reference", 1)),
+    "hinge_step": (("hinge", 2), ("hinge_backward", 15)),
+    "hinge_step, few active": (("hinge", 2), ("hinge_backward few query", 8), ("hinge_backward few reference", 7)),
 }
 TRITON = {
     "score": (("triton score", 1), ("triton score max", 3)),
@@ -163,35 +168,31 @@ KERNELS = {
 }
 
 
+#: The share of active pairs up to which csrc/cuda/hinge_backward.cu works them off one by one.
+FEW = 1 / 16
+
+
+def kernels_of(case: Case, kernels: Mapping[str, tuple[tuple[str, int], ...]]) -> tuple[tuple[str, int], ...]:
+    few = f"{case.operation}, few active" if case.active <= FEW else ""
+    return kernels.get(few, kernels[case.operation])
+
+
 def ours(case: Case, counts: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Contender]:
     """A contender for each backend with its kernels of a case; counts: budget -> arch -> per element. A step
     has one kernel, or another that takes maxima (E7); a backend that lacks a step is left out."""
     found = []
     for backend, kernels in KERNELS.items():
-        works, steps = [], {kernel.removesuffix(" max") for kernel, _ in kernels[case.operation]}
-        for kernel, runs in kernels[case.operation]:
+        chosen = kernels_of(case, kernels)
+        works, steps = [], {kernel.removesuffix(" max") for kernel, _ in chosen}
+        for kernel, runs in chosen:
             name = f"{kernel} {DTYPES[case.dtype]}"
             if name in counts:
-                works.append(Work(active_part(name, counts[name], case.active), launches=runs))
+                few = {"share": case.active, "l2_bytes": 4} if " few " in name else {}
+                works.append(Work(counts[name], launches=runs, **few))
                 steps.discard(kernel.removesuffix(" max"))
         if works and not steps:
             found.append(Contender(f"**dissim_kernels, {backend}**", tuple(works)))
     return found
-
-
-#: What a warp of CUDA's hinge_backward leaves out for a row of the other side that is active with none of its eight.
-#: Triton's kernel leaves out whole tiles only, which scattered pairs do not let it.
-SKIPPED, OWN_ROWS = ("FSET", "FADD", "FFMA", "FADD2", "FFMA2"), 8
-
-
-def active_part(
-    name: str, counts: Mapping[int, Mapping[str, float]], active: float
-) -> Mapping[int, Mapping[str, float]]:
-    """The counts where a share of the pairs is active, scattered as in problem.py."""
-    if not name.startswith("hinge_backward"):
-        return counts
-    hit = 1 - (1 - active) ** OWN_ROWS
-    return {arch: {op: n * hit if op in SKIPPED else n for op, n in ops.items()} for arch, ops in counts.items()}
 
 
 def counted() -> dict[str, dict[int, dict[str, float]]]:
@@ -200,7 +201,7 @@ def counted() -> dict[str, dict[int, dict[str, float]]]:
         f"{kernel} {DTYPES[case.dtype]}"
         for case in GPU_CASES
         for kernels in KERNELS.values()
-        for kernel, _ in kernels[case.operation]
+        for kernel, _ in kernels_of(case, kernels)
     }
     found: dict[str, dict[int, dict[str, float]]] = {}
     for budget, arch in itertools.product((row for row in BUDGETS if row.name in used), ARCHITECTURES):
@@ -217,11 +218,12 @@ takes for its share of them and what the bytes that nobody avoids take to move, 
 assumed. Instructions are counted in machine code (`python -m bench.sass`; peers: in binaries from PyPI, where one
 lacks an architecture another's counts stand for it). Multiprocessors, float32 rate and bandwidth are those of the
 vendor data sheet, the clock is the one that gives that rate; units as in the CUDA C++ Programming Guide. Not in the
-model: latency that too few warps leave exposed, bank conflicts, the last wave of blocks, what caches save or cost,
-clocks below the boost clock. Active pairs of a hinge are taken to be scattered, so that no whole tile is skipped. Of
-a certified search the scan over bytes is counted, not the rows that it leaves to score. So each is a floor, and ours
-may be farther from the truth than a peer's. Peers left out: torch.compile, KeOps and cuVS 26.10 compile their kernels
-when they run.
+model: latency that too few warps leave exposed, bank conflicts, the last wave of blocks, what caches save or cost
+(but for rows of single active pairs, which the L2 cache gives at {l2:,} bytes a clock: the A100's by its whitepaper,
+of the others none is given), clocks below the boost clock, the look for active bits. Active pairs of a hinge are
+taken to be scattered, so that no whole tile is skipped. Of a certified search the scan over bytes is counted, not the
+rows that it leaves to score. So each is a floor, and ours may be farther from the truth than a peer's. Peers left out:
+torch.compile, KeOps and cuVS 26.10 compile their kernels when they run.
 
 | GPU | multiprocessors | clock, GHz | float32, TFLOPS | memory, TB/s |
 | --- | --- | --- | --- | --- |
@@ -234,7 +236,7 @@ def document() -> str:
         f"| {g.name} | {g.multiprocessors} | {g.clock / 1e9:.2f} | {g.float32_tflops:g} | {g.terabytes:g} |"
         for g in GPUS
     )
-    parts, counts = [HEAD.format(launch=LAUNCH_SECONDS * 1e6, gpus=gpus)], counted()
+    parts, counts = [HEAD.format(launch=LAUNCH_SECONDS * 1e6, l2=L2_BYTES, gpus=gpus)], counted()
     for case in (case for case in GPU_CASES if case.queries > 1):  # few queries do not go by tiles
         rows = [(c.name, [predict(case, c, gpu) for gpu in GPUS]) for c in contenders(case, counts)]
         if not rows:

@@ -104,8 +104,8 @@ def version() -> str:
 
 
 def demangle(names: list[str]) -> list[str]:
-    """C++ names as written; unchanged where binutils are missing."""
+    """C++ names as written, without the namespaces of csrc; unchanged where binutils are missing."""
     if not names or not shutil.which("c++filt"):
         return names
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    return re.sub(r"dissim::|\(anonymous namespace\)::", "", done.stdout).splitlines()

@@ -141,12 +141,24 @@ def test_every_case_has_its_kernels_named_and_a_peers_count():
     assert sum(gpu_model.FAISS[80].values()) == pytest.approx(166 / 32)
 
 
-def test_of_rows_without_an_active_pair_only_the_look_is_counted():
-    counts = {90: {"FSET": 2.0, "FFMA": 1.0, "LDS": 0.5}}
-    of_warp = gpu_model.active_part("hinge_backward query fp32", counts, 0.01)[90]
-    assert of_warp["LDS"] == 0.5 and of_warp["FSET"] == pytest.approx(2 * 0.0773, abs=1e-3)
-    assert gpu_model.active_part("hinge_backward query fp32", counts, 1.0) == counts
-    assert gpu_model.active_part("triton hinge_backward query fp32", counts, 0.01) is counts
+def test_of_few_active_pairs_only_these_are_counted_and_the_cache_that_gives_their_rows():
+    h100 = next(gpu for gpu in gpu_model.GPUS if gpu.name == "H100")
+    counts = dict.fromkeys(
+        ("hinge fp32", "hinge_backward fp32", "hinge_backward few query fp32", "hinge_backward few reference fp32"),
+        {90: {"FFMA": 2.0}},
+    )
+
+    def works(active):
+        case = Case("", "hinge_step", 4096, 16_384, 512, active=active)
+        (ours,) = gpu_model.ours(case, counts)
+        return case, ours, [(work.share, work.l2_bytes) for work in ours.works]
+
+    assert works(0.5)[2] == [(1, 0), (1, 0)]
+    case, ours, shares = works(0.01)
+    assert shares == [(1, 0), (0.01, 4), (0.01, 4)]
+    forward, rows = case.elements * 2 / (67e12 / 2), case.elements * 0.01 * 8 / (5120 * h100.clock)
+    launches = sum(work.launches for work in ours.works) * gpu_model.LAUNCH_SECONDS
+    assert gpu_model.predict(case, ours, h100).seconds == pytest.approx(forward + rows + launches)
 
 
 def test_without_a_gpu_the_benchmark_skips_and_says_so(capsys, monkeypatch):

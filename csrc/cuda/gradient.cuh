@@ -1,173 +1,216 @@
-// The two sign sums of E2, A[n] = sum_m g[n, m] sgn(q_n - r_m) and B[m] = sum_n g[n, m] sgn(q_n - r_m): a sign serves
-// both sides.
-//
-// A block owns kDims dimensions, 16 bytes of them a lane, and shares of both sides' rows. Its warps hold the signs'
-// sums of kSide queries each in registers while the references pass; of a reference, every warp adds up its own
-// queries, and the block the warps. No two blocks add to one number: a share has partial sums of its own, added up in
-// fixed order.
+// The gradients of E2 from any source of upstream gradients, for score_backward and hinge_backward: both sides' sums of
+// signs, from them the gradients of the rows and, free, of the weights; where infinities cancel in the latter, the terms
+// themselves are summed.
 #pragma once
 
-#include "batch.cuh"
+#include "sign_keys.cuh"
 
 namespace dissim {
 namespace {
 
-template <class A>
-struct SignTile {
-  static constexpr int kLanes = Vector<A>::kLanes, kDims = kWarp * kLanes;
-  static constexpr int kSide = sizeof(A) == 4 ? 16 : 8;             // queries of a warp
-  static constexpr int kQueries = kWarps * kSide, kReferences = 8;  // of a block at a time
-  static constexpr int kSharedBytes = kReferences * (kQueries + kDims + kWarps * kDims) * int(sizeof(A));
-};
+constexpr int64_t kBlocks = 264;  // wanted in a grid: two for each multiprocessor of the largest devices
+constexpr int64_t kReferenceTiles = 8;  // that a share has at least
 
-// Rows widened and filled up with zeros to whole tiles of dimensions, and the sums, in the workspace.
-template <class A>
-struct SignSums {
-  int64_t queries, references, depth;    // rows; depth: dimensions with those filled up
-  int64_t query_shares, reference_shares;
-  int64_t query_tiles, reference_tiles;  // of a share
-  A *query, *reference;                  // [batch, rows, depth]
-  A *query_sums, *reference_sums;        // [shares of the other side, batch, heads, rows, depth]
-};
-
-// The upstream gradient of a batch entry and a head.
-template <class E>
-struct Upstream {
-  const E* data;
-  int64_t row_stride, column_stride;
-};
-
-// E3: sgn(q - r) by comparison, 0 at ties and at NaN.
-template <class A>
-__device__ __forceinline__ A sign(A q, A r) {
-  return (q > r ? A(1) : A(0)) - (q < r ? A(1) : A(0));
-}
-
+// grad[b, row, d] = factor sum_h weight[h, d] sums[b, h, row, d].
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    widen_rows_kernel(Rows rows, int64_t batch, int64_t dim, int64_t depth, Wide<E>* to) {
-  const int64_t index = task_of_block() * kThreads + threadIdx.x, row = index / depth, d = index % depth;
-  if (row < batch * rows.rows)
-    to[index] = d < dim ? element_of<E>(entry_of<E>(rows, row / rows.rows), row % rows.rows, d) : 0;
-}
-
-// A task is a tile of dimensions, a share of either side, a head and a batch entry. wanted: null, or two numbers of
-// which one is not 0 where the sums are wanted.
-template <class E, bool both>
-__global__ void __launch_bounds__(kThreads, 1)
-    sign_sums_kernel(SignSums<Wide<E>> s, Upstream<E> g, int64_t batch_stride, int64_t head_stride, int64_t heads,
-                     int64_t batches, const int* wanted) {
+    rows_gradient_kernel(const Wide<E>* sums, int64_t shares, int64_t rows, int64_t depth, Wide<E> factor,
+                         ScoreBackward p, E* grad) {
   using A = Wide<E>;
-  using T = SignTile<A>;
-  using V = Vector<A>;
-  if (wanted && !(wanted[0] | wanted[1])) return;
-  DISSIM_DYNAMIC_SHARED(A, shared);
-  A* const of_grad = shared;                                   // [kReferences][kQueries]
-  A* const of_reference = of_grad + T::kReferences * T::kQueries;  // [kReferences][kDims]
-  A* const of_warps = of_reference + T::kReferences * T::kDims;    // [kReferences][kWarps][kDims]
-
-  const int64_t tiles = s.depth / T::kDims;
-  int64_t task = task_of_block();
-  const int64_t d0 = task % tiles * T::kDims;
-  const int64_t query_share = (task /= tiles) % s.query_shares;
-  const int64_t reference_share = (task /= s.query_shares) % s.reference_shares;
-  const int64_t head = (task /= s.reference_shares) % heads, batch = task / heads;
-  if (batch >= batches) return;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t entry = batch * heads + head, entries = batches * heads;
-  const int64_t first_reference = reference_share * s.reference_tiles * T::kReferences;
-  const int64_t end_reference = least(s.references, first_reference + s.reference_tiles * T::kReferences);
-  g.data += batch * batch_stride + head * head_stride;
-
-  // This thread's part of filling the buffers: four or two gradients of one query, 16 bytes of a reference.
-  constexpr int kGrads = T::kReferences * T::kQueries / kThreads;
-  const int grad_query = threadIdx.x % T::kQueries, grad_reference = threadIdx.x / T::kQueries * kGrads;
-  const A* const reference = s.reference + batch * s.references * s.depth + d0 + lane * T::kLanes;
-  const A* const query = s.query + batch * s.queries * s.depth + d0 + lane * T::kLanes;
-  A* const sums_of_reference =
-      s.reference_sums + (query_share * entries + entry) * s.references * s.depth + d0 + lane * T::kLanes;
-
-#pragma unroll 1
-  for (int tile = 0; tile < s.query_tiles; ++tile) {
-    const int64_t n0 = (query_share * s.query_tiles + tile) * T::kQueries;
-    if (n0 >= s.queries) break;
-    const bool first = tile == 0;
-    V q[T::kSide], sums[T::kSide] = {};
-#pragma unroll
-    for (int i = 0; i < T::kSide; ++i)
-      q[i] = *reinterpret_cast<const V*>(query + least(n0 + warp * T::kSide + i, s.queries - 1) * s.depth);
-
-    A grads[kGrads];
-    V next;
-    const E* from = g.data + least(n0 + grad_query, s.queries - 1) * g.row_stride +
-                    (first_reference + grad_reference) * g.column_stride;
-    const bool real = n0 + grad_query < s.queries;
-    const auto fetch = [&](int64_t m0) {
-      const int left = real ? int(least(end_reference - m0, T::kReferences)) - grad_reference : 0;
-#pragma unroll
-      for (int i = 0; i < kGrads; ++i) grads[i] = i < left ? widen(from[i * g.column_stride]) : A(0);
-      from += T::kReferences * g.column_stride;
-      next = *reinterpret_cast<const V*>(reference + least(m0 + warp, s.references - 1) * s.depth);
-    };
-    fetch(first_reference);
-#pragma unroll 1
-    for (int64_t m0 = first_reference; m0 < end_reference; m0 += T::kReferences) {
-#pragma unroll
-      for (int i = 0; i < kGrads; ++i) of_grad[(grad_reference + i) * T::kQueries + grad_query] = grads[i];
-      *reinterpret_cast<V*>(of_reference + warp * T::kDims + lane * T::kLanes) = next;
-      __syncthreads();
-      if (m0 + T::kReferences < end_reference) fetch(m0 + T::kReferences);
-#pragma unroll 1
-      for (int m = 0; m < T::kReferences; ++m) {
-        const V r = *reinterpret_cast<const V*>(of_reference + m * T::kDims + lane * T::kLanes);
-        V sum = {};
-#pragma unroll
-        for (int i = 0; i < T::kSide; i += T::kLanes) {
-          const V weights = *reinterpret_cast<const V*>(of_grad + m * T::kQueries + warp * T::kSide + i);
-#pragma unroll
-          for (int j = 0; j < T::kLanes; ++j)
-#pragma unroll
-            for (int k = 0; k < T::kLanes; ++k) {
-              const A sgn = sign(q[i + j].lane[k], r.lane[k]);
-              sums[i + j].lane[k] += weights.lane[j] * sgn;
-              if (both) sum.lane[k] += weights.lane[j] * sgn;
-            }
-        }
-        if (both) *reinterpret_cast<V*>(of_warps + (m * kWarps + warp) * T::kDims + lane * T::kLanes) = sum;
-      }
-      __syncthreads();
-      if (both && m0 + warp < end_reference) {
-        V sum = *reinterpret_cast<const V*>(of_warps + warp * kWarps * T::kDims + lane * T::kLanes);
-#pragma unroll
-        for (int i = 1; i < kWarps; ++i) {
-          const V other = *reinterpret_cast<const V*>(of_warps + (warp * kWarps + i) * T::kDims + lane * T::kLanes);
-#pragma unroll
-          for (int k = 0; k < T::kLanes; ++k) sum.lane[k] += other.lane[k];
-        }
-        V* const to = reinterpret_cast<V*>(sums_of_reference + (m0 + warp) * s.depth);
-        if (!first) {
-          const V before = *to;
-#pragma unroll
-          for (int k = 0; k < T::kLanes; ++k) sum.lane[k] = before.lane[k] + sum.lane[k];
-        }
-        *to = sum;
-      }
-    }
-    A* const to = s.query_sums + ((reference_share * entries + entry) * s.queries + n0 + warp * T::kSide) * s.depth +
-                  d0 + lane * T::kLanes;
-#pragma unroll
-    for (int i = 0; i < T::kSide; ++i)
-      if (n0 + warp * T::kSide + i < s.queries) *reinterpret_cast<V*>(to + i * s.depth) = sums[i];
-  }
+  const int64_t index = task_of_block() * kThreads + threadIdx.x;
+  if (index >= p.batch * rows * p.dim) return;
+  const int64_t d = index % p.dim, row = index / p.dim % rows, batch = index / p.dim / rows;
+  A sum = 0;
+  for (int64_t head = 0; head < p.heads; ++head)
+    sum += static_cast<const A*>(p.weight)[head * p.dim + d] *
+           sum_of_shares(sums + ((batch * p.heads + head) * rows + row) * depth + d, shares,
+                         p.batch * p.heads * rows * depth);
+  grad[index] = narrow<E>(factor * sum);
 }
 
-// The sum of all shares' partial sums of one place; size: that of a share.
-template <class A>
-__device__ __forceinline__ A sum_of_shares(const A* sums, int64_t shares, int64_t size) {
-  A sum = sums[0];
-  for (int64_t share = 1; share < shares; ++share) sum += sums[share * size];
+// The sum of what the block's warps bring for their common 32 lanes, in a fixed order; for every warp.
+__device__ __forceinline__ double sum_of_warps(double x, double* shared) {
+  __syncthreads();
+  shared[threadIdx.x] = x;
+  __syncthreads();
+  double sum = 0;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp * kWarp + threadIdx.x % kWarp];
   return sum;
 }
+
+// grad_weight[h, d] = sum_b (sum_n (q - c) A - sum_m (r - c) B), c the mean of r: a block for 32 dimensions of a head.
+template <class A>
+__global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(SignSums<A> s, ScoreBackward p) {
+  __shared__ double of_warps[kThreads];
+  const int warp = threadIdx.x / kWarp;
+  const int64_t tiles = blocks_of(p.dim, kWarp), head = blockIdx.x / tiles,
+                d = blockIdx.x % tiles * kWarp + threadIdx.x % kWarp;
+  const int64_t entries = p.batch * p.heads;  // d stays below depth
+  double total = 0;
+#pragma unroll 1
+  for (int64_t batch = 0; batch < p.batch; ++batch) {
+    const A *const q = s.query + batch * s.queries * s.depth + d, *const r =
+                                                                      s.reference + batch * s.references * s.depth + d;
+    const int64_t entry = batch * p.heads + head;
+    double centre = 0, sum = 0;
+    for (int64_t m = warp; m < s.references; m += kWarps) centre += double(r[m * s.depth]);
+    centre = sum_of_warps(centre, of_warps) / double(s.references);
+    if (!(centre - centre == 0)) centre = 0;
+    for (int64_t n = warp; n < s.queries; n += kWarps)
+      sum +=
+          (double(q[n * s.depth]) - centre) * double(sum_of_shares(s.query_sums + (entry * s.queries + n) * s.depth + d,
+                                                                   s.reference_shares, entries * s.queries * s.depth));
+    for (int64_t m = warp; m < s.references; m += kWarps)
+      sum -= (double(r[m * s.depth]) - centre) *
+             double(sum_of_shares(s.reference_sums + (entry * s.references + m) * s.depth + d, s.query_shares,
+                                  entries * s.references * s.depth));
+    total += sum_of_warps(sum, of_warps);
+  }
+  if (warp == 0 && d < p.dim) static_cast<A*>(p.grad_weight)[head * p.dim + d] = A(total);
+}
+
+// Sums the terms themselves where the sums above are not finite; elsewhere a block is done at once.
+template <class G>
+__global__ void __launch_bounds__(kThreads)
+    weight_terms_kernel(SignSums<typename G::Wide> s, ScoreBackward p, G g) {
+  using A = typename G::Wide;
+  __shared__ A of_threads[kThreads];
+  const int64_t index = task_of_block(), head = index / p.dim, d = index % p.dim;
+  if (index >= p.heads * p.dim) return;
+  A& gradient = static_cast<A*>(p.grad_weight)[index];
+  const A found = gradient;
+  __syncthreads();
+  if (found - found == 0) return;
+  A total = 0;
+  for (int64_t batch = 0; batch < p.batch; ++batch)
+    for (int64_t n = threadIdx.x; n < s.queries; n += kThreads) {
+      auto grad = g.from(batch, head);
+      grad.move(n, 0);
+      const A q = s.query[(batch * s.queries + n) * s.depth + d];
+      A sum = 0;
+      for (int64_t m = 0; m < s.references; ++m, grad.move(0, 1))
+        sum += grad.value(0) * fabs(q - s.reference[(batch * s.references + m) * s.depth + d]);
+      total += sum;
+    }
+  of_threads[threadIdx.x] = total;
+  __syncthreads();
+  if (threadIdx.x) return;
+  total = 0;
+  for (int i = 0; i < kThreads; ++i) total += of_threads[i];
+  gradient = total;
+}
+
+__global__ void __launch_bounds__(kThreads) begin_route_kernel(Route* route, bool keys) {
+  if (threadIdx.x == 0) *route = {!keys, 0, 0};
+}
+
+// A call: begin(), the sums by add() or another way, finish(). Rows lie widened in the workspace, and so do the sums.
+// The sums of the references alone are had with the sides changed over, if the source of gradients can swap them.
+template <class E>
+class Gradient {
+ public:
+  using A = Wide<E>;
+  using T = SignTile<A>;
+
+  Gradient(const ScoreBackward& p, bool can_swap, void* workspace, Stream stream)
+      : p_(p), can_swap_(can_swap), workspace_(workspace), stream_(stream) {
+    s.queries = swapped() ? p.reference.rows : p.query.rows;
+    s.references = swapped() ? p.query.rows : p.reference.rows;
+    s.depth = blocks_of(p.dim, T::kDims) * T::kDims;
+    // As many shares as fill the device; of the sides' so that the partial sums take the least room.
+    const int64_t entries = p.batch * p.heads, wanted = blocks_of(kBlocks, most(1, entries * (s.depth / T::kDims)));
+    const int64_t query_tiles = blocks_of(s.queries, T::kQueries),
+                  reference_tiles = blocks_of(s.references, T::kReferences);
+    int64_t shares = 1;
+    while (shares < query_tiles && shares * shares * s.references < wanted * s.queries) ++shares;
+    s.query_tiles = blocks_of(query_tiles, shares);
+    s.query_shares = blocks_of(query_tiles, s.query_tiles);
+    s.reference_tiles = most(kReferenceTiles, blocks_of(reference_tiles, blocks_of(wanted, s.query_shares)));
+    s.reference_shares = blocks_of(reference_tiles, s.reference_tiles);
+    route = take<Route>(1);
+    s.query = take<A>(p.batch * s.queries * s.depth);
+    s.reference = take<A>(p.batch * s.references * s.depth);
+    s.query_sums = take<A>(s.reference_shares * entries * s.queries * s.depth);
+    s.reference_sums = take<A>(both() ? s.query_shares * entries * s.references * s.depth : 0);
+    if (!by_keys()) return;
+    keys_.route = route;
+    keys_.query = take<int>(p.batch * s.queries * s.depth);
+    keys_.reference = take<int>(p.batch * s.references * s.depth);
+    keys_.biases = take<float>(s.query_shares * entries * (s.depth / T::kDims) * s.references);
+  }
+
+  // More of the workspace, of which bytes() are taken.
+  template <class X>
+  X* take(int64_t count) {
+    X* const place = reinterpret_cast<X*>(static_cast<char*>(workspace_) + bytes_);
+    bytes_ += blocks_of(count * int64_t(sizeof(X)), 16) * 16;
+    return place;
+  }
+  int64_t bytes() const { return bytes_; }
+  bool swapped() const { return can_swap_ && !p_.grad_query && !p_.grad_weight; }
+  bool both() const { return !swapped() && (p_.grad_reference || p_.grad_weight); }
+  bool wanted() const { return p_.grad_query || p_.grad_reference || p_.grad_weight; }
+
+  void begin() const {
+    launch(begin_route_kernel, Grid{1, 1}, 0, stream_, route, by_keys());
+    widen(swapped() ? p_.reference : p_.query, s.queries, s.query);
+    widen(swapped() ? p_.query : p_.reference, s.references, s.reference);
+  }
+
+  // The sums of both sides, or of s.query alone: by keys, and by the general kernel where there are none.
+  template <class G>
+  void add(const G& g) const {
+    const Grid grid = grid_of(p_.batch * p_.heads * s.query_shares * s.reference_shares * (s.depth / T::kDims));
+    if constexpr (sizeof(A) == 4)
+      if (by_keys()) {
+        make_keys(s.query, p_.batch * s.queries * s.depth, true, keys_.query);
+        make_keys(s.reference, p_.batch * s.references * s.depth, false, keys_.reference);
+        launch(sign_keys_kernel<G>, grid, KeyTile::kSharedBytes, stream_, s, keys_, g, p_.heads, p_.batch);
+      }
+    const auto kernel = both() ? sign_sums_kernel<G, true> : sign_sums_kernel<G, false>;
+    launch(kernel, grid, T::kSharedBytes, stream_, s, g, p_.heads, p_.batch, route);
+  }
+
+  // Writes the gradients, all sums being there.
+  template <class G>
+  void finish(const G& g) const {
+    write(p_.grad_query, s.query_sums, s.reference_shares, p_.query.rows, 1);
+    if (swapped()) {  // the signs are those of r - q, which is -(q - r)
+      write(p_.grad_reference, s.query_sums, s.reference_shares, p_.reference.rows, 1);
+    } else {
+      write(p_.grad_reference, s.reference_sums, s.query_shares, p_.reference.rows, -1);
+    }
+    if (!p_.grad_weight) return;
+    launch(weight_gradient_kernel<A>, grid_of(p_.heads * blocks_of(p_.dim, kWarp)), 0, stream_, s, p_);
+    launch(weight_terms_kernel<G>, grid_of(p_.heads * p_.dim), 0, stream_, s, p_, g);
+  }
+
+  SignSums<A> s = {};
+  Route* route;
+
+ private:
+  bool by_keys() const { return sizeof(A) == 4 && both(); }
+  static Grid threads(int64_t count) { return grid_of(blocks_of(count, kThreads)); }
+  void widen(const Rows& rows, int64_t count, A* to) const {
+    launch(widen_rows_kernel<E>, threads(p_.batch * count * s.depth), 0, stream_, rows, p_.batch, p_.dim, s.depth, to);
+  }
+  void make_keys(const float* values, int64_t count, bool of_query, int* to) const {
+    launch(row_keys_kernel, threads(count), 0, stream_, values, count, of_query, to, route);
+  }
+  void write(void* grad, const A* sums, int64_t shares, int64_t rows, A factor) const {
+    if (grad && p_.batch * rows * p_.dim)
+      launch(rows_gradient_kernel<E>, threads(p_.batch * rows * p_.dim), 0, stream_, sums, shares, rows, s.depth,
+             factor, p_, static_cast<E*>(grad));
+  }
+
+  const ScoreBackward p_;
+  const bool can_swap_;
+  void* const workspace_;
+  const Stream stream_;
+  int64_t bytes_ = 0;
+  SignKeys keys_ = {};
+};
 
 }  // namespace
 }  // namespace dissim

@@ -1,4 +1,4 @@
-// The sign sums of gradient.cuh for float32 sums of both sides, with a sign in one instruction:
+// The sign sums of sign_sums.cuh for float32 sums of both sides, with a sign in one instruction:
 // 1 + sgn(q - r) = max(0, min(2, key(q) - key(r) + 1)), where keys are integers in the order of the numbers (E3).
 //
 // Taken for a float, that integer is so many times the least number there is, 2^-149, which a fused multiply-add
@@ -7,7 +7,7 @@
 // What has no key or is too large is left to the general kernel; the numbers decide, on the device.
 #pragma once
 
-#include "gradient.cuh"
+#include "sign_sums.cuh"
 
 namespace dissim {
 namespace {
@@ -26,34 +26,29 @@ constexpr float kShrink = 0x1p-64f, kLargest = 0x1p64f;
 constexpr float kEnlarge = 0x1p120f, kUnit = 0x1p-149f, kResult = 0x1p29f, kLargestGrad = 0x1p7f;
 
 struct SignKeys {
-  int* unfit;  // [2]: not 0 where a row has no key, where an upstream gradient is too large
+  Route* route;
   int *query, *reference;  // [batch, rows, depth]: key + 1, -key
   float* biases;  // [shares of queries, batch, heads, tiles of dimensions, references]
 };
 
-__global__ void __launch_bounds__(kThreads) clear_keys_kernel(SignKeys keys) {
-  if (threadIdx.x < 2) keys.unfit[threadIdx.x] = 0;
-}
-
 __global__ void __launch_bounds__(kThreads)
-    row_keys_kernel(const float* values, int64_t count, bool of_query, int* to, int* unfit) {
+    row_keys_kernel(const float* values, int64_t count, bool of_query, int* to, Route* route) {
   const int64_t index = task_of_block() * kThreads + threadIdx.x;
   if (index >= count) return;
   const float x = values[index], shrunk = x * kShrink;
   const bool fits = fabsf(x) < kLargest && shrunk * kLargest == x;
-  if (!fits) atomicOr(unfit, 1);
+  if (!fits) atomicOr(&route->no_keys, 1);
   const int bits = fits ? __float_as_int(shrunk) : 0, key = bits < 0 ? -(bits & 0x7fffffff) : bits;
   to[index] = of_query ? key + 1 : -key;
 }
 
-template <class E>
+template <class G>
 __global__ void __launch_bounds__(kThreads, 1)
-    sign_keys_kernel(SignSums<float> s, SignKeys keys, Upstream<E> g, int64_t batch_stride, int64_t head_stride,
-                     int64_t heads, int64_t batches) {
+    sign_keys_kernel(SignSums<float> s, SignKeys keys, G g, int64_t heads, int64_t batches) {
   using T = KeyTile;
   using V = Vector<float>;
   using K = Vector<int>;
-  if (keys.unfit[0]) return;
+  if (!keys.route->by_keys()) return;
   DISSIM_DYNAMIC_SHARED(float, shared);
   int* const of_reference = reinterpret_cast<int*>(shared);  // [kReferences][kDims]
   float* const sums_of_reference = shared + T::kReferences * T::kDims;  // [kReferences][kDims]
@@ -76,8 +71,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int* const reference = keys.reference + batch * s.references * s.depth + d0;
   float* const to_query = s.query_sums + (reference_share * entries + entry) * s.queries * s.depth + d0;
   float* const to_reference = s.reference_sums + (query_share * entries + entry) * s.references * s.depth + d0;
+  const auto grad_of_entry = g.from(batch, head);
   float* const to_biases = keys.biases + ((query_share * entries + entry) * tiles + tile) * s.references;
-  g.data += batch * batch_stride + head * head_stride;
 
 #pragma unroll 1
   for (int64_t n0 = n_begin; n0 < n_end; n0 += T::kQueries) {
@@ -105,15 +100,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         constexpr int at_once = kThreads / T::kReferences;
         const int m = threadIdx.x % T::kReferences, n = threadIdx.x / T::kReferences;
         const int real_grads = m < references_left ? queries_left - n : 0;
-        const E* from_grad = g.data + (n0 + n) * g.row_stride + (m0 + m) * g.column_stride;
+        auto from_grad = grad_of_entry;
+        from_grad.move(n0 + n, m0 + m);
         bool large = false;
-#pragma unroll
-        for (int i = 0; i < T::kQueries; i += at_once, from_grad += at_once * g.row_stride) {
-          const float grad = i < real_grads ? widen(*from_grad) : 0.f;
+#pragma unroll G::kAtOnce
+        for (int i = 0; i < T::kQueries; i += at_once, from_grad.move(at_once, 0)) {
+          const float grad = i < real_grads ? from_grad.value(0) : 0.f;
           large |= !(fabsf(grad) <= kLargestGrad);
           of_grad[m * T::kQueries + n + i] = kEnlarge * grad;
         }
-        if (large) atomicOr(keys.unfit + 1, 1);
+        if (large) atomicOr(&keys.route->large_grads, 1);
         if (n == 0) biases[m] = m < references_left && !first ? to_biases[m0 + m] : 0.f;
         wait_for_groups<0>();
       }
