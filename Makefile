@@ -12,7 +12,7 @@ demo: .venv/built  ## train and compare on real images; prints where the report 
 	$(BIN)/dissim demo
 
 test: .venv/built check  ## every test that this machine can run
-	$(BIN)/python -m pytest -n auto --dist loadfile --durations=15
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
 
 check: .venv/installed  ## style and types
 	$(BIN)/ruff check

@@ -123,9 +123,17 @@ def _triton_rows() -> list[Budget]:
     packed = _strides("query", "reference", row=1, dim="i32:16") | {"PACKED": True}
     plain = _strides("x", "y", row="i32:16", dim=1)
     rows = []
-    for wide, score, backward, topk, hinge, hinge_backward in (
-        ("fp32", (2.3, 2.3, 1.4), (5.4, 5.3, 4.5), (2.6, 2.6, 2.1), (2.6, 2.6, 2.1), (8.3, 8.3, 7.5)),
-        ("fp64", (2.7, 2.7, 2.7), (12.5, 11.5, 11.5), (3.0, 3.4, 3.4), (3.0, 3.4, 3.4), (20.0, 19.0, 19.0)),
+    for wide, score, backward, topk, hinge, hinge_backward, few in (
+        ("fp32", (2.3, 2.3, 1.4), (5.4, 5.3, 4.5), (2.6, 2.6, 2.1), (2.6, 2.6, 2.1), (8.3, 8.3, 7.5), (9,) * 3),
+        (
+            "fp64",
+            (2.7, 2.7, 2.7),
+            (12.5, 11.5, 11.5),
+            (3.0, 3.4, 3.4),
+            (3.0, 3.4, 3.4),
+            (20.0, 19.0, 19.0),
+            (21,) * 3,
+        ),
     ):
         given = _arguments("heads", **{wide: "query reference weight bias out"}) | packed
         rows.append(_triton_row(f"score {wide}", "score", "score_kernel", "score", wide, given, score, taken=None))
@@ -150,13 +158,19 @@ def _triton_rows() -> list[Budget]:
         }
         given = _arguments("part_columns", **pointers) | packed
         rows.append(_triton_row(f"hinge {wide}", "hinge", "hinge_kernel", "hinge", wide, given, hinge))
-        pointers = {wide: "x y positive negative out", "i64": "x_labels y_labels", "u8": "active"}
+        pointers = {wide: "x y positive negative out", "i64": "x_labels y_labels", "u8": "active", "i32": "few"}
         given = _arguments("row_bytes part_columns", **pointers) | plain
         for side in ("query", "reference"):
             rows.append(
                 _triton_row(
                     f"hinge_backward {side} {wide}", "hinge", "hinge_row_sums_kernel", "hinge_row_sums", wide, given,
                     hinge_backward, OF_QUERY=side == "query",
+                )
+            )  # fmt: skip
+            rows.append(
+                _triton_row(
+                    f"hinge_backward few {side} {wide}", "hinge", "hinge_few_row_sums_kernel", "hinge_few_row_sums",
+                    wide, given, few, OF_QUERY=side == "query",
                 )
             )  # fmt: skip
     for half in ("fp16", "bf16"):

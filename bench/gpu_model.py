@@ -86,7 +86,7 @@ GPUS = (
 @dataclass(frozen=True)
 class Work:
     """A kernel on its way through a case: how often each instruction runs for an element, by architecture, and for
-    what share of the elements; bytes that each of these takes from the L2 cache, where that may be the limit. Where an
+    what share of the elements; bytes that each takes from the L2 cache, where that may be the limit. Where an
     architecture is missing, a peer's binary has none for it and another's counts stand for it."""
 
     opcodes: Mapping[int, Mapping[str, float]]
@@ -142,7 +142,7 @@ PEERS = {
     "certified": (SEARCH,),
 }
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-#: backend -> operation -> the budgets of its kernels, less the dtype, and their launches.
+#: backend -> operation -> the budgets of its kernels, less the dtype, and their launches with those of torch beside.
 CUDA = {
     "score": (("score", 1),),
     "score_backward": (("score_backward", 11),),
@@ -153,13 +153,18 @@ CUDA = {
 }
 TRITON = {
     "score": (("triton score", 1), ("triton score max", 3)),
-    "score_backward": (("triton score_backward query", 2), ("triton score_backward reference", 2)),
+    "score_backward": (("triton score_backward query", 7), ("triton score_backward reference", 7)),
     "topk": (("triton topk", 2),),
     "certified": (),
     "hinge_step": (
         ("triton hinge", 2),
-        ("triton hinge_backward query", 2),
-        ("triton hinge_backward reference", 2),
+        ("triton hinge_backward query", 15),
+        ("triton hinge_backward reference", 15),
+    ),
+    "hinge_step, few active": (
+        ("triton hinge", 2),
+        ("triton hinge_backward few query", 15),
+        ("triton hinge_backward few reference", 15),
     ),
 }
 KERNELS = {
@@ -168,7 +173,7 @@ KERNELS = {
 }
 
 
-#: The share of active pairs up to which csrc/cuda/hinge_backward.cu works them off one by one.
+#: The share of active pairs up to which they are worked off one by one (kFewPairs in csrc/cuda, FEW in Triton).
 FEW = 1 / 16
 
 
@@ -220,10 +225,9 @@ lacks an architecture another's counts stand for it). Multiprocessors, float32 r
 vendor data sheet, the clock is the one that gives that rate; units as in the CUDA C++ Programming Guide. Not in the
 model: latency that too few warps leave exposed, bank conflicts, the last wave of blocks, what caches save or cost
 (but for rows of single active pairs, which the L2 cache gives at {l2:,} bytes a clock: the A100's by its whitepaper,
-of the others none is given), clocks below the boost clock, the look for active bits. Active pairs of a hinge are
-taken to be scattered, so that no whole tile is skipped. Of a certified search the scan over bytes is counted, not the
-rows that it leaves to score. So each is a floor, and ours may be farther from the truth than a peer's. Peers left out:
-torch.compile, KeOps and cuVS 26.10 compile their kernels when they run.
+of the others none is given), clocks below the boost clock, the look for active bits. Of a certified search the scan
+over bytes is counted, not the rows that it leaves to score. So each is a floor, and ours may be farther from the
+truth than a peer's. Peers left out: torch.compile, KeOps and cuVS 26.10 compile their kernels when they run.
 
 | GPU | multiprocessors | clock, GHz | float32, TFLOPS | memory, TB/s |
 | --- | --- | --- | --- | --- |

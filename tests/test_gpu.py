@@ -143,10 +143,8 @@ def test_every_case_has_its_kernels_named_and_a_peers_count():
 
 def test_of_few_active_pairs_only_these_are_counted_and_the_cache_that_gives_their_rows():
     h100 = next(gpu for gpu in gpu_model.GPUS if gpu.name == "H100")
-    counts = dict.fromkeys(
-        ("hinge fp32", "hinge_backward fp32", "hinge_backward few query fp32", "hinge_backward few reference fp32"),
-        {90: {"FFMA": 2.0}},
-    )
+    kernels = ("hinge", "hinge_backward", "hinge_backward few query", "hinge_backward few reference")
+    counts = {f"{kernel} fp32": {90: {"FFMA": 2.0}} for kernel in kernels}
 
     def works(active):
         case = Case("", "hinge_step", 4096, 16_384, 512, active=active)

@@ -1,6 +1,6 @@
 // The gradients of E2 from any source of upstream gradients, for score_backward and hinge_backward: both sides' sums of
-// signs, from them the gradients of the rows and, free, of the weights; where infinities cancel in the latter, the terms
-// themselves are summed.
+// signs, from them the gradients of the rows and, free, of the weights; where infinities cancel in the latter, the
+// terms themselves are summed.
 #pragma once
 
 #include "sign_keys.cuh"
@@ -72,8 +72,7 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(SignSums<A
 
 // Sums the terms themselves where the sums above are not finite; elsewhere a block is done at once.
 template <class G>
-__global__ void __launch_bounds__(kThreads)
-    weight_terms_kernel(SignSums<typename G::Wide> s, ScoreBackward p, G g) {
+__global__ void __launch_bounds__(kThreads) weight_terms_kernel(SignSums<typename G::Wide> s, ScoreBackward p, G g) {
   using A = typename G::Wide;
   __shared__ A of_threads[kThreads];
   const int64_t index = task_of_block(), head = index / p.dim, d = index % p.dim;
@@ -154,6 +153,7 @@ class Gradient {
 
   void begin() const {
     launch(begin_route_kernel, Grid{1, 1}, 0, stream_, route, by_keys());
+    if (!wanted()) return;
     widen(swapped() ? p_.reference : p_.query, s.queries, s.query);
     widen(swapped() ? p_.query : p_.reference, s.references, s.reference);
   }

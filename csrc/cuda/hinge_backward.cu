@@ -1,5 +1,6 @@
-// hinge_backward: E2 with the upstream gradients of E12, which the active bits and the labels give. Few active pairs are
-// worked off one by one (sparse_gradient.cuh), many tile by tile (gradient.cuh); their number decides, on the device.
+// hinge_backward: E2 with the upstream gradients of E12, which the active bits and the labels give. Few active pairs
+// are worked off one by one (sparse_gradient.cuh), many tile by tile (gradient.cuh); their number decides, on the
+// device.
 #include "gradient.cuh"
 #include "launchers.h"
 #include "sparse_gradient.cuh"
@@ -53,10 +54,14 @@ class HingeGradient {
   int64_t bytes() const { return gradient_.bytes(); }
 
   void run() const {
-    const ActivePairs<A> pairs = {p_.query.rows,   p_.reference.rows,
-                                  blocks_of(p_.reference.rows, 8), p_.active,
-                                  p_.query_labels, p_.reference_labels,
-                                  static_cast<const A*>(p_.grad_positive), static_cast<const A*>(p_.grad_negative)};
+    const ActivePairs<A> pairs = {p_.query.rows,
+                                  p_.reference.rows,
+                                  blocks_of(p_.reference.rows, 8),
+                                  p_.active,
+                                  p_.query_labels,
+                                  p_.reference_labels,
+                                  static_cast<const A*>(p_.grad_positive),
+                                  static_cast<const A*>(p_.grad_negative)};
     const PairGradients<A> g = {pairs};
     gradient_.begin();
     launch(count_pairs_kernel<A>, grid_of(pairs.queries), 0, stream_, pairs, counts_, biases_);
@@ -72,10 +77,18 @@ class HingeGradient {
   void add_few(const ActivePairs<A>& pairs) const {
     using T = SignTile<A>;
     const SignSums<A>& s = gradient_.s;
-    const OwnSide<A> first = {s.query, s.reference, s.queries, s.references, s.depth,
-                              s.reference_tiles * T::kReferences, s.reference_shares, 1, s.query_sums},
-                     second = {s.reference, s.query, s.references, s.queries, s.depth,
-                               s.query_tiles * T::kQueries, s.query_shares, -1, s.reference_sums};
+    const OwnSide<A> first = {s.query,
+                              s.reference,
+                              s.queries,
+                              s.references,
+                              s.depth,
+                              s.reference_tiles * T::kReferences,
+                              s.reference_shares,
+                              1,
+                              s.query_sums},
+                     second = {s.reference,    s.query, s.references,
+                               s.queries,      s.depth, s.query_tiles * T::kQueries,
+                               s.query_shares, -1,      s.reference_sums};
     const auto add = [&](auto kernel, const OwnSide<A>& side) {
       const int64_t tiles = blocks_of(s.depth, SparseTile<A>::kDims);
       launch(kernel, grid_of(blocks_of(side.rows, kWarps) * side.shares * tiles), 0, stream_, side, pairs,

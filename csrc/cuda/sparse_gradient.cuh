@@ -102,7 +102,8 @@ struct SparseTile {
 // A task is a tile of dimensions, a share of the other side and a row for each warp. words[w][i] has the bits of warp
 // w's row for the 32 others from 32 i on.
 template <class A, bool of_query>
-__global__ void __launch_bounds__(kThreads, 3) active_pairs_kernel(OwnSide<A> s, ActivePairs<A> pairs, const Route* route) {
+__global__ void __launch_bounds__(kThreads, 3)
+    active_pairs_kernel(OwnSide<A> s, ActivePairs<A> pairs, const Route* route) {
   using T = SparseTile<A>;
   using V = Vector<A>;
   if (!route->few_pairs) return;

@@ -2,6 +2,7 @@
 // DISSIM_TSAN or DISSIM_ASAN the sanitizer is told of it instead.
 #include "cuda_on_host.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -39,8 +40,27 @@ struct Copy {
   int bytes, padded;
 };
 
+// A place to go on at. A switch between contexts calls the system; one between jumps, which sanitizers do not follow,
+// does not.
+struct Flow {
+  ucontext_t context = {};
+  jmp_buf jump = {};
+  bool begun = false;  // false: at the entry of the context
+};
+
+void go_on(Flow& from, Flow& to) {
+#if defined(DISSIM_TSAN) || defined(DISSIM_ASAN)
+  swapcontext(&from.context, &to.context);
+#else
+  if (_setjmp(from.jump)) return;
+  from.begun = true;
+  if (to.begun) _longjmp(to.jump, 1);
+  setcontext(&to.context);
+#endif
+}
+
 struct Fiber {
-  ucontext_t context;
+  Flow flow;
   Coordinates thread;
   State state = State::ready;
   Place place = {"", 0};
@@ -70,7 +90,7 @@ struct Block {
   void* shared = nullptr;
   Order order = {};
   char begin = 0, end = 0;
-  ucontext_t scheduler = {};
+  Flow scheduler = {};
   void *scheduler_tsan = nullptr, *scheduler_asan = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_size = 0;
@@ -104,7 +124,7 @@ void to_scheduler() {
   ASAN(__sanitizer_start_switch_fiber(fiber->state == State::done ? nullptr : &fiber->asan, running->scheduler_stack,
                                       running->scheduler_size));
   TSAN(__tsan_switch_to_fiber(running->scheduler_tsan, __tsan_switch_to_fiber_no_sync));
-  swapcontext(&fiber->context, &running->scheduler);
+  go_on(fiber->flow, running->scheduler);
   ASAN(__sanitizer_finish_switch_fiber(fiber->asan, &running->scheduler_stack, &running->scheduler_size));
 }
 
@@ -113,7 +133,7 @@ void to_fiber(Fiber& fiber, void* stack) {
   ASAN(__sanitizer_start_switch_fiber(&running->scheduler_asan, stack, kStack));
   TSAN(__tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync));
   (void)stack;
-  swapcontext(&running->scheduler, &fiber.context);
+  go_on(running->scheduler, fiber.flow);
   ASAN(__sanitizer_finish_switch_fiber(running->scheduler_asan, nullptr, nullptr));
 }
 
@@ -185,17 +205,18 @@ void run_block(Block& b) {
   TSAN(while (tsan_fibers.size() < count) tsan_fibers.push_back(__tsan_create_fiber(0)));
   TSAN(b.scheduler_tsan = __tsan_get_current_fiber());
   TSAN(__tsan_release(&b.begin));
+  const bool reverse = setting("DISSIM_HOST_ORDER", "reverse"), shuffled = setting("DISSIM_HOST_ORDER", "shuffled");
   std::vector<size_t> order(count);
   for (size_t i = 0; i < count; ++i) {
     Fiber& fiber = b.fibers[i];
-    order[i] = setting("DISSIM_HOST_ORDER", "reverse") ? count - 1 - i : i;
+    order[i] = reverse ? count - 1 - i : i;
     TSAN(fiber.tsan = tsan_fibers[i]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack = {.ss_sp = stacks[i].get(), .ss_flags = 0, .ss_size = kStack};
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, begin_fiber, 0);
+    ucontext_t& context = fiber.flow.context;
+    getcontext(&context);
+    context.uc_stack = {.ss_sp = stacks[i].get(), .ss_flags = 0, .ss_size = kStack};
+    context.uc_link = nullptr;
+    makecontext(&context, begin_fiber, 0);
   }
-  const bool shuffled = setting("DISSIM_HOST_ORDER", "shuffled");
   std::mt19937 random(b.block.x + 7919 * b.block.y);
   for (size_t left = count; left;) {
     if (shuffled) std::shuffle(order.begin(), order.end(), random);

@@ -16,6 +16,9 @@ from .score_backward import MOST_PARTS, add_signs, gradients, load_tile, strides
 from .tile import LARGEST_TILE, operands, score_tile, zero_tile
 from .topk import rank, topk_of
 
+#: Pairs of which at most one is active are worked off one by one (csrc/cuda/sparse_gradient.cuh says why so many).
+FEW = 16
+
 
 @triton.jit
 def hinge_kernel(
@@ -80,15 +83,17 @@ def _gradient(byte, bit, same, positive, negative):
 
 @triton.jit
 def hinge_row_sums_kernel(
-    x, y, active, x_labels, y_labels, positive, negative, out, rows, columns, dim, row_bytes, part_columns,
+    x, y, active, x_labels, y_labels, positive, negative, few, out, rows, columns, dim, row_bytes, part_columns,
     x_batch, x_row, x_dim, y_batch, y_row, y_dim,
     BN: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, CHUNK: tl.constexpr, OF_QUERY: tl.constexpr,
 ):  # fmt: skip
     """out [parts, R, D] = sum over a part of the columns of the pairs' gradients times sgn(x - y).
 
     x is the query and y the reference, or the other way round without OF_QUERY. CHUNK columns without an active pair
-    are skipped, which leaves out zeros only.
+    are skipped, which leaves out zeros only. Nothing is done where few pairs are active.
     """
+    if tl.load(few) != 0:
+        return
     program = tl.program_id(0).to(tl.int64)
     n_blocks, d_blocks = tl.cdiv(rows, BN), tl.cdiv(dim, BD)
     first_row = program % n_blocks * BN
@@ -137,6 +142,42 @@ def hinge_row_sums_kernel(
                     sums = add_signs(sums, tile, other, g)
     to = out + (part * rows + rows_here[:, None]) * dim + dims_here[None, :]
     tl.store(to, sums, mask=in_rows[:, None] & in_dim[None, :])
+
+
+@triton.jit
+def hinge_few_row_sums_kernel(
+    x, y, active, x_labels, y_labels, positive, negative, few, out, rows, columns, dim, row_bytes, part_columns,
+    x_batch, x_row, x_dim, y_batch, y_row, y_dim, BD: tl.constexpr, OF_QUERY: tl.constexpr,
+):  # fmt: skip
+    """What hinge_row_sums_kernel does, where few pairs are active: a program works off those of one row."""
+    if tl.load(few) == 0:
+        return
+    program, d_blocks = tl.program_id(0).to(tl.int64), tl.cdiv(dim, BD)
+    dims_here = program % d_blocks * BD + tl.arange(0, BD)
+    row, part = program // d_blocks % rows, program // d_blocks // rows
+    in_dim, steps, x_label = dims_here < dim, tl.arange(0, 32), tl.load(x_labels + row)
+    own = tl.load(x + row * x_row + dims_here * x_dim, mask=in_dim, other=0.0).to(out.dtype.element_ty)[None, :]
+    sums = tl.zeros_like(own)
+    for first in range(part * part_columns, tl.minimum((part + 1) * part_columns, columns), 32):
+        columns_here = first + steps
+        if OF_QUERY:
+            at, bit = row * row_bytes + columns_here // 8, columns_here % 8
+        else:
+            at, bit = columns_here * row_bytes + row // 8, row % 8
+        byte = tl.load(active + at, mask=columns_here < columns, other=0)
+        left = tl.sum((byte.to(tl.uint32) >> bit.to(tl.uint32) & 1) << steps.to(tl.uint32), 0)
+        while left != 0:
+            lowest = left & (~left + 1)
+            exponent = lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23
+            column = first + exponent - 127
+            pair = column if not OF_QUERY else row
+            same = x_label == tl.load(y_labels + column)
+            g = tl.where(same, -tl.load(positive + pair), tl.load(negative + pair))
+            other = tl.load(y + column * y_row + dims_here * y_dim, mask=in_dim, other=0.0).to(sums.dtype)
+            sums = add_signs(sums, own, other, tl.full((1,), g, sums.dtype))
+            left ^= lowest
+    to = out + (part * rows + row) * dim + dims_here[None, :]
+    tl.store(to, sums, mask=in_dim[None, :])
 
 
 @triton.jit
@@ -215,6 +256,13 @@ def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     return out[:, 0].sum(0), out[:, 1].sum(0), active
 
 
+def few_active(active: Tensor, pairs: int) -> Tensor:
+    """Whether at most one of FEW pairs has a bit, [1]: on the device, so that no host waits for it."""
+    bits = (active & 0x55) + (active >> 1 & 0x55)
+    bits = (bits & 0x33) + (bits >> 2 & 0x33)
+    return ((bits & 0xF) + (bits >> 4)).sum().le(pairs // FEW).to(torch.int32).reshape(1)
+
+
 def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
     """E12 and E2. Those needed of [N, D], [M, D], [D], [1]."""
     grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = given
@@ -227,16 +275,22 @@ def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
     )  # fmt: skip
     sides = ((query[None], query_labels.contiguous()), (reference[None], reference_labels.contiguous()))
 
+    few = few_active(active, rows * columns)
+
     def row_sums(side: int) -> Tensor:
         (x, x_labels), (y, y_labels) = sides[side], sides[1 - side]
         count, others = x.shape[1], y.shape[1]
         part, parts = parts_of(triton.cdiv(count, 128) * triton.cdiv(dim, 64), others, MOST_PARTS)
         out = torch.empty(parts, 1, count, dim, dtype=wide, device=x.device)
-        launch(
-            hinge_row_sums_kernel, "hinge_row_sums", ("rows", "dim"), parts, wide, x=x, y=y, out=out, **pairs,
-            x_labels=x_labels, y_labels=y_labels, rows=count, columns=others, dim=dim, part_columns=part,
-            OF_QUERY=side == 0, **strides(x=x, y=y),
-        )  # fmt: skip
+        for kernel, name, axes, copies in (
+            (hinge_row_sums_kernel, "hinge_row_sums", ("rows", "dim"), parts),
+            (hinge_few_row_sums_kernel, "hinge_few_row_sums", ("dim",), parts * count),
+        ):
+            launch(
+                kernel, name, axes, copies, wide, x=x, y=y, out=out, **pairs, few=few, x_labels=x_labels,
+                y_labels=y_labels, rows=count, columns=others, dim=dim, part_columns=part, OF_QUERY=side == 0,
+                **strides(x=x, y=y),
+            )  # fmt: skip
         return out.sum(0)
 
     def pair_sums(out: Tensor, axes: tuple[str, ...]) -> None:

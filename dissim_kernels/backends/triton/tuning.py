@@ -50,6 +50,8 @@ TABLE = {
     Case("hinge", _DOUBLE): Tile(dict(BN=64, BM=64, UNROLL=4), 8),
     Case("hinge_row_sums"): Tile(dict(BN=64, BD=128, UNROLL=2, CHUNK=32), 8),
     Case("hinge_row_sums", _DOUBLE): Tile(dict(BN=32, BD=64, UNROLL=2, CHUNK=32), 8),
+    Case("hinge_few_row_sums"): Tile(dict(BD=512), 1),
+    Case("hinge_few_row_sums", _DOUBLE): Tile(dict(BD=256), 1),
     Case("hinge_pair_sums"): Tile(dict(BN=16, BM=128), 4),
 }
 
