@@ -21,9 +21,10 @@ Measured {datetime} in {seconds} s with `{command}`; load average {load_before} 
 One element is one step (query, reference, dimension); a rate is elements over the seconds of the whole call, of the
 median round of {rounds}, all competitors taking turns in one process. The **ceiling** is what the same instructions
 do in registers on all threads, or what reading memory allows, whichever is less, measured in the same rounds
-(`bench/ceiling.cpp`, `bench/cases.py`). The **error** is the largest against float64, on a sample of the timed call's
-own result, in units of the sum of absolute terms (6e-8: one rounding of float32); what is wrong is not timed.
-In a hinge step it may be that of one pair within a rounding of the margin, active here and not in float64.
+(`bench/ceiling.cpp`, `bench/cases.py`): **at most** so many times the best other's rate is left to anyone. The
+**error** is the largest against float64, on a sample of the timed call's own result, in units of the sum of absolute
+terms (6e-8: one rounding of float32); what is wrong is not timed. In a hinge step it may be that of one pair within a rounding
+of the margin, active here and not in float64.
 **Extra memory** is the rise of resident memory in one call, the result included. Slow competitors are measured on
 fewer queries, as stated. (E8) two distances for two signs of weights; (one sign) knows only weights of one sign, and
 was given such (E11).
@@ -53,8 +54,8 @@ def to_markdown(outcomes: list[Outcome], facts: dict) -> str:
         warning=f"**{warning}**\n\n" if warning else "",
     )
     cells = [row for outcome in measured for row in summary(outcome)]
-    titles = ("case", "ours, G elements/s", "of the ceiling", "best other", "times the best other", "extra memory",
-              "of the best other", "error")  # fmt: skip
+    titles = ("case", "ours, G elements/s", "of the ceiling", "best other", "times the best other", "at most",
+              "extra memory", "of the best other", "error")  # fmt: skip
     return "\n".join([head, grid(titles, cells), "", *(table(outcome) + "\n" for outcome in outcomes)])
 
 
@@ -67,6 +68,7 @@ def summary(outcome: Outcome) -> list[list[str]]:
             f"{row.rate / outcome.limit[1]:.0%}",
             f"{best.name} {_rate(best.rate)}" if best else "none",
             f"{row.rate / best.rate:.2f}" if best else "",
+            f"{outcome.limit[1] / best.rate:.2f}" if best else "",
             _memory(row),
             _memory(best) if best else "",
             f"{row.error:.1e}",
