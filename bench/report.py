@@ -23,8 +23,8 @@ median round of {rounds}, all competitors taking turns in one process. The **cei
 do in registers on all threads, or what reading memory allows, whichever is less, measured in the same rounds
 (`bench/ceiling.cpp`, `bench/cases.py`): **at most** so many times the best other's rate is left to anyone. The
 **error** is the largest against float64, on a sample of the timed call's own result, in units of the sum of absolute
-terms (6e-8: one rounding of float32); what is wrong is not timed. In a hinge step it may be that of one pair within a rounding
-of the margin, active here and not in float64.
+terms (6e-8: one rounding of float32); what is wrong is not timed. In a hinge step it may be that of one pair
+within a rounding of the margin, active here and not in float64.
 **Extra memory** is the rise of resident memory in one call, the result included. Slow competitors are measured on
 fewer queries, as stated. (E8) two distances for two signs of weights; (one sign) knows only weights of one sign, and
 was given such (E11).
