@@ -85,19 +85,18 @@ def _gradient(byte, bit, same, positive, negative):
 def hinge_row_sums_kernel(
     x, y, active, x_labels, y_labels, positive, negative, few, out, rows, columns, dim, row_bytes, part_columns,
     x_batch, x_row, x_dim, y_batch, y_row, y_dim,
-    BN: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, CHUNK: tl.constexpr, OF_QUERY: tl.constexpr,
+    BN: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, OF_QUERY: tl.constexpr,
 ):  # fmt: skip
     """out [parts, R, D] = sum over a part of the columns of the pairs' gradients times sgn(x - y).
 
-    x is the query and y the reference, or the other way round without OF_QUERY. CHUNK columns without an active pair
-    are skipped, which leaves out zeros only. Nothing is done where few pairs are active.
+    x is the query and y the reference, or the other way round without OF_QUERY. Nothing is done where few pairs are
+    active.
     """
     if tl.load(few) != 0:
         return
     program = tl.program_id(0).to(tl.int64)
     n_blocks, d_blocks = tl.cdiv(rows, BN), tl.cdiv(dim, BD)
-    first_row = program % n_blocks * BN
-    rows_here = first_row + tl.arange(0, BN)
+    rows_here = program % n_blocks * BN + tl.arange(0, BN)
     dims_here = program // n_blocks % d_blocks * BD + tl.arange(0, BD)
     part = program // n_blocks // d_blocks
     in_rows, in_dim = rows_here < rows, dims_here < dim
@@ -107,39 +106,24 @@ def hinge_row_sums_kernel(
     if OF_QUERY:
         of_positive = tl.load(positive + rows_here, mask=in_rows)
         of_negative = tl.load(negative + rows_here, mask=in_rows)
-        chunk_bytes = active + rows_here[:, None] * row_bytes + tl.arange(0, CHUNK // 8)[None, :]
-        in_chunk = in_rows[:, None]
-    else:
-        bytes_here = first_row // 8 + tl.arange(0, BN // 8)
-        chunk_bytes = active + tl.arange(0, CHUNK)[:, None] * row_bytes + bytes_here[None, :]
-        in_chunk = (bytes_here < row_bytes)[None, :]
-    for chunk in range(part * part_columns, tl.minimum((part + 1) * part_columns, columns), CHUNK):
-        if OF_QUERY:
-            in_bytes = in_chunk & (chunk // 8 + tl.arange(0, CHUNK // 8) < row_bytes)[None, :]
-            found = tl.load(chunk_bytes + chunk // 8, mask=in_bytes, other=0)
-        else:
-            in_bytes = in_chunk & (chunk + tl.arange(0, CHUNK) < columns)[:, None]
-            found = tl.load(chunk_bytes + chunk * row_bytes, mask=in_bytes, other=0)
-        if tl.max(tl.max(found.to(tl.int32), 1), 0) != 0:
-            for block in range(chunk, chunk + CHUNK, UNROLL):
-                for step in tl.static_range(UNROLL):
-                    column = block + step
-                    inside = column < columns
-                    in_pairs = rows_here < tl.where(inside, rows, 0)
-                    same = x_label == tl.load(y_labels + column, mask=inside)
-                    if OF_QUERY:
-                        byte = tl.load(active + rows_here * row_bytes + column // 8, mask=in_pairs, other=0)
-                        bit = (column % 8).to(tl.int32)
-                    else:
-                        byte = tl.load(active + column * row_bytes + rows_here // 8, mask=in_pairs, other=0)
-                        bit = (rows_here % 8).to(tl.int32)
-                        of_positive = tl.load(positive + column, mask=inside)
-                        of_negative = tl.load(negative + column, mask=inside)
-                    g = _gradient(byte, bit, same, of_positive, of_negative)
-                    other = tl.load(
-                        y + column * y_row + dims_here * y_dim, mask=dims_here < tl.where(inside, dim, 0)
-                    ).to(sums.dtype)
-                    sums = add_signs(sums, tile, other, g)
+    for block in range(part * part_columns, tl.minimum((part + 1) * part_columns, columns), UNROLL):
+        for step in tl.static_range(UNROLL):
+            column = block + step
+            inside = column < columns
+            in_pairs = rows_here < tl.where(inside, rows, 0)
+            same = x_label == tl.load(y_labels + column, mask=inside)
+            if OF_QUERY:
+                byte = tl.load(active + rows_here * row_bytes + column // 8, mask=in_pairs, other=0)
+                bit = (column % 8).to(tl.int32)
+            else:
+                byte = tl.load(active + column * row_bytes + rows_here // 8, mask=in_pairs, other=0)
+                bit = (rows_here % 8).to(tl.int32)
+                of_positive = tl.load(positive + column, mask=inside)
+                of_negative = tl.load(negative + column, mask=inside)
+            g = _gradient(byte, bit, same, of_positive, of_negative)
+            in_other = dims_here < tl.where(inside, dim, 0)
+            other = tl.load(y + column * y_row + dims_here * y_dim, mask=in_other)
+            sums = add_signs(sums, tile, other.to(sums.dtype), g)
     to = out + (part * rows + rows_here[:, None]) * dim + dims_here[None, :]
     tl.store(to, sums, mask=in_rows[:, None] & in_dim[None, :])
 
