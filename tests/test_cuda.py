@@ -1,7 +1,6 @@
-"""CUDA's kernels, executed on the CPU from their own sources: the tests of every backend, and sanitizers."""
+"""CUDA's kernels, executed on the CPU from their own sources: the tests of every backend."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +15,6 @@ TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(backend.why_not() is not None, reason=str(backend.why_not()))
 #: file -> how many of its tests take a backend, at least
 OF_EVERY_BACKEND = {"test_score.py": 230, "test_topk.py": 20, "test_hinge.py": 85, "test_certified.py": 28}
-#: a planted bug: file, the line (the first such), what takes its place, the sanitizer, what is printed
-BUGS = {
-    "a missing barrier": ("tile.cuh", "    __syncthreads();\n", "", "thread", "data race"),
-    "a wait for the wrong copies": (
-        "tile.cuh",
-        "    wait_for_groups<0>();\n",
-        "    wait_for_groups<1>();\n",
-        "thread",
-        "data race",
-    ),
-}
 
 
 @pytest.fixture(scope="session")
@@ -70,29 +58,3 @@ def test_matrix_units_err_at_most_four_times_as_much_as_float32(dtype, shape, li
 
     of_max, of_float32 = errors(query, reference), errors(query.float(), reference.float())
     assert not torch.equal(of_max, of_float32) and of_max.norm() <= 4 * of_float32.norm()
-
-
-def check(program, **settings):
-    """What native_check prints, on few sizes, and whether all is well."""
-    options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1", **settings}
-    done = subprocess.run([program, "quick"], env={**os.environ, **options}, capture_output=True, text=True)
-    return done.stdout + done.stderr, done.returncode == 0 and "every kernel is right" in done.stdout
-
-
-@pytest.mark.parametrize("settings", [{}, {"DISSIM_HOST_ORDER": "reverse", "DISSIM_HOST_COPIES": "early"}], ids=str)
-@pytest.mark.parametrize("sanitizer", ["thread", "address"])
-def test_sanitizers_find_nothing(sanitizer, settings):
-    printed, well = check(backend.build_check(sanitizer), **settings)
-    assert well, printed[-3000:]
-
-
-@pytest.mark.parametrize("name", BUGS)
-def test_planted_bugs_are_found(name, tmp_path):
-    file, line, instead, sanitizer, found = BUGS[name]
-    csrc = tmp_path / "csrc"
-    shutil.copytree(backend.ROOT / "csrc", csrc)
-    text = (csrc / "cuda" / file).read_text()
-    assert line in text
-    (csrc / "cuda" / file).write_text(text.replace(line, instead, 1))
-    printed, well = check(backend.build_check(sanitizer, "planted", csrc))
-    assert not well and found in printed, printed[-3000:]
