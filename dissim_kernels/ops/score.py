@@ -115,9 +115,9 @@ def differentiated(*inputs: Tensor | None) -> bool:
         return False
     if torch._C._are_functorch_transforms_active():
         return True
-    tensors = [x for x in inputs if x is not None]
-    backward = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return backward or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    if forward_ad._current_level >= 0:  # within dual_level()
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs if x is not None)
 
 
 def head_bias(bias: Tensor | float | None, weight: Tensor) -> Tensor | None:
