@@ -129,6 +129,13 @@ def test_few_and_all_pairs_of_many_tiles(hard, dtype, backend):
 
 
 @backends
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_few_pairs_of_more_dimensions_and_references_than_a_task_takes_at_a_time(dtype, backend):
+    inputs = judge.tie_grid(12, 2500, 600, dtype)
+    check(inputs, labels(12, 2500, 10**6), backend, exact=True, margin=1000.0, hard_negatives=100)
+
+
+@backends
 def test_one_reference_that_is_hardest_for_every_query(backend):
     inputs = judge.random_inputs((1500, 3), (200, 3))
     inputs = inputs._replace(weight=-inputs.weight.abs(), reference=inputs.reference * 9 + 9)

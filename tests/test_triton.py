@@ -31,7 +31,7 @@ CHOSEN = {
     " or tie_has_no or nearest_even or passes_through or needs6)",
     "topk": "triton and (nan_never or exclude_is or any_int64 or too_few or half_precision)",
     "hinge": "triton and (margin_costs or nan_score or sizes5 and sum or frozen and needs0 or any_int64 or half"
-    " or infinities or few_and and float16)",
+    " or infinities or few_and and float16 or task_takes and float32)",
     "triton": "interpreter",
 }
 

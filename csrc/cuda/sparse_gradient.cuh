@@ -28,16 +28,16 @@ struct ActivePairs {
 };
 
 // At most one of so many pairs is few: of an active one the rows are read anew, 8 bytes a dimension for both sides'
-// sums, which at 5 TB/s of an L2 takes as long as 16 pairs take that share a tile.
+// sums, which at 5 TB/s of an L2, assumed, takes as long as 16 pairs take that share a tile.
 constexpr int64_t kFewPairs = 16;
 
 // A block for each query: its active pairs and their part of the gradient of the bias.
 template <class A>
 __global__ void __launch_bounds__(kThreads) count_pairs_kernel(ActivePairs<A> pairs, int64_t* counts, double* biases) {
-  __shared__ int of_warps[2][kWarps];
+  __shared__ int64_t of_warps[2][kWarps];
   const int64_t n = task_of_block();
   if (n >= pairs.queries) return;
-  int positives = 0, all = 0;
+  int64_t positives = 0, all = 0;
   for (int64_t m = threadIdx.x; m < pairs.references; m += kThreads)
     if (pairs.is_active(n, m)) {
       ++all;

@@ -63,8 +63,9 @@ def fused_dissim_hinge_loss(
     Returns the accumulate dtype: float32 for half precision. Any upstream gradient; frozen inputs cost nothing.
     Double backward and jvp are refused.
 
-    Cost: forward as the score; backward a step for each active pair and dimension. Memory: one bit a pair and a
-    block of scores. Errors as in `fused_dissim_score`.
+    Cost: forward as the score; backward a step for each active pair and dimension where these are few (one in 4, on
+    GPUs one in 16), else as score's. Memory: one bit a pair and a block of scores; in backward sums of the queries'
+    size, on GPUs some float32 copies of both sides' rows and sums. Errors as in `fused_dissim_score`.
 
     >>> import torch
     >>> x, labels = torch.tensor([[0.0], [0.5], [4.0]]), torch.tensor([0, 0, 1])
