@@ -8,7 +8,11 @@
 namespace dissim {
 namespace {
 
+#ifdef DISSIM_CUDA_ON_HOST
+constexpr int64_t kBlocks = 8;  // so that a share has many rows in small tests too
+#else
 constexpr int64_t kBlocks = 264;  // wanted in a grid: two for each multiprocessor of the largest devices
+#endif
 constexpr int64_t kReferenceTiles = 8;  // that a share has at least
 
 // grad[b, row, d] = factor sum_h weight[h, d] sums[b, h, row, d].
