@@ -2,8 +2,8 @@
 // the width of csrc/cpu/simd.h, in a loop without loads or stores, and the rate at which memory is read.
 // An empty asm statement tells the compiler that an operand may have changed, at no cost, so it can neither hoist nor
 // drop the work; 8 or more sums that do not wait for one another fill the pipes.
+#include "../csrc/cpu/rotation.h"
 #include "../csrc/cpu/sad.h"
-#include "../csrc/pair_math.h"
 
 namespace dissim {
 namespace {
@@ -35,19 +35,26 @@ using V = Vector<float>;
 using namespace dissim;
 #define CEILING extern "C" __attribute__((visibility("default"))) int64_t
 
-// sub, and, fma for each vector of elements; returns the number of elements.
+// sub, and, fma for each vector of elements or, where the kernels rotate (E15), sub, sub, range, fma for each two;
+// returns the number of elements.
 CEILING ceiling_score(int64_t steps) {
   V query = broadcast<float>(1.5f), weight = broadcast<float>(1e-3f), reference[kColumns], sums[kRows][kColumns] = {};
+  V difference = query;
   for (int j = 0; j < kColumns; ++j) reference[j] = broadcast<float>(0.25f * j);
   for (V& r : reference) UNKNOWN(r);
   for (int64_t step = 0; step < steps; ++step)
     for (int i = 0; i < kRows; ++i) {
       UNKNOWN(query);  // the next row's
-      for (int j = 0; j < kColumns; ++j) sums[i][j] += weight * magnitude<float>(query - reference[j]);
+      UNKNOWN(difference);
+      for (int j = 0; j < kColumns; ++j) {
+        const V x = query - reference[j];
+        sums[i][j] +=
+            weight * (DISSIM_ROTATES ? greater_magnitude<float>(x, difference - reference[j]) : magnitude<float>(x));
+      }
     }
   for (auto& row : sums)
     for (V& sum : row) UNKNOWN(sum);
-  return steps * kRows * kColumns * kLanes<float>;
+  return steps * kRows * kColumns * kLanes<float> * (DISSIM_ROTATES ? 2 : 1);
 }
 
 // sub, sign, fma, fma for each vector of elements: one sum a row, one a column; returns the number of elements.

@@ -24,6 +24,24 @@ DISSIM_INLINE Vector<double> magnitude<double>(Vector<double> t) {
 }
 #endif
 
+// E15: max(|a|, |b|). Of a NaN and a number it may be either.
+template <class A>
+DISSIM_INLINE Vector<A> greater_magnitude(Vector<A> a, Vector<A> b) {
+  const Vector<A> x = magnitude<A>(a), y = magnitude<A>(b);
+  return where<A>(x > y, x) + where<A>(~(x > y), y);
+}
+
+#if defined(__AVX512DQ__)
+template <>
+DISSIM_INLINE Vector<float> greater_magnitude<float>(Vector<float> a, Vector<float> b) {
+  return (Vector<float>)_mm512_range_ps((__m512)a, (__m512)b, 0b1011);  // greater magnitude, without its sign
+}
+template <>
+DISSIM_INLINE Vector<double> greater_magnitude<double>(Vector<double> a, Vector<double> b) {
+  return (Vector<double>)_mm512_range_pd((__m512d)a, (__m512d)b, 0b1011);
+}
+#endif
+
 // E3: kSignUnit * sgn(t) by comparison, 0 at t = 0 and at NaN. Whoever reads a sum of these divides by kSignUnit,
 // which is 1 or 2, so nothing is rounded.
 template <class A>

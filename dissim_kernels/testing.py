@@ -126,6 +126,7 @@ def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
         "several panels in cache": shaped((9, 640), (300, 640)),
         "two tiles of gradient": shaped((129, 16), (257, 16)),
     }
+    cases |= {f"long: {name}": inputs for name, inputs in _long_inputs(dtype).items()}
     for layout in LAYOUTS:
         cases[f"query {layout}"] = plain._replace(query=lay_out(query, layout))
         cases[f"reference {layout}"] = plain._replace(reference=lay_out(reference, layout))
@@ -137,6 +138,34 @@ def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
         wide = [t.to(ACCUMULATE[dtype]) * 1.001 for t in (weight, bias)]
         cases["wide weight and bias"] = Inputs(query, reference, *wide)
     return cases
+
+
+def _long_inputs(dtype: torch.dtype) -> dict[str, Inputs]:
+    """Dimensions enough to be taken two at a time (E15), an odd number of each sign of weight."""
+    plain = random_inputs((34, 100), (70, 100), dtype=dtype)
+    query, reference, weight, _ = plain
+    weight = weight.abs().where(torch.arange(100) % 3 > 0, -weight.abs())
+    rows, columns = torch.arange(6) * 5, torch.arange(6) * 17
+    awkward = torch.tensor([math.nan, math.inf, -math.inf, math.inf, 0.0, -0.0], dtype=dtype)
+    near = reference.clone()
+    near[rows] = query[rows] * (1 + 2 * torch.finfo(dtype).eps)
+    huge = torch.arange(100).eq(1) * torch.finfo(dtype).max / 4
+    return {
+        "both signs": plain._replace(weight=weight),
+        "one sign": plain._replace(weight=-weight.abs()),
+        "the other, zeros in it": plain._replace(weight=weight.abs() * (torch.arange(100) % 3 > 0)),
+        "heads": random_inputs((5, 99), (140, 99), 3, dtype),
+        "some references nearly a query": plain._replace(reference=near),
+        "query is reference": plain._replace(reference=query),
+        "large common offset": plain._replace(query=query + 1000, reference=reference + 1000),
+        "tiny": plain._replace(query=query * 1e-40, reference=reference * 1e-40),
+        "nan and inf in query": plain._replace(query=query.index_put((rows, columns), awkward)),
+        "nan and inf in reference": plain._replace(reference=reference.index_put((rows, columns), awkward)),
+        "weighted, a value overflows": plain._replace(
+            query=query.where(huge == 0, huge.to(dtype)), reference=reference.where(huge == 0, huge.to(dtype)),
+            weight=weight.index_fill(0, torch.tensor(1), 8),
+        ),
+    }  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -70,24 +70,23 @@ class Scorer {
       : p_(problem),
         few_(p_.query.rows < kFewRows),
         wide_(p_.dim),
-        packed_(few_ ? 0 : kMost * p_.dim),
-        scores_(kTileRows * kMost) {
+        scores_(kTileRows * kMost),
+        scorer_(p_.dim, 1, few_ ? 0 : kMost) {
     for (const A*& same : query_) same = wide_row<E>(p_.query, 0, row, p_.dim, wide_);
+    scorer_.set_head(weight_, bias_);
   }
 
   // The scores of references all[i], i < count <= kMost, negated where the least are sought.
   void score(const int64_t* all, int64_t count, A* scores) {
-    const A *weight = static_cast<const A*>(p_.weight), bias = p_.bias ? *static_cast<const A*>(p_.bias) : 0;
     const E* from[kMost];
     for (int64_t i = 0; i < kMost; ++i) from[i] = row_of<E>(p_.reference, 0, all[least(i, count - 1)]);
     if (few_) {
       constexpr int64_t group = kRowGroup<A>;
       for (int64_t i = 0; i < count; i += group)
-        score_rows<E>(query_[0], reinterpret_cast<const E* const(&)[group]>(from[i]), p_.reference.dim_stride, weight,
-                      bias, p_.dim, scores_ + i);
+        score_rows<E>(query_[0], from + i, p_.reference.dim_stride, weight_, bias_, p_.dim, scores_ + i);
     } else {
-      pack_rows<E, kMost>(from, p_.reference.dim_stride, p_.dim, packed_);
-      score_block<A>(query_, 1, packed_, count, p_.dim, weight, bias, scores_, kMost);
+      scorer_.pack(from, p_.reference.dim_stride, count);
+      scorer_.score(query_, 1, scores_, kMost);
     }
     for (int64_t i = 0; i < count; ++i) scores[i] = p_.largest ? scores_[i] : -scores_[i];
   }
@@ -95,7 +94,9 @@ class Scorer {
  private:
   const TopK& p_;
   const bool few_;
-  Scratch<A> wide_, packed_, scores_;
+  const A *const weight_ = static_cast<const A*>(p_.weight), bias_ = p_.bias ? *static_cast<const A*>(p_.bias) : 0;
+  Scratch<A> wide_, scores_;
+  BlockScorer<E> scorer_;
   const A* query_[kTileRows];
 };
 

@@ -1,32 +1,14 @@
 // Elements on their way into registers: widened rows, and panels of rows transposed so that lanes are rows.
 #pragma once
 
-#include <cstdlib>
 #include <utility>
 
 #include "large_pages.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace dissim {
 namespace {
-
-// Cache-line aligned scratch of one task.
-template <class A>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<A*>(aligned_alloc(64, (size_t(count) * sizeof(A) + 127) / 64 * 64))) {
-    if (!data_) abort();  // as operator new under -fno-exceptions: nothing sensible is left to do
-    ask_for_large_pages(data_, count * int64_t(sizeof(A)));
-  }
-  ~Scratch() { free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  operator A*() const { return data_; }
-
- private:
-  A* data_;
-};
 
 DISSIM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 DISSIM_INLINE int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
@@ -105,9 +87,9 @@ DISSIM_INLINE void transpose(Vector<A> (&v)[kLanes<A>]) {
   }
 }
 
-// `width` rows, which begin at `from`, as a panel [dim][width].
+// `rows` rows, whole vectors of them, which begin at `from`, as the first ones of a panel [dim][width].
 template <class E, int width>
-void pack_rows(const E* const (&from)[width], int64_t stride, int64_t dim, Wide<E>* panel) {
+void pack_rows(const E* const* from, int rows, int64_t stride, int64_t dim, Wide<E>* panel) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>;
   int64_t d = 0;
@@ -115,7 +97,7 @@ void pack_rows(const E* const (&from)[width], int64_t stride, int64_t dim, Wide<
     constexpr int64_t line = 64 / sizeof(E);  // read whole, so that no cache line is fetched twice
     for (int64_t end; d + lanes <= dim; d = end) {
       end = d + least(line, dim - d) / lanes * lanes;
-      for (int group = 0; group < width; group += lanes)
+      for (int group = 0; group < rows; group += lanes)
         for (int64_t at = d; at < end; at += lanes) {
           Vector<A> square[lanes];
           for (int i = 0; i < lanes; ++i) {
@@ -128,15 +110,7 @@ void pack_rows(const E* const (&from)[width], int64_t stride, int64_t dim, Wide<
     }
   }
   for (; d < dim; ++d)
-    for (int i = 0; i < width; ++i) panel[d * width + i] = widen(from[i][d * stride]);
-}
-
-// `width` rows from `first` on; rows past the end repeat the last one.
-template <class E, int width>
-void pack_panel(const Rows& rows, int64_t batch, int64_t first, int64_t dim, Wide<E>* panel) {
-  const E* from[width];
-  for (int i = 0; i < width; ++i) from[i] = row_of<E>(rows, batch, least(first + i, rows.rows - 1));
-  pack_rows<E, width>(from, rows.dim_stride, dim, panel);
+    for (int i = 0; i < rows; ++i) panel[d * width + i] = widen(from[i][d * stride]);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 // is one sum in an order that depends on the shape alone, however the work is cut.
 #pragma once
 
-#include "score_tile.h"
+#include "block_scorer.h"
 
 namespace dissim {
 namespace {
@@ -15,7 +15,6 @@ template <class A>
 constexpr int64_t kBlockColumns = 2048 / sizeof(A);
 constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
 constexpr int64_t kTaskWork = 1 << 19;  // pairs times dimensions that are worth a task of their own
-constexpr int64_t kSlice = 2048 / kTileVectors;  // dimensions of a panel that are read again and again
 
 template <class E>
 struct Pairs {
@@ -58,32 +57,10 @@ Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
   return {width, blocks, parts, row_parts, most(1, kTaskWork / 2 / most(1, work))};
 }
 
-// Scores `rows` queries, given by wide rows, against a block of packed panels: `width` scores apart.
-template <class A>
-void score_block(const A* const* query, int64_t rows, const A* packed, int64_t columns, int64_t dim, const A* weight,
-                 A bias, A* scores, int64_t width) {
-  int64_t d = 0;
-  do {  // slice by slice, so that a panel's stays in L2 for all rows; once for no dimensions
-    const int64_t end = least(d + kSlice, dim);
-    const A last = end == dim ? bias : A(0);
-    for (int64_t j = 0; j < columns; j += kPanel<A>)
-      for (int64_t i = 0; i < rows; i += kTileRows) {
-        A* to = scores + i * width + j;
-        if (columns - j > kPanel<A> / 2) {
-          score_tile<A, kTileVectors>(query + i, d, end, packed + j * dim, weight, last, to, width);
-        } else {
-          score_tile<A, kTileVectors / 2>(query + i, d, end, packed + j * dim, weight, last, to, width);
-        }
-      }
-    d = end;
-  } while (d < dim);
-}
-
 // One task's scratch and loops.
 template <class E>
 class Scanner {
   using A = Wide<E>;
-  static constexpr int panel = kPanel<A>;
 
  public:
   Scanner(const Pairs<E>& pairs, const Cuts& cuts)
@@ -92,28 +69,29 @@ class Scanner {
         few_(p_.query.rows < kFewRows),
         scores_(blocks_of(least(p_.query.rows, kBlockRows), kTileRows) * kTileRows * width_),
         wide_(least(p_.query.rows, kBlockRows) * p_.dim),
-        packed_(few_ ? 0 : width_ * p_.dim) {}
+        from_(width_),
+        scorer_(p_.dim, least(p_.query.rows, kBlockRows), few_ ? 0 : width_) {}
 
   template <class Consume>
   void scan(int64_t batch, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
             const Consume& consume) {
     for (int64_t m = column_begin; m < column_end; m += width_) {
       const int64_t columns = least(width_, column_end - m);
-      if (!few_)
-        for (int64_t j = 0; j < columns; j += panel)
-          pack_panel<E, panel>(p_.reference, batch, m + j, p_.dim, packed_ + j * p_.dim);
-      for (int64_t n = row_begin; n < row_end; n += kBlockRows) {
-        const int64_t rows = least(kBlockRows, row_end - n);
-        const A* query[kBlockRows];
-        for (int64_t i = 0; i < rows; ++i) query[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
-        for (int64_t i = rows; i % kTileRows; ++i) query[i] = query[rows - 1];
-        for (int64_t head = 0; head < p_.heads; ++head) {
-          const A* weight = p_.weight + head * p_.dim;
-          const A bias = p_.bias ? p_.bias[head] : 0;
+      for (int64_t j = 0; j < width_; ++j) from_[j] = row_of<E>(p_.reference, batch, m + least(j, columns - 1));
+      for (int64_t head = 0; head < p_.heads; ++head) {
+        const A* weight = p_.weight + head * p_.dim;
+        const A bias = p_.bias ? p_.bias[head] : 0;
+        scorer_.set_head(weight, bias);
+        if (!few_ && (!head || scorer_.packs_by_head())) scorer_.pack(from_, p_.reference.dim_stride, columns);
+        for (int64_t n = row_begin; n < row_end; n += kBlockRows) {
+          const int64_t rows = least(kBlockRows, row_end - n);
+          const A* query[kBlockRows];
+          for (int64_t i = 0; i < rows; ++i) query[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
+          for (int64_t i = rows; i % kTileRows; ++i) query[i] = query[rows - 1];
           if (few_) {
-            score_few(batch, query, rows, m, columns, weight, bias);
+            score_few(query, rows, columns, weight, bias);
           } else {
-            score_block<A>(query, rows, packed_, columns, p_.dim, weight, bias, scores_, width_);
+            scorer_.score(query, rows, scores_, width_);
           }
           consume(Block<A>{batch, head, n, rows, m, columns, scores_, width_});
         }
@@ -122,21 +100,18 @@ class Scanner {
   }
 
  private:
-  void score_few(int64_t batch, const A* const* query, int64_t rows, int64_t m, int64_t columns, const A* weight,
-                 A bias) {
-    for (int64_t j = 0; j < columns; j += kRowGroup<A>) {
-      const E* reference[kRowGroup<A>];
-      for (int i = 0; i < kRowGroup<A>; ++i)
-        reference[i] = row_of<E>(p_.reference, batch, least(m + j + i, m + columns - 1));
+  void score_few(const A* const* query, int64_t rows, int64_t columns, const A* weight, A bias) {
+    for (int64_t j = 0; j < columns; j += kRowGroup<A>)
       for (int64_t i = 0; i < rows; ++i)
-        score_rows<E>(query[i], reference, p_.reference.dim_stride, weight, bias, p_.dim, scores_ + i * width_ + j);
-    }
+        score_rows<E>(query[i], from_ + j, p_.reference.dim_stride, weight, bias, p_.dim, scores_ + i * width_ + j);
   }
 
   const Pairs<E>& p_;
   const int64_t width_;
   const bool few_;
-  Scratch<A> scores_, wide_, packed_;
+  Scratch<A> scores_, wide_;
+  Scratch<const E*> from_;
+  BlockScorer<E> scorer_;
 };
 
 // Calls consume(block) for blocks that together cover all pairs, in any order and on any thread; the blocks of a task

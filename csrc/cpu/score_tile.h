@@ -83,8 +83,8 @@ DISSIM_INLINE Group<double> pairwise(Group<double> a, Group<double> b) {
 // by reading the references, which are read one after another, in four chains of sums each, to keep memory streaming.
 // `stride` is that of the references' dimensions.
 template <class E>
-DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const (&reference)[kRowGroup<Wide<E>>], int64_t stride,
-                              const Wide<E>* weight, Wide<E> bias, int64_t dim, Wide<E>* scores) {
+DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const* reference, int64_t stride, const Wide<E>* weight,
+                              Wide<E> bias, int64_t dim, Wide<E>* scores) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>, chains = 4, group = kRowGroup<A>;
   const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
