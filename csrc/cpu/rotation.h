@@ -31,28 +31,35 @@ class Rotation {
   explicit Rotation(int64_t dim) : dim_(dim), dims_(length(dim)), weights_(length(dim)) {}
 
   void set(const A* weight) {
+    int32_t* dims = dims_;
+    A* weights = weights_;
     int64_t count = 0;
     for (int sign = 0; sign < 2; ++sign) {
-      for (int64_t d = 0; d < dim_; ++d)
-        if ((weight[d] < 0) == sign) append(count, int32_t(d), sign ? -weight[d] : weight[d]);
-      if (count % 2) append(count, 0, 0);
+      for (int64_t d = 0; d < dim_; ++d) {  // without a branch that random weights would mislead
+        dims[count] = int32_t(d);
+        weights[count] = sign ? -weight[d] : weight[d];
+        count += (weight[d] < 0) == sign;
+      }
+      if (count % 2) dims[count] = 0, weights[count++] = 0;
       steps_[sign] = count / 2;
     }
-    while (count < length(dim_)) append(count, 0, 0);
+    for (; count < length(dim_); ++count) dims[count] = 0, weights[count] = 0;
     in_order_ = true;
-    for (int64_t d = 0; d < dim_; ++d) in_order_ &= dims_[d] == d;
+    for (int64_t d = 0; d < dim_; ++d) in_order_ &= dims[d] == d;
   }
 
   // Steps [0, steps(0)) have weights that are not below 0, steps [steps(0), steps(1)) the others.
   int64_t steps(int sign) const { return steps_[sign]; }
 
   // to[2 p] = x + y, to[2 p + 1] = x - y for the weighted values x and y of step p; returns the sum of all |x|.
-  A row(const A* values, A* to) const {
+  A row(const A* __restrict values, A* __restrict to) const {
+    const int32_t* __restrict dims = dims_;
+    const A* __restrict weights = weights_;
     if (in_order_) {
-      for (int64_t i = 0; i < dim_; ++i) to[i] = weights_[i] * values[i];
+      for (int64_t i = 0; i < dim_; ++i) to[i] = weights[i] * values[i];
       for (int64_t i = dim_; i < length(dim_); ++i) to[i] = 0;
     } else {
-      for (int64_t i = 0; i < length(dim_); ++i) to[i] = weights_[i] * values[dims_[i]];
+      for (int64_t i = 0; i < length(dim_); ++i) to[i] = weights[i] * values[dims[i]];
     }
     Vector<A> size = {}, sign;
     for (int i = 0; i < lanes; ++i) sign[i] = i % 2 ? -1 : 1;
@@ -82,11 +89,6 @@ class Rotation {
   }
 
  private:
-  void append(int64_t& count, int32_t d, A weight) {
-    dims_[count] = d;
-    weights_[count++] = weight;
-  }
-
   template <int... lane>
   static Vector<A> swap(Vector<A> v, std::integer_sequence<int, lane...>) {
     return __builtin_shufflevector(v, v, (lane ^ 1)...);

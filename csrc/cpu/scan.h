@@ -53,7 +53,9 @@ Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
   const int64_t wanted = blocks_of(tasks, most(1, p.batch));
   const int64_t width = most(panel, least(kBlockColumns<Wide<E>>, blocks_of(blocks_of(columns, 8), panel) * panel));
   const int64_t blocks = blocks_of(columns, width), parts = most(1, least(least(blocks, wanted), most_parts));
-  const int64_t row_parts = least(blocks_of(wanted, parts), blocks_of(rows, kBlockRows));
+  // Parts of rows each pack the columns anew: as many as threads need, or have rows enough.
+  const int64_t needed = blocks_of(least(wanted, threads), parts), worth = blocks_of(rows, 2 * kBlockRows);
+  const int64_t row_parts = least(blocks_of(wanted, parts), most(needed, worth));
   return {width, blocks, parts, row_parts, most(1, kTaskWork / 2 / most(1, work))};
 }
 
