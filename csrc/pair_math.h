@@ -52,7 +52,9 @@ DISSIM_INLINE Vector<A> sign(Vector<A> t) {
   return where<A>(t > 0, broadcast<A>(kSignUnit<A>)) - where<A>(t < 0, broadcast<A>(kSignUnit<A>));
 }
 
-// The same for t that is never -0 nor NaN.
+// The same for t that is never -0 nor NaN, where that is faster.
+template <class A>
+constexpr bool kFiniteIsFaster = false;
 template <class A>
 DISSIM_INLINE Vector<A> sign_of_finite(Vector<A> t) {
   return sign<A>(t);
@@ -73,6 +75,8 @@ DISSIM_INLINE Vector<double> sign<double>(Vector<double> t) {
 // vpsignd takes +2.0f (0x40000000) through t's sign: its two's complement 0xc0000000 is -2.0f, and t = +0 gives 0.
 template <>
 constexpr float kSignUnit<float> = 2;
+template <>
+constexpr bool kFiniteIsFaster<float> = true;
 template <>
 DISSIM_INLINE Vector<float> sign_of_finite<float>(Vector<float> t) {
   return (Vector<float>)_mm256_sign_epi32(_mm256_set1_epi32(0x40000000), (__m256i)t);

@@ -71,9 +71,11 @@ class ActivePairs {
   // Calls visit(n, j) for the active pairs of references [m, m + count), count a multiple of 64; j = 0 is m.
   template <class Visit>
   void each(int64_t m, int64_t count, const Visit& visit) const {
-    for (int64_t n = 0; n < p_.query.rows; ++n)
+    for (int64_t n = 0; n < p_.query.rows; ++n) {
+      __builtin_prefetch(p_.active + (n + kRowsAhead) * row_bytes_ + m / 8);
       for (int64_t first = 0; first < count; first += 64)
         for (uint64_t left = bits_of(n, m + first); left; left &= left - 1) visit(n, first + __builtin_ctzll(left));
+    }
   }
 
   bool tile(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) const {
