@@ -6,7 +6,6 @@ checks run the same under FakeTensor, torch.compile and torch.export.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,8 +23,7 @@ BALANCES = ("pairs", "classes")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What a backend needs to know to accept or refuse a call (see dispatch.py)."""
 
     operation: str  # "score", "paired", "topk", "certified" or "hinge"

@@ -68,8 +68,9 @@ def fused_dissim_score(
     heads, bias = weight if weight.dim() == 2 else weight.unsqueeze(0), head_bias(bias, weight)
     call = _Score.apply if differentiated(query, reference, weight, bias) else score
     scores = call(_batch(query, lead), _batch(reference, lead), heads, bias, backend)
-    scores = scores.reshape(*lead, *scores.shape[1:])
-    return scores.squeeze(-3) if weight.dim() == 1 else scores.movedim(-3, -1)
+    if weight.dim() == 1:
+        return scores.reshape(*lead, *scores.shape[2:])
+    return scores.reshape(*lead, *scores.shape[1:]).movedim(-3, -1)
 
 
 def paired_dissim_score(
@@ -97,6 +98,8 @@ def paired_dissim_score(
 
 def autocast_to_float32(*arguments: Tensor | float | None) -> list:
     """torch.cdist's autocast policy: every floating tensor but float64 becomes float32."""
+    if not torch._C._is_any_autocast_enabled():
+        return list(arguments)
     return [
         x.float()
         if isinstance(x, Tensor)
