@@ -281,9 +281,8 @@ __global__ void __launch_bounds__(kThreads, 1) score_max_kernel(Score p, MaxPlan
   }
   if (!certain) {
     const int64_t rows = Tile<float>::kRows;
-    plan.uncertain[((batch * p.heads + head) * blocks_of(p.query.rows, rows) + n0 / rows) *
-                       blocks_of(p.reference.rows, rows) +
-                   m0 / rows] = 1;
+    const int64_t tile = (batch * p.heads + head) * blocks_of(p.query.rows, rows) + n0 / rows;
+    atomicOr(plan.uncertain + tile * blocks_of(p.reference.rows, rows) + m0 / rows, 1);
   }
 }
 
