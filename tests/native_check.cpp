@@ -232,6 +232,29 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
   }
 }
 
+// Rows so far from zero that E15 answers for none of their scores, and off any grid.
+template <class A>
+void check_far(Dtype dtype, const char* name, const Parallel& parallel) {
+  const int64_t n = 7, m = 150, d = 100;
+  std::vector<A> rows((n + m) * d), weight(d), scores(n * m);
+  for (A& x : rows) x = A(1e5 + draw() / 3);
+  for (A& w : weight) w = A(draw() / 3);
+  const A* reference = rows.data() + n * d;
+  DISSIM_ISA::score(
+      {dtype, 1, 1, d, {rows.data(), n, 0, d, 1}, {reference, m, 0, d, 1}, weight.data(), nullptr, scores.data()},
+      parallel);
+  bool right = true;
+  for (int64_t i = 0; i < n * m; ++i) {
+    double exact = 0, terms = 0;
+    for (int64_t k = 0; k < d; ++k) {
+      const double term = double(weight[k]) * std::fabs(double(rows[i / m * d + k]) - double(reference[i % m * d + k]));
+      exact += term, terms += std::fabs(term);
+    }
+    right &= near<A>(double(scores[i]), exact, terms, d + 3, 0);
+  }
+  check(right, "score far from zero", name, n, m, d);
+}
+
 }  // namespace
 
 // With an argument, for sanitizers that slow it down: few sizes, one thread.
@@ -239,7 +262,9 @@ int main(int count, char**) {
   const int64_t sizes[][3] = {{67, 141, 19}, {12, 70, 100}, {1, 1, 1},   {1, 300, 33},
                               {3, 17, 7},    {5, 33, 31},   {6, 40, 300}};
   const bool quick = count > 1;
-  for (const Parallel& parallel : {Parallel{nullptr, 1}, Parallel{run_threads, 2}})
+  for (const Parallel& parallel : {Parallel{nullptr, 1}, Parallel{run_threads, 2}}) {
+    check_far<float>(Dtype::float32, "float32", parallel);
+    check_far<double>(Dtype::float64, "float64", parallel);
     for (const auto& [n, m, d] : sizes) {
       if (quick && (parallel.threads > 1 || &n > &sizes[1][0])) continue;
       check_size<Half>(Dtype::float16, "float16", 0x1p-11, n, m, d, parallel);
@@ -247,6 +272,7 @@ int main(int count, char**) {
       check_size<float>(Dtype::float32, "float32", 0x1p-24, n, m, d, parallel);
       check_size<double>(Dtype::float64, "float64", 0x1p-53, n, m, d, parallel);
     }
+  }
   if (!failures) std::puts("every kernel is right");
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -81,7 +81,7 @@ def test_few_and_many_queries_and_every_filter(queries, largest, backend):
 
 @backends
 @pytest.mark.parametrize("largest", [True, False])
-@pytest.mark.parametrize("shape", [(9, 33, 1), (70, 2500, 17), (2, 129, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 33, 1), (70, 2500, 17), (2, 129, 5), (9, 300, 99)], ids=str)
 def test_ties_everywhere(largest, shape, backend):
     """More rows reach the k-th score than a list of candidates holds: the references are scanned again."""
     inputs = judge.tie_grid(*shape)
