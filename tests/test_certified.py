@@ -110,6 +110,17 @@ def test_queries_far_outside_constant_dimensions_and_wild_values(backend):
 
 
 @backends
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_greatest_sums_of_codes(sign, backend):
+    """More dimensions than a partial sum holds, most pairs as far apart as codes go."""
+    reference = torch.linspace(0, 1, 101).round(decimals=2)[:, None].expand(101, 1100)
+    query = torch.tensor([[0.0], [1.0], [0.4]]).expand(3, 1100)
+    inputs = judge.Inputs(query, reference, torch.full((1100,), sign), 0.0)
+    for largest in (True, False):
+        check(inputs, 5, backend, largest)
+
+
+@backends
 def test_every_dimension_alone(backend):
     """Groups of columns that are full, one short and one over, of either sign."""
     for dim in (7, 8, 9, 16, 23):

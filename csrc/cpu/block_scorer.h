@@ -7,7 +7,8 @@
 namespace dissim {
 namespace {
 
-constexpr int64_t kSlice = 2048 / kTileVectors;  // dimensions of a panel that are read again and again
+// Dimensions of a panel that stay in L1 for all rows of a block: 32 KiB.
+constexpr int64_t kSlice = 32768 / (kTileVectors * kVectorBytes);
 
 template <class E>
 class BlockScorer {
@@ -79,7 +80,7 @@ class BlockScorer {
       return;
     }
     int64_t d = 0;
-    do {  // slice by slice, so that a panel's stays in L2 for all rows; once for no dimensions
+    do {  // slice by slice; once for no dimensions
       const int64_t end = least(d + kSlice, dim_);
       const A last = end == dim_ ? bias_ : A(0);
       for (int64_t i = 0; i < rows; i += kTileRows)

@@ -10,7 +10,7 @@ namespace dissim {
 namespace {
 
 // A register tile of codes: queries by two vectors of references.
-constexpr int kSadRows = 4;
+constexpr int kSadRows = kVectorBytes == 64 ? 8 : 4;
 constexpr int kSadColumns = kLanes<float>;
 constexpr int32_t kLowest = -(1 << 30);  // below every bound
 

@@ -51,7 +51,7 @@ Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
   const int64_t rows = p.query.rows, columns = p.reference.rows, work = rows * columns * p.dim;
   const int64_t tasks = least(4 * threads, most(1, p.batch * work / kTaskWork));
   const int64_t wanted = blocks_of(tasks, most(1, p.batch));
-  const int64_t width = most(panel, least(kBlockColumns<Wide<E>>, blocks_of(blocks_of(columns, 8), panel) * panel));
+  const int64_t width = most(panel, least(kBlockColumns<Wide<E>>, blocks_of(blocks_of(columns, 4), panel) * panel));
   const int64_t blocks = blocks_of(columns, width), parts = most(1, least(least(blocks, wanted), most_parts));
   // Parts of rows each pack the columns anew: as many as threads need, or have rows enough.
   const int64_t needed = blocks_of(least(wanted, threads), parts), worth = blocks_of(rows, 2 * kBlockRows);
