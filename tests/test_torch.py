@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dissim_kernels import (
     fused_dissim_hinge_loss,
@@ -46,10 +48,47 @@ def test_opcheck_of_every_operator(dtype, backend):
         (hinge.hinge_backward, (ones, ones, active, *one, *SIDES, [True, True, False, True], backend)),
     ]
     for operator, arguments in calls:
-        torch.library.opcheck(operator, arguments)
+        torch.library.opcheck(operator.registered, arguments)
         if operator in (score.score, hinge.hinge):
             wanted = [x.clone().requires_grad_() if getattr(x, "dtype", None) == dtype else x for x in arguments]
-            torch.library.opcheck(operator, wanted)
+            torch.library.opcheck(operator.registered, wanted)
+
+
+class Seen(TorchDispatchMode):
+    """Keeps the names of what runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.append(str(operator))
+        return operator(*args, **kwargs or {})
+
+
+def names_in_fx(pre_dispatch):
+    graph = make_fx(lambda *x: fused_dissim_score(*x), pre_dispatch=pre_dispatch)(*INPUTS[:3]).graph
+    return [str(node.target) for node in graph.nodes]
+
+
+def names_in_trace():
+    graph = torch.jit.trace(fused_dissim_score, INPUTS[:3]).graph
+    return [node.kind().replace("::", ".") + ".default" for node in graph.nodes()]
+
+
+def names_in_mode():
+    with Seen() as mode:
+        fused_dissim_score(*INPUTS)
+    return mode.names
+
+
+@pytest.mark.parametrize(
+    "names", [lambda: names_in_fx(False), lambda: names_in_fx(True), names_in_trace, names_in_mode],
+    ids=["make_fx", "make_fx before dispatch", "jit.trace", "mode"],
+)  # fmt: skip
+def test_who_watches_sees_the_operator(names):
+    found = names()
+    assert "dissim.score.default" in found and not any("dissim_native" in name for name in found)
 
 
 class Everything(torch.nn.Module):

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from ..contract import ACCUMULATE, Search, check_count, check_matrix_inputs, refuse, shape
 from ..dispatch import check_backend, resolve
+from .operator import differentiated, operator
 from .score import autocast_to_float32, head_bias, problem_of
 from .topk import being_captured, check_filters, refuse_too_few
 
@@ -125,8 +125,9 @@ def certified_dissim_topk(
     tensors = [query, reference, weight, head_bias(bias, weight)]
     arguments = (k, largest, exclude, query_labels, reference_labels, list(quantised), backend)
     if torch.compiler.is_compiling():
-        return CertifiedTopK(*certified_topk(*(t if t is None else t.detach() for t in tensors), *arguments))
-    return CertifiedTopK(*_CertifiedTopK.apply(*tensors, *arguments))
+        tensors = [t if t is None else t.detach() for t in tensors]
+    call = _CertifiedTopK.apply if differentiated(*tensors) else certified_topk
+    return CertifiedTopK(*call(*tensors, *arguments))
 
 
 def _check_sizes(reference: Tensor) -> None:
@@ -152,7 +153,7 @@ def _check_quantised(quantised: object, reference: Tensor) -> None:
         refuse("quantised", f"weights {wide} [{reference.shape[1]}]", got, remedy)
 
 
-@custom_op("dissim::certified_topk", mutates_args=())
+@operator("dissim::certified_topk")
 def certified_topk(
     query: Tensor,
     reference: Tensor,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from ..contract import (
     ACCUMULATE,
@@ -21,7 +20,8 @@ from ..contract import (
     check_number,
 )
 from ..dispatch import check_backend, resolve
-from .score import autocast_to_float32, differentiated, each_entry, head_bias, problem_of
+from .operator import differentiated, operator
+from .score import autocast_to_float32, each_entry, head_bias, problem_of
 from .topk import check_filters
 
 
@@ -130,7 +130,7 @@ def _pair_weights(query_labels, reference_labels, exclude, hard_negatives, balan
 # --- the operators: sums of the two classes apart, so that balance and reduction stay plain torch ---------------
 
 
-@custom_op("dissim::hinge", mutates_args=())
+@operator("dissim::hinge")
 def hinge(
     query: Tensor,
     reference: Tensor,
@@ -151,7 +151,7 @@ def hinge(
     return resolve(backend, problem_of("hinge", query)).hinge(given)
 
 
-@custom_op("dissim::hinge_backward", mutates_args=())
+@operator("dissim::hinge_backward")
 def hinge_backward(
     grad_positive: Tensor,
     grad_negative: Tensor,
@@ -217,7 +217,9 @@ class _Hinge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_positive, grad_negative, _):
-        return _hinge_gradients(ctx, grad_positive, grad_negative, _HingeBackward.apply)
+        watched = differentiated(grad_positive, grad_negative, *ctx.saved_tensors)
+        call = _HingeBackward.apply if watched else hinge_backward
+        return _hinge_gradients(ctx, grad_positive, grad_negative, call)
 
     @staticmethod
     def jvp(ctx, *tangents):

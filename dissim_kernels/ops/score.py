@@ -15,11 +15,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.library import custom_op
 
 from ..contract import ACCUMULATE, Problem, check_paired_inputs, check_score_inputs
 from ..dispatch import BACKENDS, check_backend, resolve
+from .operator import differentiated, operator
 
 
 def fused_dissim_score(
@@ -112,17 +111,6 @@ def autocast_to_float32(*arguments: Tensor | float | None) -> list:
     ]
 
 
-def differentiated(*inputs: Tensor | None) -> bool:
-    """Whether an eager call may be asked for derivatives; if not, the operator alone costs less."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._are_functorch_transforms_active():
-        return True
-    if forward_ad._current_level >= 0:  # within dual_level()
-        return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs if x is not None)
-
-
 def head_bias(bias: Tensor | float | None, weight: Tensor) -> Tensor | None:
     """The bias as [C] or None."""
     if bias is None:
@@ -146,12 +134,12 @@ def problem_of(operation: str, query: Tensor) -> Problem:
     return Problem(operation, query.device.type, query.dtype)
 
 
-@custom_op("dissim::score", mutates_args=())
+@operator("dissim::score")
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
     return resolve(backend, problem_of("score", query)).score(query, reference, weight, bias)
 
 
-@custom_op("dissim::score_backward", mutates_args=())
+@operator("dissim::score_backward")
 def score_backward(
     grad: Tensor,
     query: Tensor,
@@ -167,7 +155,7 @@ def score_backward(
     return module.score_backward(grad, query, reference, weight, (need_query, need_reference, need_weight))
 
 
-@custom_op("dissim::score_jvp", mutates_args=())
+@operator("dissim::score_jvp")
 def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
     return BACKENDS["reference"].score_jvp(primals, tangents)
 
@@ -224,7 +212,8 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return _score_gradients(ctx, grad, _ScoreBackward.apply)
+        call = _ScoreBackward.apply if differentiated(grad, *ctx.saved_tensors) else score_backward
+        return _score_gradients(ctx, grad, call)
 
     @staticmethod
     def jvp(ctx, *tangents):

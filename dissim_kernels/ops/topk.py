@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from ..contract import Search, check_count, check_labels, check_matrix_inputs, refuse
 from ..dispatch import check_backend, resolve
+from .operator import differentiated, operator
 from .score import autocast_to_float32, each_entry, head_bias, problem_of
 
 
@@ -67,7 +67,7 @@ def fused_dissim_topk(
     tensors = [query, reference, weight, bias]
     if torch.compiler.is_compiling():
         tensors = [t if t is None else t.detach() for t in tensors]
-    call = topk if torch.compiler.is_compiling() else _TopK.apply
+    call = _TopK.apply if differentiated(*tensors) else topk
     return TopK(*call(*tensors, k, largest, exclude, query_labels, reference_labels, backend))
 
 
@@ -90,7 +90,7 @@ def check_filters(
             check_labels(name, labels, rows, query.device)
 
 
-@custom_op("dissim::topk", mutates_args=())
+@operator("dissim::topk")
 def topk(
     query: Tensor,
     reference: Tensor,
