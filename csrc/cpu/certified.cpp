@@ -83,7 +83,7 @@ class Scorer {
     if (few_) {
       constexpr int64_t group = kRowGroup<A>;
       for (int64_t i = 0; i < count; i += group)
-        score_rows<E>(query_[0], from + i, p_.reference.dim_stride, weight_, bias_, p_.dim, scores_ + i);
+        score_rows<E>(query_[0], from + i, p_.reference.dim_stride, 0, weight_, bias_, p_.dim, scores_ + i);
     } else {
       scorer_.pack(from, p_.reference.dim_stride, count);
       scorer_.score(query_, 1, scores_, kMost);

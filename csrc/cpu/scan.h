@@ -14,6 +14,7 @@ constexpr int64_t kBlockRows = 60;
 template <class A>
 constexpr int64_t kBlockColumns = 2048 / sizeof(A);
 constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
+constexpr int64_t kBytesAhead = 4096;  // of references that are read once
 constexpr int64_t kTaskWork = 1 << 19;  // pairs times dimensions that are worth a task of their own
 
 template <class E>
@@ -103,9 +104,11 @@ class Scanner {
 
  private:
   void score_few(const A* const* query, int64_t rows, int64_t columns, const A* weight, A bias) {
+    const int64_t ahead = blocks_of(kBytesAhead, most(1, p_.dim) * sizeof(E)) * p_.reference.row_stride;
     for (int64_t j = 0; j < columns; j += kRowGroup<A>)
       for (int64_t i = 0; i < rows; ++i)
-        score_rows<E>(query[i], from_ + j, p_.reference.dim_stride, weight, bias, p_.dim, scores_ + i * width_ + j);
+        score_rows<E>(query[i], from_ + j, p_.reference.dim_stride, ahead, weight, bias, p_.dim,
+                      scores_ + i * width_ + j);
   }
 
   const Pairs<E>& p_;

@@ -81,10 +81,11 @@ DISSIM_INLINE Group<double> pairwise(Group<double> a, Group<double> b) {
 
 // scores[i] = bias + sum_d weight[d] |query[d] - reference[i][d]|: lanes are dimensions, for the shapes that are bound
 // by reading the references, which are read one after another, in four chains of sums each, to keep memory streaming.
-// `stride` is that of the references' dimensions.
+// What lies `ahead` elements behind is fetched: sums hold more instructions than a processor looks ahead. `stride` is
+// that of the references' dimensions.
 template <class E>
-DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const* reference, int64_t stride, const Wide<E>* weight,
-                              Wide<E> bias, int64_t dim, Wide<E>* scores) {
+DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const* reference, int64_t stride, int64_t ahead,
+                              const Wide<E>* weight, Wide<E> bias, int64_t dim, Wide<E>* scores) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>, chains = 4, group = kRowGroup<A>;
   const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
@@ -94,6 +95,7 @@ DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const* reference, i
     const E* r = reference[i];
     Vector<A> parts[chains] = {};
     const auto add = [&](int64_t d, Vector<A>& part) {
+      __builtin_prefetch(r + ahead + d);
       part += load<A>(weight + d) * magnitude<A>(load<A>(query + d) - load_wide<E>(r + d));
     };
     int64_t d = 0;
