@@ -9,37 +9,38 @@
 namespace dissim {
 namespace {
 
-// A register tile of codes: queries by two vectors of references.
-constexpr int kSadRows = kVectorBytes == 64 ? 8 : 4;
+// A register tile of codes: queries, many or the last few, by two vectors of references.
+constexpr int kSadRows = kVectorBytes == 64 ? 8 : 4, kFewSadRows = 2;
 constexpr int kSadColumns = kLanes<float>;
 constexpr int32_t kLowest = -(1 << 30);  // below every bound
 
 using Steps = Integers<float>;
 
 // steps[i] = sum of code differences of query i and the references from `panel` on, positive groups minus the others.
-DISSIM_INLINE void sad_tile(const uint8_t* const (&query)[kSadRows], const uint8_t* panel, int64_t groups,
-                            int64_t positive, Steps (&steps)[kSadRows]) {
-  Sums sums[kSadRows][2] = {};
+template <int rows>
+DISSIM_INLINE void sad_tile(const uint8_t* const (&query)[rows], const uint8_t* panel, int64_t groups, int64_t positive,
+                            Steps (&steps)[rows]) {
+  Sums sums[rows][2] = {};
   for (int64_t sign = 1, g = 0; sign >= -1; sign -= 2) {
     const int64_t last = sign > 0 ? positive : groups;
     while (g < last) {
       const int64_t end = last - g > kSadSteps ? g + kSadSteps : last;
-      Partial partial[kSadRows][2] = {};
+      Partial partial[rows][2] = {};
       for (; g < end; ++g) {
         const uint8_t* at = panel + g * kCodePanel * kCodeGroup;
         const Bytes first = load_bytes(at), second = load_bytes(at + kVectorBytes);
-        for (int i = 0; i < kSadRows; ++i) {
+        for (int i = 0; i < rows; ++i) {
           const Bytes q = repeat_group(query[i] + g * kCodePanel * kCodeGroup);
           add_sad(partial[i][0], q, first);
           add_sad(partial[i][1], q, second);
         }
       }
-      for (int i = 0; i < kSadRows; ++i)
+      for (int i = 0; i < rows; ++i)
         for (int j = 0; j < 2; ++j)
           sums[i][j] = sign > 0 ? sums[i][j] + total(partial[i][j]) : sums[i][j] - total(partial[i][j]);
     }
   }
-  for (int i = 0; i < kSadRows; ++i) steps[i] = narrow_sums(sums[i][0], sums[i][1]);
+  for (int i = 0; i < rows; ++i) steps[i] = narrow_sums(sums[i][0], sums[i][1]);
 }
 
 constexpr int64_t kMostKept = 1 << 22;  // candidates of all queries that are scanned together: 32 MiB
@@ -186,31 +187,37 @@ class Search {
   // query's own error left out, is not below the query's threshold.
   template <class Visit>
   void scan_panels(int64_t begin, int64_t end, int64_t panel_begin, int64_t panel_end, const Visit& visit) {
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      int64_t i = begin;
+      for (; end - i > 2 * kFewSadRows; i += kSadRows) scan_tile<kSadRows>(i, end, panel, visit);
+      for (; i < end; i += kFewSadRows) scan_tile<kFewSadRows>(i, end, panel, visit);
+    }
+  }
+
+  template <int tile, class Visit>
+  void scan_tile(int64_t i, int64_t end, int64_t panel, const Visit& visit) {
     const int64_t bytes = p.groups * kCodeGroup;
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
-      for (int64_t i = begin; i < end; i += kSadRows) {
-        const uint8_t* query[kSadRows];
-        for (int j = 0; j < kSadRows; ++j) {
-          const int64_t n = first + least(i + j, end - 1);
-          query[j] = p.query_codes + n / kCodePanel * kCodePanel * bytes + n % kCodePanel * kCodeGroup;
-        }
-        for (int column = 0; column < kCodePanel; column += kSadColumns) {
-          const int64_t m = panel * kCodePanel + column;
-          Steps sums[kSadRows], errors;
-          sad_tile(query, p.reference_codes + panel * kCodePanel * bytes + column * kCodeGroup, p.groups, *p.positive,
-                   sums);
-          memcpy(&errors, p.reference_errors + m, sizeof errors);
-          for (int j = 0; j < least(kSadRows, end - i); ++j) {
-            const Steps s = (sums[j] ^ flip) - flip;
-            uint32_t passed = bits<float>(s + errors >= threshold(i + j));
-            if (p.topk.reference.rows - m < kSadColumns) passed &= (1u << most(0, p.topk.reference.rows - m)) - 1;
-            for (; passed; passed &= passed - 1) {
-              const int lane = __builtin_ctz(passed);
-              if (!filter.bars(first + i + j, m + lane)) visit(i + j, m + lane, s[lane]);
-            }
-          }
+    const uint8_t* query[tile];
+    for (int j = 0; j < tile; ++j) {
+      const int64_t n = first + least(i + j, end - 1);
+      query[j] = p.query_codes + n / kCodePanel * kCodePanel * bytes + n % kCodePanel * kCodeGroup;
+    }
+    for (int column = 0; column < kCodePanel; column += kSadColumns) {
+      const int64_t m = panel * kCodePanel + column;
+      Steps sums[tile], errors;
+      sad_tile(query, p.reference_codes + panel * kCodePanel * bytes + column * kCodeGroup, p.groups, *p.positive,
+               sums);
+      memcpy(&errors, p.reference_errors + m, sizeof errors);
+      for (int j = 0; j < least(tile, end - i); ++j) {
+        const Steps s = (sums[j] ^ flip) - flip;
+        uint32_t passed = bits<float>(s + errors >= threshold(i + j));
+        if (p.topk.reference.rows - m < kSadColumns) passed &= (1u << most(0, p.topk.reference.rows - m)) - 1;
+        for (; passed; passed &= passed - 1) {
+          const int lane = __builtin_ctz(passed);
+          if (!filter.bars(first + i + j, m + lane)) visit(i + j, m + lane, s[lane]);
         }
       }
+    }
   }
 
   void scan_part(int64_t part) {
