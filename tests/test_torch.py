@@ -82,9 +82,26 @@ def names_in_mode():
     return mode.names
 
 
+class Named(torch.Tensor):
+    """Keeps the names of what runs on it."""
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        cls.names.append(str(operator))
+        return super().__torch_dispatch__(operator, types, args, kwargs or {})
+
+
+def names_in_subclass():
+    Named.names = []
+    query, reference, weight, _ = INPUTS
+    score.score(query[None].as_subclass(Named), reference[None], weight[None], None, "auto")
+    return Named.names
+
+
 @pytest.mark.parametrize(
-    "names", [lambda: names_in_fx(False), lambda: names_in_fx(True), names_in_trace, names_in_mode],
-    ids=["make_fx", "make_fx before dispatch", "jit.trace", "mode"],
+    "names", [lambda: names_in_fx(False), lambda: names_in_fx(True), names_in_trace, names_in_mode,
+              names_in_subclass],
+    ids=["make_fx", "make_fx before dispatch", "jit.trace", "mode", "subclass"],
 )  # fmt: skip
 def test_who_watches_sees_the_operator(names):
     found = names()
