@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-#: Operations: what one element costs in steps of the ceilings of ceiling.cpp. "score" is sub, and, fma or, with
-#: AVX-512, half of sub, sub, range, fma (E15); "backward" is sub, sign, fma, fma; "sad" is the sum of absolute
-#: differences of bytes, add. A hinge step does the backward of active pairs alone, so that cost is the case's share.
+#: Operations: what one element costs in steps of the ceilings of ceiling.cpp. "score" is max, fma (E7) or, off x86,
+#: sub, and, fma (E1); "backward" is sub, sign, fma, fma; "sad" is the sum of absolute differences of bytes, add. A
+#: hinge step does the backward of active pairs alone, so that cost is the case's share.
 STEPS = {
     "score": {"score": 1.0},
     "score_backward": {"backward": 1.0},

@@ -1,8 +1,8 @@
 // What a core can do at most with the kernels' own instructions, in registers: the operations of csrc/pair_math.h at
 // the width of csrc/cpu/simd.h, in a loop without loads or stores, and the rate at which memory is read.
 // An empty asm statement tells the compiler that an operand may have changed, at no cost, so it can neither hoist nor
-// drop the work; 8 or more sums that do not wait for one another fill the pipes.
-#include "../csrc/cpu/rotation.h"
+// drop the work; 9 or more sums that do not wait for one another fill the pipes.
+#include "../csrc/cpu/block_scorer.h"
 #include "../csrc/cpu/sad.h"
 
 namespace dissim {
@@ -13,7 +13,7 @@ constexpr int kColumns = 4;  // 32 registers
 #else
 constexpr int kColumns = 2;  // 16 registers
 #endif
-constexpr int kRows = 4;
+constexpr int kRows = 5;
 
 #if defined(__x86_64__)
 #define UNKNOWN(v) asm volatile("" : "+x"(v))
@@ -35,26 +35,38 @@ using V = Vector<float>;
 using namespace dissim;
 #define CEILING extern "C" __attribute__((visibility("default"))) int64_t
 
-// sub, and, fma for each vector of elements or, where the kernels rotate (E15), sub, sub, range, fma for each two;
-// returns the number of elements.
+// max, fma (E7) for each vector of elements or, off x86, sub, and, fma (E1); returns the number of elements.
 CEILING ceiling_score(int64_t steps) {
+  constexpr bool maxima = kLeastMaxima < INT64_MAX;
   V query = broadcast<float>(1.5f), weight = broadcast<float>(1e-3f), reference[kColumns], sums[kRows][kColumns] = {};
-  V difference = query;
   for (int j = 0; j < kColumns; ++j) reference[j] = broadcast<float>(0.25f * j);
   for (V& r : reference) UNKNOWN(r);
   for (int64_t step = 0; step < steps; ++step)
     for (int i = 0; i < kRows; ++i) {
       UNKNOWN(query);  // the next row's
-      UNKNOWN(difference);
-      for (int j = 0; j < kColumns; ++j) {
-        const V x = query - reference[j];
-        sums[i][j] +=
-            weight * (DISSIM_ROTATES ? greater_magnitude<float>(x, difference - reference[j]) : magnitude<float>(x));
-      }
+      for (int j = 0; j < kColumns; ++j)
+        sums[i][j] += weight * (maxima ? greater<float>(query, reference[j]) : magnitude<float>(query - reference[j]));
     }
   for (auto& row : sums)
     for (V& sum : row) UNKNOWN(sum);
-  return steps * kRows * kColumns * kLanes<float> * (DISSIM_ROTATES ? 2 : 1);
+  return steps * kRows * kColumns * kLanes<float>;
+}
+
+// The kernels' own register tile, with its loads and stores, of a slice of a panel in L1: what a call adds to it is
+// packing, caches and the result. Returns the number of elements.
+CEILING ceiling_tile(int64_t steps) {
+  alignas(64) float panel[kSlice * kPanel<float>], row[kSlice], scores[kTileRows * kPanel<float>] = {};
+  for (int64_t i = 0; i < kSlice * kPanel<float>; ++i) panel[i] = float(i % 7);
+  for (int64_t i = 0; i < kSlice; ++i) row[i] = float(i % 5);
+  const float* query[kTileRows];
+  for (const float*& same : query) same = row;
+  for (int64_t step = 0; step < steps; ++step)
+    if (kLeastMaxima < INT64_MAX) {
+      max_tile<float, kTileVectors>(query, query, panel, panel, row, kSlice, 32, false, scores, kPanel<float>);
+    } else {
+      score_tile<float, kTileVectors>(query, 0, kSlice, panel, row, 0, scores, kPanel<float>);
+    }
+  return steps * kSlice * kTileRows * kPanel<float>;
 }
 
 // sub, sign, fma, fma for each vector of elements: one sum a row, one a column; returns the number of elements.

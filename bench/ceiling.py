@@ -21,7 +21,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_suffix(".cpp")
-ARITHMETIC = ("score", "backward", "sad")
+ARITHMETIC = ("score", "tile", "backward", "sad")
 #: Elements of one arithmetic call on a thread: some 50 ms.
 ELEMENTS = 1 << 31
 TASKS = 16

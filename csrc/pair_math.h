@@ -24,21 +24,38 @@ DISSIM_INLINE Vector<double> magnitude<double>(Vector<double> t) {
 }
 #endif
 
-// E15: max(|a|, |b|). Of a NaN and a number it may be either.
+// E7: max(a, b). Of a NaN and a number it may be either.
 template <class A>
-DISSIM_INLINE Vector<A> greater_magnitude(Vector<A> a, Vector<A> b) {
-  const Vector<A> x = magnitude<A>(a), y = magnitude<A>(b);
-  return where<A>(x > y, x) + where<A>(~(x > y), y);
+DISSIM_INLINE Vector<A> greater(Vector<A> a, Vector<A> b) {
+  return where<A>(a > b, a) + where<A>(~(a > b), b);
 }
 
-#if defined(__AVX512DQ__)
+#if defined(__AVX512F__)
 template <>
-DISSIM_INLINE Vector<float> greater_magnitude<float>(Vector<float> a, Vector<float> b) {
-  return (Vector<float>)_mm512_range_ps((__m512)a, (__m512)b, 0b1011);  // greater magnitude, without its sign
+DISSIM_INLINE Vector<float> greater<float>(Vector<float> a, Vector<float> b) {
+  return (Vector<float>)_mm512_max_ps((__m512)a, (__m512)b);
 }
 template <>
-DISSIM_INLINE Vector<double> greater_magnitude<double>(Vector<double> a, Vector<double> b) {
-  return (Vector<double>)_mm512_range_pd((__m512d)a, (__m512d)b, 0b1011);
+DISSIM_INLINE Vector<double> greater<double>(Vector<double> a, Vector<double> b) {
+  return (Vector<double>)_mm512_max_pd((__m512d)a, (__m512d)b);
+}
+#elif defined(__AVX2__)
+template <>
+DISSIM_INLINE Vector<float> greater<float>(Vector<float> a, Vector<float> b) {
+  return (Vector<float>)_mm256_max_ps((__m256)a, (__m256)b);
+}
+template <>
+DISSIM_INLINE Vector<double> greater<double>(Vector<double> a, Vector<double> b) {
+  return (Vector<double>)_mm256_max_pd((__m256d)a, (__m256d)b);
+}
+#elif defined(__SSE2__)
+template <>
+DISSIM_INLINE Vector<float> greater<float>(Vector<float> a, Vector<float> b) {
+  return (Vector<float>)_mm_max_ps((__m128)a, (__m128)b);
+}
+template <>
+DISSIM_INLINE Vector<double> greater<double>(Vector<double> a, Vector<double> b) {
+  return (Vector<double>)_mm_max_pd((__m128d)a, (__m128d)b);
 }
 #endif
 

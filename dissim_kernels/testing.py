@@ -141,21 +141,21 @@ def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
 
 
 def _long_inputs(dtype: torch.dtype) -> dict[str, Inputs]:
-    """Dimensions enough to be taken two at a time (E15), an odd number of each sign of weight."""
-    plain = random_inputs((34, 100), (70, 100), dtype=dtype)
+    """Dimensions enough for the CPU to score by maxima (E7), of each sign of weight no whole number of vectors."""
+    plain = random_inputs((34, 150), (70, 150), dtype=dtype)
     query, reference, weight, _ = plain
-    weight = weight.abs().where(torch.arange(100) % 3 > 0, -weight.abs())
+    weight = weight.abs().where(torch.arange(150) % 3 > 0, -weight.abs())
     rows, columns = torch.arange(6) * 5, torch.arange(6) * 17
     awkward = torch.tensor([math.nan, math.inf, -math.inf, math.inf, 0.0, -0.0], dtype=dtype)
     near = reference.clone()
     near[rows] = query[rows] * (1 + 2 * torch.finfo(dtype).eps)
-    huge = torch.arange(100).eq(1) * torch.finfo(dtype).max / 4
+    huge = torch.arange(150).eq(1) * torch.finfo(dtype).max / 4
     return {
         "both signs": plain._replace(weight=weight),
         "one sign": plain._replace(weight=-weight.abs()),
-        "the other, zeros in it": plain._replace(weight=weight.abs() * (torch.arange(100) % 3 > 0)),
-        "heads": random_inputs((5, 99), (140, 99), 3, dtype),
-        "ties": tie_grid(34, 70, 99, dtype),
+        "the other, zeros in it": plain._replace(weight=weight.abs() * (torch.arange(150) % 3 > 0)),
+        "heads": random_inputs((5, 149), (140, 149), 3, dtype),
+        "ties": tie_grid(34, 70, 149, dtype),
         "strides": plain._replace(query=lay_out(query, "transposed"), reference=lay_out(reference, "sliced")),
         "repeats": plain._replace(query=lay_out(query, LAYOUTS[-1]), reference=lay_out(reference, LAYOUTS[-2])),
         "some references nearly a query": plain._replace(reference=near),

@@ -106,11 +106,6 @@ def test_neon_is_right_under_an_emulator(tmp_path):
     assert native_check(tmp_path, "aarch64-linux-gnu-g++", flags, emulator=["qemu-aarch64"]) == RIGHT
 
 
-def test_two_dimensions_at_a_time_are_right_without_avx512(tmp_path):
-    """E15's form, which only processors with AVX-512 take, in portable code."""
-    assert native_check(tmp_path, os.environ.get("CXX", "c++"), "-DDISSIM_ISA=plain", "-DDISSIM_ROTATES=1") == RIGHT
-
-
 def setup_py(name):
     """A constant of setup.py, which runs a build when it is imported."""
     for node in ast.parse((PACKAGE.parent / "setup.py").read_text()).body:

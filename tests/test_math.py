@@ -75,18 +75,6 @@ def test_e6_three_gradients_agree():
     close((Q * of_query).sum(0) + (R * of_reference).sum(0), W * of_weight, scale=10)
 
 
-def test_e15_two_dimensions_at_a_time():
-    x, y = (Q * W.abs())[:, ::2], (R * W.abs())[:, ::2]  # of one sign, and an odd number: the last is alone
-    pad = torch.nn.functional.pad
-    (qx, qy), (rx, ry) = (
-        (a, b) for a, b in (pad(v, (0, v.shape[1] % 2)).unflatten(1, (-1, 2)).unbind(2) for v in (x, y))
-    )
-    greater = torch.maximum(
-        ((qx + qy)[:, None] - (rx + ry)).abs(), ((qx - qy)[:, None] - (rx - ry)).abs()
-    ).sum(2)  # fmt: skip
-    close(greater, (x[:, None] - y).abs().sum(2))
-
-
 def test_e7_max_form():
     largest = torch.maximum(Q[:, None], R) @ W
     close(2 * largest - (Q @ W)[:, None] - R @ W + B, judge.plain_score(*INPUTS), scale=10)
@@ -187,7 +175,7 @@ def test_e14_clamping_adds_a_constant():
 def test_every_identity_has_a_test_and_the_files_it_names():
     stated = set(re.findall(r"^\*\*(E\d+)\.\*\*", MATH, re.M))
     tested = {name.split("_")[1].upper() for name in globals() if re.match(r"test_e\d+_", name)}
-    assert stated == tested == {f"E{i}" for i in range(1, 16)}
+    assert stated == tested == {f"E{i}" for i in range(1, 15)}
     package = Path(dissim_kernels.__file__).parent
     for name in re.findall(r"[\w/]+\.(?:py|cpp|h)\b", MATH):
         assert any((folder / name).exists() for folder in (package.parent, package, package.parent / "csrc")) or list(

@@ -87,9 +87,10 @@ DISSIM_INLINE void transpose(Vector<A> (&v)[kLanes<A>]) {
   }
 }
 
-// `rows` rows, whole vectors of them, which begin at `from`, as the first ones of a panel [dim][width].
-template <class E, int width>
-void pack_rows(const E* const* from, int rows, int64_t stride, int64_t dim, Wide<E>* panel) {
+// `rows` rows, whole vectors of them, which begin at `from`, as the first ones of a panel [dim][width] whose row
+// place(d) is dimension d.
+template <class E, int width, class Place>
+void pack_rows(const E* const* from, int rows, int64_t stride, int64_t dim, Wide<E>* panel, const Place& place) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>;
   int64_t d = 0;
@@ -105,12 +106,12 @@ void pack_rows(const E* const* from, int rows, int64_t stride, int64_t dim, Wide
             square[i] = load_wide<E>(from[group + i] + at);
           }
           transpose<A>(square);
-          for (int i = 0; i < lanes; ++i) store<A>(panel + (at + i) * width + group, square[i]);
+          for (int i = 0; i < lanes; ++i) store<A>(panel + place(at + i) * width + group, square[i]);
         }
     }
   }
   for (; d < dim; ++d)
-    for (int i = 0; i < rows; ++i) panel[d * width + i] = widen(from[i][d * stride]);
+    for (int i = 0; i < rows; ++i) panel[place(d) * width + i] = widen(from[i][d * stride]);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The scores of all pairs (E1), block by block, to whoever consumes them: score stores, topk selects, hinge adds up.
 // Lanes are reference rows in packed panels (score_tile) or, for very few queries, dimensions (score_rows). Every score
-// is one sum in an order that depends on the shape alone, however the work is cut.
+// is a sum in an order that depends on the shape and the weights alone, however the work is cut.
 #pragma once
 
 #include "block_scorer.h"
@@ -52,7 +52,7 @@ Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
   const int64_t rows = p.query.rows, columns = p.reference.rows, work = rows * columns * p.dim;
   const int64_t tasks = least(4 * threads, most(1, p.batch * work / kTaskWork));
   const int64_t wanted = blocks_of(tasks, most(1, p.batch));
-  const int64_t width = most(panel, least(kBlockColumns<Wide<E>>, blocks_of(blocks_of(columns, 4), panel) * panel));
+  const int64_t width = most(panel, least(kBlockColumns<Wide<E>>, blocks_of(blocks_of(columns, 2), panel) * panel));
   const int64_t blocks = blocks_of(columns, width), parts = most(1, least(least(blocks, wanted), most_parts));
   // Parts of rows each pack the columns anew: as many as threads need, or have rows enough.
   const int64_t needed = blocks_of(least(wanted, threads), parts), worth = blocks_of(rows, 2 * kBlockRows);

@@ -8,39 +8,37 @@
 namespace dissim {
 namespace {
 
-// Rows by vectors of a register tile. Many references serve each broadcast of a query, which costs a load and, at 512
-// bits, half an instruction. x86 subtracts what it reads from the cache, so all its registers but a few hold sums; NEON
-// computes in registers only, so there the references stay in some.
+// Rows by vectors of a register tile: as many as leave registers for a vector of each reference, the weight, a query
+// and what is computed.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 3, kTileVectors = 8;
+constexpr int kTileRows = 5, kTileVectors = 4;
 #elif defined(__aarch64__)
 constexpr int kTileRows = 4, kTileVectors = 4;
 #else
-constexpr int kTileRows = 3, kTileVectors = 4;
+constexpr int kTileRows = 5, kTileVectors = 2;
 #endif
 template <class A>
 constexpr int kPanel = kTileVectors * kLanes<A>;
 
 // scores[i][j] (+)= sum_d weight[d] |query[i][d] - panel[d][j]|, then + bias, in the first `vectors` of a panel: one
 // running sum a pair, d ascending. The first call for a tile starts it, later ones go on with further dimensions.
-// `stride` is that of the scores' rows.
+// `stride` is that of the scores' rows. Not inlined: a step needs every register.
 template <class A, int vectors>
-DISSIM_INLINE void score_tile(const A* const* query, int64_t first, int64_t last, const A* panel, const A* weight,
-                              A bias, A* scores, int64_t stride) {
+__attribute__((noinline)) void score_tile(const A* const* query, int64_t first, int64_t last, const A* panel,
+                                          const A* weight, A bias, A* scores, int64_t stride) {
   constexpr int lanes = kLanes<A>;
   Vector<A> sums[kTileRows][vectors] = {};
   if (first)
     for (int i = 0; i < kTileRows; ++i)
       for (int j = 0; j < vectors; ++j) sums[i][j] = load<A>(scores + i * stride + j * lanes);
+#pragma GCC unroll 2
   for (int64_t d = first; d < last; ++d) {
     const Vector<A> w = broadcast<A>(weight[d]);
-    const A* r = panel + d * kPanel<A>;
+    Vector<A> r[vectors];
+    for (int j = 0; j < vectors; ++j) r[j] = load<A>(panel + d * kPanel<A> + j * lanes);
     for (int i = 0; i < kTileRows; ++i) {
-#if !defined(__aarch64__)
-      asm("" : "+r"(r));  // forget what was loaded through it
-#endif
       const Vector<A> q = broadcast<A>(query[i][d]);
-      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(q - load<A>(r + j * lanes));
+      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(q - r[j]);
     }
   }
 #pragma GCC unroll kTileRows
