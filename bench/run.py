@@ -51,7 +51,7 @@ class Row:
 class Outcome:
     case: Case
     rows: list[Row]
-    ceilings: dict[str, float]  # "score", "backward", "sad": elements a second; "memory": bytes a second
+    ceilings: dict[str, float]  # "score", "tile", "backward", "sad": elements a second; "memory": bytes a second
     active: float | None = None  # hinge: the share of pairs inside the margin, counted
 
     @property
@@ -78,15 +78,14 @@ def run(case: Case, effort: Effort, threads: int, isa: str, say: Callable[[str],
     if case.operation.startswith("hinge"):
         active = gates[case.queries, False].active
         case = case.with_active(active)
-    names = {*case.steps, "memory"}
+    names = {*case.steps, "memory", *(["tile"] if "score" in case.steps else [])}
     with ceilings(isa, threads, names) as limits:
         work = {name: call() for name, call in limits.items()}
         turns = {**calls, **{f"ceiling {name}": call for name, call in limits.items()}}
         samples = interleave(turns, effort.rounds, effort.least)
     for row in rows:
         row.seconds = samples.get(row.name, [])
-    # A ceiling is what the best round showed to be possible, a competitor's rate what the median round did.
-    speeds = {name: work[name] / min(samples[f"ceiling {name}"]) for name in limits}
+    speeds = {name: work[name] / statistics.median(samples[f"ceiling {name}"]) for name in limits}
     return Outcome(case, rows, speeds)
 
 
