@@ -23,6 +23,7 @@ void sign_sums_tile(const A* query, const A* reference, const A* g, int64_t rows
       if (of_query) sums[i] = load<A>(sums_q + (n + i) * lanes);
     }
     const A* row = g + n * kTileColumns;
+#pragma GCC unroll 2
     for (int64_t m = 0; m < columns; ++m) {
       const Vector<A> r = load<A>(reference + m * lanes);
       Vector<A> sum_r[2] = {};  // two chains: one of kQueries would wait for itself
