@@ -50,25 +50,6 @@ __attribute__((noinline)) void score_tile(const A* const* query, int64_t first, 
 // Reference rows that one pass over a query serves: one a lane of 16 bytes of scores.
 template <class A>
 constexpr int kRowGroup = 16 / sizeof(A);
-template <class A>
-struct GroupOf {
-  typedef A type __attribute__((vector_size(16)));
-};
-template <class A>
-using Group = typename GroupOf<A>::type;
-
-// The 16-byte parts of a vector, added up.
-template <class A>
-DISSIM_INLINE Group<A> fold(Vector<A> v) {
-  Group<A> parts[kVectorBytes / 16];
-  memcpy(parts, &v, sizeof v);
-#pragma GCC unroll 3
-  for (int half = kVectorBytes / 32; half; half /= 2)
-#pragma GCC unroll 2
-    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
-  return parts[0];
-}
-
 // Neighbours added up: those of a, then those of b. Two or one such steps make sums of four or two vectors.
 DISSIM_INLINE Group<float> pairwise(Group<float> a, Group<float> b) {
   return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);

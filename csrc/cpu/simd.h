@@ -87,12 +87,31 @@ DISSIM_INLINE Vector<A> broadcast(A x) {
 }
 
 template <class A>
+struct GroupOf {
+  typedef A type __attribute__((vector_size(16)));
+};
+template <class A>
+using Group = typename GroupOf<A>::type;
+
+// The 16-byte parts of a vector, added up.
+template <class A>
+DISSIM_INLINE Group<A> fold(Vector<A> v) {
+  Group<A> parts[kVectorBytes / 16];
+  memcpy(parts, &v, sizeof v);
+#pragma GCC unroll 3
+  for (int half = kVectorBytes / 32; half; half /= 2)
+#pragma GCC unroll 2
+    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+  return parts[0];
+}
+
+template <class A>
 DISSIM_INLINE A sum(Vector<A> v) {  // pairwise, in a fixed order
-  A lanes[kLanes<A>];
-  store<A>(lanes, v);
-  for (int half = kLanes<A> / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+  const Group<A> four = fold<A>(v);
+  if constexpr (sizeof(A) == 8)
+    return four[0] + four[1];
+  else
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 // --- elements to and from the wide type -----------------------------------------------------------------------
