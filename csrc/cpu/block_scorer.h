@@ -88,11 +88,12 @@ class BlockScorer {
     } while (d < dim_);
   }
 
-  // sums[i * stride + j] of steps [first, last), of which there may be none.
+  // halves[i * stride + j] of the sums of steps [first, last), of which there may be none.
   template <int vectors>
-  void add_steps(int64_t first, int64_t last, int64_t rows, int64_t j, A* sums, int64_t stride) {
+  void add_steps(int64_t first, int64_t last, int64_t rows, int64_t j, A* halves, int64_t stride) {
     if (first == last)
-      for (int64_t i = 0; i < rows; ++i) memset(sums + i * stride, 0, vectors * kVectorBytes);
+      for (int64_t i = 0; i < blocks_of(rows, kTileRows) * kTileRows; ++i)
+        memset(halves + i * stride, 0, vectors * kVectorBytes);
     for (int64_t step = first; step < last; step += kSlice) {
       const int64_t steps = least(kSlice, last - step), slice = form_.slice(step);
       for (int64_t i = 0; i < rows; i += kTileRows) {
@@ -102,13 +103,13 @@ class BlockScorer {
           query_sums[k] = query_sums_ + least(i + k, rows - 1) * form_.most_slices() + slice;
         }
         max_tile<A, vectors>(query, query_sums, packed_ + j * dim_ + step * panel,
-                             packed_sums_ + j * form_.most_slices() + slice * panel, form_.twice(step), steps,
-                             form_.length(), step == first, sums + i * stride, stride);
+                             packed_sums_ + j * form_.most_slices() + slice * panel, form_.weights(step), steps,
+                             form_.length(), step == first, halves + i * stride, stride);
       }
     }
   }
 
-  // A tile's scores from its two sums, those that E7 cannot answer for made again by E1.
+  // A tile's scores from the halves of its two sums, those that E7 cannot answer for made again by E1.
   template <int vectors>
   void settle(int64_t i, int64_t rows, int64_t j, A* scores, int64_t width) {
     const A tiny = A(dim_) * (sizeof(A) == 4 ? A(0x1p-126) : A(0x1p-1022)), infinite = A(__builtin_inf());
@@ -117,7 +118,7 @@ class BlockScorer {
       const A size = query_sizes_[least(i + k, rows - 1)];
       for (int v = 0; v < vectors; ++v) {
         A* at = scores + k * width + v * lanes;
-        const Vector<A> positive = load<A>(at), negative = load<A>(negative_ + (i + k) * panel + v * lanes);
+        const Vector<A> positive = 2 * load<A>(at), negative = 2 * load<A>(negative_ + (i + k) * panel + v * lanes);
         const Vector<A> sizes = size + load<A>(sizes_ + j + v * lanes);
         const Vector<A> spare = positive - negative - sizes * form_.share();
         known[k][v] = (spare >= tiny) & (spare < infinite);
@@ -134,11 +135,11 @@ class BlockScorer {
     alignas(64) A again[kTileRows * panel];
     const A* query[kTileRows];
     for (int64_t k = 0; k < kTileRows; ++k) query[k] = ordered_ + least(i + k, rows - 1) * dim_;
-    score_tile<A, vectors>(query, 0, dim_, packed_ + j * dim_, form_.twice(0), 0, again, panel);
+    score_tile<A, vectors>(query, 0, dim_, packed_ + j * dim_, form_.weights(0), bias_, again, panel);
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
         A* at = scores + k * width + v * lanes;
-        const Vector<A> exact = A(0.5) * load<A>(again + k * panel + v * lanes) + bias_;
+        const Vector<A> exact = load<A>(again + k * panel + v * lanes);
         store<A>(at, where<A>(known[k][v], load<A>(at)) + where<A>(~known[k][v], exact));
       }
   }
@@ -149,8 +150,8 @@ class BlockScorer {
   A bias_;
   int64_t columns_;
   Scratch<A> packed_;  // [panels][dim][panel]
-  // By maxima: the queries in order, the sums of negative weights, what both sides of E7 have in common [rows or
-  // panels][slices], and the sums of |w x| of all rows.
+  // By maxima: the queries in order, the halves of sums of negative weights, what both sides of E7 have in common [rows
+  // or panels][slices], and the sums of |w x| of all rows.
   MaxForm<A> form_;
   Scratch<A> ordered_, negative_, query_sums_, packed_sums_, query_sizes_, sizes_;
 };

@@ -22,7 +22,7 @@ class MaxForm {
   static constexpr int lanes = kLanes<A>, panel = kPanel<A>;
 
  public:
-  explicit MaxForm(int64_t dim) : dim_(dim), dims_(dim + 1), places_(dim), twice_(dim + 1) {
+  explicit MaxForm(int64_t dim) : dim_(dim), dims_(dim + 1), places_(dim), weights_(dim + 1) {
     while (2 * length_ * length_ <= dim) length_ *= 2;  // longer ones leave E9 too little
   }
 
@@ -31,7 +31,7 @@ class MaxForm {
     for (int sign = 0; sign < 2; ++sign) {
       for (int64_t d = 0; d < dim_; ++d) {  // without a branch that random weights would mislead
         dims_[count] = int32_t(d);
-        twice_[count] = 2 * weight[d];
+        weights_[count] = weight[d];
         count += (weight[d] < 0) == sign;
       }
       steps_[sign] = count;
@@ -46,13 +46,13 @@ class MaxForm {
     return step < steps_[0] ? step / length_ : blocks_of(steps_[0], length_) + (step - steps_[0]) / length_;
   }
   int64_t most_slices() const { return dim_ / length_ + 2; }
-  const A* twice(int64_t step) const { return twice_ + step; }
+  const A* weights(int64_t step) const { return weights_ + step; }
   int64_t place(int64_t dim) const { return places_[dim]; }
 
   // So much of its rows' sizes a pair's sum of terms has to be for E9 to hold.
   A share() const { return A(length_ + length_ / least(4, lanes) + 8) / A(dim_ - most_slices()); }
 
-  // Puts a row's values in order; sums[slice] = -sum of w x over the slice; returns the row's size, sum |w x|.
+  // Puts a row's values in order; sums[slice] = -sum of w x / 2 over the slice; returns the row's size, sum |w x|.
   A row(const A* __restrict values, A* __restrict to, A* __restrict sums) const {
     const int32_t* __restrict dims = dims_;
     for (int64_t step = 0; step < dim_; ++step) to[step] = values[dims[step]];
@@ -64,15 +64,15 @@ class MaxForm {
         total += x;
         size += magnitude<A>(x);
       };
-      for (; step + lanes <= end; step += lanes) add(twice_ + step, to + step);
+      for (; step + lanes <= end; step += lanes) add(weights_ + step, to + step);
       if (step < end) {
         A weights[lanes] = {}, last[lanes] = {};
-        for (int i = 0; i < end - step; ++i) weights[i] = twice_[step + i], last[i] = to[step + i];
+        for (int i = 0; i < end - step; ++i) weights[i] = weights_[step + i], last[i] = to[step + i];
         add(weights, last);
       }
       sums[slice] = A(-0.5) * sum<A>(total);
     });
-    return A(0.5) * sum<A>(size);
+    return sum<A>(size);
   }
 
   // The same sums and sizes of the first `vectors` of a panel packed in order, for all its rows: sums [slices][panel].
@@ -82,7 +82,7 @@ class MaxForm {
     each_slice([&](int64_t slice, int64_t step, int64_t end) {
       Vector<A> total[vectors] = {};
       const auto x = [&](int64_t at, int j) {
-        const Vector<A> x = *twice(at) * load<A>(packed + at * panel + j * lanes);
+        const Vector<A> x = weights_[at] * load<A>(packed + at * panel + j * lanes);
         size[j] += magnitude<A>(x);
         return x;
       };
@@ -92,7 +92,7 @@ class MaxForm {
         for (int j = 0; j < vectors; ++j) total[j] += x(step, j);
       for (int j = 0; j < vectors; ++j) store<A>(sums + slice * panel + j * lanes, A(-0.5) * total[j]);
     });
-    for (int j = 0; j < vectors; ++j) store<A>(sizes + j * lanes, A(0.5) * size[j]);
+    for (int j = 0; j < vectors; ++j) store<A>(sizes + j * lanes, size[j]);
   }
 
  private:
@@ -107,15 +107,15 @@ class MaxForm {
   const int64_t dim_;
   int64_t length_ = 8, steps_[2];
   Scratch<int32_t> dims_, places_;  // of steps, and the other way round
-  Scratch<A> twice_;  // the weights of steps, doubled
+  Scratch<A> weights_;  // of steps
 };
 
-// scores[i * stride + j] (+)= sum of w |query[i] - packed[.][j]| over `steps` steps in slices of `length`, for the
+// halves[i * stride + j] (+)= sum of w |query[i] - packed[.][j]| / 2 over `steps` steps in slices of `length`, for the
 // first `vectors` of a panel, from both sides' values and sums. Not inlined: a step needs every register.
 template <class A, int vectors>
 __attribute__((noinline)) void max_tile(const A* const* query, const A* const* query_sums, const A* packed,
-                                        const A* packed_sums, const A* twice, int64_t steps, int64_t length, bool begin,
-                                        A* scores, int64_t stride) {
+                                        const A* packed_sums, const A* weights, int64_t steps, int64_t length,
+                                        bool begin, A* halves, int64_t stride) {
   constexpr int lanes = kLanes<A>;
   int64_t step = 0;
   for (int64_t slice = 0; step < steps; ++slice) {
@@ -125,7 +125,7 @@ __attribute__((noinline)) void max_tile(const A* const* query, const A* const* q
         sums[i][j] = query_sums[i][slice] + load<A>(packed_sums + slice * kPanel<A> + j * lanes);
 #pragma GCC unroll 2
     for (const int64_t end = least(step + length, steps); step < end; ++step) {
-      const Vector<A> w = broadcast<A>(twice[step]);
+      const Vector<A> w = broadcast<A>(weights[step]);
       Vector<A> r[vectors];
       for (int j = 0; j < vectors; ++j) r[j] = load<A>(packed + step * kPanel<A> + j * lanes);
       for (int i = 0; i < kTileRows; ++i) {
@@ -138,7 +138,7 @@ __attribute__((noinline)) void max_tile(const A* const* query, const A* const* q
     for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll kTileVectors
       for (int j = 0; j < vectors; ++j) {
-        A* at = scores + i * stride + j * lanes;
+        A* at = halves + i * stride + j * lanes;
         store<A>(at, begins ? sums[i][j] : load<A>(at) + sums[i][j]);
       }
   }
