@@ -79,7 +79,7 @@ CEILING ceiling_backward(int64_t steps) {
     for (int i = 0; i < kRows; ++i) {
       UNKNOWN(query);  // the next row's
       for (int j = 0; j < 2; ++j) {
-        const V s = sign_of_finite<float>(query - reference[j]);
+        const V s = sign_of_usual<float>(query - reference[j]);
         of_query[i] += grad * s;
         of_reference[j][i % 2] += grad * s;
       }

@@ -27,37 +27,17 @@ DISSIM_INLINE Vector<double> magnitude<double>(Vector<double> t) {
 // E7: max(a, b). Of a NaN and a number it may be either.
 template <class A>
 DISSIM_INLINE Vector<A> greater(Vector<A> a, Vector<A> b) {
-  return where<A>(a > b, a) + where<A>(~(a > b), b);
+  return a > b ? a : b;
 }
-
+template <class A>
+DISSIM_INLINE Vector<A> greater(Vector<A> a, const A* from) {  // of *from in every lane
 #if defined(__AVX512F__)
-template <>
-DISSIM_INLINE Vector<float> greater<float>(Vector<float> a, Vector<float> b) {
-  return (Vector<float>)_mm512_max_ps((__m512)a, (__m512)b);
-}
-template <>
-DISSIM_INLINE Vector<double> greater<double>(Vector<double> a, Vector<double> b) {
-  return (Vector<double>)_mm512_max_pd((__m512d)a, (__m512d)b);
-}
-#elif defined(__AVX2__)
-template <>
-DISSIM_INLINE Vector<float> greater<float>(Vector<float> a, Vector<float> b) {
-  return (Vector<float>)_mm256_max_ps((__m256)a, (__m256)b);
-}
-template <>
-DISSIM_INLINE Vector<double> greater<double>(Vector<double> a, Vector<double> b) {
-  return (Vector<double>)_mm256_max_pd((__m256d)a, (__m256d)b);
-}
-#elif defined(__SSE2__)
-template <>
-DISSIM_INLINE Vector<float> greater<float>(Vector<float> a, Vector<float> b) {
-  return (Vector<float>)_mm_max_ps((__m128)a, (__m128)b);
-}
-template <>
-DISSIM_INLINE Vector<double> greater<double>(Vector<double> a, Vector<double> b) {
-  return (Vector<double>)_mm_max_pd((__m128d)a, (__m128d)b);
-}
+  DISSIM_EVERY_LANE("vmax", "=v"(a) : "v"(a), "m"(*from));
+  return a;
+#else
+  return greater<A>(broadcast<A>(*from), a);
 #endif
+}
 
 // E3: kSignUnit * sgn(t) by comparison, 0 at t = 0 and at NaN. Whoever reads a sum of these divides by kSignUnit,
 // which is 1 or 2, so nothing is rounded.
@@ -69,11 +49,16 @@ DISSIM_INLINE Vector<A> sign(Vector<A> t) {
   return where<A>(t > 0, broadcast<A>(kSignUnit<A>)) - where<A>(t < 0, broadcast<A>(kSignUnit<A>));
 }
 
-// The same for t that is never -0 nor NaN, where that is faster.
+// The same for t = kSignScale (q - r) of usual q and r, where that is faster: 0 but not -0, or not below kLeastUsual
+// and no larger than can be scaled.
 template <class A>
-constexpr bool kFiniteIsFaster = false;
+constexpr bool kUsualIsFaster = false;
 template <class A>
-DISSIM_INLINE Vector<A> sign_of_finite(Vector<A> t) {
+constexpr A kSignScale = 2;
+template <class A>
+constexpr A kLeastUsual = 0;
+template <class A>
+DISSIM_INLINE Vector<A> sign_of_usual(Vector<A> t) {
   return sign<A>(t);
 }
 
@@ -88,14 +73,36 @@ template <>
 DISSIM_INLINE Vector<double> sign<double>(Vector<double> t) {
   return (Vector<double>)_mm512_fixupimm_pd(_mm512_setzero_pd(), (__m512d)t, _mm512_set1_epi64(0xa9a9a888), 0);
 }
+// vrange takes the smaller magnitude of t and 1 and the sign of t, where Zen 4 has room: vfixupimm shares the pipes of
+// multiply-adds. Usual values differ by 0 or by a unit of the last place, which scaled is not below 1.
+template <>
+constexpr bool kUsualIsFaster<float> = true;
+template <>
+constexpr bool kUsualIsFaster<double> = true;
+template <>
+constexpr float kSignScale<float> = 0x1p60f;
+template <>
+constexpr double kSignScale<double> = 0x1p500;
+template <>
+constexpr float kLeastUsual<float> = 0x1p-36f;
+template <>
+constexpr double kLeastUsual<double> = 0x1p-440;
+template <>
+DISSIM_INLINE Vector<float> sign_of_usual<float>(Vector<float> t) {
+  return (Vector<float>)_mm512_range_ps((__m512)t, _mm512_set1_ps(1), 2);
+}
+template <>
+DISSIM_INLINE Vector<double> sign_of_usual<double>(Vector<double> t) {
+  return (Vector<double>)_mm512_range_pd((__m512d)t, _mm512_set1_pd(1), 2);
+}
 #elif defined(__AVX2__)
 // vpsignd takes +2.0f (0x40000000) through t's sign: its two's complement 0xc0000000 is -2.0f, and t = +0 gives 0.
 template <>
 constexpr float kSignUnit<float> = 2;
 template <>
-constexpr bool kFiniteIsFaster<float> = true;
+constexpr bool kUsualIsFaster<float> = true;
 template <>
-DISSIM_INLINE Vector<float> sign_of_finite<float>(Vector<float> t) {
+DISSIM_INLINE Vector<float> sign_of_usual<float>(Vector<float> t) {
   return (Vector<float>)_mm256_sign_epi32(_mm256_set1_epi32(0x40000000), (__m256i)t);
 }
 #endif

@@ -97,6 +97,7 @@ def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
     query, reference, weight, bias = plain
     diagonal = (torch.arange(6) * 5,) * 2
     awkward = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 0.0, 1.0], dtype=dtype)
+    tiny, huge = torch.finfo(dtype).tiny, torch.finfo(dtype).max / 1024
     cases = {
         "ties": tie_grid(31, 33, 17, dtype),
         "query is reference": plain._replace(reference=query),
@@ -105,6 +106,9 @@ def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
         "large common offset": plain._replace(query=query + 1000, reference=reference + 1000),
         "nan and inf in query": plain._replace(query=query.index_put(diagonal, awkward)),
         "nan and inf in reference": plain._replace(reference=reference.index_put(diagonal, awkward)),
+        "tiny": plain._replace(query=query * tiny, reference=reference * tiny),
+        "huge": plain._replace(query=query * huge, reference=reference * huge),
+        "tiny beside huge": plain._replace(query=query * tiny, reference=reference * huge),
         "zeros of both signs": plain._replace(query=query * 0, reference=-reference.abs() * 0),
         "no bias": plain._replace(bias=None),
         "bias a number": plain._replace(bias=-1.25),

@@ -22,7 +22,7 @@ class BlockScorer {
         maxima_(dim >= kLeastMaxima),
         packed_(columns * dim),
         form_(maxima_ ? dim : 0),
-        ordered_(maxima_ ? rows * dim : 0),
+        ordered_(maxima_ ? rows * dim + lanes : 0),
         negative_(maxima_ ? (rows + kTileRows) * panel : 0),
         query_sums_(rows * form_.most_slices()),
         packed_sums_(columns * form_.most_slices()),

@@ -11,12 +11,17 @@ namespace dissim {
 namespace {
 
 constexpr int64_t kPadding = 4;  // rows behind a chunk, so that chunks do not all fall on one set of a cache
+// A load whose address ends in the same 12 bits as that of a store shortly before waits for it.
+constexpr int64_t kHalfPage = 2048;
 
 template <class E>
 class Gradient {
   using A = Wide<E>;
   static constexpr int lanes = kLanes<A>;
-  static constexpr int64_t kBlock = (kTileColumns + kPadding) * lanes;  // elements of a chunk of a block of references
+  // Elements of a chunk's rows of a block of references, and of these and their sums.
+  static constexpr int64_t kRows =
+      (2 * blocks_of(kTileColumns * kVectorBytes + kHalfPage, 2 * kHalfPage) - 1) * kHalfPage / sizeof(A);
+  static constexpr int64_t kBlock = 2 * kRows + kPadding * lanes;
 
  public:
   // grad_weight [heads, dim] is added to, the other two are written; null: not computed.
@@ -35,7 +40,7 @@ class Gradient {
         grad_weight_(grad_weight),
         packed_(chunks_ * stride_),
         sums_(chunks_ * stride_),
-        finite_(chunks_),
+        factors_(chunks_),
         centre_(grad_weight ? chunks_ * lanes : 0),
         of_weight_(grad_weight ? blocks_of(reference.rows, kTileColumns) * chunks_ * lanes : 0),
         query_total_(heads > 1 && grad_query ? query.rows * dim : 0),
@@ -50,7 +55,7 @@ class Gradient {
                      stride_);
     });
     for_each(parallel, chunks_, [&](int64_t chunk) {
-      finite_[chunk] = finite_chunk<A>(packed_ + chunk * stride_, padded_);
+      factors_[chunk] = scale_usual<A>(packed_ + chunk * stride_, padded_);
       const int64_t d = chunk * lanes;
       if (grad_weight_) find_centre<E>(reference_, batch, d, d + lanes, dim_, centre_ + d);
     });
@@ -99,8 +104,11 @@ class Gradient {
   struct Task {
     Gradient& all;
     const int64_t head, begin, end;
-    Scratch<A> reference{(end - begin) * kBlock}, sums{(end - begin) * kBlock}, g{kTileQueries * kTileColumns};
-    Scratch<bool> finite_{end - begin};
+    Scratch<A> block{(end - begin) * kBlock}, g{kTileQueries * kTileColumns};
+    Scratch<A> factors{end - begin};
+
+    A* reference(int64_t chunk) const { return block + (chunk - begin) * kBlock; }
+    A* sums(int64_t chunk) const { return reference(chunk) + kRows; }
 
     template <bool of_query, bool of_reference, class Tile>
     void run(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, const Tile& tile) {
@@ -111,7 +119,8 @@ class Gradient {
       for (int64_t m = column_begin; m < column_end; m += kTileColumns) {
         const int64_t columns = least(kTileColumns, column_end - m);
         bool packed = false;
-        if (of_reference) memset(sums, 0, size_t((end - begin) * kBlock) * sizeof(A));
+        if (of_reference)
+          for (int64_t chunk = begin; chunk < end; ++chunk) memset(sums(chunk), 0, size_t(columns) * kVectorBytes);
         for (int64_t n = row_begin; n < row_end; n += kTileQueries) {
           const int64_t rows = least(kTileQueries, row_end - n), whole = blocks_of(rows, kQueries) * kQueries;
           if (!tile(n, m, rows, columns, static_cast<A*>(g))) continue;  // E12: nothing of it is active
@@ -119,43 +128,46 @@ class Gradient {
           packed = true;
           memset(g + rows * kTileColumns, 0, size_t(whole - rows) * kTileColumns * sizeof(A));
           for (int64_t chunk = begin; chunk < end; ++chunk)
-            all.finite_[chunk] && finite_[chunk - begin] ? add<of_query, of_reference, true>(chunk, n, whole, columns)
-                                                         : add<of_query, of_reference, false>(chunk, n, whole, columns);
+            both_usual(all.factors_[chunk], factors[chunk - begin])
+                ? add<of_query, of_reference, true>(chunk, n, whole, columns)
+                : add<of_query, of_reference, false>(chunk, n, whole, columns);
         }
         if (of_reference) finish(m, columns, packed);
       }
     }
 
     void pack(int64_t m, int64_t columns) {
-      pack_chunks<E>(all.reference_, all.batch_, m, columns, all.dim_, begin, end, reference, kBlock);
-      for (int64_t i = 0; i < end - begin; ++i) finite_[i] = finite_chunk<A>(reference + i * kBlock, columns);
+      pack_chunks<E>(all.reference_, all.batch_, m, columns, all.dim_, begin, end, block, kBlock);
+      for (int64_t chunk = begin; chunk < end; ++chunk)
+        factors[chunk - begin] = scale_usual<A>(reference(chunk), columns);
     }
 
-    template <bool of_query, bool of_reference, bool finite>
+    template <bool of_query, bool of_reference, bool usual>
     void add(int64_t chunk, int64_t n, int64_t rows, int64_t columns) {
-      const int64_t of_chunk = chunk * all.stride_ + n * lanes, of_block = (chunk - begin) * kBlock;
-      sign_sums_tile<A, of_query, of_reference, finite>(all.packed_ + of_chunk, reference + of_block, g, rows, columns,
-                                                        all.sums_ + of_chunk, sums + of_block);
+      const int64_t at = chunk * all.stride_ + n * lanes;
+      sign_sums_tile<A, of_query, of_reference, usual>(all.packed_ + at, all.factors_[chunk], reference(chunk),
+                                                       factors[chunk - begin], g, rows, columns, all.sums_ + at,
+                                                       sums(chunk));
     }
 
     // The block is done: its rows of the gradient, and its part of E2's second sum for the weights.
     void finish(int64_t m, int64_t columns, bool packed) {
       if (all.grad_weight_)
         for (int64_t chunk = begin; chunk < end; ++chunk)
-          all.moment(chunk, reference + (chunk - begin) * kBlock, sums + (chunk - begin) * kBlock, packed ? columns : 0,
+          all.moment(chunk, reference(chunk), factors[chunk - begin], sums(chunk), packed ? columns : 0,
                      all.of_weight_ + (m / kTileColumns * all.chunks_ + chunk) * lanes);
       if (all.grad_reference_)
         for (int64_t i = 0; i < columns; ++i)
           all.write(all.grad_reference_, all.reference_total_, all.batch_ * all.reference_.rows, m + i, head, begin,
-                    end, sums + i * lanes, kBlock, -1 / kSignUnit<A>);
+                    end, sums(begin) + i * lanes, kBlock, -1 / kSignUnit<A>);
     }
   };
 
-  // to[i] = sum over rows of (values - centre) sums, for each dimension of a chunk.
-  void moment(int64_t chunk, const A* values, const A* sums, int64_t rows, double* to) const {
+  // to[i] = sum over rows of (factor values - centre) sums, for each dimension of a chunk.
+  void moment(int64_t chunk, const A* values, A factor, const A* sums, int64_t rows, double* to) const {
     double total[lanes] = {};
     for (int64_t i = 0; i < rows * lanes; i += lanes)
-      add_moment<A>(values + i, sums + i, centre_ + chunk * lanes, lanes, total);
+      add_moment<A>(values + i, factor, sums + i, centre_ + chunk * lanes, lanes, total);
     memcpy(to, total, sizeof total);
   }
 
@@ -163,7 +175,7 @@ class Gradient {
     if (grad_weight_)
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         double total[lanes];
-        moment(chunk, packed_ + chunk * stride_, sums_ + chunk * stride_, query_.rows, total);
+        moment(chunk, packed_ + chunk * stride_, factors_[chunk], sums_ + chunk * stride_, query_.rows, total);
         for (int64_t i = 0; i < least(lanes, dim_ - chunk * lanes); ++i) {
           for (int64_t block = 0; block < blocks_of(reference_.rows, kTileColumns); ++block)
             total[i] -= of_weight_[(block * chunks_ + chunk) * lanes + i];
@@ -204,7 +216,7 @@ class Gradient {
   E *grad_query_, *grad_reference_;
   A* grad_weight_;
   Scratch<A> packed_, sums_;  // the queries: [chunks][padded rows][lanes]
-  Scratch<bool> finite_;
+  Scratch<A> factors_;  // that undo the scales of chunks of queries
   Scratch<double> centre_, of_weight_;  // [chunks][lanes], and for each block of references [chunks][lanes]
   Scratch<A> query_total_, reference_total_;
 };

@@ -19,24 +19,38 @@ constexpr int64_t kLeastMaxima = INT64_MAX;
 // in slices of `length` steps and a shorter last one.
 template <class A>
 class MaxForm {
+  using Index = typename VectorOf<A>::scalar;
   static constexpr int lanes = kLanes<A>, panel = kPanel<A>;
 
  public:
-  explicit MaxForm(int64_t dim) : dim_(dim), dims_(dim + 1), places_(dim), weights_(dim + 1) {
+  explicit MaxForm(int64_t dim)
+      : dim_(dim),
+        vectors_(blocks_of(dim, lanes)),
+        places_(dim),
+        weights_(dim + lanes),
+        counts_(2 * vectors_),
+        chosen_(2 * vectors_ * lanes) {
     while (2 * length_ * length_ <= dim) length_ *= 2;  // longer ones leave E9 too little
+    memset(chosen_, 0, size_t(2 * vectors_ * lanes) * sizeof(Index));
   }
 
   void set(const A* weight) {
-    int64_t count = 0;
+    int64_t step = 0;
     for (int sign = 0; sign < 2; ++sign) {
-      for (int64_t d = 0; d < dim_; ++d) {  // without a branch that random weights would mislead
-        dims_[count] = int32_t(d);
-        weights_[count] = weight[d];
-        count += (weight[d] < 0) == sign;
+      for (int64_t v = 0; v < vectors_; ++v) {
+        const int64_t first = first_of(v);
+        int64_t count = 0;
+        for (int64_t d = v * lanes; d < least((v + 1) * lanes, dim_); ++d) {  // no branch for random weights to mislead
+          chosen(sign, v)[count] = Index(d - first);
+          count += (weight[d] < 0) == sign;
+        }
+        counts_[sign * vectors_ + v] = int32_t(count);
+        for (int64_t i = 0; i < count; ++i) places_[first + chosen(sign, v)[i]] = int32_t(step + i);
+        step += count;
       }
-      steps_[sign] = count;
+      steps_[sign] = step;
     }
-    for (int64_t step = 0; step < dim_; ++step) places_[dims_[step]] = int32_t(step);
+    for (int64_t d = 0; d < dim_; ++d) weights_[places_[d]] = weight[d];
   }
 
   // Steps [0, steps(0)) have weights that are not below 0, steps [steps(0), steps(1)) the others.
@@ -54,8 +68,7 @@ class MaxForm {
 
   // Puts a row's values in order; sums[slice] = -sum of w x / 2 over the slice; returns the row's size, sum |w x|.
   A row(const A* __restrict values, A* __restrict to, A* __restrict sums) const {
-    const int32_t* __restrict dims = dims_;
-    for (int64_t step = 0; step < dim_; ++step) to[step] = values[dims[step]];
+    put_in_order(values, to);
     Vector<A> size = {};
     each_slice([&](int64_t slice, int64_t step, int64_t end) {
       Vector<A> total = {};
@@ -104,10 +117,26 @@ class MaxForm {
         visit(slice++, step, least(step + length_, steps_[sign]));
   }
 
-  const int64_t dim_;
+  // to[place(d)] = values[d], and something up to a vector behind the last: a vector's values of one sign come
+  // together, and what they are stored with is overwritten by the next ones.
+  void put_in_order(const A* values, A* to) const {
+    for (int sign = 0; sign < 2; ++sign)
+      for (int64_t v = 0; v < vectors_; ++v) {
+        store<A>(to, permuted<A>(load<A>(values + first_of(v)), chosen(sign, v)));
+        to += counts_[sign * vectors_ + v];
+      }
+  }
+
+  int64_t first_of(int64_t vector) const { return least(vector * lanes, dim_ - lanes); }
+  Index* chosen(int sign, int64_t vector) const { return chosen_ + (sign * vectors_ + vector) * lanes; }
+
+  const int64_t dim_, vectors_;
   int64_t length_ = 8, steps_[2];
-  Scratch<int32_t> dims_, places_;  // of steps, and the other way round
+  Scratch<int32_t> places_;  // the steps of dimensions
   Scratch<A> weights_;  // of steps
+  // Of each sign and each vector of dimensions, how many have it and which, counted from first_of(vector); then any.
+  Scratch<int32_t> counts_;
+  Scratch<Index> chosen_;
 };
 
 // halves[i * stride + j] (+)= sum of w |query[i] - packed[.][j]| / 2 over `steps` steps in slices of `length`, for the
@@ -128,10 +157,8 @@ __attribute__((noinline)) void max_tile(const A* const* query, const A* const* q
       const Vector<A> w = broadcast<A>(weights[step]);
       Vector<A> r[vectors];
       for (int j = 0; j < vectors; ++j) r[j] = load<A>(packed + step * kPanel<A> + j * lanes);
-      for (int i = 0; i < kTileRows; ++i) {
-        const Vector<A> q = broadcast<A>(query[i][step]);
-        for (int j = 0; j < vectors; ++j) sums[i][j] += w * greater<A>(q, r[j]);
-      }
+      for (int i = 0; i < kTileRows; ++i)
+        for (int j = 0; j < vectors; ++j) sums[i][j] += w * greater<A>(r[j], query[i] + step);
     }
     const bool begins = begin && !slice;
 #pragma GCC unroll kTileRows

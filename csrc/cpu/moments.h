@@ -25,10 +25,11 @@ void find_centre(const Rows& reference, int64_t batch, int64_t first, int64_t la
   }
 }
 
-// total[i] += (values[i] - centre[i]) sums[i]
+// total[i] += (factor values[i] - centre[i]) sums[i], for a power of two
 template <class A>
-DISSIM_INLINE void add_moment(const A* values, const A* sums, const double* centre, int64_t count, double* total) {
-  for (int64_t i = 0; i < count; ++i) total[i] += (values[i] - centre[i]) * sums[i];
+DISSIM_INLINE void add_moment(const A* values, A factor, const A* sums, const double* centre, int64_t count,
+                              double* total) {
+  for (int64_t i = 0; i < count; ++i) total[i] += (factor * values[i] - centre[i]) * sums[i];
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace {
 
 DISSIM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 DISSIM_INLINE int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
-DISSIM_INLINE int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+DISSIM_INLINE constexpr int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Calls each(i) for i < count on the threads of `parallel`.
 template <class F>

@@ -36,10 +36,8 @@ __attribute__((noinline)) void score_tile(const A* const* query, int64_t first, 
     const Vector<A> w = broadcast<A>(weight[d]);
     Vector<A> r[vectors];
     for (int j = 0; j < vectors; ++j) r[j] = load<A>(panel + d * kPanel<A> + j * lanes);
-    for (int i = 0; i < kTileRows; ++i) {
-      const Vector<A> q = broadcast<A>(query[i][d]);
-      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(q - r[j]);
-    }
+    for (int i = 0; i < kTileRows; ++i)
+      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(minus<A>(r[j], query[i] + d));
   }
 #pragma GCC unroll kTileRows
   for (int i = 0; i < kTileRows; ++i)

@@ -9,32 +9,38 @@ namespace dissim {
 namespace {
 
 constexpr int64_t kTileQueries = 64, kTileColumns = 128;  // a tile of g: 32 KiB of floats, in L2
-constexpr int kQueries = 4;                               // query rows in registers
+#if defined(__AVX512F__)
+constexpr int kQueries = 8, kChains = 1;
+#else
+constexpr int kQueries = 4, kChains = 2;
+#endif
 
-// All pairs of a tile of g [rows][kTileColumns]. `rows` is a multiple of kQueries.
-template <class A, bool of_query, bool of_reference, bool finite>
-void sign_sums_tile(const A* query, const A* reference, const A* g, int64_t rows, int64_t columns, A* sums_q,
-                    A* sums_r) {
+// All pairs of a tile of g [rows][kTileColumns]. `rows` is a multiple of kQueries, the query rows in registers. Both
+// sides are packed and `usual`, or to be multiplied by what undoes their scales.
+template <class A, bool of_query, bool of_reference, bool usual>
+void sign_sums_tile(const A* query, A query_factor, const A* reference, A reference_factor, const A* g, int64_t rows,
+                    int64_t columns, A* sums_q, A* sums_r) {
   constexpr int lanes = kLanes<A>;
   for (int64_t n = 0; n < rows; n += kQueries) {
     Vector<A> q[kQueries], sums[kQueries];
     for (int i = 0; i < kQueries; ++i) {
       q[i] = load<A>(query + (n + i) * lanes);
+      if (!usual) q[i] *= query_factor;
       if (of_query) sums[i] = load<A>(sums_q + (n + i) * lanes);
     }
     const A* row = g + n * kTileColumns;
-#pragma GCC unroll 2
+#pragma GCC unroll kChains
     for (int64_t m = 0; m < columns; ++m) {
-      const Vector<A> r = load<A>(reference + m * lanes);
-      Vector<A> sum_r[2] = {};  // two chains: one of kQueries would wait for itself
+      Vector<A> r = load<A>(reference + m * lanes), sum_r[kChains] = {};
+      if (!usual) r *= reference_factor;
       if (of_reference) sum_r[0] = load<A>(sums_r + m * lanes);
       for (int i = 0; i < kQueries; ++i) {
-        const Vector<A> s = finite ? sign_of_finite<A>(q[i] - r) : sign<A>(q[i] - r);
-        const Vector<A> weight = broadcast<A>(row[i * kTileColumns + m]);
-        if (of_query) sums[i] += weight * s;
-        if (of_reference) sum_r[i % 2] += weight * s;
+        const Vector<A> s = usual ? sign_of_usual<A>(q[i] - r) : sign<A>(q[i] - r);
+        const A* weight = row + i * kTileColumns + m;
+        if (of_query) sums[i] = plus_product<A>(sums[i], s, weight);
+        if (of_reference) sum_r[i % kChains] = plus_product<A>(sum_r[i % kChains], s, weight);
       }
-      if (of_reference) store<A>(sums_r + m * lanes, sum_r[0] + sum_r[1]);
+      if (of_reference) store<A>(sums_r + m * lanes, kChains == 1 ? sum_r[0] : sum_r[0] + sum_r[kChains - 1]);
     }
     if (of_query)
       for (int i = 0; i < kQueries; ++i) store<A>(sums_q + (n + i) * lanes, sums[i]);
@@ -67,16 +73,27 @@ void pack_chunks(const Rows& rows, int64_t batch, int64_t first, int64_t count, 
     }
 }
 
-// Whether the signs of a packed chunk may be those of finite values: all are, or it makes no difference.
+// Multiplies some packed vectors by kSignScale if all their values are usual. Returns what undoes it: 1 if they are
+// not.
 template <class A>
-bool finite_chunk(const A* chunk, int64_t rows) {
-  if (!kFiniteIsFaster<A>) return true;
-  Vector<A> residue = {};
-  for (int64_t row = 0; row < rows; ++row) {
-    const Vector<A> v = load<A>(chunk + row * kLanes<A>);
-    residue += v - v;
+A scale_usual(A* packed, int64_t vectors) {
+  constexpr A largest = (sizeof(A) == 4 ? A(0x1p127) : A(0x1p1023)) / kSignScale<A>;
+  if (!kUsualIsFaster<A>) return 1;
+  Integers<A> usual = ~Integers<A>{};
+  for (int64_t i = 0; i < vectors * kLanes<A>; i += kLanes<A>) {
+    const Vector<A> size = magnitude<A>(load<A>(packed + i));
+    usual &= (size == 0) | ((size >= kLeastUsual<A>)&(size <= largest));
   }
-  return !bits<A>(~(residue == 0));
+  if (bits<A>(~usual)) return 1;
+  for (int64_t i = 0; i < vectors * kLanes<A>; i += kLanes<A>)
+    store<A>(packed + i, kSignScale<A> * load<A>(packed + i));
+  return 1 / kSignScale<A>;
+}
+
+// Whether the signs of two sides may be those of usual values, by what undoes their scales.
+template <class A>
+bool both_usual(A query_factor, A reference_factor) {
+  return !kUsualIsFaster<A> || (query_factor != 1 && reference_factor != 1);
 }
 
 }  // namespace

@@ -86,6 +86,38 @@ DISSIM_INLINE Vector<A> broadcast(A x) {
   return x - Vector<A>{};  // x - 0: keeps every x, -0 too
 }
 
+// What follows reads `*from` for every lane. With AVX-512 the instruction that needs it broadcasts as it loads: a
+// broadcast of its own takes a place in Zen 4's arithmetic, and is what compilers make of several uses.
+#if defined(__AVX512F__)
+#define DISSIM_EVERY_LANE(instruction, ...)                  \
+  if constexpr (sizeof(A) == 4)                              \
+    asm(instruction "ps %2%{1to16%}, %1, %0" : __VA_ARGS__); \
+  else                                                       \
+    asm(instruction "pd %2%{1to8%}, %1, %0" : __VA_ARGS__)
+#endif
+
+// a - *from
+template <class A>
+DISSIM_INLINE Vector<A> minus(Vector<A> a, const A* from) {
+#if defined(__AVX512F__)
+  DISSIM_EVERY_LANE("vsub", "=v"(a) : "v"(a), "m"(*from));
+  return a;
+#else
+  return a - broadcast<A>(*from);
+#endif
+}
+
+// sum + a * *from
+template <class A>
+DISSIM_INLINE Vector<A> plus_product(Vector<A> sum, Vector<A> a, const A* from) {
+#if defined(__AVX512F__)
+  DISSIM_EVERY_LANE("vfmadd231", "+v"(sum) : "v"(a), "m"(*from));
+  return sum;
+#else
+  return sum + a * broadcast<A>(*from);
+#endif
+}
+
 template <class A>
 struct GroupOf {
   typedef A type __attribute__((vector_size(16)));
@@ -113,6 +145,29 @@ DISSIM_INLINE A sum(Vector<A> v) {  // pairwise, in a fixed order
   else
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
+
+// Lane i is v[from[i]].
+template <class A>
+DISSIM_INLINE Vector<A> permuted(Vector<A> v, const typename VectorOf<A>::scalar* from) {
+  Vector<A> result;
+  for (int i = 0; i < kLanes<A>; ++i) result[i] = v[from[i]];
+  return result;
+}
+#if defined(__AVX512F__)
+template <>
+DISSIM_INLINE Vector<float> permuted<float>(Vector<float> v, const int32_t* from) {
+  return (Vector<float>)_mm512_permutexvar_ps(_mm512_loadu_si512(from), (__m512)v);
+}
+template <>
+DISSIM_INLINE Vector<double> permuted<double>(Vector<double> v, const int64_t* from) {
+  return (Vector<double>)_mm512_permutexvar_pd(_mm512_loadu_si512(from), (__m512d)v);
+}
+#elif defined(__AVX2__)
+template <>
+DISSIM_INLINE Vector<float> permuted<float>(Vector<float> v, const int32_t* from) {
+  return (Vector<float>)_mm256_permutevar8x32_ps((__m256)v, _mm256_loadu_si256((const __m256i*)from));
+}
+#endif
 
 // --- elements to and from the wide type -----------------------------------------------------------------------
 

@@ -42,20 +42,21 @@ class PairLists {
 
 // The sums of one reference in a window of dimensions: sums_r = sum g sgn(q - r) over its pairs, and g sgn(q - r) added
 // to each pair's row of sums_q.
-template <class A, int window, bool of_query, bool finite>
-void sign_sums_row(const A* query, const A* reference, const Pair<A>* begin, const Pair<A>* end, A* sums_q, A* sums_r) {
+template <class A, int window, bool of_query, bool usual>
+void sign_sums_row(const A* query, A query_factor, const A* reference, A reference_factor, const Pair<A>* begin,
+                   const Pair<A>* end, A* sums_q, A* sums_r) {
   constexpr int lanes = kLanes<A>, some = 4;  // vectors at a time, so that sums do not wait for one another
   for (int d = 0; d < window; d += some * lanes) {
     Vector<A> r[some], sums[some] = {};
-    for (int i = 0; i < some; ++i) r[i] = load<A>(reference + d + i * lanes);
+    for (int i = 0; i < some; ++i) r[i] = (usual ? 1 : reference_factor) * load<A>(reference + d + i * lanes);
     for (const Pair<A>* pair = begin; pair < end; ++pair) {
       const Vector<A> g = broadcast<A>(pair->grad);
       const int64_t at = int64_t(pair->row) * window + d;
       for (int i = 0; i < some; ++i) {
-        const Vector<A> t = load<A>(query + at + i * lanes) - r[i];
-        const Vector<A> term = g * (finite ? sign_of_finite<A>(t) : sign<A>(t));
-        sums[i] += term;
-        if (of_query) store<A>(sums_q + at + i * lanes, load<A>(sums_q + at + i * lanes) + term);
+        const Vector<A> t = (usual ? 1 : query_factor) * load<A>(query + at + i * lanes) - r[i];
+        const Vector<A> s = usual ? sign_of_usual<A>(t) : sign<A>(t);
+        sums[i] += g * s;
+        if (of_query) store<A>(sums_q + at + i * lanes, load<A>(sums_q + at + i * lanes) + g * s);
       }
     }
     for (int i = 0; i < some; ++i) store<A>(sums_r + d + i * lanes, sums[i]);
@@ -88,7 +89,7 @@ class SparseGradient {
       : p_(p), first_(begin * kWindow), width_((end - begin) * kWindow) {
     for (int64_t d = 0; d < width_; d += kWindow)
       for (int64_t n = 0; n < p.query.rows; ++n) pack(p.query, n, d, query_ + d * p.query.rows + n * kWindow);
-    finite_ = finite_chunk<A>(query_, p.query.rows * width_ / lanes);
+    factor_ = scale_usual<A>(query_, p.query.rows * width_ / lanes);
     memset(sums_q_, 0, size_t(p.query.rows * width_) * sizeof(A));
     memset(total_, 0, size_t(width_) * sizeof(double));
     if (p.grad_weight) find_centre<E>(p.reference, 0, first_, first_ + width_, p.dim, centre_);
@@ -112,11 +113,11 @@ class SparseGradient {
     alignas(64) A reference[kWindow], sums[kWindow] = {};
     if (pair < last) {
       pack(p_.reference, m, d, reference);
-      const auto add = finite_ && finite_chunk<A>(reference, kWindow / lanes)
-                           ? sign_sums_row<A, kWindow, of_query, true>
-                           : sign_sums_row<A, kWindow, of_query, false>;
-      add(query_ + d * p_.query.rows, reference, pair, last, sums_q_ + d * p_.query.rows, sums);
-      if (p_.grad_weight) add_moment<A>(reference, sums, centre_ + d, kWindow, total_ + d);
+      const A factor = scale_usual<A>(reference, kWindow / lanes);
+      const auto add = both_usual(factor_, factor) ? sign_sums_row<A, kWindow, of_query, true>
+                                                   : sign_sums_row<A, kWindow, of_query, false>;
+      add(query_ + d * p_.query.rows, factor_, reference, factor, pair, last, sums_q_ + d * p_.query.rows, sums);
+      if (p_.grad_weight) add_moment<A>(reference, factor, sums, centre_ + d, kWindow, total_ + d);
     }
     write(p_.grad_reference, m, d, sums, -1 / kSignUnit<A>);
   }
@@ -127,7 +128,7 @@ class SparseGradient {
     for (int64_t d = 0; d < width_; d += kWindow)
       for (int64_t n = 0; n < p_.query.rows; ++n) {
         const int64_t at = d * p_.query.rows + n * kWindow;
-        add_moment<A>(query_ + at, sums_q_ + at, centre_ + d, kWindow, total_ + d);
+        add_moment<A>(query_ + at, factor_, sums_q_ + at, centre_ + d, kWindow, total_ + d);
         write(p_.grad_query, n, d, sums_q_ + at, 1 / kSignUnit<A>);
       }
     if (p_.grad_weight)
@@ -155,7 +156,7 @@ class SparseGradient {
 
   const HingeBackward& p_;
   const int64_t first_, width_;
-  bool finite_;
+  A factor_;  // undoes the scale of the queries
   Scratch<A> query_{p_.query.rows * width_}, sums_q_{p_.query.rows * width_};  // [windows][rows][kWindow]
   Scratch<double> centre_{width_}, total_{width_};
 };
