@@ -73,6 +73,11 @@ def test_twice_a_value_may_overflow(backend):
 
 
 @backends
+def test_more_dimensions_than_any_block_holds(backend):
+    check(judge.tie_grid(6, 7, 33_000), backend)
+
+
+@backends
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(data=draw.data())
 def test_drawn_shapes_layouts_and_ties(backend, data):

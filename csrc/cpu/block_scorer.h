@@ -7,9 +7,6 @@
 namespace dissim {
 namespace {
 
-// Dimensions of a panel that stay in L1 for all rows of a block: 32 KiB.
-constexpr int64_t kSlice = 32768 / (kTileVectors * kVectorBytes);
-
 template <class E>
 class BlockScorer {
   using A = Wide<E>;

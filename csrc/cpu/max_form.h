@@ -30,7 +30,7 @@ class MaxForm {
         weights_(dim + lanes),
         counts_(2 * vectors_),
         chosen_(2 * vectors_ * lanes) {
-    while (2 * length_ * length_ <= dim) length_ *= 2;  // longer ones leave E9 too little
+    while (2 * length_ * length_ <= dim && length_ < kSlice) length_ *= 2;  // longer ones leave E9 too little
     memset(chosen_, 0, size_t(2 * vectors_ * lanes) * sizeof(Index));
   }
 

@@ -19,6 +19,8 @@ constexpr int kTileRows = 5, kTileVectors = 2;
 #endif
 template <class A>
 constexpr int kPanel = kTileVectors * kLanes<A>;
+// Dimensions of a panel that stay in L1 for all rows of a block: 32 KiB.
+constexpr int64_t kSlice = 32768 / (kTileVectors * kVectorBytes);
 
 // scores[i][j] (+)= sum_d weight[d] |query[i][d] - panel[d][j]|, then + bias, in the first `vectors` of a panel: one
 // running sum a pair, d ascending. The first call for a tile starts it, later ones go on with further dimensions.
