@@ -48,13 +48,12 @@ def labels(count, classes=4, seed=0):
 
 @backends
 @dtypes
-@pytest.mark.parametrize("largest", [True, False])
-def test_best_of_every_input_that_bites(dtype, largest, backend):
-    for inputs in judge.inputs_that_bite(dtype).values():
+def test_best_of_every_input_that_bites(dtype, backend):
+    for i, inputs in enumerate(judge.inputs_that_bite(dtype).values()):
         if inputs.query.dim() == 2 and inputs.reference.dim() == 2 and inputs.weight.dim() == 1:
             columns = len(inputs.reference)
-            for k in {0, min(1, columns), columns // 2, columns}:
-                check(inputs, k, backend, largest)
+            for j, k in enumerate(sorted({0, min(1, columns), columns // 2, columns})):
+                check(inputs, k, backend, largest=(i + j) % 2 == 0)
 
 
 @backends
@@ -71,12 +70,12 @@ def test_it_is_the_definition_up_to_rounding(dtype, backend):
 @pytest.mark.parametrize("queries", [1, 3, 4, 300])
 @pytest.mark.parametrize("largest", [True, False])
 def test_few_and_many_queries_and_every_filter(queries, largest, backend):
-    inputs = clustered(queries, 1500, 48)
-    filters = {"exclude": labels(queries, 1501, seed=1) - 1, "query_labels": labels(queries),
-               "reference_labels": labels(1500, seed=2)}  # fmt: skip
+    inputs = clustered(queries, 700, 48)
+    filters = {"exclude": labels(queries, 701, seed=1) - 1, "query_labels": labels(queries),
+               "reference_labels": labels(700, seed=2)}  # fmt: skip
     check(inputs, 20, backend, largest, **filters)
     del filters["exclude"]
-    check(inputs, 900, backend, largest, **filters)
+    check(inputs, 400, backend, largest, **filters)
 
 
 @backends
