@@ -128,6 +128,11 @@ def test_few_and_all_pairs_of_many_tiles(hard, dtype, backend):
               hard_negatives=hard)  # fmt: skip
 
 
+@pytest.mark.parametrize("hard", [None, 3])
+def test_many_tasks_of_the_cpu(hard):
+    check(judge.tie_grid(256, 5000, 20), labels(256, 5000, 40), "cpu", exact=True, hard_negatives=hard)
+
+
 @backends
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_few_pairs_of_more_dimensions_and_references_than_a_task_takes_at_a_time(dtype, backend):

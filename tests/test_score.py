@@ -131,10 +131,15 @@ def test_paired_is_the_diagonal(lead, dtype, heads, backend):
     judge.assert_within(paired_dissim_score(*inputs, backend=backend), exact, bound)
 
 
-@backends
-@pytest.mark.parametrize("shapes", [((300, 40), (500, 40)), ((130, 99), (300, 99)), ((3, 700), (900, 700)),
-                                    ((1, 9), (2000, 9)), ((70, 5, 33), (70, 6, 33)),
-                                    ((90, 1, 33), (90, 1, 33))], ids=str)  # fmt: skip
+FEW_TASKS = [((300, 40), (500, 40)), ((130, 99), (300, 99)), ((3, 700), (900, 700)), ((1, 9), (2000, 9)),
+             ((70, 5, 33), (70, 6, 33)), ((90, 1, 33), (90, 1, 33))]  # fmt: skip
+#: For the CPU's threads.
+MANY_TASKS = [((600, 40), (900, 40)), ((260, 150), (600, 150)), ((3, 700), (5000, 700)), ((1, 90), (90_000, 90)),
+              ((7000, 5, 33), (7000, 6, 33))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("backend", "shapes"), [*itertools.product(BACKENDS, FEW_TASKS),
+                                                 *itertools.product(["cpu"], MANY_TASKS)], ids=str)  # fmt: skip
 def test_same_bits_in_every_run_with_any_number_of_threads(shapes, backend):
     if backend == "reference":
         pytest.skip("the reference leaves the order of its sums to torch")

@@ -15,7 +15,7 @@ template <class A>
 constexpr int64_t kBlockColumns = 2048 / sizeof(A);
 constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
 constexpr int64_t kBytesAhead = 4096;  // of references that are read once
-constexpr int64_t kTaskWork = 1 << 19;  // pairs times dimensions that are worth a task of their own
+constexpr int64_t kTaskWork = 1 << 21;  // pairs times dimensions worth a task: some 50 us, as long as a thread wakes
 
 template <class E>
 struct Pairs {
