@@ -5,6 +5,8 @@ BIN := .venv/bin
 EXTRAS ?= retrieval,images
 # Idle OpenMP threads sleep: where cores are shared, spinning ones slow the others down several times.
 export OMP_WAIT_POLICY ?= PASSIVE
+# A worker takes a file at a time: these first, so that none is left with one of them at the end.
+LONGEST := tests/test_cuda.py tests/test_triton.py tests/test_sanitizers.py
 
 .PHONY: demo test check bench test-gpu bench-gpu clean
 
@@ -12,7 +14,8 @@ demo: .venv/built  ## train and compare on real images; prints where the report 
 	$(BIN)/dissim demo
 
 test: .venv/built check  ## every test that this machine can run
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15 \
+		$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 check: .venv/installed  ## style and types
 	$(BIN)/ruff check
