@@ -60,9 +60,10 @@ CEILING ceiling_tile(int64_t steps) {
   for (int64_t i = 0; i < kSlice; ++i) row[i] = float(i % 5);
   const float* query[kTileRows];
   for (const float*& same : query) same = row;
+  const auto tile = reads_in_place() ? max_tile<float, kTileVectors, true> : max_tile<float, kTileVectors, false>;
   for (int64_t step = 0; step < steps; ++step)
     if (kLeastMaxima < INT64_MAX) {
-      max_tile<float, kTileVectors>(query, query, panel, panel, row, kSlice, 32, false, scores, kPanel<float>);
+      tile(query, query, panel, panel, row, kSlice, 32, false, scores, kPanel<float>);
     } else {
       score_tile<float, kTileVectors>(query, 0, kSlice, panel, row, 0, scores, kPanel<float>);
     }

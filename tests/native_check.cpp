@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../csrc/cpu/kernels.h"
-#include "../csrc/cpu/simd.h"
+#include "../csrc/cpu/max_form.h"
 
 using namespace dissim;
 
@@ -255,6 +255,24 @@ void check_far(Dtype dtype, const char* name, const Parallel& parallel) {
   check(right, "score far from zero", name, n, m, d);
 }
 
+// Both ways of the tile of E7 to read queries, of which a machine takes one.
+template <class A>
+void check_tile(const char* name) {
+  constexpr int64_t panel = kPanel<A>, steps = 20, slice = 8;
+  const auto some = [](int64_t count) { return narrowed<A>(drawn(count)); };
+  const std::vector<A> rows = some(kTileRows * steps), packed = some(steps * panel), weights = some(steps);
+  const std::vector<A> row_sums = some(kTileRows * 3), packed_sums = some(3 * panel);
+  std::vector<A> halves[] = {some(kTileRows * panel), {}};
+  halves[1] = halves[0];
+  const A *query[kTileRows], *query_sums[kTileRows];
+  for (int i = 0; i < kTileRows; ++i) query[i] = &rows[i * steps], query_sums[i] = &row_sums[i * 3];
+  max_tile<A, kTileVectors, false>(query, query_sums, packed.data(), packed_sums.data(), weights.data(), steps, slice,
+                                   false, halves[0].data(), panel);
+  max_tile<A, kTileVectors, true>(query, query_sums, packed.data(), packed_sums.data(), weights.data(), steps, slice,
+                                  false, halves[1].data(), panel);
+  check(halves[0] == halves[1], "tile that reads in place", name, kTileRows, panel, steps);
+}
+
 }  // namespace
 
 // With an argument, for sanitizers that slow it down: few sizes, one thread.
@@ -262,6 +280,8 @@ int main(int count, char**) {
   const int64_t sizes[][3] = {{67, 141, 19}, {12, 70, 150}, {1, 1, 1},   {1, 300, 33},
                               {3, 17, 7},    {5, 33, 31},   {6, 40, 300}};
   const bool quick = count > 1;
+  check_tile<float>("float32");
+  check_tile<double>("float64");
   for (const Parallel& parallel : {Parallel{nullptr, 1}, Parallel{run_threads, 2}}) {
     check_far<float>(Dtype::float32, "float32", parallel);
     check_far<double>(Dtype::float64, "float64", parallel);

@@ -88,6 +88,7 @@ class BlockScorer {
   // halves[i * stride + j] of the sums of steps [first, last), of which there may be none.
   template <int vectors>
   void add_steps(int64_t first, int64_t last, int64_t rows, int64_t j, A* halves, int64_t stride) {
+    const auto tile = reads_in_place() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
     if (first == last)
       for (int64_t i = 0; i < blocks_of(rows, kTileRows) * kTileRows; ++i)
         memset(halves + i * stride, 0, vectors * kVectorBytes);
@@ -99,9 +100,9 @@ class BlockScorer {
           query[k] = ordered_ + least(i + k, rows - 1) * dim_ + step;
           query_sums[k] = query_sums_ + least(i + k, rows - 1) * form_.most_slices() + slice;
         }
-        max_tile<A, vectors>(query, query_sums, packed_ + j * dim_ + step * panel,
-                             packed_sums_ + j * form_.most_slices() + slice * panel, form_.weights(step), steps,
-                             form_.length(), step == first, halves + i * stride, stride);
+        tile(query, query_sums, packed_ + j * dim_ + step * panel,
+             packed_sums_ + j * form_.most_slices() + slice * panel, form_.weights(step), steps, form_.length(),
+             step == first, halves + i * stride, stride);
       }
     }
   }

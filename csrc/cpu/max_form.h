@@ -139,9 +139,19 @@ class MaxForm {
   Scratch<Index> chosen_;
 };
 
+// Whether instructions read a value for every lane in place rather than a vector of it, made once: Zen 4 makes one
+// where it computes. Others make it as they load it, but load no more than two vectors while they compute four.
+inline bool reads_in_place() {
+#if defined(__AVX512F__)
+  return __builtin_cpu_is("amdfam19h");
+#else
+  return false;
+#endif
+}
+
 // halves[i * stride + j] (+)= sum of w |query[i] - packed[.][j]| / 2 over `steps` steps in slices of `length`, for the
 // first `vectors` of a panel, from both sides' values and sums. Not inlined: a step needs every register.
-template <class A, int vectors>
+template <class A, int vectors, bool in_place>
 __attribute__((noinline)) void max_tile(const A* const* query, const A* const* query_sums, const A* packed,
                                         const A* packed_sums, const A* weights, int64_t steps, int64_t length,
                                         bool begin, A* halves, int64_t stride) {
@@ -157,8 +167,11 @@ __attribute__((noinline)) void max_tile(const A* const* query, const A* const* q
       const Vector<A> w = broadcast<A>(weights[step]);
       Vector<A> r[vectors];
       for (int j = 0; j < vectors; ++j) r[j] = load<A>(packed + step * kPanel<A> + j * lanes);
-      for (int i = 0; i < kTileRows; ++i)
-        for (int j = 0; j < vectors; ++j) sums[i][j] += w * greater<A>(r[j], query[i] + step);
+      for (int i = 0; i < kTileRows; ++i) {
+        const A* from = query[i] + step;
+        const Vector<A> q = in_place ? Vector<A>{} : broadcast<A>(*from);
+        for (int j = 0; j < vectors; ++j) sums[i][j] += w * (in_place ? greater<A>(r[j], from) : greater<A>(r[j], q));
+      }
     }
     const bool begins = begin && !slice;
 #pragma GCC unroll kTileRows

@@ -10,9 +10,9 @@ namespace {
 
 // Most pairs of a block. Its queries, their scores and one panel of its references live in L2; the other panels come
 // from L3, each once for all queries.
-constexpr int64_t kBlockRows = 60;
+constexpr int64_t kBlockRows = 120;
 template <class A>
-constexpr int64_t kBlockColumns = 2048 / sizeof(A);
+constexpr int64_t kBlockColumns = 4096 / sizeof(A);
 constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
 constexpr int64_t kBytesAhead = 4096;  // of references that are read once
 constexpr int64_t kTaskWork = 1 << 21;  // pairs times dimensions worth a task: some 50 us, as long as a thread wakes
