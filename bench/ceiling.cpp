@@ -91,20 +91,23 @@ CEILING ceiling_backward(int64_t steps) {
   return steps * 2 * kRows * kLanes<float>;
 }
 
-// sad, add for each vector of bytes; returns the number of elements.
-CEILING ceiling_sad(int64_t steps) {
+template <bool saturating>
+static int64_t sad(int64_t steps) {
   Bytes query = Bytes{} + 3, reference[2] = {query + 1, query + 9};
   Partial sums[kRows][2] = {};
   for (Bytes& r : reference) UNKNOWN(r);
   for (int64_t step = 0; step < steps; ++step)
     for (int i = 0; i < kRows; ++i) {
       UNKNOWN(query);  // the next row's
-      for (int j = 0; j < 2; ++j) add_sad(sums[i][j], query, reference[j]);
+      for (int j = 0; j < 2; ++j) add_sad<saturating>(sums[i][j], query, reference[j]);
     }
   for (auto& row : sums)
     for (Partial& sum : row) UNKNOWN(sum);
   return steps * kRows * 2 * kVectorBytes;
 }
+
+// sad, add for each vector of bytes; returns the number of elements.
+CEILING ceiling_sad(int64_t steps) { return adds_saturating() ? sad<true>(steps) : sad<false>(steps); }
 
 // Reads `count` floats from memory, once; returns the number of bytes.
 CEILING ceiling_memory(const float* from, int64_t count) {

@@ -11,6 +11,7 @@
 
 #include "../csrc/cpu/kernels.h"
 #include "../csrc/cpu/max_form.h"
+#include "../csrc/cpu/sad.h"
 
 using namespace dissim;
 
@@ -273,6 +274,17 @@ void check_tile(const char* name) {
   check(halves[0] == halves[1], "tile that reads in place", name, kTileRows, panel, steps);
 }
 
+// Both ways to add sums of absolute differences, of the largest there are.
+void check_sad() {
+  Partial sums[2] = {};
+  for (int64_t step = 0; step < kSadSteps && step < 128; ++step) {
+    add_sad<false>(sums[0], Bytes{} + 255, Bytes{});
+    add_sad<true>(sums[1], Bytes{} + 255, Bytes{});
+  }
+  const Sums plain = total(sums[0]), saturating = total(sums[1]);
+  check(!memcmp(&plain, &saturating, sizeof plain), "sum of differences", "uint8", 1, 1, kVectorBytes);
+}
+
 }  // namespace
 
 // With an argument, for sanitizers that slow it down: few sizes, one thread.
@@ -280,6 +292,7 @@ int main(int count, char**) {
   const int64_t sizes[][3] = {{67, 141, 19}, {12, 70, 150}, {1, 1, 1},   {1, 300, 33},
                               {3, 17, 7},    {5, 33, 31},   {6, 40, 300}};
   const bool quick = count > 1;
+  check_sad();
   check_tile<float>("float32");
   check_tile<double>("float64");
   for (const Parallel& parallel : {Parallel{nullptr, 1}, Parallel{run_threads, 2}}) {

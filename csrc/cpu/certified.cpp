@@ -3,6 +3,7 @@
 // query_errors[n] of it. Whoever cannot reach the k-th best score known so far, or the k-th best lower bound, is none
 // of the k best. The others are scored as topk scores them, so that indices and scores are the same bits.
 #include "kernels.h"
+#include "processor.h"
 #include "sad.h"
 #include "select.h"
 
@@ -17,7 +18,7 @@ constexpr int32_t kLowest = -(1 << 30);  // below every bound
 using Steps = Integers<float>;
 
 // steps[i] = sum of code differences of query i and the references from `panel` on, positive groups minus the others.
-template <int rows>
+template <bool saturating, int rows>
 DISSIM_INLINE void sad_tile(const uint8_t* const (&query)[rows], const uint8_t* panel, int64_t groups, int64_t positive,
                             Steps (&steps)[rows]) {
   Sums sums[rows][2] = {};
@@ -31,8 +32,8 @@ DISSIM_INLINE void sad_tile(const uint8_t* const (&query)[rows], const uint8_t* 
         const Bytes first = load_bytes(at), second = load_bytes(at + kVectorBytes);
         for (int i = 0; i < rows; ++i) {
           const Bytes q = repeat_group(query[i] + g * kCodePanel * kCodeGroup);
-          add_sad(partial[i][0], q, first);
-          add_sad(partial[i][1], q, second);
+          add_sad<saturating>(partial[i][0], q, first);
+          add_sad<saturating>(partial[i][1], q, second);
         }
       }
       for (int i = 0; i < rows; ++i)
@@ -205,8 +206,9 @@ class Search {
     for (int column = 0; column < kCodePanel; column += kSadColumns) {
       const int64_t m = panel * kCodePanel + column;
       Steps sums[tile], errors;
-      sad_tile(query, p.reference_codes + panel * kCodePanel * bytes + column * kCodeGroup, p.groups, *p.positive,
-               sums);
+      const uint8_t* codes = p.reference_codes + panel * kCodePanel * bytes + column * kCodeGroup;
+      saturating ? sad_tile<true>(query, codes, p.groups, *p.positive, sums)
+                 : sad_tile<false>(query, codes, p.groups, *p.positive, sums);
       memcpy(&errors, p.reference_errors + m, sizeof errors);
       for (int j = 0; j < least(tile, end - i); ++j) {
         const Steps s = (sums[j] ^ flip) - flip;
@@ -299,6 +301,7 @@ class Search {
   const int64_t k, room, parts, first, rows, panels;
   const int32_t flip;
   const Filter filter;
+  const bool saturating = adds_saturating();
   Scratch<Offers> offers;
   Scratch<Candidate<double>> lower;
   Scratch<Kept> kept;

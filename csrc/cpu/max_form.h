@@ -3,6 +3,7 @@
 // a score by more than those.
 #pragma once
 
+#include "processor.h"
 #include "score_tile.h"
 
 namespace dissim {
@@ -138,16 +139,6 @@ class MaxForm {
   Scratch<int32_t> counts_;
   Scratch<Index> chosen_;
 };
-
-// Whether instructions read a value for every lane in place rather than a vector of it, made once: Zen 4 makes one
-// where it computes. Others make it as they load it, but load no more than two vectors while they compute four.
-inline bool reads_in_place() {
-#if defined(__AVX512F__)
-  return __builtin_cpu_is("amdfam19h");
-#else
-  return false;
-#endif
-}
 
 // halves[i * stride + j] (+)= sum of w |query[i] - packed[.][j]| / 2 over `steps` steps in slices of `length`, for the
 // first `vectors` of a panel, from both sides' values and sums. Not inlined: a step needs every register.

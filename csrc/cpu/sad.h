@@ -11,25 +11,29 @@ namespace {
 typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes)));
 typedef uint64_t Sums __attribute__((vector_size(kVectorBytes)));  // one for each group of 8 bytes
 
-// A Partial takes kSadSteps additions before one of its lanes can overflow; `total` gives it as Sums.
+// A Partial takes kSadSteps additions before one of its lanes can overflow; `total` gives it as Sums. Both ways to add
+// give the same sums.
 #if defined(__aarch64__)
 typedef uint16x8_t Partial;
 constexpr int64_t kSadSteps = 128;
+template <bool saturating>
 DISSIM_INLINE void add_sad(Partial& sums, Bytes a, Bytes b) {
   sums = vpadalq_u8(sums, vabdq_u8((uint8x16_t)a, (uint8x16_t)b));
 }
 DISSIM_INLINE Sums total(Partial sums) { return (Sums)vpaddlq_u32(vpaddlq_u16(sums)); }
 #elif defined(__AVX512BW__)
 typedef Sums Partial;
-constexpr int64_t kSadSteps = 32;
-// A saturating addition of 16 bits, which each sum fits in: on Intel the plain one competes with sad for its one port.
+constexpr int64_t kSadSteps = 32;  // that fit in 16 bits, which the saturating addition adds
+template <bool saturating>
 DISSIM_INLINE void add_sad(Partial& sums, Bytes a, Bytes b) {
-  sums = (Sums)_mm512_adds_epu16((__m512i)sums, _mm512_sad_epu8((__m512i)a, (__m512i)b));
+  const __m512i sad = _mm512_sad_epu8((__m512i)a, (__m512i)b);
+  sums = saturating ? (Sums)_mm512_adds_epu16((__m512i)sums, sad) : sums + (Sums)sad;
 }
 DISSIM_INLINE Sums total(Partial sums) { return sums; }
 #else
 typedef Sums Partial;
 constexpr int64_t kSadSteps = INT64_MAX;
+template <bool saturating>
 DISSIM_INLINE void add_sad(Partial& sums, Bytes a, Bytes b) {
 #if defined(__AVX2__)
   sums += (Sums)_mm256_sad_epu8((__m256i)a, (__m256i)b);
