@@ -73,16 +73,11 @@ class MaxForm {
     Vector<A> size = {};
     each_slice([&](int64_t slice, int64_t step, int64_t end) {
       Vector<A> total = {};
-      const auto add = [&](const A* weights, const A* values) {
-        const Vector<A> x = load<A>(weights) * load<A>(values);
+      for (; step < end; step += lanes) {
+        Vector<A> x = load<A>(weights_ + step) * load<A>(to + step);
+        if (end - step < lanes) x = where<A>(lanes_of<A>((1u << (end - step)) - 1), x);
         total += x;
         size += magnitude<A>(x);
-      };
-      for (; step + lanes <= end; step += lanes) add(weights_ + step, to + step);
-      if (step < end) {
-        A weights[lanes] = {}, last[lanes] = {};
-        for (int i = 0; i < end - step; ++i) weights[i] = weights_[step + i], last[i] = to[step + i];
-        add(weights, last);
       }
       sums[slice] = A(-0.5) * sum<A>(total);
     });
@@ -121,10 +116,13 @@ class MaxForm {
   // to[place(d)] = values[d], and something up to a vector behind the last: a vector's values of one sign come
   // together, and what they are stored with is overwritten by the next ones.
   void put_in_order(const A* values, A* to) const {
+    const int64_t vectors = vectors_, last = dim_ - lanes;
+    const int32_t* counts = counts_;
+    const Index* chosen = chosen_;
     for (int sign = 0; sign < 2; ++sign)
-      for (int64_t v = 0; v < vectors_; ++v) {
-        store<A>(to, permuted<A>(load<A>(values + first_of(v)), chosen(sign, v)));
-        to += counts_[sign * vectors_ + v];
+      for (int64_t v = 0; v < vectors; ++v, chosen += lanes) {
+        store<A>(to, permuted<A>(load<A>(values + least(v * lanes, last)), chosen));
+        to += *counts++;
       }
   }
 
