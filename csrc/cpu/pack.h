@@ -25,15 +25,11 @@ void for_each(const Parallel& parallel, int64_t count, F each) {
 }
 
 // Maps an output, null or wholly overwritten later, before threads that first write to one page at the same time both
-// clear it. On few threads one does it: it gets back what it freed last, which the cache still has.
+// clear it.
 inline void map_output(void* output, int64_t bytes, const Parallel& parallel) {
   if (!output) return;
   ask_for_large_pages(output, bytes);
-  const int64_t pages = blocks_of(bytes, kLargePage), run = most(1, 64 / parallel.threads);
-  for_each(parallel, blocks_of(pages, run), [&](int64_t i) {
-    for (int64_t page = i * run; page < least((i + 1) * run, pages); ++page)
-      static_cast<char*>(output)[page * kLargePage] = 0;
-  });
+  for_each(parallel, blocks_of(bytes, kLargePage), [&](int64_t i) { static_cast<char*>(output)[i * kLargePage] = 0; });
 }
 
 // A switch over the dtypes: Operation<E>::run(problem, parallel).
@@ -93,24 +89,19 @@ template <class E, int width, class Place>
 void pack_rows(const E* const* from, int rows, int64_t stride, int64_t dim, Wide<E>* panel, const Place& place) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>;
-  int64_t d = 0;
-  if (stride == 1) {
-    constexpr int64_t line = 64 / sizeof(E);  // read whole, so that no cache line is fetched twice
-    for (int64_t end; d + lanes <= dim; d = end) {
-      end = d + least(line, dim - d) / lanes * lanes;
-      for (int group = 0; group < rows; group += lanes)
-        for (int64_t at = d; at < end; at += lanes) {
-          Vector<A> square[lanes];
-          for (int i = 0; i < lanes; ++i) {
-            __builtin_prefetch(from[group + i] + at + 2 * line);  // more rows than a processor foresees
-            square[i] = load_wide<E>(from[group + i] + at);
-          }
-          transpose<A>(square);
-          for (int i = 0; i < lanes; ++i) store<A>(panel + place(at + i) * width + group, square[i]);
-        }
+  constexpr int64_t ahead = 256 / sizeof(E);  // more rows than a processor foresees
+  const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
+  for (int group = 0; group < rows; group += lanes)
+    for (int64_t d = 0; d < whole; d += lanes) {
+      Vector<A> square[lanes];
+      for (int i = 0; i < lanes; ++i) {
+        __builtin_prefetch(from[group + i] + d + ahead);
+        square[i] = load_wide<E>(from[group + i] + d);
+      }
+      transpose<A>(square);
+      for (int i = 0; i < lanes; ++i) store<A>(panel + place(d + i) * width + group, square[i]);
     }
-  }
-  for (; d < dim; ++d)
+  for (int64_t d = whole; d < dim; ++d)
     for (int i = 0; i < rows; ++i) panel[place(d) * width + i] = widen(from[i][d * stride]);
 }
 
