@@ -50,14 +50,32 @@ class Case:
         certified search the references are their codes, a byte each."""
         item, rows, pairs = ITEM_BYTES[self.dtype], self.queries + self.references, self.queries * self.references
         inputs, scores = rows * self.dim * item, pairs * item
+        read = {
+            "score": inputs,
+            "score_backward": inputs + scores,
+            "score_step": inputs + scores,
+            "topk": inputs,
+            "certified": self.references * self.dim + self.queries * self.dim * item,
+            "hinge_backward": inputs + 8 * rows + pairs // 8,
+            "hinge_step": inputs + 8 * rows,
+        }[self.operation]
+        return read + sum(self.results)
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """Bytes of each tensor that a call returns, the small ones left out."""
+        item = ITEM_BYTES[self.dtype]
+        scores = self.queries * self.references * item
+        gradients = self.queries * self.dim * item, self.references * self.dim * item
+        best = self.queries * self.k * item, self.queries * self.k * 8
         return {
-            "score": inputs + scores,
-            "score_backward": inputs + scores + inputs,
-            "score_step": inputs + scores + scores + inputs,
-            "topk": inputs + self.queries * self.k * (item + 8),
-            "certified": self.references * self.dim + self.queries * (self.dim * item + self.k * (item + 8)),
-            "hinge_backward": inputs + inputs + 8 * rows + pairs // 8,
-            "hinge_step": inputs + inputs + 8 * rows,
+            "score": (scores,),
+            "score_backward": gradients,
+            "score_step": (scores, *gradients),
+            "topk": best,
+            "certified": best,
+            "hinge_backward": gradients,
+            "hinge_step": gradients,
         }[self.operation]
 
     @property

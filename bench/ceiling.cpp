@@ -1,5 +1,5 @@
 // What a core can do at most with the kernels' own instructions, in registers: the operations of csrc/pair_math.h at
-// the width of csrc/cpu/simd.h, in a loop without loads or stores, and the rate at which memory is read.
+// the width of csrc/cpu/simd.h, in a loop without loads or stores; and the rates at which memory is read and mapped.
 // An empty asm statement tells the compiler that an operand may have changed, at no cost, so it can neither hoist nor
 // drop the work; 9 or more sums that do not wait for one another fill the pipes.
 #include "../csrc/cpu/block_scorer.h"
@@ -108,6 +108,12 @@ static int64_t sad(int64_t steps) {
 
 // sad, add for each vector of bytes; returns the number of elements.
 CEILING ceiling_sad(int64_t steps) { return adds_saturating() ? sad<true>(steps) : sad<false>(steps); }
+
+// Has the system map and clear the pages of a result, as every call that makes one does; returns the number of bytes.
+CEILING ceiling_pages(char* result, int64_t bytes) {
+  map_output(result, bytes, Parallel{nullptr, 1});
+  return bytes;
+}
 
 // Reads `count` floats from memory, once; returns the number of bytes.
 CEILING ceiling_memory(const float* from, int64_t count) {

@@ -52,14 +52,17 @@ def load(isa: str) -> ctypes.CDLL:
         subprocess.run([compiler(), *flags(isa), "-shared", str(SOURCE), "-o", str(made)], check=True)
         made.replace(library)
     loaded = ctypes.CDLL(str(library))
-    for name in (*ARITHMETIC, "memory"):
+    for name in (*ARITHMETIC, "memory", "pages"):
         getattr(loaded, f"ceiling_{name}").restype = ctypes.c_int64
     return loaded
 
 
 @contextmanager
-def ceilings(isa: str, threads: int, names: set[str]) -> Iterator[dict[str, Callable[[], int]]]:
-    """Calls that return the elements (ARITHMETIC) or bytes ("memory") that all threads together did."""
+def ceilings(
+    isa: str, threads: int, names: set[str], results: tuple[int, ...]
+) -> Iterator[dict[str, Callable[[], int]]]:
+    """Calls that return the elements (ARITHMETIC) or bytes that all threads together did: "memory" is read, "pages"
+    are mapped for results of so many bytes, which are allocated and freed."""
     library = load(isa)
     tasks = TASKS * threads  # several for each thread, so that one on a busy core takes fewer
     memory = torch.ones(MEMORY_BYTES // 4 if "memory" in names else tasks)
@@ -75,6 +78,14 @@ def ceilings(isa: str, threads: int, names: set[str]) -> Iterator[dict[str, Call
         def read(part: torch.Tensor) -> int:
             return library.ceiling_memory(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
 
+        def map_pages(part: torch.Tensor) -> int:
+            return library.ceiling_pages(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
+
+        def pages() -> int:
+            made = [torch.empty(size, dtype=torch.uint8) for size in results]
+            return sum(pool.map(map_pages, (part for result in made for part in result.tensor_split(threads))))
+
         calls = {name: arithmetic(name) for name in ARITHMETIC}
+        calls["pages"] = pages
         calls["memory"] = lambda: sum(pool.map(read, memory.tensor_split(tasks)))
         yield {name: call for name, call in calls.items() if name in names}

@@ -33,6 +33,16 @@ was given such (E11).
 """
 
 
+SHARES = """## Where the time of our call goes
+
+In ms: its **arithmetic** at the ceiling; what the register **tile** takes beyond that, for loads and for keeping sums
+small; the **pages** of the result, which the system maps and clears on all threads before anything is written there,
+unless memory freed before is used again; and what is **left** for packing, outer caches, writing the result, waking
+threads and Python. Moving each input and output once through **memory** takes as long as stated, more or less of it
+beside the arithmetic. Less than nothing is left where a busy machine slowed the one and not the other.
+"""
+
+
 def write(outcomes: list[Outcome], facts: dict, folder: Path) -> list[Path]:
     files = {"cpu.json": to_json(outcomes, facts).encode(), "cpu.md": to_markdown(outcomes, facts).encode()}
     files["cpu.png"] = draw(outcomes, facts)
@@ -58,7 +68,12 @@ def to_markdown(outcomes: list[Outcome], facts: dict) -> str:
     cells = [row for outcome in measured for row in summary(outcome)]
     titles = ("case", "ours, G elements/s", "of the ceiling", "best other", "times the best other", "at most",
               "extra memory", "of the best other", "error")  # fmt: skip
-    return "\n".join([head, grid(titles, cells), "", *(table(outcome) + "\n" for outcome in outcomes)])
+    shares = [row for outcome in measured for row in where_time_goes(outcome)]
+    titles_of_shares = ("case", "ours, ms", "arithmetic", "tile", "pages", "left", "memory")
+    return "\n".join(
+        [head, grid(titles, cells), "", SHARES, grid(titles_of_shares, shares), ""]
+        + [table(outcome) + "\n" for outcome in outcomes]
+    )
 
 
 def summary(outcome: Outcome) -> list[list[str]]:
@@ -80,6 +95,24 @@ def summary(outcome: Outcome) -> list[list[str]]:
     ]
 
 
+def where_time_goes(outcome: Outcome) -> list[list[str]]:
+    shares = outcome.shares
+    memory, known = shares.pop("memory"), sum(shares.values())
+    cells = {name: f"{seconds * 1e3:.3g}" for name, seconds in shares.items()}
+    return [
+        [
+            outcome.case.name,
+            f"{seconds * 1e3:.3g}",
+            *(cells.get(name, "") for name in ("arithmetic", "tile", "pages")),
+            f"{(seconds - known) * 1e3:.3g}",
+            f"{memory * 1e3:.3g}",
+        ]
+        for row in outcome.rows
+        if row.name == "dissim_kernels" and row.seconds
+        for seconds in [statistics.median(row.seconds)]
+    ]
+
+
 def table(outcome: Outcome) -> str:
     """Every competitor on one case, the fastest first, then those without times and why."""
     case, ours = outcome.case, [row for row in outcome.rows if row.ours and row.seconds]
@@ -88,7 +121,7 @@ def table(outcome: Outcome) -> str:
         title += f", {case.active:.1%} of pairs active"
     if outcome.ceilings:
         binds, limit = outcome.limit
-        speeds = [f"{name} {speed / 1e9:.1f} G{'B' if name == 'memory' else ' elements'}/s"
+        speeds = [f"{name} {speed / 1e9:.1f} G{'B' if name in ('memory', 'pages') else ' elements'}/s"
                   for name, speed in outcome.ceilings.items()]  # fmt: skip
         title += f"; ceiling {_rate(limit)} G elements/s, by {binds} ({', '.join(speeds)})"
     rows = sorted((row for row in outcome.rows if row.seconds), key=lambda row: -row.rate)

@@ -51,7 +51,8 @@ class Row:
 class Outcome:
     case: Case
     rows: list[Row]
-    ceilings: dict[str, float]  # "score", "tile", "backward", "sad": elements a second; "memory": bytes a second
+    # "score", "tile", "backward", "sad": elements a second; "memory", "pages": bytes a second
+    ceilings: dict[str, float]
     active: float | None = None  # hinge: the share of pairs inside the margin, counted
 
     @property
@@ -60,6 +61,18 @@ class Outcome:
         limits = self.case.limits(self.ceilings)
         name = min(limits, key=limits.get)
         return name, limits[name]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Seconds of our call that are known: what its arithmetic takes at the ceiling, what the register tile takes
+        beyond that, and the pages of the result; and what moving its bytes takes, some of it at the same time."""
+        case, speeds = self.case, self.ceilings
+        seconds = {name: case.elements * cost / speeds[name] for name, cost in case.steps.items()}
+        shares = {"arithmetic": sum(seconds.values())}
+        if "tile" in speeds:
+            shares["tile"] = case.elements / speeds["tile"] - seconds["score"]
+        shares["pages"] = sum(case.results) / speeds["pages"]
+        return {**shares, "memory": case.bytes / speeds["memory"]}
 
     @property
     def best_peer(self) -> Row | None:
@@ -78,8 +91,8 @@ def run(case: Case, effort: Effort, threads: int, isa: str, say: Callable[[str],
     if case.operation.startswith("hinge"):
         active = gates[case.queries, False].active
         case = case.with_active(active)
-    names = {*case.steps, "memory", *(["tile"] if "score" in case.steps else [])}
-    with ceilings(isa, threads, names) as limits:
+    names = {*case.steps, "memory", "pages", *(["tile"] if "score" in case.steps else [])}
+    with ceilings(isa, threads, names, case.results) as limits:
         work = {name: call() for name, call in limits.items()}
         turns = {**calls, **{f"ceiling {name}": call for name, call in limits.items()}}
         samples = interleave(turns, effort.rounds, effort.least)
