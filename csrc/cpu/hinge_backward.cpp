@@ -1,5 +1,6 @@
 // hinge_backward: E2 with the upstream gradients of E12, which the active bits and the labels give. Few active pairs
 // are worked off one by one, many tile by tile without the tiles that have none.
+#include "bit_columns.h"
 #include "gradient.h"
 #include "kernels.h"
 #include "labels.h"
@@ -24,8 +25,10 @@ class ActivePairs {
     const ActivePairs pairs(p);
     const bool wanted = p.grad_query || p.grad_reference || p.grad_weight;
     if (wanted && pairs.count(parallel) <= p.query.rows * p.reference.rows / kFewActive) {
-      const auto list = [&](int64_t m, PairLists<A>& lists) { pairs.list(m, lists); };
-      SparseGradient<E, decltype(list)>::run(p, parallel, pairs.most_of_one(parallel), list);
+      const BitColumns columns(p.query.rows, p.reference.rows, parallel,
+                               [&](int64_t n, int64_t m) { return pairs.bits_of(n, m); });
+      const auto list = [&](int64_t m, PairLists<A>& lists) { pairs.list(columns, m, lists); };
+      SparseGradient<E, decltype(list)>::run(p, parallel, list);
     } else if (wanted) {
       Gradient<E> gradient(p.query, p.reference, 1, p.dim, static_cast<const A*>(p.weight),
                            static_cast<E*>(p.grad_query), static_cast<E*>(p.grad_reference),
@@ -52,32 +55,6 @@ class ActivePairs {
     return total;
   }
 
-  // Of the references, the active pairs of the one that has most.
-  int64_t most_of_one(const Parallel& parallel) const {
-    constexpr int64_t some = 512;  // a cache line of bits
-    const int64_t blocks = blocks_of(p_.reference.rows, some);
-    Scratch<int64_t> greatest(blocks);
-    for_each(parallel, blocks, [&](int64_t block) {
-      int64_t counts[some] = {};
-      each(block * some, some, [&](int64_t, int64_t j) { ++counts[j]; });
-      greatest[block] = 0;
-      for (const int64_t count : counts) greatest[block] = most(greatest[block], count);
-    });
-    int64_t found = 0;
-    for (int64_t block = 0; block < blocks; ++block) found = most(found, greatest[block]);
-    return found;
-  }
-
-  // Calls visit(n, j) for the active pairs of references [m, m + count), count a multiple of 64; j = 0 is m.
-  template <class Visit>
-  void each(int64_t m, int64_t count, const Visit& visit) const {
-    for (int64_t n = 0; n < p_.query.rows; ++n) {
-      __builtin_prefetch(p_.active + (n + kRowsAhead) * row_bytes_ + m / 8);
-      for (int64_t first = 0; first < count; first += 64)
-        for (uint64_t left = bits_of(n, m + first); left; left &= left - 1) visit(n, first + __builtin_ctzll(left));
-    }
-  }
-
   bool tile(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) const {
     uint64_t active[kTileQueries][kWords], any = 0;
     for (int64_t i = 0; i < rows; ++i)
@@ -93,11 +70,13 @@ class ActivePairs {
     return any;
   }
 
-  void list(int64_t m, PairLists<A>& lists) const {
-    each(m, lists.references, [&](int64_t n, int64_t j) {
-      const bool same = p_.reference_labels[m + j] == p_.query_labels[n];
-      lists.add(j, int32_t(n), same ? positive(n) : negative(n));
-    });
+  // The pairs of references from m on, as many as there is room for.
+  void list(const BitColumns& columns, int64_t m, PairLists<A>& lists) const {
+    for (; m < p_.reference.rows && lists.next(columns.count(m)); ++m) {
+      const int64_t label = p_.reference_labels[m];
+      columns.each(m,
+                   [&](int64_t n) { lists.add(int32_t(n), p_.query_labels[n] == label ? positive(n) : negative(n)); });
+    }
   }
 
   static void fill(uint64_t positives, uint64_t negatives, A positive, A negative, A* g) {
@@ -111,12 +90,12 @@ class ActivePairs {
     Scratch<double> terms(p_.query.rows);
     for_each(parallel, p_.query.rows, [&](int64_t n) {
       int64_t positives = 0, all = 0;
-      for (int64_t m = 0; m < p_.reference.rows; m += 64)
-        if (const uint64_t active = bits_of(n, m)) {
-          const int64_t width = least(64, p_.reference.rows - m);
-          all += __builtin_popcountll(active);
-          positives += __builtin_popcountll(active & same_labels(p_.reference_labels + m, p_.query_labels[n], width));
-        }
+      for (int64_t m = 0; m < p_.reference.rows; m += 64) {  // no branch for few bits to mislead
+        const uint64_t active = bits_of(n, m);
+        const int64_t width = least(64, p_.reference.rows - m);
+        all += __builtin_popcountll(active);
+        positives += __builtin_popcountll(active & same_labels(p_.reference_labels + m, p_.query_labels[n], width));
+      }
       terms[n] = double(positives) * positive(n) + double(all - positives) * negative(n);
     });
     double total = 0;

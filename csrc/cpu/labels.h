@@ -6,8 +6,8 @@
 namespace dissim {
 namespace {
 
-// Bit j: labels[j] == label, for j < count <= 64.
-DISSIM_INLINE uint64_t same_labels(const int64_t* labels, int64_t label, int64_t count) {
+// As same_labels, for a count the compiler knows or does not.
+DISSIM_INLINE uint64_t compared_labels(const int64_t* labels, int64_t label, int64_t count) {
   using V = VectorOf<double>::integer;
   constexpr int lanes = kLanes<double>;
   const V wanted = label - V{};
@@ -20,6 +20,11 @@ DISSIM_INLINE uint64_t same_labels(const int64_t* labels, int64_t label, int64_t
   }
   for (; j < count; ++j) same |= uint64_t(labels[j] == label) << j;
   return same;
+}
+
+// Bit j: labels[j] == label, for j < count <= 64.
+inline uint64_t same_labels(const int64_t* labels, int64_t label, int64_t count) {
+  return count == 64 ? compared_labels(labels, label, 64) : compared_labels(labels, label, count);
 }
 
 // The bits of the first `count` <= 64 references but for one, which may lie outside.

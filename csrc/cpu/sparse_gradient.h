@@ -16,27 +16,29 @@ struct Pair {
   A grad;
 };
 
-// The pairs of `references` references, a multiple of 64, each reference's apart; at most `most_pairs` of one.
+// The pairs of some references, one reference after another.
 template <class A>
 class PairLists {
  public:
-  const int64_t references;
+  explicit PairLists(int64_t most_of_one) : pairs_(most(kPairs, most_of_one)) {}
 
-  explicit PairLists(int64_t most_pairs)
-      : references(most(1, least(8, kPairs / 64 / most(1, most_pairs))) * 64),
-        room_(most_pairs),
-        counts_(references),
-        pairs_(references * room_) {}
+  void clear() { references_ = ends_[0] = 0; }
+  // Begins the list of another reference with so many pairs, if there is room for them.
+  bool next(int64_t pairs) {
+    const int64_t end = ends_[references_];
+    if (references_ == kReferences || (references_ && end + pairs > kPairs)) return false;
+    ends_[++references_] = end;
+    return true;
+  }
+  void add(int32_t row, A grad) { pairs_[ends_[references_]++] = {row, grad}; }
 
-  void clear() { memset(counts_, 0, size_t(references) * sizeof(int64_t)); }
-  void add(int64_t reference, int32_t row, A grad) { pairs_[reference * room_ + counts_[reference]++] = {row, grad}; }
-  const Pair<A>* begin(int64_t reference) const { return pairs_ + reference * room_; }
-  const Pair<A>* end(int64_t reference) const { return begin(reference) + counts_[reference]; }
+  int64_t references() const { return references_; }
+  const Pair<A>* begin(int64_t reference) const { return pairs_ + ends_[reference]; }
+  const Pair<A>* end(int64_t reference) const { return pairs_ + ends_[reference + 1]; }
 
  private:
-  static constexpr int64_t kPairs = 1 << 18;
-  const int64_t room_;
-  Scratch<int64_t> counts_;
+  static constexpr int64_t kReferences = 512, kPairs = 1 << 16;
+  int64_t references_, ends_[kReferences + 1];
   Scratch<Pair<A>> pairs_;
 };
 
@@ -63,8 +65,7 @@ void sign_sums_row(const A* query, A query_factor, const A* reference, A referen
   }
 }
 
-// list(m, lists) adds the pairs of references m, m + 1 and so on, at most `most_pairs` of one. A null gradient is not
-// computed.
+// list(m, lists) adds the pairs of references m, m + 1 and so on. A null gradient is not computed.
 template <class E, class List>
 class SparseGradient {
   using A = Wide<E>;
@@ -73,12 +74,11 @@ class SparseGradient {
   static constexpr int kWindow = 256 / sizeof(A);
 
  public:
-  static void run(const HingeBackward& p, const Parallel& parallel, int64_t most_pairs, const List& list) {
+  static void run(const HingeBackward& p, const Parallel& parallel, const List& list) {
     const int64_t windows = blocks_of(p.dim, kWindow), ranges = least(windows, parallel.threads);
     for_each(parallel, ranges, [&](int64_t i) {
       SparseGradient range(p, i * windows / ranges, (i + 1) * windows / ranges);
-      p.grad_query || p.grad_weight ? range.template add<true>(most_pairs, list)
-                                    : range.template add<false>(most_pairs, list);
+      p.grad_query || p.grad_weight ? range.template add<true>(list) : range.template add<false>(list);
       range.finish();
     });
   }
@@ -96,14 +96,13 @@ class SparseGradient {
   }
 
   template <bool of_query>
-  void add(int64_t most_pairs, const List& list) {
-    PairLists<A> lists(most_pairs);
-    for (int64_t m = 0; m < p_.reference.rows; m += lists.references) {
-      const int64_t columns = least(lists.references, p_.reference.rows - m);
+  void add(const List& list) {
+    PairLists<A> lists(p_.query.rows);
+    for (int64_t m = 0; m < p_.reference.rows; m += lists.references()) {
       lists.clear();
       list(m, lists);
       for (int64_t d = 0; d < width_; d += kWindow)
-        for (int64_t j = 0; j < columns; ++j) add_piece<of_query>(m + j, d, lists.begin(j), lists.end(j));
+        for (int64_t j = 0; j < lists.references(); ++j) add_piece<of_query>(m + j, d, lists.begin(j), lists.end(j));
     }
   }
 
