@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .cases import Case
-from .ceiling import ceilings
+from .ceiling import LEAST_PAGES, ceilings
 from .gate import Gate
 from .measure import interleave, peak_extra_bytes
 from .problem import Problem, make
@@ -71,7 +71,8 @@ class Outcome:
         shares = {"arithmetic": sum(seconds.values())}
         if "tile" in speeds:
             shares["tile"] = case.elements / speeds["tile"] - seconds["score"]
-        shares["pages"] = sum(case.results) / speeds["pages"]
+        if "pages" in speeds:
+            shares["pages"] = sum(case.results) / speeds["pages"]
         return {**shares, "memory": case.bytes / speeds["memory"]}
 
     @property
@@ -91,7 +92,9 @@ def run(case: Case, effort: Effort, threads: int, isa: str, say: Callable[[str],
     if case.operation.startswith("hinge"):
         active = gates[case.queries, False].active
         case = case.with_active(active)
-    names = {*case.steps, "memory", "pages", *(["tile"] if "score" in case.steps else [])}
+    names = {*case.steps, "memory"}
+    names |= {"tile"} if "score" in case.steps else set()
+    names |= {"pages"} if sum(case.results) >= LEAST_PAGES else set()
     with ceilings(isa, threads, names, case.results) as limits:
         work = {name: call() for name, call in limits.items()}
         turns = {**calls, **{f"ceiling {name}": call for name, call in limits.items()}}
