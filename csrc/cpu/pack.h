@@ -89,7 +89,7 @@ template <class E, int width, class Place>
 void pack_rows(const E* const* from, int rows, int64_t stride, int64_t dim, Wide<E>* panel, const Place& place) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>;
-  constexpr int64_t ahead = 256 / sizeof(E);  // more rows than a processor foresees
+  constexpr int64_t ahead = 256 / sizeof(E);  // so many rows not every processor foresees
   const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
   for (int group = 0; group < rows; group += lanes)
     for (int64_t d = 0; d < whole; d += lanes) {
