@@ -14,7 +14,7 @@ constexpr int64_t kBlockRows = 120;
 template <class A>
 constexpr int64_t kBlockColumns = 4096 / sizeof(A);
 constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
-constexpr int64_t kBytesAhead = 4096;  // of references that are read once
+constexpr int64_t kBytesAhead = 6144;  // of references that are read once
 constexpr int64_t kTaskWork = 1 << 21;  // pairs times dimensions worth a task: some 50 us, as long as a thread wakes
 
 template <class E>
