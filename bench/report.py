@@ -33,7 +33,9 @@ was given such (E11).
 """
 
 
-SHARES = """## Where the time of our call goes
+#: What of a call's time is known.
+SHARES = ("arithmetic", "tile", "pages")
+HEAD_OF_SHARES = """## Where the time of our call goes
 
 In ms: its **arithmetic** at the ceiling; what the register **tile** takes beyond that, for loads and for keeping sums
 small; the **pages** of the result, which the system maps and clears on all threads before anything is written there,
@@ -68,11 +70,9 @@ def to_markdown(outcomes: list[Outcome], facts: dict) -> str:
     cells = [row for outcome in measured for row in summary(outcome)]
     titles = ("case", "ours, G elements/s", "of the ceiling", "best other", "times the best other", "at most",
               "extra memory", "of the best other", "error")  # fmt: skip
-    shares = [row for outcome in measured for row in where_time_goes(outcome)]
-    titles_of_shares = ("case", "ours, ms", "arithmetic", "tile", "pages", "left", "memory")
+    shares = grid(("case", "ours, ms", *SHARES, "left", "memory"), [where_time_goes(outcome) for outcome in measured])
     return "\n".join(
-        [head, grid(titles, cells), "", SHARES, grid(titles_of_shares, shares), ""]
-        + [table(outcome) + "\n" for outcome in outcomes]
+        [head, grid(titles, cells), "", HEAD_OF_SHARES, shares, ""] + [table(outcome) + "\n" for outcome in outcomes]
     )
 
 
@@ -95,22 +95,12 @@ def summary(outcome: Outcome) -> list[list[str]]:
     ]
 
 
-def where_time_goes(outcome: Outcome) -> list[list[str]]:
-    shares = outcome.shares
-    memory, known = shares.pop("memory"), sum(shares.values())
-    cells = {name: f"{seconds * 1e3:.3g}" for name, seconds in shares.items()}
-    return [
-        [
-            outcome.case.name,
-            f"{seconds * 1e3:.3g}",
-            *(cells.get(name, "") for name in ("arithmetic", "tile", "pages")),
-            f"{(seconds - known) * 1e3:.3g}",
-            f"{memory * 1e3:.3g}",
-        ]
-        for row in outcome.rows
-        if row.name == "dissim_kernels" and row.seconds
-        for seconds in [statistics.median(row.seconds)]
-    ]
+def where_time_goes(outcome: Outcome) -> list[str]:
+    ours = next(row for row in outcome.rows if row.name == "dissim_kernels")
+    seconds, shares = statistics.median(ours.seconds), outcome.shares
+    memory = shares.pop("memory")
+    columns = [seconds, *(shares.get(name) for name in SHARES), seconds - sum(shares.values()), memory]
+    return [outcome.case.name, *("" if share is None else f"{share * 1e3:.3g}" for share in columns)]
 
 
 def table(outcome: Outcome) -> str:
