@@ -133,10 +133,10 @@ def test_many_tasks_of_the_cpu(hard):
     check(judge.tie_grid(256, 5000, 20), labels(256, 5000, 40), "cpu", exact=True, hard_negatives=hard)
 
 
-def test_few_pairs_that_are_more_than_a_list_of_the_cpu_holds():
-    """Of 512 references some 78,000 pairs are active, 22 % of all: above 2^16, below a quarter."""
-    inputs = judge.tie_grid(700, 530, 20)
-    check(inputs, labels(700, 530, 10**6), "cpu", exact=True, margin=1000.0, hard_negatives=116)
+def test_few_pairs_that_are_more_than_the_lists_of_the_cpu_hold():
+    """275,000 pairs are active, 24 % of all: above 2^18, below a quarter."""
+    inputs = judge.tie_grid(1100, 1060, 20)
+    check(inputs, labels(1100, 1060, 10**6), "cpu", exact=True, margin=1000.0, hard_negatives=250)
 
 
 @backends

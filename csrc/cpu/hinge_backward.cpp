@@ -1,6 +1,5 @@
 // hinge_backward: E2 with the upstream gradients of E12, which the active bits and the labels give. Few active pairs
 // are worked off one by one, many tile by tile without the tiles that have none.
-#include "bit_columns.h"
 #include "gradient.h"
 #include "kernels.h"
 #include "labels.h"
@@ -23,36 +22,32 @@ class ActivePairs {
     map_output(p.grad_query, p.query.rows * p.dim * int64_t(sizeof(E)), parallel);
     map_output(p.grad_reference, p.reference.rows * p.dim * int64_t(sizeof(E)), parallel);
     const ActivePairs pairs(p);
-    const bool wanted = p.grad_query || p.grad_reference || p.grad_weight;
-    if (wanted && pairs.count(parallel) <= p.query.rows * p.reference.rows / kFewActive) {
-      const BitColumns columns(p.query.rows, p.reference.rows, parallel,
-                               [&](int64_t n, int64_t m) { return pairs.bits_of(n, m); });
-      const auto list = [&](int64_t m, PairLists<A>& lists) { pairs.list(columns, m, lists); };
-      SparseGradient<E, decltype(list)>::run(p, parallel, list);
-    } else if (wanted) {
-      Gradient<E> gradient(p.query, p.reference, 1, p.dim, static_cast<const A*>(p.weight),
-                           static_cast<E*>(p.grad_query), static_cast<E*>(p.grad_reference),
-                           static_cast<A*>(p.grad_weight));
-      gradient.begin(0, parallel);
-      gradient.add(0, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) {
-        return pairs.tile(n, m, rows, columns, g);
-      });
-    }
-    if (p.grad_bias) *static_cast<A*>(p.grad_bias) = pairs.sum(parallel);
+    const A bias = p.grad_query || p.grad_reference || p.grad_weight ? pairs.add(parallel) : pairs.sum(parallel);
+    if (p.grad_bias) *static_cast<A*>(p.grad_bias) = bias;
   }
 
  private:
   explicit ActivePairs(const HingeBackward& p) : p_(p), row_bytes_(blocks_of(p.reference.rows, 8)) {}
 
-  int64_t count(const Parallel& parallel) const {
-    Scratch<int64_t> counts(p_.query.rows);
-    for_each(parallel, p_.query.rows, [&](int64_t n) {
-      counts[n] = 0;
-      for (int64_t m = 0; m < p_.reference.rows; m += 64) counts[n] += __builtin_popcountll(bits_of(n, m));
-    });
-    int64_t total = 0;
-    for (int64_t n = 0; n < p_.query.rows; ++n) total += counts[n];
-    return total;
+  // All but the gradient of the bias, which is returned.
+  A add(const Parallel& parallel) const {
+    const auto word = [&](int64_t n, int64_t m) { return bits_of(n, m); };
+    PairLists<A, decltype(word)> lists(p_.query.rows, p_.reference.rows, parallel, word);
+    if (lists.all() <= p_.query.rows * p_.reference.rows / kFewActive) {
+      SparseGradient<E>::run(p_, parallel, lists, [&](int64_t n, int64_t m) {
+        return p_.query_labels[n] == p_.reference_labels[m] ? positive(n) : negative(n);
+      });
+      return A(lists.sum());
+    } else {
+      Gradient<E> gradient(p_.query, p_.reference, 1, p_.dim, static_cast<const A*>(p_.weight),
+                           static_cast<E*>(p_.grad_query), static_cast<E*>(p_.grad_reference),
+                           static_cast<A*>(p_.grad_weight));
+      gradient.begin(0, parallel);
+      gradient.add(0, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) {
+        return tile(n, m, rows, columns, g);
+      });
+      return sum(parallel);
+    }
   }
 
   bool tile(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) const {
@@ -68,15 +63,6 @@ class ActivePairs {
              g + i * kTileColumns + 64 * word);
       }
     return any;
-  }
-
-  // The pairs of references from m on, as many as there is room for.
-  void list(const BitColumns& columns, int64_t m, PairLists<A>& lists) const {
-    for (; m < p_.reference.rows && lists.next(columns.count(m)); ++m) {
-      const int64_t label = p_.reference_labels[m];
-      columns.each(m,
-                   [&](int64_t n) { lists.add(int32_t(n), p_.query_labels[n] == label ? positive(n) : negative(n)); });
-    }
   }
 
   static void fill(uint64_t positives, uint64_t negatives, A positive, A negative, A* g) {

@@ -49,42 +49,61 @@ void sign_sums_tile(const A* query, A query_factor, const A* reference, A refere
 
 constexpr int64_t kRowsAhead = 8;  // to fetch: the processor foresees lines of a row, not the next row
 
-// `count` rows from `first` on as chunks [begin, end): to[chunk - begin][row][lanes], `stride` elements a chunk; rows
-// past the end are 0. Adding 0 turns -0 into +0, so that a tie is never -0.
+// `count` chunks of a row, with 0 past its end or the last row. Adding 0 turns -0 into +0, so that a tie is never -0.
+template <class E, int count>
+DISSIM_INLINE void load_chunks(const Rows& rows, int64_t batch, int64_t row, int64_t dim, int64_t chunk,
+                               Vector<Wide<E>> (&to)[count]) {
+  using A = Wide<E>;
+  constexpr int lanes = kLanes<A>;
+  const int64_t d = chunk * lanes, width = row < rows.rows ? least(count * lanes, dim - d) : 0;
+  const E* from = row_of<E>(rows, batch, row) + d * rows.dim_stride;
+  if (rows.dim_stride == 1 && width == count * lanes) {
+    for (int i = 0; i < count; ++i) {
+      __builtin_prefetch(from + kRowsAhead * rows.row_stride + i * lanes);
+      to[i] = load_wide<E>(from + i * lanes) + broadcast<A>(0);
+    }
+  } else {
+    A values[count * lanes] = {};
+    for (int64_t i = 0; i < width; ++i) values[i] = widen(from[i * rows.dim_stride]) + A(0);
+    for (int i = 0; i < count; ++i) to[i] = load<A>(values + i * lanes);
+  }
+}
+
+// `count` rows from `first` on as chunks [begin, end): to[chunk - begin][row][lanes], `stride` elements a chunk.
 template <class E>
 void pack_chunks(const Rows& rows, int64_t batch, int64_t first, int64_t count, int64_t dim, int64_t begin, int64_t end,
                  Wide<E>* to, int64_t stride) {
   using A = Wide<E>;
-  constexpr int lanes = kLanes<A>;
   for (int64_t row = 0; row < count; ++row)
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const int64_t d = chunk * lanes, width = least(lanes, dim - d);
-      Vector<A> v = {};
-      if (first + row < rows.rows) {
-        const E* from = row_of<E>(rows, batch, first + row) + d * rows.dim_stride;
-        if (rows.dim_stride == 1 && width == lanes) {
-          __builtin_prefetch(from + kRowsAhead * rows.row_stride);
-          v = load_wide<E>(from) + broadcast<A>(0);
-        } else {
-          for (int64_t i = 0; i < width; ++i) v[i] = widen(from[i * rows.dim_stride]) + A(0);
-        }
-      }
-      store<A>(to + (chunk - begin) * stride + row * lanes, v);
+      Vector<A> v[1];
+      load_chunks<E>(rows, batch, first + row, dim, chunk, v);
+      store<A>(to + (chunk - begin) * stride + row * kLanes<A>, v[0]);
     }
+}
+
+// Which values are usual.
+template <class A>
+DISSIM_INLINE Integers<A> is_usual(Vector<A> v) {
+  constexpr A largest = (sizeof(A) == 4 ? A(0x1p127) : A(0x1p1023)) / kSignScale<A>;
+  const Vector<A> size = magnitude<A>(v);
+  return (size == 0) | ((size >= kLeastUsual<A>)&(size <= largest));
+}
+template <class A, int count>
+DISSIM_INLINE bool all_usual(const Vector<A> (&v)[count]) {
+  Integers<A> all = is_usual<A>(v[0]);
+  for (int i = 1; i < count; ++i) all &= is_usual<A>(v[i]);
+  return !bits<A>(~all);
 }
 
 // Multiplies some packed vectors by kSignScale if all their values are usual. Returns what undoes it: 1 if they are
 // not.
 template <class A>
 A scale_usual(A* packed, int64_t vectors) {
-  constexpr A largest = (sizeof(A) == 4 ? A(0x1p127) : A(0x1p1023)) / kSignScale<A>;
   if (!kUsualIsFaster<A>) return 1;
-  Integers<A> usual = ~Integers<A>{};
-  for (int64_t i = 0; i < vectors * kLanes<A>; i += kLanes<A>) {
-    const Vector<A> size = magnitude<A>(load<A>(packed + i));
-    usual &= (size == 0) | ((size >= kLeastUsual<A>)&(size <= largest));
-  }
-  if (bits<A>(~usual)) return 1;
+  Integers<A> all = ~Integers<A>{};
+  for (int64_t i = 0; i < vectors * kLanes<A>; i += kLanes<A>) all &= is_usual<A>(load<A>(packed + i));
+  if (bits<A>(~all)) return 1;
   for (int64_t i = 0; i < vectors * kLanes<A>; i += kLanes<A>)
     store<A>(packed + i, kSignScale<A> * load<A>(packed + i));
   return 1 / kSignScale<A>;
