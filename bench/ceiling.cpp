@@ -55,17 +55,17 @@ CEILING ceiling_score(int64_t steps) {
 // The kernels' own register tile, with its loads and stores, of a slice of a panel in L1: what a call adds to it is
 // packing, caches and the result. Returns the number of elements.
 CEILING ceiling_tile(int64_t steps) {
-  alignas(64) float panel[kSlice * kPanel<float>], row[kSlice], scores[kTileRows * kPanel<float>] = {};
+  alignas(64) float panel[kSlice * kPanel<float>], query[kSlice * kQueryPanel], weight[kSlice];
+  alignas(64) float scores[kTileRows * kPanel<float>] = {};
   for (int64_t i = 0; i < kSlice * kPanel<float>; ++i) panel[i] = float(i % 7);
-  for (int64_t i = 0; i < kSlice; ++i) row[i] = float(i % 5);
-  const float* query[kTileRows];
-  for (const float*& same : query) same = row;
+  for (int64_t i = 0; i < kSlice * kQueryPanel; ++i) query[i] = float(i % 5);
+  for (int64_t i = 0; i < kSlice; ++i) weight[i] = float(i % 3);
   const auto tile = reads_in_place() ? max_tile<float, kTileVectors, true> : max_tile<float, kTileVectors, false>;
   for (int64_t step = 0; step < steps; ++step)
     if (kLeastMaxima < INT64_MAX) {
-      tile(query, query, panel, panel, row, kSlice, 32, false, scores, kPanel<float>);
+      tile(query, query, panel, panel, weight, kSlice, 32, false, scores, kPanel<float>);
     } else {
-      score_tile<float, kTileVectors>(query, 0, kSlice, panel, row, 0, scores, kPanel<float>);
+      score_tile<float, kTileVectors>(query, 0, kSlice, panel, weight, 0, scores, kPanel<float>);
     }
   return steps * kSlice * kTileRows * kPanel<float>;
 }

@@ -261,16 +261,14 @@ template <class A>
 void check_tile(const char* name) {
   constexpr int64_t panel = kPanel<A>, steps = 20, slice = 8;
   const auto some = [](int64_t count) { return narrowed<A>(drawn(count)); };
-  const std::vector<A> rows = some(kTileRows * steps), packed = some(steps * panel), weights = some(steps);
-  const std::vector<A> row_sums = some(kTileRows * 3), packed_sums = some(3 * panel);
+  const std::vector<A> rows = some(steps * kQueryPanel), packed = some(steps * panel), weights = some(steps);
+  const std::vector<A> row_sums = some(3 * kQueryPanel), packed_sums = some(3 * panel);
   std::vector<A> halves[] = {some(kTileRows * panel), {}};
   halves[1] = halves[0];
-  const A *query[kTileRows], *query_sums[kTileRows];
-  for (int i = 0; i < kTileRows; ++i) query[i] = &rows[i * steps], query_sums[i] = &row_sums[i * 3];
-  max_tile<A, kTileVectors, false>(query, query_sums, packed.data(), packed_sums.data(), weights.data(), steps, slice,
-                                   false, halves[0].data(), panel);
-  max_tile<A, kTileVectors, true>(query, query_sums, packed.data(), packed_sums.data(), weights.data(), steps, slice,
-                                  false, halves[1].data(), panel);
+  max_tile<A, kTileVectors, false>(rows.data(), row_sums.data(), packed.data(), packed_sums.data(), weights.data(),
+                                   steps, slice, false, halves[0].data(), panel);
+  max_tile<A, kTileVectors, true>(rows.data(), row_sums.data(), packed.data(), packed_sums.data(), weights.data(),
+                                  steps, slice, false, halves[1].data(), panel);
   check(halves[0] == halves[1], "tile that reads in place", name, kTileRows, panel, steps);
 }
 

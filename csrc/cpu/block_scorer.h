@@ -7,6 +7,26 @@
 namespace dissim {
 namespace {
 
+// Rows in panels [dim][width], `used` in each, and what E7 needs to know of them: sums [slices][width] and sizes.
+template <class A, int width, int used = width>
+class Panels {
+ public:
+  Panels(int64_t rows, int64_t dim, int64_t slices)
+      : dim_(dim),
+        slices_(slices),
+        values_(blocks_of(rows, used) * width * dim),
+        sums_(blocks_of(rows, used) * width * slices),
+        sizes_(blocks_of(rows, used) * width) {}
+
+  A* values(int64_t row, int64_t step) const { return values_ + (row / used * dim_ + step) * width + row % used; }
+  A* sums(int64_t row, int64_t slice) const { return sums_ + (row / used * slices_ + slice) * width + row % used; }
+  A* sizes(int64_t row) const { return sizes_ + row / used * width + row % used; }
+
+ private:
+  const int64_t dim_, slices_;
+  Scratch<A> values_, sums_, sizes_;
+};
+
 template <class E>
 class BlockScorer {
   using A = Wide<E>;
@@ -17,16 +37,13 @@ class BlockScorer {
   BlockScorer(int64_t dim, int64_t rows, int64_t columns)
       : dim_(dim),
         maxima_(dim >= kLeastMaxima),
-        packed_(columns * dim),
         form_(maxima_ ? dim : 0),
-        ordered_(maxima_ ? rows * dim + lanes : 0),
-        negative_(maxima_ ? (rows + kTileRows) * panel : 0),
-        query_sums_(rows * form_.most_slices()),
-        packed_sums_(columns * form_.most_slices()),
-        query_sizes_(rows),
-        sizes_(columns) {}
+        query_(rows, dim, form_.most_slices()),
+        reference_(columns, dim, form_.most_slices()),
+        negative_(maxima_ ? (rows + kTileRows) * panel : 0) {}
 
-  // Comes before `pack`, which has to follow for the first head and, where it `packs_by_head`, for every other.
+  // Comes before the rows of either side, which have to follow for the first head and, where it `packs_by_head`, for
+  // every other.
   void set_head(const A* weight, A bias) {
     weight_ = weight;
     bias_ = bias;
@@ -34,106 +51,102 @@ class BlockScorer {
   }
   bool packs_by_head() const { return maxima_; }
 
-  // `columns` references, from[j] and the last one again up to a whole panel.
-  void pack(const E* const* from, int64_t stride, int64_t columns) {
-    columns_ = columns;
-    for (int64_t j = 0; j < columns; j += panel)
-      half(j) ? pack_panel<kTileVectors / 2>(from + j, stride, j) : pack_panel<kTileVectors>(from + j, stride, j);
+  void set_queries(const E* const* from, int64_t stride, int64_t rows) {
+    rows_ = rows;
+    for (int64_t i = 0; i < rows; i += kQueryRows) {
+      const E* some[kQueryPanel];
+      for (int64_t k = 0; k < kQueryPanel; ++k) some[k] = from[least(i + k, rows - 1)];
+      pack<kQueryPanel / lanes>(some, stride, query_, i);
+    }
   }
 
-  // scores[i * width + j] of query[i], and the last one again up to a whole tile. What follows the columns up to a
-  // whole panel is overwritten.
-  void score(const A* const* query, int64_t rows, A* scores, int64_t width) {
-    if (maxima_)
-      for (int64_t i = 0; i < rows; ++i)
-        query_sizes_[i] = form_.row(query[i], ordered_ + i * dim_, query_sums_ + i * form_.most_slices());
+  // `columns` references, from[j] and the last one again up to a whole panel.
+  void set_references(const E* const* from, int64_t stride, int64_t columns) {
+    columns_ = columns;
+    for (int64_t j = 0; j < columns; j += panel)
+      half(j) ? pack<kTileVectors / 2>(from + j, stride, reference_, j)
+              : pack<kTileVectors>(from + j, stride, reference_, j);
+  }
+
+  // scores[i * width + j] of query i and reference j. What follows up to a whole tile is overwritten.
+  void score(A* scores, int64_t width) {
     for (int64_t j = 0; j < columns_; j += panel)
-      half(j) ? score_panel<kTileVectors / 2>(query, rows, j, scores + j, width)
-              : score_panel<kTileVectors>(query, rows, j, scores + j, width);
+      half(j) ? score_panel<kTileVectors / 2>(j, scores + j, width) : score_panel<kTileVectors>(j, scores + j, width);
   }
 
  private:
   // Whether half the vectors of the panel from j on hold what is left of the references.
   bool half(int64_t j) const { return columns_ - j <= panel / 2; }
 
-  template <int vectors>
-  void pack_panel(const E* const* from, int64_t stride, int64_t j) {
-    A* to = packed_ + j * dim_;
+  template <int vectors, int width, int used>
+  void pack(const E* const* from, int64_t stride, const Panels<A, width, used>& to, int64_t row) {
+    A* values = to.values(row, 0);
     if (maxima_) {
-      pack_rows<E, panel>(from, vectors * lanes, stride, dim_, to, [&](int64_t d) { return form_.place(d); });
-      form_.template rows<vectors>(to, packed_sums_ + j * form_.most_slices(), sizes_ + j);
+      pack_rows<E, width>(from, vectors * lanes, stride, dim_, values, [&](int64_t d) { return form_.place(d); });
+      form_.template sum_rows<vectors, width>(values, to.sums(row, 0), to.sizes(row));
     } else {
-      pack_rows<E, panel>(from, vectors * lanes, stride, dim_, to, [](int64_t d) { return d; });
+      pack_rows<E, width>(from, vectors * lanes, stride, dim_, values, [](int64_t d) { return d; });
     }
   }
 
   template <int vectors>
-  void score_panel(const A* const* query, int64_t rows, int64_t j, A* scores, int64_t width) {
+  void score_panel(int64_t j, A* scores, int64_t width) {
     if (maxima_) {
-      add_steps<vectors>(0, form_.steps(0), rows, j, scores, width);
-      add_steps<vectors>(form_.steps(0), form_.steps(1), rows, j, negative_, panel);
-      for (int64_t i = 0; i < rows; i += kTileRows) settle<vectors>(i, rows, j, scores + i * width, width);
+      add_steps<vectors>(0, form_.steps(0), j, scores, width);
+      add_steps<vectors>(form_.steps(0), form_.steps(1), j, negative_, panel);
+      for (int64_t i = 0; i < rows_; i += kTileRows) settle<vectors>(i, j, scores + i * width, width);
       return;
     }
     int64_t d = 0;
     do {  // slice by slice; once for no dimensions
       const int64_t end = least(d + kSlice, dim_);
       const A last = end == dim_ ? bias_ : A(0);
-      for (int64_t i = 0; i < rows; i += kTileRows)
-        score_tile<A, vectors>(query + i, d, end, packed_ + j * dim_, weight_, last, scores + i * width, width);
+      for (int64_t i = 0; i < rows_; i += kTileRows)
+        score_tile<A, vectors>(query_.values(i, 0), d, end, reference_.values(j, 0), weight_, last, scores + i * width,
+                               width);
       d = end;
     } while (d < dim_);
   }
 
   // halves[i * stride + j] of the sums of steps [first, last), of which there may be none.
   template <int vectors>
-  void add_steps(int64_t first, int64_t last, int64_t rows, int64_t j, A* halves, int64_t stride) {
+  void add_steps(int64_t first, int64_t last, int64_t j, A* halves, int64_t stride) {
     const auto tile = reads_in_place() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
     if (first == last)
-      for (int64_t i = 0; i < blocks_of(rows, kTileRows) * kTileRows; ++i)
+      for (int64_t i = 0; i < blocks_of(rows_, kTileRows) * kTileRows; ++i)
         memset(halves + i * stride, 0, vectors * kVectorBytes);
     for (int64_t step = first; step < last; step += kSlice) {
-      const int64_t steps = least(kSlice, last - step), slice = form_.slice(step);
-      for (int64_t i = 0; i < rows; i += kTileRows) {
-        const A *query[kTileRows], *query_sums[kTileRows];
-        for (int64_t k = 0; k < kTileRows; ++k) {
-          query[k] = ordered_ + least(i + k, rows - 1) * dim_ + step;
-          query_sums[k] = query_sums_ + least(i + k, rows - 1) * form_.most_slices() + slice;
-        }
-        tile(query, query_sums, packed_ + j * dim_ + step * panel,
-             packed_sums_ + j * form_.most_slices() + slice * panel, form_.weights(step), steps, form_.length(),
-             step == first, halves + i * stride, stride);
-      }
+      const int64_t slice = form_.slice(step);
+      for (int64_t i = 0; i < rows_; i += kTileRows)
+        tile(query_.values(i, step), query_.sums(i, slice), reference_.values(j, step), reference_.sums(j, slice),
+             form_.weights(step), least(kSlice, last - step), form_.length(), step == first, halves + i * stride,
+             stride);
     }
   }
 
   // A tile's scores from the halves of its two sums, those that E7 cannot answer for made again by E1.
   template <int vectors>
-  void settle(int64_t i, int64_t rows, int64_t j, A* scores, int64_t width) {
+  void settle(int64_t i, int64_t j, A* scores, int64_t width) {
     const A tiny = A(dim_) * (sizeof(A) == 4 ? A(0x1p-126) : A(0x1p-1022)), infinite = A(__builtin_inf());
     Integers<A> known[kTileRows][vectors], all = ~Integers<A>{};
-    for (int k = 0; k < kTileRows; ++k) {
-      const A size = query_sizes_[least(i + k, rows - 1)];
+    for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
         A* at = scores + k * width + v * lanes;
         const Vector<A> positive = 2 * load<A>(at), negative = 2 * load<A>(negative_ + (i + k) * panel + v * lanes);
-        const Vector<A> sizes = size + load<A>(sizes_ + j + v * lanes);
+        const Vector<A> sizes = query_.sizes(i)[k] + load<A>(reference_.sizes(j) + v * lanes);
         const Vector<A> spare = positive - negative - sizes * form_.share();
         known[k][v] = (spare >= tiny) & (spare < infinite);
         all &= known[k][v];
         store<A>(at, positive + negative + bias_);
       }
-    }
-    if (bits<A>(~all)) score_again<vectors>(i, rows, j, known, scores, width);
+    if (bits<A>(~all)) score_again<vectors>(i, j, known, scores, width);
   }
 
   template <int vectors>
-  void score_again(int64_t i, int64_t rows, int64_t j, const Integers<A> (&known)[kTileRows][vectors], A* scores,
-                   int64_t width) {
+  void score_again(int64_t i, int64_t j, const Integers<A> (&known)[kTileRows][vectors], A* scores, int64_t width) {
     alignas(64) A again[kTileRows * panel];
-    const A* query[kTileRows];
-    for (int64_t k = 0; k < kTileRows; ++k) query[k] = ordered_ + least(i + k, rows - 1) * dim_;
-    score_tile<A, vectors>(query, 0, dim_, packed_ + j * dim_, form_.weights(0), bias_, again, panel);
+    score_tile<A, vectors>(query_.values(i, 0), 0, dim_, reference_.values(j, 0), form_.weights(0), bias_, again,
+                           panel);
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
         A* at = scores + k * width + v * lanes;
@@ -146,12 +159,11 @@ class BlockScorer {
   const bool maxima_;
   const A* weight_;
   A bias_;
-  int64_t columns_;
-  Scratch<A> packed_;  // [panels][dim][panel]
-  // By maxima: the queries in order, the halves of sums of negative weights, what both sides of E7 have in common [rows
-  // or panels][slices], and the sums of |w x| of all rows.
+  int64_t rows_, columns_;
   MaxForm<A> form_;
-  Scratch<A> ordered_, negative_, query_sums_, packed_sums_, query_sizes_, sizes_;
+  Panels<A, kQueryPanel, kQueryRows> query_;
+  Panels<A, panel> reference_;
+  Scratch<A> negative_;  // halves of sums of negative weights
 };
 
 }  // namespace

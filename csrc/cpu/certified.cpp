@@ -72,10 +72,12 @@ class Scorer {
       : p_(problem),
         few_(p_.query.rows < kFewRows),
         wide_(p_.dim),
+        query_(wide_row<E>(p_.query, 0, row, p_.dim, wide_)),
         scores_(kTileRows * kMost),
-        scorer_(p_.dim, 1, few_ ? 0 : kMost) {
-    for (const A*& same : query_) same = wide_row<E>(p_.query, 0, row, p_.dim, wide_);
+        scorer_(p_.dim, few_ ? 0 : 1, few_ ? 0 : kMost) {
+    const E* query = row_of<E>(p_.query, 0, row);
     scorer_.set_head(weight_, bias_);
+    if (!few_) scorer_.set_queries(&query, p_.query.dim_stride, 1);
   }
 
   // The scores of references all[i], i < count <= kMost, negated where the least are sought.
@@ -85,10 +87,10 @@ class Scorer {
     if (few_) {
       constexpr int64_t group = kRowGroup<A>;
       for (int64_t i = 0; i < count; i += group)
-        score_rows<E>(query_[0], from + i, p_.reference.dim_stride, 0, weight_, bias_, p_.dim, scores_ + i);
+        score_rows<E>(query_, from + i, p_.reference.dim_stride, 0, weight_, bias_, p_.dim, scores_ + i);
     } else {
-      scorer_.pack(from, p_.reference.dim_stride, count);
-      scorer_.score(query_, 1, scores_, kMost);
+      scorer_.set_references(from, p_.reference.dim_stride, count);
+      scorer_.score(scores_, kMost);
     }
     for (int64_t i = 0; i < count; ++i) scores[i] = p_.largest ? scores_[i] : -scores_[i];
   }
@@ -97,9 +99,10 @@ class Scorer {
   const TopK& p_;
   const bool few_;
   const A *const weight_ = static_cast<const A*>(p_.weight), bias_ = p_.bias ? *static_cast<const A*>(p_.bias) : 0;
-  Scratch<A> wide_, scores_;
+  Scratch<A> wide_;
+  const A* const query_;
+  Scratch<A> scores_;
   BlockScorer<E> scorer_;
-  const A* query_[kTileRows];
 };
 
 // One query's k best references by their scores.

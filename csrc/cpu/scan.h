@@ -71,9 +71,9 @@ class Scanner {
         width_(cuts.width),
         few_(p_.query.rows < kFewRows),
         scores_(blocks_of(least(p_.query.rows, kBlockRows), kTileRows) * kTileRows * width_),
-        wide_(least(p_.query.rows, kBlockRows) * p_.dim),
+        wide_(few_ ? p_.query.rows * p_.dim : 0),
         from_(width_),
-        scorer_(p_.dim, least(p_.query.rows, kBlockRows), few_ ? 0 : width_) {}
+        scorer_(p_.dim, few_ ? 0 : least(p_.query.rows, kBlockRows), few_ ? 0 : width_) {}
 
   template <class Consume>
   void scan(int64_t batch, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
@@ -85,16 +85,17 @@ class Scanner {
         const A* weight = p_.weight + head * p_.dim;
         const A bias = p_.bias ? p_.bias[head] : 0;
         scorer_.set_head(weight, bias);
-        if (!few_ && (!head || scorer_.packs_by_head())) scorer_.pack(from_, p_.reference.dim_stride, columns);
+        if (!few_ && (!head || scorer_.packs_by_head()))
+          scorer_.set_references(from_, p_.reference.dim_stride, columns);
         for (int64_t n = row_begin; n < row_end; n += kBlockRows) {
           const int64_t rows = least(kBlockRows, row_end - n);
-          const A* query[kBlockRows];
-          for (int64_t i = 0; i < rows; ++i) query[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
-          for (int64_t i = rows; i % kTileRows; ++i) query[i] = query[rows - 1];
           if (few_) {
-            score_few(query, rows, columns, weight, bias);
+            score_few(batch, n, rows, columns, weight, bias);
           } else {
-            scorer_.score(query, rows, scores_, width_);
+            const E* query[kBlockRows];
+            for (int64_t i = 0; i < rows; ++i) query[i] = row_of<E>(p_.query, batch, n + i);
+            scorer_.set_queries(query, p_.query.dim_stride, rows);
+            scorer_.score(scores_, width_);
           }
           consume(Block<A>{batch, head, n, rows, m, columns, scores_, width_});
         }
@@ -103,7 +104,9 @@ class Scanner {
   }
 
  private:
-  void score_few(const A* const* query, int64_t rows, int64_t columns, const A* weight, A bias) {
+  void score_few(int64_t batch, int64_t n, int64_t rows, int64_t columns, const A* weight, A bias) {
+    const A* query[kFewRows];
+    for (int64_t i = 0; i < rows; ++i) query[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
     const int64_t ahead = blocks_of(kBytesAhead, most(1, p_.dim) * sizeof(E)) * p_.reference.row_stride;
     for (int64_t j = 0; j < columns; j += kRowGroup<A>)
       for (int64_t i = 0; i < rows; ++i)

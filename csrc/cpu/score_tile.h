@@ -19,15 +19,17 @@ constexpr int kTileRows = 5, kTileVectors = 2;
 #endif
 template <class A>
 constexpr int kPanel = kTileVectors * kLanes<A>;
+// Queries lie in panels too, of as many whole tiles as there is room for.
+constexpr int kQueryPanel = 16, kQueryRows = kQueryPanel / kTileRows * kTileRows;
 // Dimensions of a panel that stay in L1 for all rows of a block: 32 KiB.
 constexpr int64_t kSlice = 32768 / (kTileVectors * kVectorBytes);
 
-// scores[i][j] (+)= sum_d weight[d] |query[i][d] - panel[d][j]|, then + bias, in the first `vectors` of a panel: one
+// scores[i][j] (+)= sum_d weight[d] |query[d][i] - panel[d][j]|, then + bias, in the first `vectors` of a panel: one
 // running sum a pair, d ascending. The first call for a tile starts it, later ones go on with further dimensions.
 // `stride` is that of the scores' rows. Not inlined: a step needs every register.
 template <class A, int vectors>
-__attribute__((noinline)) void score_tile(const A* const* query, int64_t first, int64_t last, const A* panel,
-                                          const A* weight, A bias, A* scores, int64_t stride) {
+__attribute__((noinline)) void score_tile(const A* query, int64_t first, int64_t last, const A* panel, const A* weight,
+                                          A bias, A* scores, int64_t stride) {
   constexpr int lanes = kLanes<A>;
   Vector<A> sums[kTileRows][vectors] = {};
   if (first)
@@ -39,7 +41,7 @@ __attribute__((noinline)) void score_tile(const A* const* query, int64_t first, 
     Vector<A> r[vectors];
     for (int j = 0; j < vectors; ++j) r[j] = load<A>(panel + d * kPanel<A> + j * lanes);
     for (int i = 0; i < kTileRows; ++i)
-      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(minus<A>(r[j], query[i] + d));
+      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(minus<A>(r[j], query + d * kQueryPanel + i));
   }
 #pragma GCC unroll kTileRows
   for (int i = 0; i < kTileRows; ++i)

@@ -146,29 +146,6 @@ DISSIM_INLINE A sum(Vector<A> v) {  // pairwise, in a fixed order
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// Lane i is v[from[i]].
-template <class A>
-DISSIM_INLINE Vector<A> permuted(Vector<A> v, const typename VectorOf<A>::scalar* from) {
-  Vector<A> result;
-  for (int i = 0; i < kLanes<A>; ++i) result[i] = v[from[i]];
-  return result;
-}
-#if defined(__AVX512F__)
-template <>
-DISSIM_INLINE Vector<float> permuted<float>(Vector<float> v, const int32_t* from) {
-  return (Vector<float>)_mm512_permutexvar_ps(_mm512_loadu_si512(from), (__m512)v);
-}
-template <>
-DISSIM_INLINE Vector<double> permuted<double>(Vector<double> v, const int64_t* from) {
-  return (Vector<double>)_mm512_permutexvar_pd(_mm512_loadu_si512(from), (__m512d)v);
-}
-#elif defined(__AVX2__)
-template <>
-DISSIM_INLINE Vector<float> permuted<float>(Vector<float> v, const int32_t* from) {
-  return (Vector<float>)_mm256_permutevar8x32_ps((__m256)v, _mm256_loadu_si256((const __m256i*)from));
-}
-#endif
-
 // --- elements to and from the wide type -----------------------------------------------------------------------
 
 #if defined(__aarch64__)
