@@ -123,6 +123,7 @@ CASES = (
     Case("top-10 of 200,000", "topk", 256, 200_000, 512, quick=True),
     Case("certified top-10 of 200,000", "certified", 256, 200_000, 512),
     Case("one query of 1,000,000", "score", 1, 1_000_000, 128, quick=True),
+    Case("eight queries of 200,000", "score", 8, 200_000, 512),
     Case("hinge step, all negatives active", "hinge_step", 512, 16_384, 512),
     Case("hinge step, 1 % active", "hinge_step", 512, 16_384, 512, active=0.01, quick=True),
     Case("hinge backward, 1 % active", "hinge_backward", 512, 16_384, 512, active=0.01),

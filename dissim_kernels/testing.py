@@ -126,8 +126,11 @@ def inputs_that_bite(dtype: torch.dtype) -> dict[str, Inputs]:
         "one by one": shaped((1, 1), (1, 1)),
         "tall": shaped((515, 40), (70, 40)),
         "wide": shaped((2, 300), (700, 300)),
+        "few": shaped((7, 150), (70, 150), heads=2),
+        "few against strided": plain._replace(query=query[:7], reference=lay_out(reference, "transposed")),
+        "few with nan and inf": plain._replace(query=query.index_put(diagonal, awkward)[:7]),
         "tall against few": shaped((700, 300), (3, 300), heads=2),
-        "several panels in cache": shaped((9, 640), (300, 640)),
+        "several panels in cache": shaped((19, 640), (300, 640)),
         "two tiles of gradient": shaped((129, 16), (257, 16)),
     }
     cases |= {f"long: {name}": inputs for name, inputs in _long_inputs(dtype).items()}
@@ -158,7 +161,7 @@ def _long_inputs(dtype: torch.dtype) -> dict[str, Inputs]:
         "both signs": plain._replace(weight=weight),
         "one sign": plain._replace(weight=-weight.abs()),
         "the other, zeros in it": plain._replace(weight=weight.abs() * (torch.arange(150) % 3 > 0)),
-        "heads": random_inputs((5, 149), (140, 149), 3, dtype),
+        "heads": random_inputs((18, 149), (140, 149), 3, dtype),
         "ties": tie_grid(34, 70, 149, dtype),
         "strides": plain._replace(query=lay_out(query, "transposed"), reference=lay_out(reference, "sliced")),
         "repeats": plain._replace(query=lay_out(query, LAYOUTS[-1]), reference=lay_out(reference, LAYOUTS[-2])),

@@ -236,7 +236,7 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
 // Rows so far from zero that E7 answers for none of their scores, and off any grid.
 template <class A>
 void check_far(Dtype dtype, const char* name, const Parallel& parallel) {
-  const int64_t n = 7, m = 150, d = 200;
+  const int64_t n = 18, m = 150, d = 200;
   std::vector<A> rows((n + m) * d), weight(d), scores(n * m);
   for (A& x : rows) x = A(1e5 + draw() / 3);
   for (A& w : weight) w = A(draw() / 3);
@@ -287,8 +287,8 @@ void check_sad() {
 
 // With an argument, for sanitizers that slow it down: few sizes, one thread.
 int main(int count, char**) {
-  const int64_t sizes[][3] = {{67, 141, 19}, {12, 70, 150}, {1, 1, 1},   {1, 300, 33},
-                              {3, 17, 7},    {5, 33, 31},   {6, 40, 300}};
+  const int64_t sizes[][3] = {{67, 141, 19}, {20, 70, 150}, {1, 1, 1},    {1, 300, 33},
+                              {3, 17, 7},    {5, 33, 31},   {18, 40, 300}};
   const bool quick = count > 1;
   check_sad();
   check_tile<float>("float32");

@@ -65,7 +65,7 @@ def test_score_and_gradients_are_those_of_the_definition(dtype, name, backend):
 
 @backends
 def test_twice_a_value_may_overflow(backend):
-    inputs = judge.random_inputs((7, 200), (40, 200))
+    inputs = judge.random_inputs((18, 200), (40, 200))
     largest = torch.finfo(torch.float32).max
     inputs.query[:, 3], inputs.reference[:, 3], inputs.weight[3] = 0.9 * largest, 0.25 * largest, 1
     exact = judge.plain_score(*inputs.double())

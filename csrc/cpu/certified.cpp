@@ -70,7 +70,7 @@ class Scorer {
 
   Scorer(const TopK& problem, int64_t row)
       : p_(problem),
-        few_(p_.query.rows < kFewRows),
+        few_(p_.query.rows <= kFewRows),
         wide_(p_.dim),
         query_(wide_row<E>(p_.query, 0, row, p_.dim, wide_)),
         scores_(kTileRows * kMost),
@@ -87,7 +87,7 @@ class Scorer {
     if (few_) {
       constexpr int64_t group = kRowGroup<A>;
       for (int64_t i = 0; i < count; i += group)
-        score_rows<E>(query_, from + i, p_.reference.dim_stride, 0, weight_, bias_, p_.dim, scores_ + i);
+        score_rows<E, 1>(&query_, from + i, p_.reference.dim_stride, 0, weight_, bias_, p_.dim, scores_ + i, kMost);
     } else {
       scorer_.set_references(from, p_.reference.dim_stride, count);
       scorer_.score(scores_, kMost);

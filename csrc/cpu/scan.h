@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kBlockRows = 120;
 template <class A>
 constexpr int64_t kBlockColumns = 4096 / sizeof(A);
-constexpr int64_t kFewRows = 4;  // packing references costs as much as scoring them so often
+constexpr int64_t kFewRows = 4 * kRowQueries;  // packing references costs what it saves in scoring them so often
 constexpr int64_t kBytesAhead = 6144;  // of references that are read once
 constexpr int64_t kTaskWork = 1 << 21;  // pairs times dimensions worth a task: some 50 us, as long as a thread wakes
 
@@ -69,7 +69,7 @@ class Scanner {
   Scanner(const Pairs<E>& pairs, const Cuts& cuts)
       : p_(pairs),
         width_(cuts.width),
-        few_(p_.query.rows < kFewRows),
+        few_(p_.query.rows <= kFewRows),
         scores_(blocks_of(least(p_.query.rows, kBlockRows), kTileRows) * kTileRows * width_),
         wide_(few_ ? p_.query.rows * p_.dim : 0),
         from_(width_),
@@ -108,10 +108,15 @@ class Scanner {
     const A* query[kFewRows];
     for (int64_t i = 0; i < rows; ++i) query[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
     const int64_t ahead = blocks_of(kBytesAhead, most(1, p_.dim) * sizeof(E)) * p_.reference.row_stride;
-    for (int64_t j = 0; j < columns; j += kRowGroup<A>)
-      for (int64_t i = 0; i < rows; ++i)
-        score_rows<E>(query[i], from_ + j, p_.reference.dim_stride, ahead, weight, bias, p_.dim,
-                      scores_ + i * width_ + j);
+    for (int64_t j = 0; j < columns; j += kRowGroup<A>) {
+      int64_t i = 0;
+      for (; i + kRowQueries <= rows; i += kRowQueries)
+        score_rows<E, kRowQueries>(query + i, from_ + j, p_.reference.dim_stride, ahead, weight, bias, p_.dim,
+                                   scores_ + i * width_ + j, width_);
+      for (; i < rows; ++i)
+        score_rows<E, 1>(query + i, from_ + j, p_.reference.dim_stride, ahead, weight, bias, p_.dim,
+                         scores_ + i * width_ + j, width_);
+    }
   }
 
   const Pairs<E>& p_;

@@ -49,6 +49,8 @@ __attribute__((noinline)) void score_tile(const A* query, int64_t first, int64_t
     for (int j = 0; j < vectors; ++j) store<A>(scores + i * stride + j * lanes, sums[i][j] + broadcast<A>(bias));
 }
 
+// Queries that one pass over a reference row serves.
+constexpr int kRowQueries = kTileVectors == 4 ? 4 : 2;
 // Reference rows that one pass over a query serves: one a lane of 16 bytes of scores.
 template <class A>
 constexpr int kRowGroup = 16 / sizeof(A);
@@ -60,40 +62,48 @@ DISSIM_INLINE Group<double> pairwise(Group<double> a, Group<double> b) {
   return __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
 }
 
-// scores[i] = bias + sum_d weight[d] |query[d] - reference[i][d]|: lanes are dimensions, for the shapes that are bound
-// by reading the references, which are read one after another, in four chains of sums each, to keep memory streaming.
-// What lies `ahead` elements behind is fetched: sums hold more instructions than a processor looks ahead. `stride` is
-// that of the references' dimensions.
-template <class E>
-DISSIM_INLINE void score_rows(const Wide<E>* query, const E* const* reference, int64_t stride, int64_t ahead,
-                              const Wide<E>* weight, Wide<E> bias, int64_t dim, Wide<E>* scores) {
+// scores[k * width + i] = bias + sum_d weight[d] |query[k][d] - reference[i][d]|: lanes are dimensions, for the shapes
+// that are bound by reading the references, which are read one after another, in four chains of sums each, to keep
+// memory streaming. What lies `ahead` elements behind is fetched: sums hold more instructions than a processor looks
+// ahead. `stride` is that of the references' dimensions.
+template <class E, int queries>
+DISSIM_INLINE void score_rows(const Wide<E>* const* query, const E* const* reference, int64_t stride, int64_t ahead,
+                              const Wide<E>* weight, Wide<E> bias, int64_t dim, Wide<E>* scores, int64_t width) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>, chains = 4, group = kRowGroup<A>;
   const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
-  Group<A> sums[group];
+  Group<A> sums[queries][group];
 #pragma GCC unroll 4
   for (int i = 0; i < group; ++i) {
     const E* r = reference[i];
-    Vector<A> parts[chains] = {};
-    const auto add = [&](int64_t d, Vector<A>& part) {
+    Vector<A> parts[queries][chains] = {};
+    const auto add = [&](int64_t d, int chain) {
       __builtin_prefetch(r + ahead + d);
-      part += load<A>(weight + d) * magnitude<A>(load<A>(query + d) - load_wide<E>(r + d));
+      const Vector<A> w = load<A>(weight + d), x = load_wide<E>(r + d);
+#pragma GCC unroll 4
+      for (int k = 0; k < queries; ++k) parts[k][chain] += w * magnitude<A>(load<A>(query[k] + d) - x);
     };
     int64_t d = 0;
     for (; d + chains * lanes <= whole; d += chains * lanes)
-      for (int chain = 0; chain < chains; ++chain) add(d + chain * lanes, parts[chain]);
-    for (; d < whole; d += lanes) add(d, parts[0]);
-    sums[i] = fold<A>((parts[0] + parts[1]) + (parts[2] + parts[3]));
+#pragma GCC unroll 4
+      for (int chain = 0; chain < chains; ++chain) add(d + chain * lanes, chain);
+    for (; d < whole; d += lanes) add(d, 0);
+#pragma GCC unroll 4
+    for (int k = 0; k < queries; ++k) sums[k][i] = fold<A>((parts[k][0] + parts[k][1]) + (parts[k][2] + parts[k][3]));
   }
-  for (int half = group / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) sums[i] = pairwise(sums[2 * i], sums[2 * i + 1]);
-  memcpy(scores, &sums[0], sizeof sums[0]);
-  for (int64_t d = whole; d < dim; ++d)
-    for (int i = 0; i < group; ++i) {
-      A t = query[d] - widen(reference[i][d * stride]);
-      scores[i] += weight[d] * (t < 0 ? -t : t);
-    }
-  for (int i = 0; i < group; ++i) scores[i] += bias;
+#pragma GCC unroll 4
+  for (int k = 0; k < queries; ++k) {
+    A* to = scores + k * width;
+    for (int half = group / 2; half; half /= 2)
+      for (int i = 0; i < half; ++i) sums[k][i] = pairwise(sums[k][2 * i], sums[k][2 * i + 1]);
+    memcpy(to, &sums[k][0], sizeof sums[k][0]);
+    for (int64_t d = whole; d < dim; ++d)
+      for (int i = 0; i < group; ++i) {
+        A t = query[k][d] - widen(reference[i][d * stride]);
+        to[i] += weight[d] * (t < 0 ? -t : t);
+      }
+    for (int i = 0; i < group; ++i) to[i] += bias;
+  }
 }
 
 }  // namespace
