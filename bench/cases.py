@@ -83,6 +83,11 @@ class Case:
         """Steps of each arithmetic ceiling that an element costs."""
         return {name: self.active if cost is None else cost for name, cost in STEPS[self.operation].items()}
 
+    @property
+    def by_tiles(self) -> bool:
+        """Whether scores come from register tiles; those of few queries come row by row (csrc/cpu/scan.h)."""
+        return "score" in self.steps and self.queries > 16
+
     def limits(self, ceilings: Mapping[str, float]) -> dict[str, float]:
         """Elements a second that arithmetic and memory allow; ceilings: "score", "backward", "sad" in elements a
         second and "memory" in bytes a second, each as measured on all threads."""

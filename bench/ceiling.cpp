@@ -2,8 +2,10 @@
 // the width of csrc/cpu/simd.h, in a loop without loads or stores; and the rates at which memory is read and mapped.
 // An empty asm statement tells the compiler that an operand may have changed, at no cost, so it can neither hoist nor
 // drop the work; 9 or more sums that do not wait for one another fill the pipes.
-#include "../csrc/cpu/block_scorer.h"
+#include <memory>
+
 #include "../csrc/cpu/sad.h"
+#include "../csrc/cpu/scan.h"
 
 namespace dissim {
 namespace {
@@ -29,6 +31,31 @@ constexpr int kRows = 5;
 
 using V = Vector<float>;
 
+// A block of pairs as a scan has it, its references packed.
+struct PackedBlock {
+  PackedBlock(int64_t its_rows, int64_t its_columns, int64_t its_dim)
+      : rows(its_rows),
+        columns(its_columns),
+        dim(its_dim),
+        width(blocks_of(columns, kPanel<float>) * kPanel<float>),
+        values((rows + columns) * dim),
+        weight(dim),
+        scores((rows + kTileRows) * width),
+        from(rows + width),
+        scorer(dim, rows, width) {
+    uint32_t any = 1;  // rows that differ: E7 does not answer for equal ones
+    for (int64_t i = 0; i < (rows + columns) * dim; ++i) values[i] = float((any = any * 1664525 + 1013904223) >> 8);
+    for (int64_t d = 0; d < dim; ++d) weight[d] = d % 3 ? 1e-3f : -1e-3f;
+    for (int64_t i = 0; i < rows + width; ++i) from[i] = values + least(i, rows + columns - 1) * dim;
+    scorer.set_head(weight, 0);
+    scorer.set_references(from + rows, 1, columns);
+  }
+  const int64_t rows, columns, dim, width;
+  Scratch<float> values, weight, scores;
+  Scratch<const float*> from;
+  BlockScorer<float> scorer;
+};
+
 }  // namespace
 }  // namespace dissim
 
@@ -52,8 +79,8 @@ CEILING ceiling_score(int64_t steps) {
   return steps * kRows * kColumns * kLanes<float>;
 }
 
-// The kernels' own register tile, with its loads and stores, of a slice of a panel in L1: what a call adds to it is
-// packing, caches and the result. Returns the number of elements.
+// The kernels' own register tile, with its loads and stores, of a slice of a panel in L1. Returns the number of
+// elements.
 CEILING ceiling_tile(int64_t steps) {
   alignas(64) float panel[kSlice * kPanel<float>], query[kSlice * kQueryPanel], weight[kSlice];
   alignas(64) float scores[kTileRows * kPanel<float>] = {};
@@ -68,6 +95,23 @@ CEILING ceiling_tile(int64_t steps) {
       score_tile<float, kTileVectors>(query, 0, kSlice, panel, weight, 0, scores, kPanel<float>);
     }
   return steps * kSlice * kTileRows * kPanel<float>;
+}
+
+// The kernels' own block, of so many queries and references or the most there are in one: tiles out of L2, its queries
+// packed, its sums settled. What a call adds to it is packing references and the result. Returns the number of
+// elements.
+CEILING ceiling_block(int64_t steps, int64_t rows, int64_t columns, int64_t dim) {
+  thread_local std::unique_ptr<PackedBlock> block;
+  rows = least(rows, kBlockRows), columns = least(columns, kBlockColumns<float>);
+  if (!block || block->rows != rows || block->columns != columns || block->dim != dim) {
+    block.reset();  // first, since scratch is given back in order
+    block = std::make_unique<PackedBlock>(rows, columns, dim);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    block->scorer.set_queries(block->from, 1, block->rows);
+    block->scorer.score(block->scores, block->width);
+  }
+  return steps * block->rows * block->columns * dim;
 }
 
 // sub, sign, fma, fma for each vector of elements: one sum a row, one a column; returns the number of elements.

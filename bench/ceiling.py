@@ -19,9 +19,11 @@ from pathlib import Path
 
 import torch
 
+from .cases import Case
+
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_suffix(".cpp")
-ARITHMETIC = ("score", "tile", "backward", "sad")
+ARITHMETIC = ("score", "tile", "block", "backward", "sad")
 #: Elements of one arithmetic call on a thread: some 50 ms.
 ELEMENTS = 1 << 31
 TASKS = 16
@@ -60,11 +62,9 @@ def load(isa: str) -> ctypes.CDLL:
 
 
 @contextmanager
-def ceilings(
-    isa: str, threads: int, names: set[str], results: tuple[int, ...]
-) -> Iterator[dict[str, Callable[[], int]]]:
-    """Calls that return the elements (ARITHMETIC) or bytes that all threads together did: "memory" is read, "pages"
-    are mapped for results of so many bytes, which are allocated and freed."""
+def ceilings(isa: str, threads: int, names: set[str], case: Case) -> Iterator[dict[str, Callable[[], int]]]:
+    """Calls that return the elements (ARITHMETIC) or bytes that all threads together did: a "block" is one of the
+    case's, "memory" is read, "pages" are mapped for its results, which are allocated and freed."""
     library = load(isa)
     tasks = TASKS * threads  # several for each thread, so that one on a busy core takes fewer
     memory = torch.ones(MEMORY_BYTES // 4 if "memory" in names else tasks)
@@ -73,9 +73,11 @@ def ceilings(
 
         def arithmetic(name: str) -> Callable[[], int]:
             function = getattr(library, f"ceiling_{name}")
+            shape = (case.queries, case.references, case.dim) if name == "block" else ()
+            sizes = [ctypes.c_int64(size) for size in shape]
             # How many elements a step is depends on the instruction set, so it is asked.
-            steps = ctypes.c_int64(ELEMENTS // TASKS // function(ctypes.c_int64(1)))
-            return lambda: sum(pool.map(lambda _: function(steps), range(tasks)))
+            steps = ctypes.c_int64(max(1, ELEMENTS // TASKS // function(ctypes.c_int64(1), *sizes)))
+            return lambda: sum(pool.map(lambda _: function(steps, *sizes), range(tasks)))
 
         def read(part: torch.Tensor) -> int:
             return library.ceiling_memory(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
@@ -84,10 +86,12 @@ def ceilings(
             return library.ceiling_pages(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
 
         def pages() -> int:
-            made = [torch.empty(size, dtype=torch.uint8) for size in results]
+            made = [torch.empty(size, dtype=torch.uint8) for size in case.results]
             return sum(pool.map(map_pages, (part for result in made for part in result.tensor_split(threads))))
 
-        calls = {name: arithmetic(name) for name in ARITHMETIC}
-        calls["pages"] = pages
-        calls["memory"] = lambda: sum(pool.map(read, memory.tensor_split(tasks)))
-        yield {name: call for name, call in calls.items() if name in names}
+        calls = {name: arithmetic(name) for name in ARITHMETIC if name in names}
+        if "pages" in names:
+            calls["pages"] = pages
+        if "memory" in names:
+            calls["memory"] = lambda: sum(pool.map(read, memory.tensor_split(tasks)))
+        yield calls

@@ -34,14 +34,15 @@ was given such (E11).
 
 
 #: What of a call's time is known.
-SHARES = ("arithmetic", "tile", "pages")
+SHARES = ("arithmetic", "tile", "block", "pages")
 HEAD_OF_SHARES = """## Where the time of our call goes
 
 In ms: its **arithmetic** at the ceiling; what the register **tile** takes beyond that, for loads and for keeping sums
-small; the **pages** of the result, which the system maps and clears on all threads before anything is written there,
-unless memory freed before is used again; and what is **left** for packing, outer caches, writing the result, waking
-threads and Python. Moving each input and output once through **memory** takes as long as stated, more or less of it
-beside the arithmetic. Less than nothing is left where a busy machine slowed the one and not the other.
+small; what a **block** of tiles takes beyond that, for packing queries, settling sums and outer caches; the **pages**
+of the result, which the system maps and clears on all threads before anything is written there, unless memory freed
+before is used again; and what is **left** for packing references, writing the result, waking threads and Python.
+Moving each input and output once through **memory** takes as long as stated, more or less of it beside arithmetic.
+Less than nothing is left where a busy machine slowed the one and not the other.
 """
 
 

@@ -51,7 +51,7 @@ class Row:
 class Outcome:
     case: Case
     rows: list[Row]
-    # "score", "tile", "backward", "sad": elements a second; "memory", "pages": bytes a second
+    # "score", "tile", "block", "backward", "sad": elements a second; "memory", "pages": bytes a second
     ceilings: dict[str, float]
     active: float | None = None  # hinge: the share of pairs inside the margin, counted
 
@@ -64,13 +64,15 @@ class Outcome:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Seconds of our call that are known: what its arithmetic takes at the ceiling, what the register tile takes
-        beyond that, and the pages of the result; and what moving its bytes takes, some of it at the same time."""
+        """Seconds of our call that are known: what its arithmetic takes at the ceiling, what the register tile and
+        then the block take beyond that, and the pages of the result; and what moving its bytes takes, some of it at
+        the same time."""
         case, speeds = self.case, self.ceilings
         seconds = {name: case.elements * cost / speeds[name] for name, cost in case.steps.items()}
         shares = {"arithmetic": sum(seconds.values())}
         if "tile" in speeds:
             shares["tile"] = case.elements / speeds["tile"] - seconds["score"]
+            shares["block"] = case.elements / speeds["block"] - case.elements / speeds["tile"]
         if "pages" in speeds:
             shares["pages"] = sum(case.results) / speeds["pages"]
         return {**shares, "memory": case.bytes / speeds["memory"]}
@@ -93,9 +95,9 @@ def run(case: Case, effort: Effort, threads: int, isa: str, say: Callable[[str],
         active = gates[case.queries, False].active
         case = case.with_active(active)
     names = {*case.steps, "memory"}
-    names |= {"tile"} if "score" in case.steps else set()
+    names |= {"tile", "block"} if case.by_tiles else set()
     names |= {"pages"} if sum(case.results) >= LEAST_PAGES else set()
-    with ceilings(isa, threads, names, case.results) as limits:
+    with ceilings(isa, threads, names, case) as limits:
         work = {name: call() for name, call in limits.items()}
         turns = {**calls, **{f"ceiling {name}": call for name, call in limits.items()}}
         samples = interleave(turns, effort.rounds, effort.least)

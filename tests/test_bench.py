@@ -163,10 +163,12 @@ def test_ceilings_are_compiled_with_the_flags_of_the_library_and_count_their_wor
     monkeypatch.setattr(ceiling, "ELEMENTS", 1 << 20)
     monkeypatch.setattr(ceiling, "MEMORY_BYTES", 1 << 20)
     tasks, library = 2 * ceiling.TASKS, ceiling.load(isa)
-    with ceiling.ceilings(isa, 2, {*ceiling.ARITHMETIC, "memory", "pages"}, (1000, 5 << 20)) as calls:
-        assert calls["memory"]() == 1 << 20 and calls["pages"]() == 1000 + (5 << 20)
+    case = Case("of two results", "hinge_backward", 20, 100, 16)
+    with ceiling.ceilings(isa, 2, {*ceiling.ARITHMETIC, "memory", "pages"}, case) as calls:
+        assert calls["memory"]() == 1 << 20 and calls["pages"]() == 4 * (20 + 100) * 16
         for name in ceiling.ARITHMETIC:
-            step = getattr(library, f"ceiling_{name}")(1)  # each task does whole steps
+            shape = (20, 100, 16) if name == "block" else ()
+            step = getattr(library, f"ceiling_{name}")(1, *shape)  # each task does whole steps
             assert calls[name]() == tasks * step * ((1 << 20) // ceiling.TASKS // step) > 0
 
 
@@ -181,7 +183,8 @@ def test_the_report_prints_every_row_with_or_without_times(tmp_path):
         Row("absent", False, False, 4096, case.elements, reason="not installed: absent"),
     ]
     outcome = Outcome(case, rows, {"score": case.elements / 0.1, "tile": case.elements / 0.13,
-                                   "pages": 4 * 4096**2 / 0.02, "memory": case.bytes / 0.01})  # fmt: skip
+                                   "block": case.elements / 0.135, "pages": 4 * 4096**2 / 0.02,
+                                   "memory": case.bytes / 0.01})  # fmt: skip
     facts = {"cpu": "c", "cores": 2, "threads": 2, "isa": "avx2", "isas": "avx2", "torch": "2", "torch_isa": "AVX2",
              "python": "3", "compiler": "c++", "system": "s", "packages": {}, "commit": "abc", "load_before": 1.9,
              "load_after": 0.1, "seconds": 1, "quick": True, "datetime": "now", "command": "c"}  # fmt: skip
@@ -191,7 +194,15 @@ def test_the_report_prints_every_row_with_or_without_times(tmp_path):
     assert "not installed: absent" in text and "64 queries" in text and "the machine was busy" in text
     assert "fast 13.4" in text and "| 42.9" in text  # the best other; ours by its median
     cells = [cell.strip() for cell in text.split("| left")[1].splitlines()[2].split("|")]
-    assert cells[2:8] == ["200", "100", "30", "20", "50", "10"]  # arithmetic, tile, pages; the rest; memory
+    assert cells[2:9] == [
+        "200",
+        "100",
+        "30",
+        "5",
+        "20",
+        "45",
+        "10",
+    ]  # arithmetic, tile, block, pages; the rest; memory
     document = json.loads((tmp_path / "cpu.json").read_text())
     assert [row["stats"]["median"] for row in document["benchmarks"]] == [0.2, 0.01]
     assert document["not_timed"][0]["name"] == "absent"
