@@ -1,5 +1,5 @@
 // The scores of all pairs (E1), block by block, to whoever consumes them: score stores, topk selects, hinge adds up.
-// Lanes are reference rows in packed panels (score_tile) or, for very few queries, dimensions (score_rows). Every score
+// Lanes are reference rows in packed panels (score_tile) or, for few queries, dimensions (score_rows). Every score
 // is a sum in an order that depends on the shape and the weights alone, however the work is cut.
 #pragma once
 
