@@ -1,5 +1,4 @@
-// The pairs that have an upstream gradient, reference by reference, from bits that lie query by query: a matrix of bits
-// turned round, by all threads.
+// The pairs that have an upstream gradient, reference by reference, from bits that lie query by query, by all threads.
 #pragma once
 
 #include "pack.h"
@@ -7,19 +6,16 @@
 namespace dissim {
 namespace {
 
-// Bit j of rows[i] becomes bit i of rows[j]: squares of 32 bits off the diagonal change places, then those of 16 within
-// all four, and so on.
-inline void transpose_bits(uint64_t* rows) {
-  uint64_t low = ~uint64_t(0);
-  for (int size = 32; size; size /= 2) {
-    low ^= low << size;
-    for (int first = 0; first < 64; first += 2 * size)
-      for (int i = first; i < first + size; ++i) {
-        const uint64_t changed = ((rows[i] >> size) ^ rows[i + size]) & low;
-        rows[i] ^= changed << size;
-        rows[i + size] ^= changed;
-      }
-  }
+// Writes base + the place of each set bit, ascending, and returns what follows. Four at a time, for a branch that few
+// bits decide is foreseen badly; so many numbers may be overwritten.
+constexpr int kPlaces = 4;
+DISSIM_INLINE int32_t* write_places(uint64_t bits, int32_t base, int32_t* to) {
+  int32_t* const end = to + __builtin_popcountll(bits);
+  do {
+    for (int i = 0; i < kPlaces; ++i, bits &= bits - 1) to[i] = base + __builtin_ctzll(bits | uint64_t(1) << 63);
+    to += kPlaces;
+  } while (to < end);
+  return end;
 }
 
 // A pair of some reference: the query's row and the upstream gradient.
@@ -41,7 +37,7 @@ class PairLists {
         for (int64_t k = 0; k < kLine; ++k) counts[k] += __builtin_popcountll(word_(n, (line * kLine + k) * 64));
       for (int64_t k = 0; k < kLine && line * kLine + k < words_; ++k) counts_[line * kLine + k] = counts[k];
     });
-    for (int64_t i = 0; i < words_; ++i) all_ += counts_[i], most_ = most(most_, counts_[i]);
+    for (int64_t i = 0; i < words_; ++i) all_ += counts_[i], most_ = most(most_, counts_[i]), sums_[i] = 0;
   }
 
   int64_t all() const { return all_; }
@@ -65,7 +61,7 @@ class PairLists {
     });
     return last * 64;
   }
-  // Of the upstream gradients of all pairs, once their lists were made: references by references, then all together.
+  // Of the upstream gradients of all pairs, once their lists were made.
   double sum() const {
     double total = 0;
     for (int64_t i = 0; i < words_; ++i) total += sums_[i];
@@ -77,33 +73,31 @@ class PairLists {
  private:
   static constexpr int64_t kPairs = 1 << 18, kLine = 8;  // words of a cache line
 
-  // Of a line's words [first, last).
+  // Of a line's words [first, last): places query by query, then sorted by counting.
   template <class Grad>
   void list(int64_t first, int64_t last, Pair<A>* pairs, const Grad& grad) {
-    const int64_t count = last - first, height = blocks_of(rows_, 64);
-    Scratch<uint64_t> columns(64 * count * height);
-    for (int64_t i = 0; i < height; ++i) {
-      uint64_t squares[kLine][64];
-      for (int64_t n = 0; n < 64; ++n)
-        for (int64_t k = 0; k < count; ++k)
-          squares[k][n] = i * 64 + n < rows_ ? word_(i * 64 + n, (first + k) * 64) : 0;
-      for (int64_t k = 0; k < count; ++k) {
-        transpose_bits(squares[k]);
-        for (int64_t j = 0; j < 64; ++j) columns[(k * 64 + j) * height + i] = squares[k][j];
-      }
+    int64_t all = 0, begins[kLine * 64], counts[kLine * 64] = {};
+    for (int64_t i = first; i < last; ++i) all += counts_[i];
+    Scratch<int32_t> places(all + kPlaces), ends(rows_);
+    int32_t* to = places;
+    for (int64_t n = 0; n < rows_; ++n) {
+      for (int64_t i = first; i < last; ++i) to = write_places(word_(n, i * 64), int32_t(i - first) * 64, to);
+      ends[n] = int32_t(to - places);
     }
+    for (int64_t i = 0; i < all; ++i) ++counts[places[i]];
     int64_t end = begins_[first * 64];
-    memset(sums_ + first, 0, size_t(count) * sizeof(double));
-    for (int64_t j = 0; j < 64 * count; ++j) {
-      begins_[first * 64 + j] = end;
+    for (int64_t j = 0; j < (last - first) * 64; ++j) {
+      begins_[first * 64 + j] = begins[j] = end;
+      end += counts[j];
+    }
+    for (int64_t n = 0, i = 0; n < rows_; ++n) {
       double sum = 0;
-      for (int64_t i = 0; i < height; ++i)
-        for (uint64_t left = columns[j * height + i]; left; left &= left - 1) {
-          const int64_t n = i * 64 + __builtin_ctzll(left);
-          pairs[end] = {int32_t(n), grad(n, first * 64 + j)};
-          sum += pairs[end++].grad;
-        }
-      sums_[first + j / 64] += sum;
+      for (; i < ends[n]; ++i) {
+        const A g = grad(n, first * 64 + places[i]);
+        pairs[begins[places[i]]++] = {int32_t(n), g};
+        sum += g;
+      }
+      sums_[first] += sum;
     }
   }
 

@@ -214,6 +214,7 @@ class _Hinge(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         _save_hinge(ctx, inputs, output)
         ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)  # it would make zeros of a bit a pair
 
     @staticmethod
     def backward(ctx, grad_positive, grad_negative, _):
