@@ -217,10 +217,11 @@ class _Hinge(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # it would make zeros of a bit a pair
 
     @staticmethod
-    def backward(ctx, grad_positive, grad_negative, _):
-        watched = differentiated(grad_positive, grad_negative, *ctx.saved_tensors)
-        call = _HingeBackward.apply if watched else hinge_backward
-        return _hinge_gradients(ctx, grad_positive, grad_negative, call)
+    def backward(ctx, *grads):
+        query = ctx.saved_tensors[0]
+        grads = [query.new_zeros(len(query), dtype=ACCUMULATE[query.dtype]) if g is None else g for g in grads[:2]]
+        call = _HingeBackward.apply if differentiated(*grads, *ctx.saved_tensors) else hinge_backward
+        return _hinge_gradients(ctx, *grads, call)
 
     @staticmethod
     def jvp(ctx, *tangents):
