@@ -65,7 +65,8 @@ class SparseGradient {
 
   void begin(int64_t begin, int64_t end) {
     for (int64_t d = begin; d < end; d += kWidth) {
-      for (int64_t n = 0; n < p_.query.rows; ++n) pack(p_.query, n, d, query_ + at(d, n));
+      for (int64_t n = 0; n < p_.query.rows; ++n)
+        pack_chunks<E>(p_.query, 0, n, 1, p_.dim, d / lanes, (d + kWidth) / lanes, query_ + at(d, n), lanes);
       factor_[d / kWidth] = scale_usual<A>(query_ + at(d, 0), p_.query.rows * kWindow);
     }
     memset(sums_q_ + at(begin, 0), 0, size_t(at(end, 0) - at(begin, 0)) * sizeof(A));
@@ -108,16 +109,13 @@ class SparseGradient {
     for (int64_t d = begin; d < end; ++d) total_[d] = -total_[d];
     for (int64_t d = begin; d < end; d += kWidth)
       for (int64_t n = 0; n < p_.query.rows; ++n) {
-        add_moment<A>(query_ + at(d, n), factor_[d / kWidth], sums_q_ + at(d, n), centre_ + d, kWidth, total_ + d);
+        if (p_.grad_weight)
+          add_moment<A>(query_ + at(d, n), factor_[d / kWidth], sums_q_ + at(d, n), centre_ + d, kWidth, total_ + d);
         write(p_.grad_query, n, d, sums_q_ + at(d, n), 1 / kSignUnit<A>);
       }
     if (p_.grad_weight)
       for (int64_t d = begin; d < least(end, p_.dim); ++d)
         static_cast<A*>(p_.grad_weight)[d] = A(total_[d] / kSignUnit<A>);
-  }
-
-  void pack(const Rows& rows, int64_t row, int64_t d, A* to) const {
-    pack_chunks<E>(rows, 0, row, 1, p_.dim, d / lanes, (d + kWidth) / lanes, to, lanes);
   }
 
   // grad[row][d] = factor weight[d] sums[d] in one window.
