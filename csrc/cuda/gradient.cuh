@@ -194,7 +194,8 @@ class Gradient {
   Route* route;
 
  private:
-  bool by_keys() const { return sizeof(A) == 4 && both(); }
+  // Of few rows nearly all may tie, where keys round more than they must.
+  bool by_keys() const { return sizeof(A) == 4 && both() && least(s.queries, s.references) >= KeyTile::kSide; }
   static Grid threads(int64_t count) { return grid_of(blocks_of(count, kThreads)); }
   void widen(const Rows& rows, int64_t count, A* to) const {
     launch(widen_rows_kernel<E>, threads(p_.batch * count * s.depth), 0, stream_, rows, p_.batch, p_.dim, s.depth, to);

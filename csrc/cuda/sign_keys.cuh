@@ -4,8 +4,8 @@
 // Taken for a float, that integer is so many times the least number there is, 2^-149, which a fused multiply-add
 // multiplies as exactly as any other; g is enlarged, so that the products are not small. The sums of g that are too
 // much are summed up beside, in the same order, so that they cancel to the last bit where all pairs tie. Where nearly
-// all do, what is left has the roundings of all |g|, not of those alone that it sums. What has no key or is too large
-// is left to the general kernel; the numbers decide, on the device.
+// all do, what is left has the roundings of all |g|, not of those alone that it sums; so few rows are left to the
+// general kernel. So is what has no key or is too large; the numbers decide, on the device.
 #pragma once
 
 #include "sign_sums.cuh"
