@@ -31,16 +31,16 @@ constexpr int kRows = 5;
 
 using V = Vector<float>;
 
-// A block of pairs as a scan has it, its references packed.
-struct PackedBlock {
-  PackedBlock(int64_t its_rows, int64_t its_columns, int64_t its_dim)
+// A chunk of references packed, and the queries of a block.
+struct Packed {
+  Packed(int64_t its_rows, int64_t its_columns, int64_t its_dim)
       : rows(its_rows),
         columns(its_columns),
         dim(its_dim),
         width(blocks_of(columns, kPanel<float>) * kPanel<float>),
         values((rows + columns) * dim),
         weight(dim),
-        scores((rows + kTileRows) * width),
+        scores((rows + kTileRows) * kBlockColumns),
         from(rows + width),
         scorer(dim, rows, width) {
     uint32_t any = 1;  // rows that differ: E7 does not answer for equal ones
@@ -97,19 +97,19 @@ CEILING ceiling_tile(int64_t steps) {
   return steps * kSlice * kTileRows * kPanel<float>;
 }
 
-// The kernels' own block, of so many queries and references or the most there are in one: tiles out of L2, its queries
-// packed, its sums settled. What a call adds to it is packing references and the result. Returns the number of
+// The kernels' own blocks of so many queries and a chunk of so many references, or the most there are: tiles out of L2,
+// queries packed, sums settled. What a call adds to it is packing references and the result. Returns the number of
 // elements.
 CEILING ceiling_block(int64_t steps, int64_t rows, int64_t columns, int64_t dim) {
-  thread_local std::unique_ptr<PackedBlock> block;
-  rows = least(rows, kBlockRows), columns = least(columns, kBlockColumns<float>);
+  thread_local std::unique_ptr<Packed> block;
+  rows = least(rows, kBlockRows), columns = least(columns, kChunk<float>);
   if (!block || block->rows != rows || block->columns != columns || block->dim != dim) {
     block.reset();  // first, since scratch is given back in order
-    block = std::make_unique<PackedBlock>(rows, columns, dim);
+    block = std::make_unique<Packed>(rows, columns, dim);
   }
   for (int64_t step = 0; step < steps; ++step) {
     block->scorer.set_queries(block->from, 1, block->rows);
-    block->scorer.score(block->scores, block->width);
+    for (int64_t j = 0; j < block->columns; j += kBlockColumns) block->scorer.score(j, block->scores);
   }
   return steps * block->rows * block->columns * dim;
 }

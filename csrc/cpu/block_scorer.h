@@ -1,11 +1,15 @@
-// The scores of a block, some queries by some references for one head: packed once, scored dimension by dimension (E1)
-// or, where that is faster, by maxima (E7). A score depends on its two rows, the weights and the bias alone.
+// The scores of some queries by some references for one head: packed once, scored block by block, dimension by
+// dimension (E1) or, where that is faster, by maxima (E7). A score depends on its two rows, the weights and the bias
+// alone.
 #pragma once
 
 #include "max_form.h"
 
 namespace dissim {
 namespace {
+
+// References of a block of scores, whole panels of them: a word of bits for hinge.
+constexpr int64_t kBlockColumns = 64;
 
 // Rows in panels [dim][width], `used` in each, and what E7 needs to know of them: sums [slices][width] and sizes.
 template <class A, int width, int used = width>
@@ -40,7 +44,7 @@ class BlockScorer {
         form_(maxima_ ? dim : 0),
         query_(rows, dim, form_.most_slices()),
         reference_(columns, dim, form_.most_slices()),
-        negative_(maxima_ ? (rows + kTileRows) * panel : 0) {}
+        negative_(maxima_ ? (rows + kTileRows) * kBlockColumns : 0) {}
 
   // Comes before the rows of either side, which have to follow for the first head and, where it `packs_by_head`, for
   // every other.
@@ -68,10 +72,11 @@ class BlockScorer {
               : pack<kTileVectors>(from + j, stride, reference_, j);
   }
 
-  // scores[i * width + j] of query i and reference j. What follows up to a whole tile is overwritten.
-  void score(A* scores, int64_t width) {
-    for (int64_t j = 0; j < columns_; j += panel)
-      half(j) ? score_panel<kTileVectors / 2>(j, scores + j, width) : score_panel<kTileVectors>(j, scores + j, width);
+  // scores[i * kBlockColumns + j] of query i and reference first + j, as many as a block has. What follows up to a
+  // whole tile is overwritten.
+  void score(int64_t first, A* scores) {
+    for (int64_t j = first; j < least(first + kBlockColumns, columns_); j += panel, scores += panel)
+      half(j) ? score_panel<kTileVectors / 2>(j, scores) : score_panel<kTileVectors>(j, scores);
   }
 
  private:
@@ -90,11 +95,11 @@ class BlockScorer {
   }
 
   template <int vectors>
-  void score_panel(int64_t j, A* scores, int64_t width) {
+  void score_panel(int64_t j, A* scores) {
     if (maxima_) {
-      add_steps<vectors>(0, form_.steps(0), j, scores, width);
-      add_steps<vectors>(form_.steps(0), form_.steps(1), j, negative_, panel);
-      for (int64_t i = 0; i < rows_; i += kTileRows) settle<vectors>(i, j, scores + i * width, width);
+      add_steps<vectors>(0, form_.steps(0), j, scores);
+      add_steps<vectors>(form_.steps(0), form_.steps(1), j, negative_);
+      for (int64_t i = 0; i < rows_; i += kTileRows) settle<vectors>(i, j, scores + i * kBlockColumns);
       return;
     }
     int64_t d = 0;
@@ -102,54 +107,54 @@ class BlockScorer {
       const int64_t end = least(d + kSlice, dim_);
       const A last = end == dim_ ? bias_ : A(0);
       for (int64_t i = 0; i < rows_; i += kTileRows)
-        score_tile<A, vectors>(query_.values(i, 0), d, end, reference_.values(j, 0), weight_, last, scores + i * width,
-                               width);
+        score_tile<A, vectors>(query_.values(i, 0), d, end, reference_.values(j, 0), weight_, last,
+                               scores + i * kBlockColumns, kBlockColumns);
       d = end;
     } while (d < dim_);
   }
 
-  // halves[i * stride + j] of the sums of steps [first, last), of which there may be none.
+  // halves[i * kBlockColumns + j] of the sums of steps [first, last), of which there may be none.
   template <int vectors>
-  void add_steps(int64_t first, int64_t last, int64_t j, A* halves, int64_t stride) {
+  void add_steps(int64_t first, int64_t last, int64_t j, A* halves) {
     const auto tile = reads_in_place() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
     if (first == last)
       for (int64_t i = 0; i < blocks_of(rows_, kTileRows) * kTileRows; ++i)
-        memset(halves + i * stride, 0, vectors * kVectorBytes);
+        memset(halves + i * kBlockColumns, 0, vectors * kVectorBytes);
     for (int64_t step = first; step < last; step += kSlice) {
       const int64_t slice = form_.slice(step);
       for (int64_t i = 0; i < rows_; i += kTileRows)
         tile(query_.values(i, step), query_.sums(i, slice), reference_.values(j, step), reference_.sums(j, slice),
-             form_.weights(step), least(kSlice, last - step), form_.length(), step == first, halves + i * stride,
-             stride);
+             form_.weights(step), least(kSlice, last - step), form_.length(), step == first, halves + i * kBlockColumns,
+             kBlockColumns);
     }
   }
 
   // A tile's scores from the halves of its two sums, those that E7 cannot answer for made again by E1.
   template <int vectors>
-  void settle(int64_t i, int64_t j, A* scores, int64_t width) {
+  void settle(int64_t i, int64_t j, A* scores) {
     const A tiny = A(dim_) * (sizeof(A) == 4 ? A(0x1p-126) : A(0x1p-1022)), infinite = A(__builtin_inf());
     Integers<A> known[kTileRows][vectors], all = ~Integers<A>{};
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
-        A* at = scores + k * width + v * lanes;
-        const Vector<A> positive = 2 * load<A>(at), negative = 2 * load<A>(negative_ + (i + k) * panel + v * lanes);
+        A *at = scores + k * kBlockColumns + v * lanes, *other = negative_ + (i + k) * kBlockColumns + v * lanes;
+        const Vector<A> positive = 2 * load<A>(at), negative = 2 * load<A>(other);
         const Vector<A> sizes = query_.sizes(i)[k] + load<A>(reference_.sizes(j) + v * lanes);
         const Vector<A> spare = positive - negative - sizes * form_.share();
         known[k][v] = (spare >= tiny) & (spare < infinite);
         all &= known[k][v];
         store<A>(at, positive + negative + bias_);
       }
-    if (bits<A>(~all)) score_again<vectors>(i, j, known, scores, width);
+    if (bits<A>(~all)) score_again<vectors>(i, j, known, scores);
   }
 
   template <int vectors>
-  void score_again(int64_t i, int64_t j, const Integers<A> (&known)[kTileRows][vectors], A* scores, int64_t width) {
+  void score_again(int64_t i, int64_t j, const Integers<A> (&known)[kTileRows][vectors], A* scores) {
     alignas(64) A again[kTileRows * panel];
     score_tile<A, vectors>(query_.values(i, 0), 0, dim_, reference_.values(j, 0), form_.weights(0), bias_, again,
                            panel);
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
-        A* at = scores + k * width + v * lanes;
+        A* at = scores + k * kBlockColumns + v * lanes;
         const Vector<A> exact = load<A>(again + k * panel + v * lanes);
         store<A>(at, where<A>(known[k][v], load<A>(at)) + where<A>(~known[k][v], exact));
       }

@@ -73,7 +73,7 @@ class Scorer {
         few_(p_.query.rows <= kFewRows),
         wide_(p_.dim),
         query_(wide_row<E>(p_.query, 0, row, p_.dim, wide_)),
-        scores_(kTileRows * kMost),
+        scores_(kTileRows * kBlockColumns),
         scorer_(p_.dim, few_ ? 0 : 1, few_ ? 0 : kMost) {
     const E* query = row_of<E>(p_.query, 0, row);
     scorer_.set_head(weight_, bias_);
@@ -90,7 +90,7 @@ class Scorer {
         score_rows<E, 1>(&query_, from + i, p_.reference.dim_stride, 0, weight_, bias_, p_.dim, scores_ + i, kMost);
     } else {
       scorer_.set_references(from, p_.reference.dim_stride, count);
-      scorer_.score(scores_, kMost);
+      scorer_.score(0, scores_);
     }
     for (int64_t i = 0; i < count; ++i) scores[i] = p_.largest ? scores_[i] : -scores_[i];
   }

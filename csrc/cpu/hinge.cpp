@@ -1,5 +1,6 @@
 // hinge: E1 over all pairs, of which the violations are added up, class by class and row by row, and a bit a pair is
-// kept for backward (E12). A row's sum is one of its blocks' sums, in order, so it depends on the shape alone.
+// kept for backward (E12). A row's sum is one of its chunks' sums, and these of their blocks', in order, so it depends
+// on the shape alone.
 #include "kernels.h"
 #include "labels.h"
 #include "select.h"
@@ -32,28 +33,30 @@ class Violations {
 
  private:
   Violations(const Hinge& p, const Cuts& cuts)
-      : p_(p), cuts_(cuts), margin_(A(p.margin)), sums_(2 * p.query.rows * cuts.blocks) {}
+      : p_(p), cuts_(cuts), margin_(A(p.margin)), sums_(2 * p.query.rows * cuts.chunks) {}
 
   void take(const Block<A>& block, int64_t i) {
     const int64_t n = block.row + i, label = p_.query_labels[n], excluded = p_.exclude ? p_.exclude[n] : -1;
     const Vector<A> margin = broadcast<A>(margin_);
+    const int64_t m = block.column;
+    const uint64_t kept = all_but(block.columns, excluded - m);
+    const uint64_t same = same_labels(p_.reference_labels + m, label, block.columns);
+    const uint64_t positive = kept & same, negative = p_.hard_negatives < 0 ? kept & ~same : 0;
     Vector<A> sums[2] = {};
-    for (int64_t first = 0; first < block.columns; first += 64) {
-      const int64_t m = block.column + first, count = least(64, block.columns - first);
-      const uint64_t kept = all_but(count, excluded - m), same = same_labels(p_.reference_labels + m, label, count);
-      const uint64_t positive = kept & same, negative = p_.hard_negatives < 0 ? kept & ~same : 0;
-      uint64_t inside = 0;
-      for (int64_t j = 0; j < count; j += lanes) {
-        const Vector<A> score = load<A>(block[i] + first + j);
-        const Integers<A> of_positive = lanes_of<A>(positive >> j), of_negative = lanes_of<A>(negative >> j);
-        const Vector<A> losses[2] = {where<A>(of_positive, not_below_0(margin - score)),
-                                     where<A>(of_negative, not_below_0(margin + score))};
-        for (int kind = 0; kind < 2; ++kind) sums[kind] += losses[kind];
-        inside |= uint64_t(bits<A>((losses[0] > 0) | (losses[1] > 0))) << j;
-      }
-      memcpy(row_bits(n) + m / 8, &inside, size_t(blocks_of(count, 8)));
+    uint64_t inside = 0;
+    for (int64_t j = 0; j < block.columns; j += lanes) {
+      const Vector<A> score = load<A>(block[i] + j);
+      const Integers<A> of_positive = lanes_of<A>(positive >> j), of_negative = lanes_of<A>(negative >> j);
+      const Vector<A> losses[2] = {where<A>(of_positive, not_below_0(margin - score)),
+                                   where<A>(of_negative, not_below_0(margin + score))};
+      for (int kind = 0; kind < 2; ++kind) sums[kind] += losses[kind];
+      inside |= uint64_t(bits<A>((losses[0] > 0) | (losses[1] > 0))) << j;
     }
-    for (int kind = 0; kind < 2; ++kind) partial(n, kind)[block.column / cuts_.width] = sum<A>(sums[kind]);
+    memcpy(row_bits(n) + m / 8, &inside, size_t(blocks_of(block.columns, 8)));
+    for (int kind = 0; kind < 2; ++kind) {
+      A& part = partial(n, kind)[cuts_.chunk_of(m)];
+      part = (m % cuts_.width ? part : 0) + sum<A>(sums[kind]);
+    }
   }
 
   static Vector<A> not_below_0(Vector<A> x) { return where<A>(~(x < 0), x); }  // keeps NaN
@@ -61,7 +64,7 @@ class Violations {
   void finish(int64_t n) {
     for (int kind = 0; kind < 2; ++kind) {
       A& total = static_cast<A*>(kind ? p_.negative : p_.positive)[n] = 0;
-      for (int64_t block = 0; block < cuts_.blocks; ++block) total += partial(n, kind)[block];
+      for (int64_t chunk = 0; chunk < cuts_.chunks; ++chunk) total += partial(n, kind)[chunk];
     }
   }
 
@@ -74,13 +77,13 @@ class Violations {
     }
   }
 
-  A* partial(int64_t n, int kind) { return sums_ + (2 * n + kind) * cuts_.blocks; }
+  A* partial(int64_t n, int kind) { return sums_ + (2 * n + kind) * cuts_.chunks; }
   uint8_t* row_bits(int64_t n) { return p_.active + n * blocks_of(p_.reference.rows, 8); }
 
   const Hinge& p_;
   const Cuts cuts_;
   const A margin_;
-  Scratch<A> sums_;  // [rows][2][blocks]
+  Scratch<A> sums_;  // [rows][2][chunks]
 };
 
 }  // namespace

@@ -8,11 +8,11 @@
 namespace dissim {
 namespace {
 
-// Most pairs of a block. Its queries, their scores and one panel of its references live in L2 (850 KiB at D = 512); the
-// other panels come from L3, each once for all queries.
+// Most queries of a block. They, their scores and one panel of references live in L2 (450 KiB at D = 512); the other
+// panels of a chunk, packed at a time, come from L3, each once for all queries.
 constexpr int64_t kBlockRows = 120;
 template <class A>
-constexpr int64_t kBlockColumns = 4096 / sizeof(A);
+constexpr int64_t kChunk = 4096 / sizeof(A);
 constexpr int64_t kFewRows = 4 * kRowQueries;  // packing references costs what it saves in scoring them so often
 constexpr int64_t kBytesAhead = 6144;  // of references that are read once
 constexpr int64_t kTaskWork = 1 << 21;  // pairs times dimensions worth a task: some 50 us, as long as a thread wakes
@@ -25,39 +25,39 @@ struct Pairs {
   const Wide<E>* bias;  // [heads], or null for 0
 };
 
-// Scores of queries [row, row + rows) and references [column, column + columns). `column` is a multiple of
-// Cuts::width, which depends on the shape alone, and a block has that many columns but for the last.
+// Scores of queries [row, row + rows) and references [column, column + columns), which are of one chunk.
 template <class A>
 struct Block {
   int64_t batch, head, row, rows, column, columns;
   const A* scores;
-  int64_t width;
-  // `width` values of one query; behind `columns` of them there is nothing of interest.
-  const A* operator[](int64_t i) const { return scores + i * width; }
+  // kBlockColumns values of one query; behind `columns` of them there is nothing of interest.
+  const A* operator[](int64_t i) const { return scores + i * kBlockColumns; }
 };
 
-// How the work is cut into tasks: `parts` runs of blocks of columns by `row_parts` runs of rows, by batch entries.
+// How the work is cut into tasks: `parts` runs of chunks of `width` references, which depends on the shape alone, by
+// `row_parts` runs of rows, by batch entries.
 struct Cuts {
-  int64_t width, blocks, parts, row_parts, entries;
-  int64_t part_of(int64_t column) const {  // of the block that begins with this column
-    int64_t part = column / width * parts / blocks;
-    while ((part + 1) * blocks / parts <= column / width) ++part;
+  int64_t width, chunks, parts, row_parts, entries;
+  int64_t chunk_of(int64_t column) const { return column / width; }
+  int64_t part_of(int64_t column) const {
+    int64_t part = chunk_of(column) * parts / chunks;
+    while ((part + 1) * chunks / parts <= chunk_of(column)) ++part;
     return part;
   }
 };
 
 template <class E>
 Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
-  constexpr int64_t panel = kPanel<Wide<E>>;
+  constexpr int64_t unit = kPanel<Wide<E>>;
   const int64_t rows = p.query.rows, columns = p.reference.rows, work = rows * columns * p.dim;
   const int64_t tasks = least(4 * threads, most(1, p.batch * work / kTaskWork));
   const int64_t wanted = blocks_of(tasks, most(1, p.batch));
-  const int64_t width = most(panel, least(kBlockColumns<Wide<E>>, blocks_of(blocks_of(columns, 2), panel) * panel));
-  const int64_t blocks = blocks_of(columns, width), parts = most(1, least(least(blocks, wanted), most_parts));
+  const int64_t width = most(unit, least(kChunk<Wide<E>>, blocks_of(blocks_of(columns, 2), unit) * unit));
+  const int64_t chunks = blocks_of(columns, width), parts = most(1, least(least(chunks, wanted), most_parts));
   // Parts of rows each pack the columns anew: as many as threads need, or have rows enough.
   const int64_t needed = blocks_of(least(wanted, threads), parts), worth = blocks_of(rows, 2 * kBlockRows);
   const int64_t row_parts = least(blocks_of(wanted, parts), most(needed, worth));
-  return {width, blocks, parts, row_parts, most(1, kTaskWork / 2 / most(1, work))};
+  return {width, chunks, parts, row_parts, most(1, kTaskWork / 2 / most(1, work))};
 }
 
 // One task's scratch and loops.
@@ -70,7 +70,7 @@ class Scanner {
       : p_(pairs),
         width_(cuts.width),
         few_(p_.query.rows <= kFewRows),
-        scores_(blocks_of(least(p_.query.rows, kBlockRows), kTileRows) * kTileRows * width_),
+        scores_(blocks_of(least(p_.query.rows, kBlockRows), kTileRows) * kTileRows * kBlockColumns),
         wide_(few_ ? p_.query.rows * p_.dim : 0),
         from_(width_),
         scorer_(p_.dim, few_ ? 0 : least(p_.query.rows, kBlockRows), few_ ? 0 : width_) {}
@@ -89,46 +89,53 @@ class Scanner {
           scorer_.set_references(from_, p_.reference.dim_stride, columns);
         for (int64_t n = row_begin; n < row_end; n += kBlockRows) {
           const int64_t rows = least(kBlockRows, row_end - n);
-          if (few_) {
-            score_few(batch, n, rows, columns, weight, bias);
-          } else {
-            const E* query[kBlockRows];
-            for (int64_t i = 0; i < rows; ++i) query[i] = row_of<E>(p_.query, batch, n + i);
-            scorer_.set_queries(query, p_.query.dim_stride, rows);
-            scorer_.score(scores_, width_);
+          set_queries(batch, n, rows);
+          for (int64_t j = 0; j < columns; j += kBlockColumns) {
+            const int64_t some = least(kBlockColumns, columns - j);
+            few_ ? score_few(j, rows, some, weight, bias) : scorer_.score(j, scores_);
+            consume(Block<A>{batch, head, n, rows, m + j, some, scores_});
           }
-          consume(Block<A>{batch, head, n, rows, m, columns, scores_, width_});
         }
       }
     }
   }
 
  private:
-  void score_few(int64_t batch, int64_t n, int64_t rows, int64_t columns, const A* weight, A bias) {
-    const A* query[kFewRows];
-    for (int64_t i = 0; i < rows; ++i) query[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
+  void set_queries(int64_t batch, int64_t n, int64_t rows) {
+    if (few_) {
+      for (int64_t i = 0; i < rows; ++i) query_[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
+    } else {
+      const E* query[kBlockRows];
+      for (int64_t i = 0; i < rows; ++i) query[i] = row_of<E>(p_.query, batch, n + i);
+      scorer_.set_queries(query, p_.query.dim_stride, rows);
+    }
+  }
+
+  // Not inlined: a step needs every register.
+  __attribute__((noinline)) void score_few(int64_t first, int64_t rows, int64_t columns, const A* weight, A bias) {
     const int64_t ahead = blocks_of(kBytesAhead, most(1, p_.dim) * sizeof(E)) * p_.reference.row_stride;
     for (int64_t j = 0; j < columns; j += kRowGroup<A>) {
       int64_t i = 0;
       for (; i + kRowQueries <= rows; i += kRowQueries)
-        score_rows<E, kRowQueries>(query + i, from_ + j, p_.reference.dim_stride, ahead, weight, bias, p_.dim,
-                                   scores_ + i * width_ + j, width_);
+        score_rows<E, kRowQueries>(query_ + i, from_ + first + j, p_.reference.dim_stride, ahead, weight, bias, p_.dim,
+                                   scores_ + i * kBlockColumns + j, kBlockColumns);
       for (; i < rows; ++i)
-        score_rows<E, 1>(query + i, from_ + j, p_.reference.dim_stride, ahead, weight, bias, p_.dim,
-                         scores_ + i * width_ + j, width_);
+        score_rows<E, 1>(query_ + i, from_ + first + j, p_.reference.dim_stride, ahead, weight, bias, p_.dim,
+                         scores_ + i * kBlockColumns + j, kBlockColumns);
     }
   }
 
   const Pairs<E>& p_;
   const int64_t width_;
   const bool few_;
+  const A* query_[kFewRows];
   Scratch<A> scores_, wide_;
   Scratch<const E*> from_;
   BlockScorer<E> scorer_;
 };
 
-// Calls consume(block) for blocks that together cover all pairs, in any order and on any thread; the blocks of a task
-// come in ascending order of columns.
+// Calls consume(block) for blocks that together cover all pairs, in any order and on any thread; those of a chunk and
+// some rows come one after another, columns ascending.
 template <class E, class Consume>
 void scan(const Pairs<E>& p, const Cuts& cuts, const Parallel& parallel, const Consume& consume) {
   const int64_t rows = p.query.rows, columns = p.reference.rows;
@@ -138,8 +145,8 @@ void scan(const Pairs<E>& p, const Cuts& cuts, const Parallel& parallel, const C
     const int64_t tiles = blocks_of(rows, kTileRows);
     const int64_t row_begin = row_part * tiles / cuts.row_parts * kTileRows;
     const int64_t row_end = least((row_part + 1) * tiles / cuts.row_parts * kTileRows, rows);
-    const int64_t column_begin = part * cuts.blocks / cuts.parts * cuts.width;
-    const int64_t column_end = least((part + 1) * cuts.blocks / cuts.parts * cuts.width, columns);
+    const int64_t column_begin = part * cuts.chunks / cuts.parts * cuts.width;
+    const int64_t column_end = least((part + 1) * cuts.chunks / cuts.parts * cuts.width, columns);
     Scanner<E> scanner(p, cuts);
     for (int64_t batch = entry; batch < least(entry + cuts.entries, p.batch); ++batch)
       scanner.scan(batch, row_begin, row_end, column_begin, column_end, consume);
