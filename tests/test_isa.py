@@ -40,7 +40,7 @@ def test_the_best_set_is_chosen_and_every_set_is_named():
 @pytest.mark.parametrize("name", HERE)
 def test_every_set_this_machine_runs_passes_the_same_tests(name):
     """Score with gradients on all inputs that bite, top-k and hinge on ties, codes on all; scratch is poisoned."""
-    chosen = "((those_of_the_definition or ties) and cpu) or (certified and (ties or every))"
+    chosen = "((of_the_definition or ties) and cpu) or (certified and (ties or every))"
     files = [str(TESTS / f"test_{stem}.py") for stem in ("score", "topk", "hinge", "certified")]
     script = (
         "import sys, pytest; from dissim_kernels.backends import native; print(native.isa()); sys.exit(pytest.main())"

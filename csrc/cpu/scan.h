@@ -48,7 +48,7 @@ struct Cuts {
 
 template <class E>
 Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
-  constexpr int64_t unit = kPanel<Wide<E>>;
+  const int64_t unit = most(kPanel<Wide<E>>, 8);  // whole panels, and whole bytes of hinge's bits
   const int64_t rows = p.query.rows, columns = p.reference.rows, work = rows * columns * p.dim;
   const int64_t tasks = least(4 * threads, most(1, p.batch * work / kTaskWork));
   const int64_t wanted = blocks_of(tasks, most(1, p.batch));
