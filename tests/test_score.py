@@ -72,6 +72,14 @@ def test_twice_a_value_may_overflow(backend):
     judge.assert_within(fused_dissim_score(*inputs, backend=backend), exact, judge.score_bound(*inputs), "score")
 
 
+@pytest.mark.parametrize("columns", [2911, 2912])  # the latter are whole lines of a cache
+def test_more_scores_than_caches_keep(columns):
+    inputs = judge.tie_grid(3000, columns, 2)
+    with judge.poisoned_memory():
+        scores = fused_dissim_score(*inputs, backend="cpu")
+    assert torch.equal(scores, judge.plain_score(*inputs.double()).float())
+
+
 @backends
 def test_more_dimensions_than_any_block_holds(backend):
     inputs = judge.tie_grid(6, 7, 33_000)

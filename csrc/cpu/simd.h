@@ -81,6 +81,26 @@ DISSIM_INLINE void store(A* to, Vector<A> v) {
   memcpy(to, &v, sizeof v);
 }
 
+// Stores a vector at an aligned place past the caches, which read what is stored to only to have it overwritten. It is
+// seen by others after a finish_streams() of the same thread.
+DISSIM_INLINE void stream(void* to, const void* from) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+#elif defined(__x86_64__)
+  _mm_stream_si128(static_cast<__m128i*>(to), _mm_loadu_si128(static_cast<const __m128i*>(from)));
+#else
+  memcpy(to, from, kVectorBytes);
+#endif
+}
+
+DISSIM_INLINE void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 template <class A>
 DISSIM_INLINE Vector<A> broadcast(A x) {
   return x - Vector<A>{};  // x - 0: keeps every x, -0 too
