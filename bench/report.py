@@ -40,7 +40,8 @@ HEAD_OF_SHARES = """## Where the time of our call goes
 In ms: its **arithmetic** at the ceiling; what the register **tile** takes beyond that, for loads and for keeping sums
 small; what a **block** of tiles takes beyond that, for packing queries, settling sums and outer caches; the **pages**
 of the result, which the system maps and clears on all threads before anything is written there, unless memory freed
-before is used again; and what is **left** for packing references, writing the result, waking threads and Python.
+before is used again, in their quickest round: what a system has at hand for it varies many times over; and what is
+**left** for packing references, writing the result, waking threads and Python.
 Moving each input and output once through **memory** takes as long as stated, more or less of it beside arithmetic.
 Less than nothing is left where a busy machine slowed the one and not the other.
 """

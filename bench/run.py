@@ -103,7 +103,8 @@ def run(case: Case, effort: Effort, threads: int, isa: str, say: Callable[[str],
         samples = interleave(turns, effort.rounds, effort.least)
     for row in rows:
         row.seconds = samples.get(row.name, [])
-    speeds = {name: work[name] / statistics.median(samples[f"ceiling {name}"]) for name in limits}
+    typical = {name: min if name == "pages" else statistics.median for name in limits}
+    speeds = {name: work[name] / typical[name](samples[f"ceiling {name}"]) for name in limits}
     return Outcome(case, rows, speeds)
 
 
