@@ -90,7 +90,7 @@ CEILING ceiling_tile(int64_t steps) {
   const auto tile = reads_in_place() ? max_tile<float, kTileVectors, true> : max_tile<float, kTileVectors, false>;
   for (int64_t step = 0; step < steps; ++step)
     if (kLeastMaxima < INT64_MAX) {
-      tile(query, query, panel, panel, weight, kSlice, 32, false, scores, kPanel<float>);
+      tile(query, query, panel, panel, weight, kSlice, 32, false, scores);
     } else {
       score_tile<float, kTileVectors>(query, 0, kSlice, panel, weight, 0, scores, kPanel<float>);
     }

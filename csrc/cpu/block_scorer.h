@@ -44,7 +44,8 @@ class BlockScorer {
         form_(maxima_ ? dim : 0),
         query_(rows, dim, form_.most_slices()),
         reference_(columns, dim, form_.most_slices()),
-        negative_(maxima_ ? (rows + kTileRows) * kBlockColumns : 0) {}
+        positive_(maxima_ ? (rows + kTileRows) * panel : 0),
+        negative_(maxima_ ? (rows + kTileRows) * panel : 0) {}
 
   // Comes before the rows of either side, which have to follow for the first head and, where it `packs_by_head`, for
   // every other.
@@ -97,7 +98,7 @@ class BlockScorer {
   template <int vectors>
   void score_panel(int64_t j, A* scores) {
     if (maxima_) {
-      add_steps<vectors>(0, form_.steps(0), j, scores);
+      add_steps<vectors>(0, form_.steps(0), j, positive_);
       add_steps<vectors>(form_.steps(0), form_.steps(1), j, negative_);
       for (int64_t i = 0; i < rows_; i += kTileRows) settle<vectors>(i, j, scores + i * kBlockColumns);
       return;
@@ -113,51 +114,55 @@ class BlockScorer {
     } while (d < dim_);
   }
 
-  // halves[i * kBlockColumns + j] of the sums of steps [first, last), of which there may be none.
+  // halves[i * panel + j] of the sums of steps [first, last), of which there may be none.
   template <int vectors>
   void add_steps(int64_t first, int64_t last, int64_t j, A* halves) {
     const auto tile = reads_in_place() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
     if (first == last)
       for (int64_t i = 0; i < blocks_of(rows_, kTileRows) * kTileRows; ++i)
-        memset(halves + i * kBlockColumns, 0, vectors * kVectorBytes);
+        memset(halves + i * panel, 0, vectors * kVectorBytes);
     for (int64_t step = first; step < last; step += kSlice) {
       const int64_t slice = form_.slice(step);
       for (int64_t i = 0; i < rows_; i += kTileRows)
         tile(query_.values(i, step), query_.sums(i, slice), reference_.values(j, step), reference_.sums(j, slice),
-             form_.weights(step), least(kSlice, last - step), form_.length(), step == first, halves + i * kBlockColumns,
-             kBlockColumns);
+             form_.weights(step), least(kSlice, last - step), form_.length(), step == first, halves + i * panel);
     }
   }
 
   // A tile's scores from the halves of its two sums, those that E7 cannot answer for made again by E1.
   template <int vectors>
   void settle(int64_t i, int64_t j, A* scores) {
-    const A tiny = A(dim_) * (sizeof(A) == 4 ? A(0x1p-126) : A(0x1p-1022)), infinite = A(__builtin_inf());
-    Integers<A> known[kTileRows][vectors], all = ~Integers<A>{};
+    Integers<A> all = ~Integers<A>{};
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
-        A *at = scores + k * kBlockColumns + v * lanes, *other = negative_ + (i + k) * kBlockColumns + v * lanes;
-        const Vector<A> positive = 2 * load<A>(at), negative = 2 * load<A>(other);
-        const Vector<A> sizes = query_.sizes(i)[k] + load<A>(reference_.sizes(j) + v * lanes);
-        const Vector<A> spare = positive - negative - sizes * form_.share();
-        known[k][v] = (spare >= tiny) & (spare < infinite);
-        all &= known[k][v];
-        store<A>(at, positive + negative + bias_);
+        const Vector<A> positive = sum(positive_, i + k, v), negative = sum(negative_, i + k, v);
+        all &= known(positive, negative, i + k, j, v);
+        store<A>(scores + k * kBlockColumns + v * lanes, positive + negative + bias_);
       }
-    if (bits<A>(~all)) score_again<vectors>(i, j, known, scores);
+    if (bits<A>(~all)) score_again<vectors>(i, j, scores);
   }
 
   template <int vectors>
-  void score_again(int64_t i, int64_t j, const Integers<A> (&known)[kTileRows][vectors], A* scores) {
+  void score_again(int64_t i, int64_t j, A* scores) {
     alignas(64) A again[kTileRows * panel];
     score_tile<A, vectors>(query_.values(i, 0), 0, dim_, reference_.values(j, 0), form_.weights(0), bias_, again,
                            panel);
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
+        const Integers<A> kept = known(sum(positive_, i + k, v), sum(negative_, i + k, v), i + k, j, v);
         A* at = scores + k * kBlockColumns + v * lanes;
-        const Vector<A> exact = load<A>(again + k * panel + v * lanes);
-        store<A>(at, where<A>(known[k][v], load<A>(at)) + where<A>(~known[k][v], exact));
+        store<A>(at, where<A>(kept, load<A>(at)) + where<A>(~kept, load<A>(again + k * panel + v * lanes)));
       }
+  }
+
+  static Vector<A> sum(const A* halves, int64_t i, int v) { return 2 * load<A>(halves + i * panel + v * lanes); }
+
+  // Whether E7 answers for the scores of these sums, of query i and the v-th vector from reference j on.
+  Integers<A> known(Vector<A> positive, Vector<A> negative, int64_t i, int64_t j, int v) const {
+    const A tiny = A(dim_) * (sizeof(A) == 4 ? A(0x1p-126) : A(0x1p-1022)), infinite = A(__builtin_inf());
+    const Vector<A> sizes = *query_.sizes(i) + load<A>(reference_.sizes(j) + v * lanes);
+    const Vector<A> spare = positive - negative - sizes * form_.share();
+    return (spare >= tiny) & (spare < infinite);
   }
 
   const int64_t dim_;
@@ -168,7 +173,7 @@ class BlockScorer {
   MaxForm<A> form_;
   Panels<A, kQueryPanel, kQueryRows> query_;
   Panels<A, panel> reference_;
-  Scratch<A> negative_;  // halves of sums of negative weights
+  Scratch<A> positive_, negative_;  // halves of a panel's sums of either sign of weight
 };
 
 }  // namespace

@@ -90,12 +90,11 @@ class MaxForm {
   Scratch<A> weights_;  // of steps
 };
 
-// halves[i * stride + j] (+)= sum of w |query[.][i] - packed[.][j]| / 2 over `steps` steps in slices of `length`, for
+// halves[i * panel + j] (+)= sum of w |query[.][i] - packed[.][j]| / 2 over `steps` steps in slices of `length`, for
 // the first `vectors` of a panel, from both sides' values and sums. Not inlined: a step needs every register.
 template <class A, int vectors, bool in_place>
 __attribute__((noinline)) void max_tile(const A* query, const A* query_sums, const A* packed, const A* packed_sums,
-                                        const A* weights, int64_t steps, int64_t length, bool begin, A* halves,
-                                        int64_t stride) {
+                                        const A* weights, int64_t steps, int64_t length, bool begin, A* halves) {
   constexpr int lanes = kLanes<A>;
   int64_t step = 0;
   for (int64_t slice = 0; step < steps; ++slice) {
@@ -119,7 +118,7 @@ __attribute__((noinline)) void max_tile(const A* query, const A* query_sums, con
     for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll kTileVectors
       for (int j = 0; j < vectors; ++j) {
-        A* at = halves + i * stride + j * lanes;
+        A* at = halves + i * kPanel<A> + j * lanes;
         store<A>(at, begins ? sums[i][j] : load<A>(at) + sums[i][j]);
       }
   }
