@@ -11,7 +11,7 @@ namespace {
 // References of a block of scores, whole panels of them: a word of bits for hinge.
 constexpr int64_t kBlockColumns = 64;
 
-// Rows in panels [dim][width], `used` in each, and what E7 needs to know of them: sums [slices][width] and sizes.
+// Rows in panels [dim][width], `used` in each, and what E7 needs to know of them: see MaxForm::sum_rows.
 template <class A, int width, int used = width>
 class Panels {
  public:
@@ -20,15 +20,15 @@ class Panels {
         slices_(slices),
         values_(blocks_of(rows, used) * width * dim),
         sums_(blocks_of(rows, used) * width * slices),
-        sizes_(blocks_of(rows, used) * width) {}
+        least_terms_(blocks_of(rows, used) * width) {}
 
   A* values(int64_t row, int64_t step) const { return values_ + (row / used * dim_ + step) * width + row % used; }
   A* sums(int64_t row, int64_t slice) const { return sums_ + (row / used * slices_ + slice) * width + row % used; }
-  A* sizes(int64_t row) const { return sizes_ + row / used * width + row % used; }
+  A* least_terms(int64_t row) const { return least_terms_ + row / used * width + row % used; }
 
  private:
   const int64_t dim_, slices_;
-  Scratch<A> values_, sums_, sizes_;
+  Scratch<A> values_, sums_, least_terms_;
 };
 
 template <class E>
@@ -89,7 +89,7 @@ class BlockScorer {
     A* values = to.values(row, 0);
     if (maxima_) {
       pack_rows<E, width>(from, vectors * lanes, stride, dim_, values, [&](int64_t d) { return form_.place(d); });
-      form_.template sum_rows<vectors, width>(values, to.sums(row, 0), to.sizes(row));
+      form_.template sum_rows<vectors, width>(values, to.sums(row, 0), to.least_terms(row));
     } else {
       pack_rows<E, width>(from, vectors * lanes, stride, dim_, values, [](int64_t d) { return d; });
     }
@@ -135,9 +135,8 @@ class BlockScorer {
     Integers<A> all = ~Integers<A>{};
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
-        const Vector<A> positive = sum(positive_, i + k, v), negative = sum(negative_, i + k, v);
-        all &= known(positive, negative, i + k, j, v);
-        store<A>(scores + k * kBlockColumns + v * lanes, positive + negative + bias_);
+        all &= known(i, k, j, v);
+        store<A>(scores + k * kBlockColumns + v * lanes, sum(positive_, i + k, v) + sum(negative_, i + k, v) + bias_);
       }
     if (bits<A>(~all)) score_again<vectors>(i, j, scores);
   }
@@ -149,19 +148,20 @@ class BlockScorer {
                            panel);
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
-        const Integers<A> kept = known(sum(positive_, i + k, v), sum(negative_, i + k, v), i + k, j, v);
         A* at = scores + k * kBlockColumns + v * lanes;
+        const Integers<A> kept = known(i, k, j, v);
         store<A>(at, where<A>(kept, load<A>(at)) + where<A>(~kept, load<A>(again + k * panel + v * lanes)));
       }
   }
 
   static Vector<A> sum(const A* halves, int64_t i, int v) { return 2 * load<A>(halves + i * panel + v * lanes); }
 
-  // Whether E7 answers for the scores of these sums, of query i and the v-th vector from reference j on.
-  Integers<A> known(Vector<A> positive, Vector<A> negative, int64_t i, int64_t j, int v) const {
+  // Whether E7 answers for the scores of query i + k, of i's tile, and the v-th vector of references from j on. There
+  // is no product in it but by 2: it is the same to the last bit wherever it is compiled.
+  Integers<A> known(int64_t i, int k, int64_t j, int v) const {
     const A tiny = A(dim_) * (sizeof(A) == 4 ? A(0x1p-126) : A(0x1p-1022)), infinite = A(__builtin_inf());
-    const Vector<A> sizes = *query_.sizes(i) + load<A>(reference_.sizes(j) + v * lanes);
-    const Vector<A> spare = positive - negative - sizes * form_.share();
+    const Vector<A> needed = query_.least_terms(i)[k] + load<A>(reference_.least_terms(j) + v * lanes);
+    const Vector<A> spare = sum(positive_, i + k, v) - sum(negative_, i + k, v) - needed;
     return (spare >= tiny) & (spare < infinite);
   }
 

@@ -52,13 +52,10 @@ class MaxForm {
   const A* weights(int64_t step) const { return weights_ + step; }
   int64_t place(int64_t dim) const { return places_[dim]; }
 
-  // So much of its rows' sizes a pair's sum of terms has to be for E9 to hold.
-  A share() const { return A(length_ + length_ / 4 + 8) / A(dim_ - most_slices()); }
-
-  // Of the first `vectors` of a panel packed in order: sums [slices][width] of -w x / 2 over each slice, and the rows'
-  // sizes, sum |w x|.
+  // Of the first `vectors` of a panel packed in order: sums [slices][width] of -w x / 2 over each slice, and a share of
+  // sum |w x|: for E9 to hold, a pair's sum of terms has to be as large as both rows' least_terms together.
   template <int vectors, int width>
-  void sum_rows(const A* packed, A* sums, A* sizes) const {
+  void sum_rows(const A* packed, A* sums, A* least_terms) const {
     Vector<A> size[vectors] = {};
     int64_t slice = 0;
     for (int sign = 0; sign < 2; ++sign)
@@ -80,7 +77,8 @@ class MaxForm {
           }
         for (int j = 0; j < vectors; ++j) store<A>(sums + slice * width + j * lanes, A(-0.5) * total[j]);
       }
-    for (int j = 0; j < vectors; ++j) store<A>(sizes + j * lanes, size[j]);
+    const A share = A(length_ + length_ / 4 + 8) / A(dim_ - most_slices());
+    for (int j = 0; j < vectors; ++j) store<A>(least_terms + j * lanes, share * size[j]);
   }
 
  private:
