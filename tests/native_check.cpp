@@ -266,9 +266,9 @@ void check_tile(const char* name) {
   std::vector<A> halves[] = {some(kTileRows * panel), {}};
   halves[1] = halves[0];
   max_tile<A, kTileVectors, false>(rows.data(), row_sums.data(), packed.data(), packed_sums.data(), weights.data(),
-                                   steps, slice, false, halves[0].data(), panel);
+                                   steps, slice, false, halves[0].data());
   max_tile<A, kTileVectors, true>(rows.data(), row_sums.data(), packed.data(), packed_sums.data(), weights.data(),
-                                  steps, slice, false, halves[1].data(), panel);
+                                  steps, slice, false, halves[1].data());
   check(halves[0] == halves[1], "tile that reads in place", name, kTileRows, panel, steps);
 }
 

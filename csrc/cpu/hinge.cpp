@@ -22,7 +22,7 @@ class Violations {
     Selection<A> negatives(rows, most(0, hard), true, cuts, {p.exclude, p.query_labels, p.reference_labels});
     Violations violations(p, cuts);
     scan<E>(pairs, cuts, parallel, [&](const Block<A>& block) {
-      for (int64_t i = 0; i < block.rows; ++i) violations.take(block, i);
+      violations.take(block);
       if (hard > 0) negatives.take(block);
     });
     for_each(parallel, rows, [&](int64_t n) {
@@ -35,27 +35,30 @@ class Violations {
   Violations(const Hinge& p, const Cuts& cuts)
       : p_(p), cuts_(cuts), margin_(A(p.margin)), sums_(2 * p.query.rows * cuts.chunks) {}
 
-  void take(const Block<A>& block, int64_t i) {
-    const int64_t n = block.row + i, label = p_.query_labels[n], excluded = p_.exclude ? p_.exclude[n] : -1;
+  void take(const Block<A>& block) {
     const Vector<A> margin = broadcast<A>(margin_);
-    const int64_t m = block.column;
-    const uint64_t kept = all_but(block.columns, excluded - m);
-    const uint64_t same = same_labels(p_.reference_labels + m, label, block.columns);
-    const uint64_t positive = kept & same, negative = p_.hard_negatives < 0 ? kept & ~same : 0;
-    Vector<A> sums[2] = {};
-    uint64_t inside = 0;
-    for (int64_t j = 0; j < block.columns; j += lanes) {
-      const Vector<A> score = load<A>(block[i] + j);
-      const Integers<A> of_positive = lanes_of<A>(positive >> j), of_negative = lanes_of<A>(negative >> j);
-      const Vector<A> losses[2] = {where<A>(of_positive, not_below_0(margin - score)),
-                                   where<A>(of_negative, not_below_0(margin + score))};
-      for (int kind = 0; kind < 2; ++kind) sums[kind] += losses[kind];
-      inside |= uint64_t(bits<A>((losses[0] > 0) | (losses[1] > 0))) << j;
-    }
-    memcpy(row_bits(n) + m / 8, &inside, size_t(blocks_of(block.columns, 8)));
-    for (int kind = 0; kind < 2; ++kind) {
-      A& part = partial(n, kind)[cuts_.chunk_of(m)];
-      part = (m % cuts_.width ? part : 0) + sum<A>(sums[kind]);
+    const int64_t m = block.column, chunk = cuts_.chunk_of(m);
+    const bool first = chunk * cuts_.width == m;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const int64_t n = block.row + i, label = p_.query_labels[n], excluded = p_.exclude ? p_.exclude[n] : -1;
+      const uint64_t kept = all_but(block.columns, excluded - m);
+      const uint64_t same = same_labels(p_.reference_labels + m, label, block.columns);
+      const uint64_t positive = kept & same, negative = p_.hard_negatives < 0 ? kept & ~same : 0;
+      Vector<A> sums[2] = {};
+      uint64_t inside = 0;
+      for (int64_t j = 0; j < block.columns; j += lanes) {
+        const Vector<A> score = load<A>(block[i] + j);
+        const Integers<A> of_positive = lanes_of<A>(positive >> j), of_negative = lanes_of<A>(negative >> j);
+        const Vector<A> losses[2] = {where<A>(of_positive, not_below_0(margin - score)),
+                                     where<A>(of_negative, not_below_0(margin + score))};
+        for (int kind = 0; kind < 2; ++kind) sums[kind] += losses[kind];
+        inside |= uint64_t(bits<A>((losses[0] > 0) | (losses[1] > 0))) << j;
+      }
+      memcpy(row_bits(n) + m / 8, &inside, size_t(blocks_of(block.columns, 8)));
+      for (int kind = 0; kind < 2; ++kind) {
+        A& part = partial(n, kind)[chunk];
+        part = (first ? 0 : part) + sum<A>(sums[kind]);
+      }
     }
   }
 
