@@ -39,7 +39,7 @@ def test_the_best_set_is_chosen_and_every_set_is_named():
 
 @pytest.mark.parametrize("name", HERE)
 def test_every_set_this_machine_runs_passes_the_same_tests(name):
-    """Score with gradients on all inputs that bite, every choice of hinge, top-k on ties, codes; scratch is poisoned."""
+    """Score with gradients on inputs that bite, every choice of hinge, top-k on ties, codes; scratch is poisoned."""
     chosen = "((of_the_definition or ties) and cpu) or (certified and (ties or every))"
     files = [str(TESTS / f"test_{stem}.py") for stem in ("score", "topk", "hinge", "certified")]
     script = (
