@@ -73,11 +73,13 @@ def test_twice_a_value_may_overflow(backend):
 
 
 @pytest.mark.parametrize("columns", [2911, 2912])  # the latter are whole lines of a cache
-def test_more_scores_than_caches_keep(columns):
-    inputs = judge.tie_grid(3000, columns, 2)
+@pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
+def test_more_scores_than_caches_keep(dtype, columns):
+    inputs = judge.tie_grid(6000, columns, 2, dtype)
+    inputs = inputs._replace(query=inputs.query.unflatten(0, (2, 3000)))
     with judge.poisoned_memory():
         scores = fused_dissim_score(*inputs, backend="cpu")
-    assert torch.equal(scores, judge.plain_score(*inputs.double()).float())
+    assert torch.equal(scores, judge.plain_score(*inputs).to(dtype))  # exact in every dtype
 
 
 @backends
