@@ -27,7 +27,7 @@ def few_glyphs():
 
 
 @pytest.fixture(autouse=True)
-def _few_images(few_glyphs, monkeypatch, tmp_path):
+def _small_image_set(few_glyphs, monkeypatch, tmp_path):
     """The set that --data glyphs and emoji name here, and an empty folder to work in."""
     monkeypatch.setitem(load_images.__globals__["SETS"], "glyphs", lambda size, root: few_glyphs)
     monkeypatch.chdir(tmp_path)
@@ -61,10 +61,10 @@ def test_demo_compares_trained_and_untrained(capsys):
     assert run("demo", "--data", "glyphs", "--out", "report", *options) == 0
     out = capsys.readouterr().out
     for method in (
-        "Pair classifier, hinge",
-        "batch-hard triplet",
-        "Frozen efficientnet",
-        "Frozen mobilenet",
+        "small, pair classifier",
+        "small, triplet loss",
+        "efficientnet_lite0, frozen",
+        "mobilenet_v2, frozen",
         "Pixels",
     ):
         assert method in out

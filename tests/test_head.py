@@ -1,24 +1,29 @@
 """The pair classifier: its score, its start, its constraints."""
 
+import copy
+import gc
+import pickle
+import weakref
+
 import pytest
 import torch
+import torch.nn.functional as F
 from dissim_retrieval.head import DissimilarityHead
-from torch.nn.functional import linear, normalize
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_score_is_a_linear_classifier_of_absolute_differences(normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_score_is_a_linear_classifier_of_absolute_differences(normalize):
     torch.manual_seed(0)
-    head = DissimilarityHead(16, normalise=normalise, scale=3.0)
+    head = DissimilarityHead(16, normalize=normalize, scale=3.0)
     torch.nn.init.normal_(head.weight)
     query, reference = torch.randn(5, 16), torch.randn(7, 16)
-    q, r = (3 * normalize(x, dim=-1) if normalise else x for x in (query, reference))
-    expected = linear((q[:, None] - r[None]).abs(), head.weight, head.bias)
+    q, r = (3 * F.normalize(x, dim=-1) if normalize else x for x in (query, reference))
+    expected = F.linear((q[:, None] - r[None]).abs(), head.weight, head.bias)
     torch.testing.assert_close(head(query, reference), expected)
 
 
 def test_start_ranks_as_l1_and_gives_a_pair_without_difference_the_margin():
-    head = DissimilarityHead(9, radius=2.0, normalise=False)
+    head = DissimilarityHead(9, radius=2.0, normalize=False)
     query = torch.randn(4, 9)
     torch.testing.assert_close(head.weight.norm().item(), 2.0)
     torch.testing.assert_close(head(query, query), 1 - 2 / 3 * torch.cdist(query, query, p=1), atol=1e-5, rtol=1e-5)
@@ -30,13 +35,12 @@ def test_constraints_hold_after_every_step(constraint, sign):
     """Ascent on random directions for 30 steps: the norm and the signs after each are those the options promise."""
     torch.manual_seed(1)
     head = DissimilarityHead(33, constraint=constraint, radius=1.5, sign=sign)
-    optimiser = torch.optim.SGD(head.parameters(), lr=0.2)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.2)
     norms = []
     for _ in range(30):
         (head.weight @ torch.randn(33)).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        head.constrain_()
+        optimizer.step()
+        optimizer.zero_grad()
         norms.append(head.weight.detach().double().norm().item())
         if sign == "negative":
             assert (head.weight <= 0).all()
@@ -85,3 +89,26 @@ def test_state_dict_round_trip():
 def test_wrong_options_are_named(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: expected .* got "):
         DissimilarityHead(4, **wrong)
+
+
+def test_only_heads_that_an_optimizer_trains_are_constrained_and_copies_are_too():
+    head = DissimilarityHead(4)
+    other, copied, pickled = DissimilarityHead(4), copy.deepcopy(head), pickle.loads(pickle.dumps(head))
+    with torch.no_grad():
+        for one in (head, other, copied, pickled):
+            one.weight.mul_(3)
+    for one in (head, copied, pickled):
+        one.weight.grad = torch.zeros(4)
+        torch.optim.SGD([one.weight], lr=1.0).step()
+        assert one.weight.norm().item() == pytest.approx(1)
+    assert other.weight.norm().item() == pytest.approx(3)
+
+
+def test_a_head_that_is_gone_is_forgotten():
+    gone = weakref.ref(DissimilarityHead(4))
+    gc.collect()
+    assert gone() is None
+    parameter = torch.nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    torch.optim.SGD([parameter], lr=0.5).step()
+    assert parameter.item() == 0.5

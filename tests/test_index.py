@@ -11,7 +11,7 @@ from dissim_retrieval.index import DissimilarityIndex
 
 @pytest.fixture
 def head():
-    head = DissimilarityHead(6, normalise=True, scale=3.0, sign="free")
+    head = DissimilarityHead(6, normalize=True, scale=3.0, sign="free")
     with torch.no_grad():
         head.weight.copy_(torch.tensor([-1.0, -0.2, 0.4, -0.7, 0.0, -0.3]))
         head.bias.fill_(0.25)
@@ -39,7 +39,7 @@ def filled(head, gallery, parts=3):
 def test_search_gives_the_best_of_the_training_scores(head, gallery, query, k):
     index = filled(head, gallery)
     assert len(index) == 50
-    ids, scores = index.search(query, k)
+    scores, ids = index.search(query, k)
     expected = head(query, gallery).topk(k)
     torch.testing.assert_close(scores, expected.values)
     assert torch.equal(ids, expected.indices + 100)
@@ -73,7 +73,7 @@ def test_a_quantised_index_finds_the_same_bits_as_rows_come_and_weights_change(h
 
 
 def test_added_rows_are_copies(gallery):
-    head = DissimilarityHead(6, normalise=False)
+    head = DissimilarityHead(6, normalize=False)
     ids = torch.arange(50)
     index = DissimilarityIndex(head)
     index.add(gallery, ids)

@@ -7,14 +7,14 @@ from dissim_retrieval.losses import HingeLoss, TripletLoss
 from torch.nn.functional import linear, normalize
 
 
-def plain_hinge(head, embeddings, labels, margin, hard_negatives, balance):
+def plain_hinge(head, embeddings, labels, margin, num_hard_negatives, balance):
     rows = normalize(embeddings, dim=-1) * head.scale
     score = linear((rows[:, None] - rows[None]).abs(), head.weight, head.bias)
     same = labels[:, None] == labels[None]
     positive = same & ~torch.eye(len(labels), dtype=torch.bool)
     negative = ~same
-    if hard_negatives is not None:
-        hardest = score.detach().masked_fill(same, -torch.inf).topk(hard_negatives).indices
+    if num_hard_negatives is not None:
+        hardest = score.detach().masked_fill(same, -torch.inf).topk(num_hard_negatives).indices
         negative = negative & torch.zeros_like(same).scatter(1, hardest, True)
     of_positive = (margin - score).clamp(min=0)[positive]
     of_negative = (margin + score).clamp(min=0)[negative]
@@ -24,8 +24,8 @@ def plain_hinge(head, embeddings, labels, margin, hard_negatives, balance):
 
 
 @pytest.mark.parametrize("balance", ["classes", "pairs"])
-@pytest.mark.parametrize("hard_negatives", [None, 1, 3])
-def test_hinge_equals_its_definition(hard_negatives, balance):
+@pytest.mark.parametrize("num_hard_negatives", [None, 1, 3])
+def test_hinge_equals_its_definition(num_hard_negatives, balance):
     """Value and all gradients in float64, at a bias where both active and inactive pairs exist."""
     torch.manual_seed(0)
     head = DissimilarityHead(8, scale=2.0).double()
@@ -36,8 +36,8 @@ def test_hinge_equals_its_definition(hard_negatives, balance):
     labels = torch.arange(6).repeat_interleave(2)
     found = []
     for loss in (
-        HingeLoss(head, margin=0.7, hard_negatives=hard_negatives, balance=balance),
-        lambda e, y: plain_hinge(head, e, y, 0.7, hard_negatives, balance),
+        HingeLoss(head, margin=0.7, num_hard_negatives=num_hard_negatives, balance=balance),
+        lambda e, y: plain_hinge(head, e, y, 0.7, num_hard_negatives, balance),
     ):
         embeddings = torch.randn(12, 8, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
         value = loss(embeddings, labels)

@@ -24,14 +24,14 @@ def one_query(scores, matches, **options):
     return retrieval_metrics(rows(1), rows(len(scores)), by_table(table), torch.tensor([1]), labels, **options)
 
 
-def brute_force(table, labels, gallery_labels, cameras=None, gallery_cameras=None, exclude=None):
+def brute_force(table, labels, gallery_labels, cameras=None, gallery_cameras=None, exclude_index=None):
     """Every metric by its definition, one query at a time; list of dicts, None for a query without a match."""
     results = []
     for q, scores in enumerate(table.tolist()):
         pool = []
         for g, score in enumerate(scores):
             same_view = cameras is not None and labels[q] == gallery_labels[g] and cameras[q] == gallery_cameras[g]
-            if not same_view and (exclude is None or exclude[q] != g):
+            if not same_view and (exclude_index is None or exclude_index[q] != g):
                 pool.append((math.isnan(score), 0.0 if math.isnan(score) else -score, g))
         hits = [bool(gallery_labels[g] == labels[q]) for _, _, g in sorted(pool)]
         relevant = sum(hits)
@@ -72,18 +72,18 @@ def random_case(seed, queries=23, gallery=41, ids=9, cameras=3, levels=12):
         "gallery_labels": integers(ids, gallery),
         "cameras": integers(cameras, queries),
         "gallery_cameras": integers(cameras, gallery),
-        "exclude": integers(gallery + 1, queries) - 1,
+        "exclude_index": integers(gallery + 1, queries) - 1,
     }
 
 
-@pytest.mark.parametrize("protocol", ["plain", "cameras", "exclude", "both"])
+@pytest.mark.parametrize("protocol", ["plain", "cameras", "exclude_index", "both"])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_metric_equals_its_definition(seed, protocol):
     case = random_case(seed)
-    if protocol in ("plain", "exclude"):
+    if protocol in ("plain", "exclude_index"):
         case["cameras"] = case["gallery_cameras"] = None
     if protocol in ("plain", "cameras"):
-        case["exclude"] = None
+        case["exclude_index"] = None
     expected = brute_force(**case)
     found = retrieval_metrics(
         rows(len(case["table"])),
@@ -93,7 +93,7 @@ def test_every_metric_equals_its_definition(seed, protocol):
         case["gallery_labels"],
         query_cameras=case["cameras"],
         reference_cameras=case["gallery_cameras"],
-        exclude=case["exclude"],
+        exclude_index=case["exclude_index"],
     )
     valid = [one for one in expected if one is not None]
     assert 0 < len(valid) < len(expected), "the case must hold queries with and without a match"
@@ -124,7 +124,7 @@ def test_equals_pytorch_metric_learning():
         device=torch.device("cpu"),
     )
     expected = judge.get_accuracy(embeddings, labels, embeddings, labels, ref_includes_query=True)
-    found = retrieval_metrics(rows(60), rows(60), by_table(table), labels, labels, exclude=torch.arange(60))
+    found = retrieval_metrics(rows(60), rows(60), by_table(table), labels, labels, exclude_index=torch.arange(60))
     assert found["recall@1"] == pytest.approx(expected["precision_at_1"])
     assert found["mAP_mean"] == pytest.approx(expected["mean_average_precision"])
     assert found["MAP@R"] == pytest.approx(expected["mean_average_precision_at_r"])
@@ -167,7 +167,7 @@ def test_blocks_do_not_change_results(block):
     options = {
         "query_cameras": case["cameras"],
         "reference_cameras": case["gallery_cameras"],
-        "exclude": case["exclude"],
+        "exclude_index": case["exclude_index"],
     }
     assert retrieval_metrics(*arguments, **options, block=block) == retrieval_metrics(*arguments, **options)
 

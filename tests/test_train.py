@@ -99,7 +99,7 @@ def test_training_separates_unseen_identities(loss, lr, glyphs):
         scorer = trained.head or (cosine)
         with torch.no_grad():
             return retrieval_metrics(
-                rows, rows, scorer, unseen.labels, unseen.labels, exclude=torch.arange(len(unseen))
+                rows, rows, scorer, unseen.labels, unseen.labels, exclude_index=torch.arange(len(unseen))
             )["mAP_mean"]  # fmt: skip
 
     before, after = quality(untrained), quality(train(config, seen, progress=False))

@@ -24,7 +24,7 @@ from .evaluate import cosine, negative_euclidean, pick_queries
 from .evaluate import evaluate as evaluate_scorer
 from .index import DissimilarityIndex
 from .report import metric_text, write_report
-from .speed import compare_speed, machine_line
+from .speed import compare_speed, environment_summary
 from .train import TrainConfig, load_trained
 from .train import train as train_on
 
@@ -119,7 +119,7 @@ def evaluate(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "t
         "images": f"{len(images)} of {data}, part {part}",
         "training": trained.config,
         "pictured queries": f"drawn by seed {seed}",
-        "machine": machine_line(),
+        "machine": environment_summary(),
         "embedding and evaluation": f"{time.perf_counter() - start:.0f} s",
     }
     page = write_report(out, evaluations, images, title=f"Retrieval with {run.name}, {data.data}", facts=facts)
@@ -130,7 +130,7 @@ def evaluate(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "t
 def bench(queries: int = 256, gallery: int = 1024, dim: int = 256, device: str = "cpu") -> None:
     """Compare the ways to score all pairs on this machine: plain torch, torch.cdist and every backend."""
     results = compare_speed(queries=queries, gallery=gallery, dim=dim, device=device)
-    print(f"{machine_line()}; float32, {queries} x {gallery} pairs of {dim} numbers")
+    print(f"{environment_summary()}; float32, {queries} x {gallery} pairs of {dim} numbers")
     for way in results:
         print(f"{way.name:<20}" + (way.reason or f"{way.rate:8.2f} G elements/s   largest error {way.error:.1e}"))
 

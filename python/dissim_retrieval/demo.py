@@ -20,7 +20,7 @@ from .head import DissimilarityHead
 from .metrics import Scorer
 from .models import build_backbone
 from .report import metric_text, write_report
-from .speed import machine_line
+from .speed import environment_summary
 from .train import TrainConfig, Trained, train
 
 
@@ -57,7 +57,8 @@ def run_demo(config: DemoConfig) -> Path:
     pictured = pick_queries(unseen, seed=config.seed)
     facts = {"images": f"{config.data}: {_count(seen)} to train, {_count(unseen)} to test, {config.size} pixels"}
 
-    names, evaluations = ("Pair classifier, hinge", "L2, batch-hard triplet"), []
+    names = f"{config.hinge.backbone}, pair classifier", f"{config.triplet.backbone}, triplet loss"
+    evaluations = []
     settings = [replace(of_one, seed=config.seed) for of_one in (config.hinge, config.triplet)]
     context = get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(len(names), context, tqdm.set_lock, (context.RLock(),)) as pool:
@@ -69,11 +70,11 @@ def run_demo(config: DemoConfig) -> Path:
 
     for backbone in ("efficientnet_lite0", "mobilenet_v2"):
         frozen = embed_images(build_backbone(backbone, None), unseen)
-        evaluations.append(_best_plain(f"Frozen {backbone}", frozen, unseen, pictured))
+        evaluations.append(_best_plain(f"{backbone}, frozen", frozen, unseen, pictured))
     thumbnails = adaptive_avg_pool2d(unseen.images.float(), 8).flatten(1)  # retrieves better than all pixels do
     evaluations.append(_best_plain("Pixels, 8 x 8", thumbnails, unseen, pictured))
 
-    facts["machine"] = machine_line()
+    facts["machine"] = environment_summary()
     page = write_report(
         config.out, evaluations, unseen, title=f"Retrieval of unseen {config.data} from the other camera", facts=facts
     )
@@ -91,7 +92,7 @@ def _train(settings: TrainConfig, images: ImageSet, threads: int, line: int) -> 
 
 def _best_plain(name: str, rows: Tensor, images: ImageSet, pictured: list[int]) -> Evaluation:
     """The evaluation with the highest mAP of three scorers that learn nothing."""
-    l1 = DissimilarityHead(rows.shape[1], normalise=False)  # as it starts: minus an L1 distance
+    l1 = DissimilarityHead(rows.shape[1], normalize=False)  # as it starts: minus an L1 distance
     scorers: dict[str, Scorer] = {"cosine": cosine, "L2": negative_euclidean, "L1": l1}
     tried = [
         evaluate(f"{name}, {kind}", rows, scorer, images, pictured_queries=pictured)

@@ -21,7 +21,7 @@ def embed_images(backbone: nn.Module, images: ImageSet, *, batch: int = 256, pro
     backbone.eval()
     try:
         parts = [
-            backbone(to_network(part, device)).float().cpu()
+            backbone(to_float_nhwc(part, device)).float().cpu()
             for part in tqdm(images.images.split(batch), desc="Embedding", disable=not progress)
         ]
     finally:
@@ -29,6 +29,6 @@ def embed_images(backbone: nn.Module, images: ImageSet, *, batch: int = 256, pro
     return torch.cat(parts)
 
 
-def to_network(images: Tensor, device: torch.device) -> Tensor:
+def to_float_nhwc(images: Tensor, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] -> float32 in [0, 1]; channels last, which convolves 1.6 times as fast on CPUs."""
     return images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)

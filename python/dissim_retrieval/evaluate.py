@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from .data import ImageSet
-from .metrics import RankedBlock, Scorer, measure, rank_blocks, summarise
+from .metrics import RankedBlock, Scorer, measure, rank_blocks, summarize
 
 #: Recall levels of the precision-recall curve.
 RECALL_GRID = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -59,7 +59,7 @@ def evaluate(
     scorer: Scorer,
     images: ImageSet,
     *,
-    ranked: int = 10,
+    ranked: int = 8,
     pictured_queries: Sequence[int] | None = None,
     block: int = 128,
     progress: bool = True,
@@ -76,32 +76,32 @@ def evaluate(
     if len(embeddings) != len(images):
         raise ValueError(f"embeddings: expected one row for each of {len(images)} images, got {len(embeddings)}.")
     pictured = pick_queries(images) if pictured_queries is None else list(pictured_queries)
-    asked, held = _sides(images)
+    query_rows, gallery_rows = _sides(images)
     cameras = images.cameras if _many_cameras(images) else None
     blocks = rank_blocks(
-        embeddings[asked],
-        embeddings[held],
+        embeddings[query_rows],
+        embeddings[gallery_rows],
         scorer,
-        images.labels[asked],
-        images.labels[held],
-        query_cameras=None if cameras is None else cameras[asked],
-        reference_cameras=None if cameras is None else cameras[held],
-        exclude=asked if images.queries is None else None,
+        images.labels[query_rows],
+        images.labels[gallery_rows],
+        query_cameras=None if cameras is None else cameras[query_rows],
+        reference_cameras=None if cameras is None else cameras[gallery_rows],
+        exclude_index=query_rows if images.queries is None else None,
         block=block,
     )
     histogram: Histogram | None = None
     per_query: list[dict[str, Tensor]] = []
     lists: dict[int, RankedList] = {}
-    for part in tqdm(blocks, f"evaluate {name}", total=-(-len(asked) // block), disable=not progress):
+    for part in tqdm(blocks, f"evaluate {name}", total=-(-len(query_rows) // block), disable=not progress):
         per_query.append(measure(part.hit_ranks()))
         histogram = histogram or Histogram(part.scores[part.candidate])
         histogram.add(part)
-        for place, row in enumerate(asked[part.rows.start : part.rows.stop].tolist()):
+        for place, row in enumerate(query_rows[part.rows.start : part.rows.stop].tolist()):
             if row in pictured:
-                lists[row] = _ranked_list(part, place, row, held, ranked)
+                lists[row] = _ranked_list(part, place, row, gallery_rows, ranked)
 
-    metrics = summarise(per_query, recall_at=(1, 5, 10), max_rank=50, map_convention="mean")
-    assert histogram is not None  # summarise refuses an empty set
+    metrics = summarize(per_query, recall_at=(1, 5, 10), max_rank=50, map_convention="mean")
+    assert histogram is not None  # summarize refuses an empty set
     return Evaluation(
         name=name,
         cmc=metrics.pop("cmc"),
@@ -116,14 +116,16 @@ def evaluate(
 
 def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int]:
     """`count` queries to picture, as image rows: of different identities, with a match, drawn by seed alone."""
-    asked, held = _sides(images)
+    query_rows, gallery_rows = _sides(images)
     views = images.labels * len(images.camera_names) + images.cameras
     keys = views if _many_cameras(images) else torch.arange(len(images))  # what a query shares with no candidate
-    same_label, same_key = (_count_equal(values[asked], values[held]) for values in (images.labels, keys))
+    same_label, same_key = (
+        _count_equal(values[query_rows], values[gallery_rows]) for values in (images.labels, keys)
+    )
     chosen: dict[int, int] = {}
-    for place in torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed)).tolist():
+    for place in torch.randperm(len(query_rows), generator=torch.Generator().manual_seed(seed)).tolist():
         if len(chosen) < count and same_label[place] > same_key[place]:
-            chosen.setdefault(int(images.labels[asked[place]]), int(asked[place]))
+            chosen.setdefault(int(images.labels[query_rows[place]]), int(query_rows[place]))
     return list(chosen.values())
 
 
@@ -158,12 +160,12 @@ class Histogram:
         return best[torch.searchsorted(found / found[-1], RECALL_GRID - 1e-9)]
 
 
-def _ranked_list(block: RankedBlock, place: int, row: int, held: Tensor, length: int) -> RankedList:
-    """The list of the query at `place` of the block, which is image `row`; `held` are the gallery's image rows."""
+def _ranked_list(block: RankedBlock, place: int, row: int, gallery_rows: Tensor, length: int) -> RankedList:
+    """The list of the query at `place` of the block; `row` and `gallery_rows` are rows of the images."""
     order = block.order[place]
     best = order[block.candidate[place][order]][:length]
     scores, hits = block.scores[place][best], block.match[place][best]
-    return RankedList(row, held[best].tolist(), scores.tolist(), hits.tolist())
+    return RankedList(row, gallery_rows[best].tolist(), scores.tolist(), hits.tolist())
 
 
 def _sides(images: ImageSet) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The report's figures. Colours are Okabe and Ito's, safe for colour-blind eyes, and never the only difference."""
+"""The report's figures. Colours are Okabe and Ito's, safe for color-blind eyes, and never the only difference."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def curves_svg(evaluations: list[Evaluation]) -> bytes:
     """CMC, precision-recall and the first method's score histogram in a row."""
     with rc_context(STYLE):
         figure = Figure(figsize=(15, 4.4), layout="constrained")
-        draw_curves(list(figure.subplots(1, 3)), evaluations)
+        cmc, precision_recall, histogram = figure.subplots(1, 3)
+        draw_cmc(cmc, evaluations)
+        draw_precision_recall(precision_recall, evaluations)
+        draw_histogram(histogram, evaluations[0])
         figure.savefig(file := io.BytesIO(), format="svg", metadata={"Date": None})
     return file.getvalue()
 
@@ -51,38 +54,41 @@ def curves_svg(evaluations: list[Evaluation]) -> bytes:
 def overview_png(
     evaluations: list[Evaluation], images: ImageSet, columns: list[str], table: Table, *, title: str
 ) -> bytes:
-    """Ranked lists of the first method and the metrics of all, beside their curves."""
+    """Some ranked lists of the first method beside two curves, above the metrics of all: 1,100 pixels wide, to be
+    read in a page of 800."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(17, 9.3 + 0.3 * len(table)), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=17, fontweight="bold", color=INK)
+        figure = Figure(figsize=(11, 6.6 + 0.3 * len(table)), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
         figure.supxlabel(f"Images: {images.credit}", x=0.01, ha="left", fontsize=8, color=FAINT)
-        halves: Any = figure.subfigures(1, 2, width_ratios=[2.25, 1], wspace=0.03)
-        left, right = halves
-        lists, metrics = left.subplots(2, 1, height_ratios=[8.4, 0.6 + 0.3 * len(table)])
-        draw_ranked(lists, evaluations[0], images)
-        draw_table(metrics, columns, table)
-        draw_curves(list(right.subplots(3, 1)), evaluations)
+        halves: Any = figure.subfigures(2, 1, height_ratios=[6, 0.6 + 0.3 * len(table)])
+        top, bottom = halves
+        sides: Any = top.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
+        draw_ranked(sides[0].subplots(), evaluations[0], images, queries=6, length=6)
+        cmc, histogram = sides[1].subplots(2, 1)
+        draw_cmc(cmc, evaluations)
+        draw_histogram(histogram, evaluations[0])
+        draw_table(bottom.subplots(), columns, table)
         figure.savefig(file := io.BytesIO(), format="png", dpi=100)
     return file.getvalue()
 
 
-def draw_ranked(axes: Axes, evaluation: Evaluation, images: ImageSet) -> None:
+def draw_ranked(axes: Axes, evaluation: Evaluation, images: ImageSet, *, queries: int, length: int) -> None:
     """One row per query: the query, a gap, then its best candidates with tick or cross."""
-    axes.set_title(f"{evaluation.name}: best candidates of queries drawn by seed, not by success")
+    axes.set_title(f"{evaluation.name}\n(queries drawn by seed, not by success)", fontsize=10)
     axes.set_axis_off()
-    for y, one in enumerate(evaluation.ranked):
+    shown = evaluation.ranked[:queries]
+    for y, one in enumerate(shown):
         _draw_image(axes, images, one.query, -1.25, y)
         axes.text(-1.33, y + 0.46, _short(images, one.query), ha="right", va="center", fontsize=8, color=INK)
-        for x, (row, hit) in enumerate(zip(one.gallery, one.hits, strict=True)):
+        for x, (row, hit) in enumerate(list(zip(one.gallery, one.hits, strict=True))[:length]):
             _draw_image(axes, images, row, x, y)
-            colour, mark, line = (HIT, "✓", "solid") if hit else (MISS, "✗", "dashed")
-            axes.add_patch(Rectangle((x, y), 0.92, 0.92, fill=False, ec=colour, lw=3 if hit else 1.6, ls=line))
-            badge = {"boxstyle": "circle,pad=0.12", "fc": colour, "ec": "white"}
+            color, mark, line = (HIT, "✓", "solid") if hit else (MISS, "✗", "dashed")
+            axes.add_patch(Rectangle((x, y), 0.92, 0.92, fill=False, ec=color, lw=3 if hit else 1.6, ls=line))
+            badge = {"boxstyle": "circle,pad=0.12", "fc": color, "ec": "white"}
             axes.text(x + 0.84, y + 0.1, mark, ha="center", va="center", fontsize=8, color="white", bbox=badge)
-    length = max((len(one.gallery) for one in evaluation.ranked), default=0)
     for place, text in [(-1.25, "query"), *((float(x), str(x + 1)) for x in range(length))]:
         axes.text(place + 0.46, -0.12, text, ha="center", fontsize=9, color=FAINT)
-    axes.set(xlim=(-2.6, length), ylim=(len(evaluation.ranked), -0.3), aspect="equal", anchor="NW")
+    axes.set(xlim=(-2.9, length), ylim=(len(shown), -0.3), aspect="equal", anchor="NW")
 
 
 def draw_table(axes: Axes, columns: list[str], table: Table) -> None:
@@ -101,37 +107,43 @@ def draw_table(axes: Axes, columns: list[str], table: Table) -> None:
     axes.set(xlim=(0, 1), ylim=(len(table) + 0.3, -0.6))
 
 
-def draw_curves(axes: list[Axes], evaluations: list[Evaluation]) -> None:
-    cmc, recall, histogram = axes
-    styles = [LINES[i % len(LINES)] for i in range(len(evaluations))]
-    for evaluation, (colour, line) in zip(evaluations, styles, strict=True):
-        look: Any = {"color": colour, "linestyle": line, "linewidth": 2}
-        cmc.plot(range(1, len(evaluation.cmc) + 1), 100 * np.array(evaluation.cmc), label=evaluation.name, **look)
-        recall.plot(100 * RECALL_GRID, 100 * np.array(evaluation.precision), label=evaluation.name, **look)
-    cmc.set(title="Cumulative matches (CMC)", xlabel="rank k", ylabel="queries with a match\namong the first k, %")
-    cmc.set(xscale="log", ylim=(0, 102), xticks=(ticks := [1, 2, 5, 10, 20, 50]), xticklabels=ticks)
-    cmc.minorticks_off()
-    cmc.legend(loc="upper left", fontsize=8)
-    recall.set(title="Precision and recall over all pairs", xlabel="recall, %", ylabel="precision, %")
-    recall.set(xlim=(0, 100), ylim=(0, 102))
-    recall.legend(fontsize=9)
-    draw_histogram(histogram, evaluations[0])
+def draw_cmc(axes: Axes, evaluations: list[Evaluation]) -> None:
+    for evaluation, look in zip(evaluations, _looks(evaluations), strict=True):
+        axes.plot(range(1, len(evaluation.cmc) + 1), 100 * np.array(evaluation.cmc), label=evaluation.name, **look)
+    axes.set(title="Cumulative matches (CMC)", xlabel="rank k", ylabel="queries with a match\namong the first k, %")
+    axes.set(xscale="log", ylim=(0, 102), xticks=(ticks := [1, 2, 5, 10, 20, 50]), xticklabels=ticks)
+    axes.minorticks_off()
+    axes.legend(loc="upper left", fontsize=8)
+
+
+def draw_precision_recall(axes: Axes, evaluations: list[Evaluation]) -> None:
+    for evaluation, look in zip(evaluations, _looks(evaluations), strict=True):
+        axes.plot(100 * RECALL_GRID, 100 * np.array(evaluation.precision), label=evaluation.name, **look)
+    axes.set(title="Precision and recall over all pairs", xlabel="recall, %", ylabel="precision, %")
+    axes.set(xlim=(0, 100), ylim=(0, 102))
+    axes.legend(fontsize=9)
 
 
 def draw_histogram(axes: Axes, evaluation: Evaluation) -> None:
     """Score densities of same and different pairs, each with area one: there are far more different pairs."""
     edges = np.array(evaluation.bar_edges)
-    for name, counts, colour, hatch, line in (
+    for name, counts, color, hatch, line in (
         ("different identity", evaluation.different, MISS, "///", "--"),
         ("same identity", evaluation.same, HIT, "", "-"),
     ):
         pairs = sum(counts)
         density = np.array(counts) / max(1, pairs) / np.diff(edges)
-        axes.stairs(density, edges, fill=True, color=colour, alpha=0.25, hatch=hatch)
-        axes.stairs(density, edges, color=colour, linewidth=1.6, linestyle=line, label=f"{name}, {pairs:,} pairs")
-    axes.set(title=f"Scores of {evaluation.name}", xlabel="score, larger is same", ylabel="density")
+        axes.stairs(density, edges, fill=True, color=color, alpha=0.25, hatch=hatch)
+        axes.stairs(density, edges, color=color, linewidth=1.6, linestyle=line, label=f"{name}, {pairs:,} pairs")
+    axes.set(title="Scores of all pairs, first method", xlabel="score, larger is same", ylabel="density")
     axes.set(ylim=(0, 1.3 * axes.get_ylim()[1]))
     axes.legend(loc="upper left", fontsize=9)
+
+
+def _looks(evaluations: list[Evaluation]) -> list[Any]:
+    """A color and a line style for each method."""
+    styles = [LINES[i % len(LINES)] for i in range(len(evaluations))]
+    return [{"color": color, "linestyle": line, "linewidth": 2} for color, line in styles]
 
 
 def _draw_image(axes: Axes, images: ImageSet, row: int, x: float, y: float) -> None:

@@ -19,11 +19,11 @@ _FORMAT = "dissim-index 1"
 _OPTIONS = [p.name for p in inspect.signature(DissimilarityHead).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
-class Found(NamedTuple):
-    """ids int64 [N, k] and scores [N, k], best first."""
+class SearchResult(NamedTuple):
+    """scores [N, k] and ids int64 [N, k], best first."""
 
-    ids: Tensor
     scores: Tensor
+    ids: Tensor
 
 
 class DissimilarityIndex:
@@ -62,7 +62,7 @@ class DissimilarityIndex:
         self._ids.append(ids.clone())
 
     @torch.no_grad()
-    def search(self, query: Tensor, k: int) -> Found:
+    def search(self, query: Tensor, k: int) -> SearchResult:
         """The k best rows of each query embedding [N, D], equal scores by order of adding.
 
         Plain torch: ``scores, rows = head(query, gallery).topk(k); ids = ids[rows]``.
@@ -76,11 +76,11 @@ class DissimilarityIndex:
         problem = self._transform(query), rows, self.head.weight, self.head.bias
         if not self.quantised:
             best = fused_dissim_topk(*problem, k=k)
-            return Found(ids[best.indices], best.scores)
+            return SearchResult(best.scores, ids[best.indices])
         if self._codes is None or not torch.equal(self._codes.weight, self.head.weight.to(self._codes.weight.dtype)):
             self._codes = quantise_references(rows, self.head.weight)
         certified = certified_dissim_topk(*problem, k=k, quantised=self._codes)
-        return Found(ids[certified.indices], certified.scores)
+        return SearchResult(certified.scores, ids[certified.indices])
 
     def save(self, path: str | Path) -> None:
         """Write head and rows into one file, whole or not at all."""

@@ -17,8 +17,8 @@ class HingeLoss(nn.Module):
     """Hinge loss of the head's scores over a batch's pairs, plus the head's norm penalty where it has one.
 
     Over the ordered pairs of different rows, y = +1 for equal labels and -1 otherwise: the mean of
-    max(0, margin - y * score). Of a row's negatives only the `hard_negatives` highest-scoring are kept (None: all,
-    in which the easy ones drown the rest). balance "classes": positives and negatives weigh one half each; "pairs":
+    max(0, margin - y * score). Of a row's negatives only the `num_hard_negatives` highest-scoring are kept (None: all
+    are averaged, most of them easy). balance "classes": positives and negatives weigh one half each; "pairs":
     every pair the same. Sampling and balance are ours; see DissimilarityHead.
 
     Memory: no [B, B, D] tensor, see `fused_dissim_hinge_loss`.
@@ -29,25 +29,25 @@ class HingeLoss(nn.Module):
         head: DissimilarityHead,
         *,
         margin: float = 1.0,
-        hard_negatives: int | None = 2,
+        num_hard_negatives: int | None = 2,
         balance: str = "classes",
     ) -> None:
         super().__init__()
-        self.head, self.margin, self.hard_negatives, self.balance = head, margin, hard_negatives, balance
+        self.head, self.margin, self.num_hard_negatives, self.balance = head, margin, num_hard_negatives, balance
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """embeddings [B, D], labels int64 [B] -> 0-d."""
         rows = self.head.transform(embeddings)
         loss = fused_dissim_hinge_loss(
             rows, rows, self.head.weight, self.head.bias, labels, labels,
-            margin=self.margin, balance=self.balance, hard_negatives=self.hard_negatives,
+            margin=self.margin, balance=self.balance, hard_negatives=self.num_hard_negatives,
             exclude=torch.arange(len(rows), device=rows.device),
         )  # fmt: skip
         return loss + self.head.penalty()
 
 
 class TripletLoss(nn.Module):
-    """The baseline: each row's hardest positive and negative in the batch, L2 distance of normalised embeddings.
+    """The baseline: each row's hardest positive and negative in the batch, L2 distance of normalized embeddings.
 
     Batch hard after Hermans et al. (arXiv 1703.07737); both parts are pytorch-metric-learning's.
     """

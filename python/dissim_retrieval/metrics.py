@@ -3,7 +3,7 @@
 Everything follows from one table: for each query the ranks r_1 < ... < r_R, counted from 1 among its candidates, of
 the R gallery rows that share its label.
 
-Protocol. A gallery row is no candidate of a query when it is the row named by `exclude`, or when both label and
+Protocol. A gallery row is no candidate of a query when it is the row named by `exclude_index`, or when both label and
 camera are the query's (the Market-1501 rule, where cameras are given). Queries with R = 0 are skipped and counted.
 Detections that are no identity (Market-1501's label -1) are to be removed before.
 
@@ -56,7 +56,7 @@ def rank_blocks(
     *,
     query_cameras: Tensor | None = None,
     reference_cameras: Tensor | None = None,
-    exclude: Tensor | None = None,
+    exclude_index: Tensor | None = None,
     block: int = 128,
 ) -> Iterator[RankedBlock]:
     """Score and sort `block` queries at a time against the whole gallery. Arguments as in `retrieval_metrics`."""
@@ -72,7 +72,7 @@ def rank_blocks(
     _check_rows("reference_labels", reference_labels, gallery)
     _check_rows("query_cameras", query_cameras, queries)
     _check_rows("reference_cameras", reference_cameras, gallery)
-    _check_rows("exclude", exclude, queries)
+    _check_rows("exclude_index", exclude_index, queries)
 
     columns = torch.arange(gallery, device=reference_labels.device)
     for start in range(0, queries, block):
@@ -84,7 +84,7 @@ def rank_blocks(
                 "It takes query [n, D] and reference [M, D]."
             )
         same = query_labels[rows, None] == reference_labels
-        candidate = torch.ones_like(same) if exclude is None else exclude[rows, None] != columns
+        candidate = torch.ones_like(same) if exclude_index is None else exclude_index[rows, None] != columns
         if query_cameras is not None and reference_cameras is not None:
             candidate &= ~(same & (query_cameras[rows, None] == reference_cameras))
         # Ascending order of the negative: torch counts NaN as the largest number, so here it comes last.
@@ -101,7 +101,7 @@ def retrieval_metrics(
     *,
     query_cameras: Tensor | None = None,
     reference_cameras: Tensor | None = None,
-    exclude: Tensor | None = None,
+    exclude_index: Tensor | None = None,
     recall_at: Sequence[int] = (1, 5, 10),
     max_rank: int = 50,
     map_convention: str = "mean",
@@ -114,7 +114,7 @@ def retrieval_metrics(
         scorer: (query [n, D], reference [M, D]) -> scores [n, M], larger = "same", e.g. a DissimilarityHead.
         query_labels, reference_labels: int64 [N] and [M].
         query_cameras, reference_cameras: int64 [N] and [M], or neither.
-        exclude: int64 [N], the gallery row a query must not match (itself, for one), -1 for none.
+        exclude_index: int64 [N], the gallery row a query must not match (itself, for one), -1 for none.
         recall_at: ranks K for the keys "recall@K".
         max_rank: length of the CMC curve.
         map_convention: the one that "mAP" names, "mean" or "trapezoid".
@@ -145,11 +145,11 @@ def retrieval_metrics(
         reference_labels,
         query_cameras=query_cameras,
         reference_cameras=reference_cameras,
-        exclude=exclude,
+        exclude_index=exclude_index,
         block=block,
     )
     per_query = [measure(ranked.hit_ranks()) for ranked in blocks]
-    return summarise(per_query, recall_at=recall_at, max_rank=max_rank, map_convention=map_convention)
+    return summarize(per_query, recall_at=recall_at, max_rank=max_rank, map_convention=map_convention)
 
 
 def measure(ranks: Tensor) -> dict[str, Tensor]:
@@ -170,7 +170,7 @@ def measure(ranks: Tensor) -> dict[str, Tensor]:
     }
 
 
-def summarise(
+def summarize(
     per_query: Sequence[dict[str, Tensor]], *, recall_at: Sequence[int], max_rank: int, map_convention: str
 ) -> dict:
     """The dict of `retrieval_metrics` from the blocks' `measure`."""

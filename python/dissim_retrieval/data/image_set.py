@@ -51,7 +51,7 @@ class ImageSet:
         return self.take(in_train), self.take(~in_train)
 
 
-def unmistakable(drawn: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+def drop_ambiguous(drawn: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
     """The names, sorted, that no camera draws exactly as it draws an earlier kept one; drawn: one dict per camera."""
     seen: list[set[bytes]] = [set() for _ in drawn]
     kept = []
