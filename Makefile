@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A worker takes a file at a time: these first, so that none is left with one of them at the end.
 LONGEST := tests/test_cuda.py tests/test_triton.py tests/test_sanitizers.py
 
-.PHONY: demo test check bench test-gpu bench-gpu clean
+.PHONY: demo test check bench gpu clean
 
 demo: .venv/built  ## train and compare on real images; prints where the report is
 	$(BIN)/dissim demo
@@ -28,11 +28,11 @@ bench: .venv/built  ## tests of the operations first, then the measurement
 	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_certified.py tests/test_bench.py
 	$(BIN)/python -m bench
 
-test-gpu: .venv/built  ## what only a CUDA device can show; skips with a reason where there is none
-	$(BIN)/python -m pytest tests/test_gpu.py -m gpu -rs
-
-bench-gpu: .venv/built  ## the same measurement on a CUDA device; says so where there is none
-	$(BIN)/python -m bench.gpu
+# It installs nothing: $(PYTHON) has torch, pytest and what setup.py needs. Fewer parts: make gpu PARTS="tests bench"
+PARTS ?= build tests bench
+RESULTS ?= runs/gpu
+gpu:  ## on a machine with a GPU, in eight minutes: build for its card, test, measure; results in RESULTS
+	$(PYTHON) -m bench.gpu_session --results '$(RESULTS)' --parts $(PARTS)
 
 clean:  ## leaves the environment; `rm -r .venv` removes that too
 	rm -rf build runs dissim_kernels/*.so *.egg-info python/*.egg-info

@@ -14,8 +14,13 @@ report.py     JSON, Markdown and picture
 sass.py       the other instrument: what GPU kernels cost, counted in their machine code without a GPU
 budgets.py    what each may cost: one row a kernel
 machine_code.py, occupancy.py, toolchain.py    how it is read, what an SM holds, where NVIDIA's tools are
-gpu.py        the same on a CUDA device: `python -m bench.gpu`, skipped with a reason where there is none
-gpu_model.py  how long GPU kernels should take by their counts and data sheets: predicted, not measured
+
+gpu_session.py    `make gpu`: build, test and measure on a machine with a GPU, in eight minutes
+gpu.py            one case on a GPU, in a process of its own
+gpu_tests.py      which tests a GPU runs, several at a time
+gpu_report.py     Markdown, and the table printed last
+gpu_environment.py, data_sheets.py    what it ran on, and what the vendor says of that
+processes.py, files.py    commands with a time limit, files that are whole or absent
 
 A new size is one row of CASES, a new competitor one function under @competitor; both turn up everywhere by
 themselves.

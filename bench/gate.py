@@ -54,7 +54,7 @@ class Gate:
         self.query, self.reference = problem.query.double(), problem.reference.double()
         self.weight = problem.weight.double()
         self.queries, self.references, self.dims = (
-            torch.linspace(0, size - 1, min(size, SAMPLE)).long()
+            torch.linspace(0, size - 1, min(size, SAMPLE), device=problem.query.device).long()
             for size in (*problem.query.shape[:1], *self.reference.shape)
         )
         self.truths = getattr(self, f"_{problem.case.operation}")()
@@ -142,7 +142,7 @@ class Gate:
     def _gradients(self, grad: Tensor, unsure: Tensor | None = None) -> list[Truth]:
         """E2 of sampled rows and, from the definition, of sampled dimensions of the weights. `unsure`: by how much
         `grad` may be off, pair by pair."""
-        unsure = torch.zeros(1, 1).double().expand_as(grad) if unsure is None else unsure
+        unsure = grad.new_zeros(1, 1).expand_as(grad) if unsure is None else unsure
         of_query = self._of_rows(self.query[self.queries], self.reference, grad[self.queries], unsure[self.queries])
         of_reference = self._of_rows(
             self.reference[self.references], self.query, grad.T[self.references], unsure.T[self.references]
@@ -152,8 +152,9 @@ class Gate:
             q, r = self.query[:, d, None], self.reference[:, d]
             difference = (q - r).abs_()
             sums = [(grad * difference).sum(), (grad.abs() * difference).sum()]
-            weights.append([*sums, (grad.abs() * (q.abs() + r.abs())).sum(), (unsure * difference).sum()])
-        return [of_query, of_reference, Truth(*torch.tensor(weights, dtype=torch.float64).T)]
+            sums += [(grad.abs() * (q.abs() + r.abs())).sum(), (unsure * difference).sum()]
+            weights.append(torch.stack(sums))
+        return [of_query, of_reference, Truth(*torch.stack(weights).T)]
 
     def _of_rows(self, rows: Tensor, others: Tensor, grad: Tensor, unsure: Tensor) -> Truth:
         sums = torch.stack([g @ (row - others).sign() for row, g in zip(rows, grad, strict=True)])

@@ -1,70 +1,96 @@
-"""`python -m bench.gpu`: the GPU cases on a CUDA device; skips with a reason where there is none.
+"""One case on a GPU: `python -m bench.gpu CASE FOLDER` adds a line to FOLDER/gpu.jsonl. `make gpu` runs them all.
 
-Every competitor passes the gate first, as on the CPU (gate.py). Times are of CUDA events around one call, in turns,
-replayed as a CUDA graph where the call can be captured, after the cache was overwritten; so Python and launches cost
-nobody anything that a graph saves. Memory is the allocator's peak. Ceilings are those of the data sheet
-(gpu_model.py), not measured. Writes bench/results/gpu.{json,md}; `--quick` runs small sizes and writes to runs/bench.
+Each case has a process of its own (gpu_session.py), because a kernel that reads outside its memory, or never ends,
+takes the process with it. FOLDER/trying holds the name of the competitor that is tried; `--without NAME` leaves one
+out that ended an earlier try.
+
+Every competitor passes the correctness check first, as on the CPU (gate.py), and a call that is replayed as a CUDA
+graph once more, by what the replay wrote. Times are of CUDA events around one call, in turns, after the cache was
+overwritten. Who needs more memory than there is gets a sixteenth of the queries, and again. Memory is the
+allocator's peak.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from dissim_retrieval.atomic import atomic_write
 
-from . import machine, report
 from .cases import GPU_CASES, Case
-from .gpu_model import GPUS, Gpu
+from .data_sheets import data_sheet
+from .gate import Gate
+from .gpu_session import OURS_FAILED
 from .peers import on_gpu  # noqa: F401  (competitors register themselves)
 from .problem import make
-from .registry import competitors_of
-from .run import Effort, Outcome, admit
+from .registry import Call, Competitor, competitors_of
+from .run import Effort, Row, admit
 
-ROOT = Path(__file__).parents[1]
+#: Rounds of everyone, but no more of a slow call than fill this many seconds, and at least three.
+ROUNDS, SECONDS = 15, 1.0
 #: More than any cache of a GPU holds; written before each timed call.
 FLUSH_BYTES = 512 << 20
 
-HEAD = """# GPU benchmark
 
-{device}; torch {torch}, CUDA {cuda}, driver {driver}; commit {commit}.
-
-Measured {datetime} in {seconds} s with `{command}`: CUDA events around one call, the median of {rounds} rounds in
-turns, with a cold cache, replayed as a CUDA graph where the call can be captured. One element is one step (query,
-reference, dimension). The **ceiling** is the data sheet's (`bench/gpu_model.py`). The **error** is the largest
-against float64 on a sample, in units of the sum of absolute terms. What is wrong is not timed. (E8) two distances for
-two signs of weights; (one sign) knows only weights of one sign, and was given such (E11).
-"""
-
-
-def why_not() -> str | None:
-    return None if torch.cuda.is_available() else "this machine has no CUDA device that torch can use"
-
-
-def run(case: Case, rounds: int, say: Callable[[str], None]) -> Outcome:
-    problem, gates, rows, calls = make(case), {}, [], {}
+def measure(case: Case, without: list[str], trying: Callable[[str], object]) -> dict[str, object]:
+    """The case's line: its sizes, and a row for every competitor."""
+    problem, gates, rows, calls, replays = make(case, "cuda"), {}, [], {}, set()
     for competitor in competitors_of(case, "cuda"):
-        row, call = admit(competitor, problem, Effort(), gates, say, peak_extra_bytes)
+        if competitor.name in without:
+            reason = "it ended the process, or did not end: see the log"
+            rows.append(Row(competitor.name, competitor.ours, False, case.queries, case.elements, reason=reason))
+            continue
+        trying(competitor.name)
+        row, call = admit_fewer(competitor, problem, gates)
         rows.append(row)
-        if call is not None:
-            calls[row.name] = replayed(call)
-    if any(row.ours and row.wrong for row in rows):
-        return Outcome(case, rows, {})
-    if case.operation == "hinge_step":
+        if call is None:
+            continue
+        replay, result = captured(call)
+        if replay is not None:
+            replay()
+            row.error, passed = gates[row.queries, row.one_sign].check(result, row.ours)
+            if not passed:
+                row.wrong, row.reason = True, f"wrong by {row.error:.1e} when replayed as a CUDA graph: not timed"
+                continue
+            replays.add(row.name)
+        calls[row.name] = replay or call
+        torch.cuda.synchronize()  # a kernel that failed ends the process here, while its name is known
+    trying("its rounds")
+    samples = interleave(calls)
+    if case.operation == "hinge_step" and (case.queries, False) in gates:
         case = case.with_active(gates[case.queries, False].active)
-    samples = interleave(calls, rounds)
     for row in rows:
         row.seconds = samples.get(row.name, [])
-    return Outcome(case, rows, ceilings(device_model()))
+    sheet = data_sheet(torch.cuda.get_device_name())
+    shown = [
+        dataclasses.asdict(row)
+        | {"replayed": row.name in replays, "of_peak": of_peak(case, row, sheet.peaks) if sheet else None}
+        for row in rows
+    ]
+    return {"case": dataclasses.asdict(case), "device": torch.cuda.get_device_name(), "rows": shown}
 
 
-def replayed(call: Callable[[], object]) -> Callable[[], object]:
-    """The call as a CUDA graph; the call itself where it cannot be captured."""
+def admit_fewer(competitor: Competitor, problem, gates: dict[object, Gate]) -> tuple[Row, Call | None]:
+    """`admit` on all queries or, where memory does not suffice, on a sixteenth of them, and again."""
+    case = problem.case
+    queries = [case.queries // 16**n or 1 for n in range(3)]
+    for count in dict.fromkeys(queries):
+        try:
+            return admit(competitor, problem.first(count), Effort(), gates, say, peak_extra_bytes)
+        except torch.OutOfMemoryError:
+            pass  # and only then, without the exception, are its tensors freed
+        torch.cuda.empty_cache()
+    reason = f"out of memory, of {count} queries too"
+    return Row(competitor.name, competitor.ours, competitor.one_sign, count, case.elements, reason=reason), None
+
+
+def captured(call: Call) -> tuple[Callable[[], None] | None, object]:
+    """A function that replays the call as a CUDA graph, and what it writes to; None where it cannot be captured."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -73,32 +99,38 @@ def replayed(call: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
-            call()
-    except RuntimeError:
+            result = call()
+    except Exception as error:
+        say(f"    not captured: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         torch.cuda.synchronize()
-        return call
-    return graph.replay
+        return None, None
+    return graph.replay, result
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a call, one number a round; each round starts one further."""
+def interleave(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of a call, one number a round; each round starts one further. Slow calls have fewer rounds."""
     names, samples = list(calls), {name: [] for name in calls}
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8)
-    for turn in range(rounds + 1):  # the first warms up
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    rounds = {name: max(3, min(ROUNDS, int(SECONDS / seconds(calls[name], flush)))) for name in names}
+    for turn in range(ROUNDS):
         first = turn % max(1, len(names))
         for name in names[first:] + names[:first]:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            flush.fill_(turn)
-            begin.record()
-            calls[name]()
-            end.record()
-            torch.cuda.synchronize()
-            if turn:
-                samples[name].append(begin.elapsed_time(end) / 1e3)
+            if turn < rounds[name]:
+                samples[name].append(seconds(calls[name], flush))
     return samples
 
 
-def peak_extra_bytes(call: Callable[[], object]) -> int:
+def seconds(call: Callable[[], object], flush: torch.Tensor) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    flush.zero_()
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def peak_extra_bytes(call: Call) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -108,65 +140,32 @@ def peak_extra_bytes(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def device_model() -> Gpu | None:
-    """The row of the data sheets whose name the device's has."""
-    name = torch.cuda.get_device_name()
-    return next((gpu for gpu in GPUS if gpu.name in name), None)
+def of_peak(case: Case, row: Row, peaks: Mapping[str, float]) -> float | None:
+    """The seconds that the data sheet's peaks would take, over those measured; None of a row without times."""
+    if not row.seconds:
+        return None
+    arithmetic = sum(cost / peaks[step] for step, cost in case.steps.items() if step in peaks)
+    least = max(arithmetic, case.bytes / case.elements / peaks["memory"])
+    return least * row.rate
 
 
-def ceilings(gpu: Gpu | None) -> dict[str, float]:
-    """Elements a second at two (score) and three (backward) float32 instructions each, at a quarter of an integer's
-    (sad), and bytes a second. A device without a row has none: infinite."""
-    if gpu is None:
-        return dict.fromkeys(("score", "backward", "sad", "memory"), float("inf"))
-    instructions = gpu.float32_tflops * 1e12 / 2
-    integers = instructions * gpu.rates["integer"] / gpu.rates["float"]
-    arithmetic = {"score": instructions / 2, "backward": instructions / 3, "sad": integers * 4}
-    return arithmetic | {"memory": gpu.terabytes * 1e12}
-
-
-def facts(options: argparse.Namespace) -> dict[str, object]:
-    return {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "driver": torch.cuda.driver_version() if hasattr(torch.cuda, "driver_version") else "unknown",
-        "commit": machine.commit(),
-        "quick": options.quick,
-        "rounds": options.rounds,
-        "command": "python -m bench.gpu" + (" --quick" if options.quick else ""),
-    }
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes; writes to runs/bench")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("case", choices=[case.name for case in GPU_CASES])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--without", action="append", default=[], metavar="NAME")
     options = parser.parse_args()
-    if reason := why_not():
-        print(f"bench.gpu: skipped, {reason}")
-        return 0
-    torch.set_default_device("cuda")
-    begin, outcomes = time.monotonic(), []
-    for case in GPU_CASES:
-        if options.only in case.name and (case.quick or not options.quick):
-            print(case.name, flush=True)
-            case = case.shrunk(1 << 28) if options.quick else case
-            outcomes.append(run(case, options.rounds, lambda text: print(text, flush=True)))
-            print(report.table(outcomes[-1]), flush=True)
-    known = facts(options) | {"seconds": round(time.monotonic() - begin)}
-    known["datetime"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    partial = options.quick or options.only
-    folder = ROOT / "runs" / "bench" if partial else ROOT / "bench" / "results"
-    text = "\n".join([HEAD.format(**known), *(report.table(outcome) + "\n" for outcome in outcomes)])
-    for name, content in (("gpu.json", report.to_json(outcomes, known)), ("gpu.md", text)):
-        with atomic_write(folder / name) as file:
-            file.write(content.encode())
-    wrong = [f"{o.case.name}: {row.name}" for o in outcomes for row in o.rows if row.ours and row.wrong]
-    if wrong:
-        print("RED GATE: " + "; ".join(wrong))
-    return 1 if wrong else 0
+    begin = time.monotonic()
+    case = next(case for case in GPU_CASES if case.name == options.case)
+    line = measure(case, options.without, (options.folder / "trying").write_text)
+    line["seconds"] = round(time.monotonic() - begin, 1)
+    with (options.folder / "gpu.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return OURS_FAILED if any(row["ours"] and not row["seconds"] for row in line["rows"]) else 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "compiler": subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout.split("\n")[0],
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "commit": commit(),
         "load_before": load(),
     }
@@ -69,7 +69,7 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -77,7 +77,10 @@ def _version(package: str) -> str:
 
 
 def commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    """What git calls this checkout; "unknown" of a copy without git, or where there is none."""
+    command = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except FileNotFoundError:
+        return "unknown"
     return found.stdout.strip() or "unknown"

@@ -48,7 +48,12 @@ class Problem:
         return self.query.float(), self.reference.float(), self.weight
 
 
-def make(case: Case) -> Problem:
+def make(case: Case, device: str = "cpu") -> Problem:
+    with torch.device(device):
+        return _make(case)
+
+
+def _make(case: Case) -> Problem:
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
     if case.operation.startswith("hinge"):
@@ -99,7 +104,7 @@ def _labelled(case: Case) -> Problem:
 def exact_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: float) -> Tensor:
     """E1 by the two-distance split E8 in float64 [N, M]: no code is shared with the kernels."""
     query, reference, weight = query.double(), reference.double(), weight.double()
-    scores = torch.full((len(query), len(reference)), bias, dtype=torch.float64)
+    scores = query.new_full((len(query), len(reference)), bias)
     for sign in (1, -1):
         part = (sign * weight).clamp(min=0)
         if part.any():

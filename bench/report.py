@@ -6,9 +6,7 @@ import json
 import statistics
 from pathlib import Path
 
-from dissim_retrieval.atomic import atomic_write
-
-from . import machine
+from . import files, machine
 from .picture import draw
 from .run import Outcome, Row
 
@@ -48,12 +46,11 @@ Less than nothing is left where a busy machine slowed the one and not the other.
 
 
 def write(outcomes: list[Outcome], facts: dict, folder: Path) -> list[Path]:
-    files = {"cpu.json": to_json(outcomes, facts).encode(), "cpu.md": to_markdown(outcomes, facts).encode()}
-    files["cpu.png"] = draw(outcomes, facts)
-    for name, content in files.items():
-        with atomic_write(folder / name) as file:
-            file.write(content)
-    return [folder / name for name in files]
+    contents: dict[str, str | bytes] = {"cpu.json": to_json(outcomes, facts), "cpu.md": to_markdown(outcomes, facts)}
+    contents["cpu.png"] = draw(outcomes, facts)
+    for name, content in contents.items():
+        files.replace(folder / name, content)
+    return [folder / name for name in contents]
 
 
 # --- Markdown ------------------------------------------------------------------------------------------------------

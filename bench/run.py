@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import statistics
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import torch
 
 from .cases import Case
 from .ceiling import LEAST_PAGES, ceilings
@@ -128,10 +131,15 @@ def admit(
     except Unavailable as reason:
         row.reason = str(reason)
         return row, None
-    except Exception as error:  # a competitor that breaks is a row that says so; ours ends the run
+    except torch.OutOfMemoryError:  # of a GPU: whoever asks may ask for fewer queries
+        raise
+    except Exception as error:  # who breaks is a row that says so; if it is ours, the case and the run have failed
+        row.wrong, row.reason = (
+            competitor.ours,
+            f"failed: {type(error).__name__}: {str(error).split(chr(10))[0][:100]}",
+        )
         if competitor.ours:
-            raise
-        row.reason = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+            say(traceback.format_exc())
         return row, None
     key = queries, competitor.one_sign
     if key not in gates:

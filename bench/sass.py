@@ -11,8 +11,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dissim_retrieval.atomic import atomic_write
-
+from . import files
 from .budgets import ARCHITECTURES, BUDGETS, Budget
 from .machine_code import Kernel, MainLoop, read
 from .occupancy import Occupancy, occupancy
@@ -112,8 +111,7 @@ def main() -> int:
     text = table(counts)
     print(text)
     if options.write:
-        with atomic_write(ROOT / "bench" / "results" / "sass.md") as file:
-            file.write(f"{HEAD.format(tools=version())}\n{text}\n".encode())
+        files.replace(ROOT / "bench" / "results" / "sass.md", f"{HEAD.format(tools=version())}\n{text}\n")
     complaints = [f"{c.budget.name} for sm_{c.kernel.arch}: {text}" for c in counts for text in c.complaints]
     print("\n".join(complaints), file=sys.stderr)
     return 1 if complaints else 0

@@ -14,7 +14,7 @@ namespace {
 dissim::Stream current_stream([[maybe_unused]] const Tensor& tensor) {
   void* stream = nullptr;
 #ifndef DISSIM_CUDA_ON_HOST
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
 #endif
   return static_cast<dissim::Stream>(stream);
 }

@@ -1,166 +1,316 @@
-"""What only a GPU can show: the operations on a CUDA device against the CPU's, in a graph, without a synchronisation.
+"""What only a GPU can show: `make gpu` runs what is marked gpu, and the tests of every backend (on_device.py).
 
-`make test-gpu` runs what is marked gpu; without a device it skips, and says so. The model's arithmetic is tested
-everywhere.
+Expected values are the definitions, on the CPU in float64. Without a device these tests are skipped and say so.
 """
+
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from on_device import move
 
-from bench import gpu, gpu_model
-from bench.cases import GPU_CASES, Case
+from bench.gpu_tests import PARTS
+from bench.processes import ROOT
 from dissim_kernels import (
     available_backends,
     certified_dissim_topk,
+    dispatch,
     fused_dissim_hinge_loss,
     fused_dissim_score,
     fused_dissim_topk,
+    last_backend,
+    paired_dissim_score,
     quantise_references,
 )
 from dissim_kernels import testing as judge
+from dissim_kernels.contract import ACCUMULATE
 
-MISSING = gpu.why_not()
-on_gpu = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-backends = pytest.mark.parametrize("backend", ["cuda", "triton"])
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+pytestmark = pytest.mark.gpu
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU that it can use")
+dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request):
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU that it can use")
+    if reason := available_backends()[request.param]:
+        pytest.fail(f"backend {request.param!r} cannot run: {reason}")
+    yield request.param
+    torch.cuda.synchronize()  # a kernel that failed late is this test's failure, not the next one's
 
 
 def on_device(inputs):
-    return judge.Inputs._make(x.cuda() if isinstance(x, torch.Tensor) else x for x in inputs)
+    return move(inputs, "cuda")
 
 
-def skip_if_absent(backend):
-    if reason := available_backends().get(backend, "there is no such backend"):
-        pytest.skip(reason)
+def leaves(inputs):
+    return [x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
 
 
-@pytest.mark.gpu
-@on_gpu
-@backends
+def labels(rows, columns, classes=7):
+    return torch.arange(rows, device="cuda") % classes, torch.arange(columns, device="cuda") * 3 % classes
+
+
+def calls(inputs, backend):
+    """Every operation, forward and backward, of two matrices on the device: name -> a function of nothing."""
+    sides = labels(len(inputs.query), len(inputs.reference))
+    trained = [x.detach().requires_grad_() for x in inputs]  # of the same memory
+    upstream = torch.sin(torch.arange(len(inputs.query) * len(inputs.reference), device="cuda").float())
+    upstream = upstream.to(inputs.query.dtype).view(len(inputs.query), -1)
+
+    def score_step():
+        scores = fused_dissim_score(*trained, backend=backend)
+        return scores.detach(), *torch.autograd.grad(scores, trained, upstream)
+
+    def hinge_step():
+        loss = fused_dissim_hinge_loss(*trained, *sides, hard_negatives=3, backend=backend)
+        return loss.detach(), *torch.autograd.grad(loss, trained)
+
+    found = {
+        "score": lambda: (fused_dissim_score(*inputs, backend=backend),),
+        "score step": score_step,
+        "topk": lambda: fused_dissim_topk(*inputs, k=5, backend=backend),
+        "hinge step": hinge_step,
+    }
+    if backend == "cuda":
+        made = quantise_references(inputs.reference, inputs.weight)
+        found["certified"] = lambda: certified_dissim_topk(*inputs, k=5, quantised=made, backend=backend)
+    return found
+
+
+def same(a, b):
+    return all(torch.equal(x.nan_to_num(12345), y.nan_to_num(12345)) for x, y in zip(a, b, strict=True))
+
+
+# --- tensors on the device, through the public functions ------------------------------------------------------------
+
+
 @dtypes
-def test_scores_of_every_input_that_bites(dtype, backend):
-    skip_if_absent(backend)
-    for name, inputs in judge.inputs_that_bite(dtype).items():
+@pytest.mark.parametrize("part", [f"part{n}" for n in range(PARTS)])
+def test_scores_and_gradients_of_every_edge_case_input(part, dtype, backend):
+    """In parts, because Triton compiles for each kind of size."""
+    for name, inputs in list(judge.inputs_that_bite(dtype).items())[int(part[-1]) :: PARTS]:
+        exact, found = leaves(inputs.double()), leaves(on_device(inputs))
+        expected = judge.plain_score(*exact)
+        upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         with judge.poisoned_memory():
-            scores = fused_dissim_score(*on_device(inputs), backend=backend)
-        judge.assert_within(scores.cpu(), judge.plain_score(*inputs.double()), judge.score_bound(*inputs), name)
+            scores = fused_dissim_score(*found, backend=backend)
+            scores.backward(upstream.cuda())
+        expected.backward(upstream.double())
+        judge.assert_within(scores.detach().cpu(), expected.detach(), judge.score_bound(*inputs), name)
+        for got, leaf, bound in zip(found, exact, judge.gradient_bounds(upstream, *inputs), strict=True):
+            if isinstance(got, torch.Tensor):
+                judge.assert_within(got.grad.cpu(), leaf.grad, bound, f"gradient, {name}")
 
 
-@pytest.mark.gpu
-@on_gpu
-@backends
 @dtypes
-def test_the_best_references(dtype, backend):
-    skip_if_absent(backend)
+def test_paired_scores(dtype, backend):
+    inputs = judge.random_inputs((200, 33), (200, 33), 2, dtype)
+    pairs = inputs._replace(query=inputs.query.unsqueeze(-2), reference=inputs.reference.unsqueeze(-2))
+    exact, bound = (x.flatten(1) for x in (judge.plain_score(*pairs.double()), judge.score_bound(*pairs)))
+    judge.assert_within(paired_dissim_score(*on_device(inputs), backend=backend).cpu(), exact, bound)
+
+
+@dtypes
+def test_the_best_references_of_every_edge_case_input(dtype, backend):
     for inputs in judge.inputs_that_bite(dtype).values():
         if inputs.query.dim() == inputs.reference.dim() == 2 and inputs.weight.dim() == 1 and len(inputs.reference):
             found = fused_dissim_topk(*on_device(inputs), k=len(inputs.reference) // 2 + 1, backend=backend)
             scores = judge.plain_score(*inputs.double())
-            judge.assert_topk_equal(*(part.cpu() for part in found), scores, judge.score_bound(*inputs))
+            judge.assert_topk_equal(*move(tuple(found), "cpu"), scores, judge.score_bound(*inputs))
 
 
-@pytest.mark.gpu
-@on_gpu
 @pytest.mark.parametrize("largest", [True, False])
-def test_the_certified_search_finds_the_bits_of_topk_and_can_be_captured(largest):
-    """More queries than are searched together."""
-    skip_if_absent("cuda")
-    query, reference, weight, bias = judge.random_inputs((700, 64), (400_000, 64))
-    inputs = on_device(judge.Inputs(query, reference, weight, bias))
-    made = quantise_references(inputs.reference, inputs.weight)
-
-    def search():
-        return certified_dissim_topk(*inputs, k=10, quantised=made, largest=largest, backend="cuda")
-
-    with judge.poisoned_memory():
-        found = search()
-    expected = fused_dissim_topk(*inputs, k=10, largest=largest, backend="cuda")
-    assert torch.equal(found.indices, expected.indices) and torch.equal(found.scores, expected.scores)
-    assert (found.rescored >= 10).all() and found.rescored.double().mean() < 0.01 * len(reference)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = search()
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, found, strict=True))
+@pytest.mark.parametrize("k", [1000, 1003])
+def test_a_thousand_best_of_tied_references(k, largest, backend):
+    """Exact arithmetic, so that every index must be the one of a stable sort."""
+    inputs = judge.tie_grid(70, 9000, 5)
+    expected, none = judge.plain_score(*inputs.double()), torch.zeros(70, 9000)
+    found = fused_dissim_topk(*on_device(inputs), k=k, largest=largest, backend=backend)
+    judge.assert_topk_equal(*move(tuple(found), "cpu"), expected, none, largest=largest)
+    if backend == "cuda":
+        searched = certified_dissim_topk(*on_device(inputs), k=k, largest=largest, backend=backend)
+        assert same(searched[:2], found)
 
 
-@pytest.mark.gpu
 @on_gpu
-@backends
-def test_gradients_of_a_training_step_are_right_and_a_graph_gives_the_same_bits(backend):
-    skip_if_absent(backend)
-    inputs, labels = judge.random_inputs((300, 64), (700, 64)), torch.arange(1000) % 7
-    exact = [x.double().requires_grad_() for x in inputs]
-    scores, slope = judge.plain_score(*exact), torch.zeros(300, 700, dtype=torch.float64)
-    scores.register_hook(slope.copy_)
-    judge.plain_hinge_loss(scores, labels[:300], labels[300:]).backward()
-
-    leaves = [x.detach().requires_grad_() for x in on_device(inputs)]
-    sides = labels[:300].cuda(), labels[300:].cuda()
-
-    def step():
-        return torch.autograd.grad(fused_dissim_hinge_loss(*leaves, *sides, backend=backend), leaves)
-
+@pytest.mark.parametrize("k", [10, 1000])
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_certified_search_finds_what_topk_finds(largest, k):
+    """More queries than are searched together, and more references than a list of candidates holds."""
+    inputs = on_device(judge.random_inputs((700, 64), (200_000, 64)))
+    made = quantise_references(inputs.reference, inputs.weight)
     with judge.poisoned_memory():
-        found = step()
+        found = certified_dissim_topk(*inputs, k=k, quantised=made, largest=largest, backend="cuda")
+    expected = fused_dissim_topk(*inputs, k=k, largest=largest, backend="cuda")
+    assert same(found[:2], expected)
+    assert (found.rescored >= k).all() and found.rescored.double().mean() < 0.01 * 200_000 + 5 * k
+
+
+@dtypes
+def test_loss_and_gradients_of_a_training_step(dtype, backend):
+    inputs = judge.random_inputs((130, 16), (300, 16), dtype=dtype)
+    exact, found, sides = leaves(inputs.double()), leaves(on_device(inputs)), labels(130, 300)
+    scores, slope = judge.plain_score(*exact), torch.zeros(130, 300, dtype=torch.float64)
+    scores.register_hook(slope.copy_)
+    judge.plain_hinge_loss(scores, *move(sides, "cpu")).backward()
+    bound = judge.score_bound(*(x.to(ACCUMULATE[dtype]) for x in inputs))
+    assert ((scores.abs() - 1).abs() > bound).all(), (
+        "draw inputs without a pair that rounding may carry over the margin"
+    )
+    with judge.poisoned_memory():
+        fused_dissim_hinge_loss(*found, *sides, backend=backend).backward()
     for got, leaf, bound in zip(found, exact, judge.gradient_bounds(slope, *inputs, extra=16), strict=True):
-        judge.assert_within(got.cpu(), leaf.grad, bound)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, found, strict=True))
+        judge.assert_within(got.grad.cpu(), leaf.grad, bound)
 
 
-# --- the model ------------------------------------------------------------------------------------------------------
+# --- streams, graphs, runs ------------------------------------------------------------------------------------------
+
+SHAPES = [((300, 64), (700, 64)), ((3, 99), (5000, 99)), ((1, 128), (70_000, 128))]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def test_clocks_are_those_of_the_data_sheets():
-    clocks = {gpu.name: round(gpu.clock / 1e9, 2) for gpu in gpu_model.GPUS}
-    assert clocks == {"A100": 1.41, "H100": 1.98, "H200": 1.98, "B200": 1.98}
+@dtypes
+@shapes
+def test_every_run_gives_the_same_bits(shape, dtype, backend):
+    inputs = on_device(judge.random_inputs(*shape, dtype=dtype))
+    for name, call in calls(inputs, backend).items():
+        first = [x.clone() for x in call()]
+        assert all(same(call(), first) for _ in range(5)), name
 
 
-def test_what_binds_is_what_takes_longest():
-    h100 = next(gpu for gpu in gpu_model.GPUS if gpu.name == "H100")
-    case = Case("", "score", 4096, 65_536, 512)
-
-    def predicted(**opcodes):
-        return gpu_model.predict(case, gpu_model.Contender("", (gpu_model.Work({90: opcodes}),)), h100)
-
-    by_issue = predicted(FADD=1, FFMA=1, BRA=0.1)
-    assert by_issue.bound == "issue"
-    assert by_issue.seconds == pytest.approx(case.elements * 2.1 / (67e12 / 2) + gpu_model.LAUNCH_SECONDS)
-    assert predicted(HMNMX2=1).bound == "integer" and predicted(LDS=1, FADD=1).bound == "shared memory"
-    assert predicted(FADD=0.001).bound == "memory"
-
-
-def test_every_case_has_its_kernels_named_and_a_peers_count():
-    for kernels in gpu_model.KERNELS.values():
-        assert {case.operation for case in GPU_CASES} <= set(kernels)
-    assert sum(gpu_model.CDIST[90].values()) == 15
-    assert sum(gpu_model.FAISS[80].values()) == pytest.approx(166 / 32)
-
-
-def test_of_few_active_pairs_only_these_are_counted_and_the_cache_that_gives_their_rows():
-    h100 = next(gpu for gpu in gpu_model.GPUS if gpu.name == "H100")
-    kernels = ("hinge", "hinge_backward", "hinge_backward few query", "hinge_backward few reference")
-    counts = {f"{kernel} fp32": {90: {"FFMA": 2.0}} for kernel in kernels}
-
-    def works(active):
-        case = Case("", "hinge_step", 4096, 16_384, 512, active=active)
-        (ours,) = gpu_model.ours(case, counts)
-        return case, ours, [(work.share, work.l2_bytes) for work in ours.works]
-
-    assert works(0.5)[2] == [(1, 0), (1, 0)]
-    case, ours, shares = works(0.01)
-    assert shares == [(1, 0), (0.01, 4), (0.01, 4)]
-    forward, rows = case.elements * 2 / (67e12 / 2), case.elements * 0.01 * 8 / (5120 * h100.clock)
-    launches = sum(work.launches for work in ours.works) * gpu_model.LAUNCH_SECONDS
-    assert gpu_model.predict(case, ours, h100).seconds == pytest.approx(forward + rows + launches)
+@shapes
+def test_a_captured_graph_follows_its_inputs(shape, backend):
+    """Replayed with other numbers in the same memory it gives what a call gives. Nothing may wait for the device."""
+    first, second = (on_device(judge.random_inputs(*shape, seed=seed)) for seed in (0, 1))
+    inputs = judge.Inputs(*(x.clone() for x in first))
+    expected = {name: [x.clone() for x in call()] for name, call in calls(second, backend).items()}
+    for name, call in calls(inputs, backend).items():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call()
+        with torch.no_grad():
+            for to, values in zip(inputs, first if name == "certified" else second, strict=True):
+                to.copy_(values)  # codes are those of the first references
+        graph.replay()
+        torch.cuda.synchronize()
+        assert same(captured, call() if name == "certified" else expected[name]), name
+        with torch.no_grad():
+            for to, values in zip(inputs, first, strict=True):
+                to.copy_(values)
 
 
-def test_without_a_gpu_the_benchmark_skips_and_says_so(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("sys.argv", ["bench.gpu"])
-    assert gpu.main() == 0
-    assert "no CUDA device" in capsys.readouterr().out
+def test_kernels_run_on_the_current_stream(backend):
+    """The inputs are written on that stream after a long wait: a kernel on another one would read what was before."""
+    given = on_device(judge.random_inputs((300, 64), (700, 64)))
+    expected = {name: [x.clone() for x in call()] for name, call in calls(given, backend).items()}
+    inputs = judge.Inputs(*(x.clone() for x in given))
+    for name, call in calls(inputs, backend).items():
+        with torch.no_grad():
+            for x in inputs[: 1 if name == "certified" else 4]:  # codes are those of the references
+                x.zero_()
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream), torch.no_grad():
+            torch.cuda._sleep(100_000_000)  # clocks: some 50 ms
+            for to, values in zip(inputs, given, strict=True):
+                to.copy_(values)
+            with torch.enable_grad():
+                found = call()
+        stream.synchronize()
+        assert same(found, expected[name]), name
+
+
+def test_a_device_that_is_not_the_current_one(backend):
+    """The last one; where there is one only, that one."""
+    last = torch.device("cuda", torch.cuda.device_count() - 1)
+    inputs = judge.random_inputs((40, 20), (70, 20))
+    found = fused_dissim_score(*move(inputs, last), backend=backend)
+    assert found.device == last and torch.cuda.current_device() == 0
+    judge.assert_within(found.cpu(), judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
+
+
+def test_a_compiled_module_calls_the_operator(backend):
+    inputs = on_device(judge.random_inputs((40, 20), (70, 20)))
+    call = torch.compile(lambda *x: fused_dissim_score(*x, backend=backend) * 2, backend="aot_eager", fullgraph=True)
+    assert torch.equal(call(*inputs), fused_dissim_score(*inputs, backend=backend) * 2)
+
+
+# --- sizes beyond 32 bits and beyond a grid's limits ----------------------------------------------------------------
+
+
+def test_more_scores_than_32_bits_count(backend):
+    inputs = on_device(judge.tie_grid(40_000, 60_000, 3, torch.float16))
+    scores = fused_dissim_score(*inputs, backend=backend)
+    rows = torch.tensor([0, 1, 17_895, 35_791, 35_792, 39_999], device="cuda")  # 2**31 / 60,000 = 35,791.4
+    assert torch.equal(scores[rows], judge.plain_score(inputs.query[rows], *inputs[1:]))
+
+
+def test_more_numbers_in_the_references_than_32_bits_count(backend):
+    reference = torch.zeros(4_300_000, 512, dtype=torch.float16, device="cuda")  # 2.2e9 numbers
+    reference[-1], reference[4_194_305] = 1, 2
+    query, weight = torch.zeros(9, 512, dtype=torch.float16, device="cuda"), torch.ones(512, device="cuda")
+    found = fused_dissim_topk(query, reference, weight, k=3, backend=backend)
+    assert (found.indices == torch.tensor([4_194_305, 4_299_999, 0], device="cuda")).all()
+    assert (found.scores == torch.tensor([1024.0, 512.0, 0.0], device="cuda")).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [((70_000, 2, 5), (70_000, 3, 5)), ((3, 5), (9_000_000, 5)), ((9_000_000, 5), (3, 5))], ids=str
+)
+def test_more_blocks_than_a_grid_has_in_y_or_z(shape, backend):
+    """65,535; values of exact arithmetic, so that sums of any order are equal."""
+    rng = torch.Generator().manual_seed(0)
+    query, reference = (torch.randint(-2, 3, size, generator=rng).float().cuda() for size in shape)
+    weight = torch.tensor([0.25, -0.5, 0.0, 1.0, -0.75], device="cuda")
+    sides = [x.requires_grad_() for x in (query, reference)]
+    scores = fused_dissim_score(*sides, weight, backend=backend)
+    found = torch.autograd.grad(scores, sides, torch.ones_like(scores))
+    differences = query.detach().unsqueeze(-2) - reference.detach().unsqueeze(-3)
+    assert torch.equal(scores.detach(), differences.abs() @ weight)
+    signs = differences.sign_().mul_(weight)
+    assert torch.equal(found[0], signs.sum(-2)) and torch.equal(found[1], -signs.sum(-3))
+
+
+# --- devices that a backend was not compiled for --------------------------------------------------------------------
+
+
+OLD_DEVICE = """
+import torch, dissim_kernels
+torch.cuda.get_device_capability = lambda *device, **named: (7, 5)
+x = torch.randn(4, 5, device="cuda")
+try:
+    dissim_kernels.fused_dissim_score(x, x, x[0])
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@on_gpu
+def test_a_device_below_every_image_is_an_error_in_words():
+    """In a fresh process, for a device is asked once."""
+    done = subprocess.run([sys.executable, "-c", OLD_DEVICE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("cuda", "triton"):
+        assert re.search(f"backend '{name}' cannot run this call: .*8.0 or more", done.stdout), done.stdout
+
+
+@on_gpu
+def test_a_device_without_an_image_goes_on_to_triton(monkeypatch):
+    """A build for this card alone, on one of a later generation."""
+    reason = "it has no image for this device, in this test"
+    monkeypatch.setattr(dispatch.BACKENDS["cuda"], "why_not", lambda problem: reason)
+    inputs = judge.random_inputs((4, 5), (6, 5))
+    found = fused_dissim_score(*on_device(inputs))
+    assert last_backend() == "triton"
+    judge.assert_within(found.cpu(), judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
+    with pytest.raises(RuntimeError, match=reason):
+        fused_dissim_score(*on_device(inputs), backend="cuda")

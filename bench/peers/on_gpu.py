@@ -1,13 +1,10 @@
-"""Who competes on a CUDA device: both of our backends, torch, KeOps, cuVS and FAISS.
+"""Who competes on a GPU: both of our backends, what a user of torch writes, and KeOps where it is installed.
 
-Nobody has run these yet on the machines this was written on, which have no GPU; the gate judges them before any time
-is taken, and one that breaks becomes a row that says so. One-sign engines get inputs scaled by |w| (E11), not timed.
+torch.compile is given the form that it fuses best and its own defaults, as one uses it; what it gains by CUDA graphs
+all have, for every call is replayed as one (gpu.py).
 """
 
 from __future__ import annotations
-
-import torch
-from torch import Tensor
 
 from dissim_kernels import (
     available_backends,
@@ -23,7 +20,6 @@ from ..problem import MARGIN, Problem
 from ..registry import WHOLE, Call, Unavailable, competitor
 from . import keops, plain_torch
 
-SEARCHES = dict.fromkeys(("score", "topk", "certified"), WHOLE)
 EVERY = dict.fromkeys(("score", "score_backward", "score_step", "topk", "hinge_step"), WHOLE)
 
 
@@ -33,6 +29,7 @@ def call_of(problem: Problem, score, topk, loss) -> Call:
     return {
         "score": lambda: lambda: score(problem, *inputs),
         "topk": lambda: lambda: topk(problem, *inputs),
+        "certified": lambda: lambda: topk(problem, *inputs),
         "score_backward": lambda: backward_of(problem, score),
         "score_step": lambda: step_of(problem, score),
         "hinge_step": lambda: step_of(problem, loss),
@@ -74,7 +71,7 @@ def _certified_peer(problem: Problem) -> Call:
 
 
 def torchs(name: str, form, finish=lambda function: function) -> None:
-    @competitor(name, EVERY, device="cuda")
+    @competitor(name, {**EVERY, "certified": WHOLE}, device="cuda")
     def _prepare(problem: Problem) -> Call:
         score = finish(form) if problem.case.operation != "hinge_step" else None
         loss = finish(plain_torch.hinge_of(form)) if problem.case.operation == "hinge_step" else None
@@ -86,48 +83,3 @@ ours("triton")
 torchs("torch.cdist, two calls (E8)", plain_torch.two_distances)
 torchs("torch.compile", plain_torch.fusible, plain_torch.compiled)
 keops.register("KeOps", "", dict.fromkeys(("score", "topk", "hinge_step"), WHOLE), device="cuda")
-
-
-def scaled(problem: Problem) -> tuple[Tensor, Tensor]:
-    """E11: so that a score is the bias less an L1 distance."""
-    query, reference, weight = problem.floats()
-    return query * weight.abs(), reference * weight.abs()
-
-
-@competitor("cuVS, L1", SEARCHES, needs=("cuvs",), one_sign=True, device="cuda")
-def _cuvs(problem: Problem) -> Call:
-    query, reference = scaled(problem)
-    if problem.case.operation == "score":
-        from cuvs.distance import pairwise_distance
-
-        out = torch.empty(len(query), len(reference))
-        return lambda: problem.bias - torch.as_tensor(pairwise_distance(query, reference, out, metric="l1"))
-    from cuvs.neighbors import brute_force
-
-    index = brute_force.build(reference, metric="l1")
-
-    def search():
-        distances, indices = brute_force.search(index, query, problem.case.k)
-        return problem.bias - torch.as_tensor(distances), torch.as_tensor(indices)
-
-    return search
-
-
-@competitor("FAISS on GPU, L1", SEARCHES, needs=("faiss",), one_sign=True, device="cuda")
-def _faiss(problem: Problem) -> Call:
-    import faiss
-
-    if not hasattr(faiss, "StandardGpuResources"):
-        raise Unavailable("the installed FAISS has no GPU part: pip install faiss-gpu-cu12")
-    import faiss.contrib.torch_utils  # lets it take tensors
-
-    query, reference = scaled(problem)
-    resources = faiss.StandardGpuResources()
-    if problem.case.operation == "score":
-        return lambda: problem.bias - faiss.pairwise_distance_gpu(resources, query, reference, metric=faiss.METRIC_L1)
-
-    def search():
-        distances, indices = faiss.knn_gpu(resources, query, reference, problem.case.k, metric=faiss.METRIC_L1)
-        return problem.bias - distances, indices
-
-    return search

@@ -1,0 +1,39 @@
+"""Commands with a time limit, whose output goes to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+class TimedOut(Exception):
+    """The command was still running when its time was over, and was ended with all that it had started."""
+
+
+def execute(command: list[str], log: Path, seconds: float, settings: Mapping[str, str] | None = None) -> int:
+    """Runs a command in the checkout and appends what it prints to `log`; its exit status. Raises TimedOut."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **(settings or {})},
+        )  # fmt: skip
+        try:
+            return process.wait(max(0, seconds))
+        except subprocess.TimeoutExpired:
+            raise TimedOut(f"not done within {seconds:.0f} s ({log.name})") from None
+        finally:  # a compiler or a worker may be left, also of a command that ended or was interrupted
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def last_line(log: Path) -> str:
+    """The last line that says something."""
+    return next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "")
