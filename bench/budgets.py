@@ -108,7 +108,7 @@ def _triton_row(
         from dissim_kernels.backends.triton.tuning import row_of
 
         chosen = row_of(
-            tile, torch.float64 if wide == "fp64" else torch.float32, arch if isinstance(arch, int) else None, 512
+            tile, torch.float64 if wide == "fp64" else torch.float32, arch if isinstance(arch, int) else None
         )
         given = {"rows": "i32", "columns": "i32", "dim": "i32:16", **arguments, **chosen.sizes, **options}
         types = {key: value if isinstance(value, str) else "constexpr" for key, value in given.items()}
