@@ -29,7 +29,8 @@ def launch(kernel: Any, name: str, axes: tuple[str, ...], copies: int, wide: tor
         problem = {axis: arguments[axis] for axis in AXES}
         sizes, num_warps, num_stages = tile_for(name, wide, None if INTERPRETED else _architecture(), problem)
         programs = copies * math.prod(triton.cdiv(arguments[axis], sizes[AXES[axis]]) for axis in axes)
-        kernel[(programs,)](**arguments, **sizes, num_warps=num_warps, num_stages=num_stages)
+        options = dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)  # without it 3.9 warns
+        kernel[(programs,)](**arguments, **sizes, **options)
 
 
 def _architecture() -> int | None:
