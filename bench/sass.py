@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 
 from dissim_retrieval.atomic import atomic_write
 
@@ -113,7 +114,8 @@ def main() -> int:
     print(text)
     if options.write:
         with atomic_write(ROOT / "bench" / "results" / "sass.md") as file:
-            file.write(f"{HEAD.format(tools=version())}\n{text}\n".encode())
+            tools = f"{version()}, Triton {metadata.version('triton')}"
+            file.write(f"{HEAD.format(tools=tools)}\n{text}\n".encode())
     complaints = [f"{c.budget.name} for sm_{c.kernel.arch}: {text}" for c in counts for text in c.complaints]
     print("\n".join(complaints), file=sys.stderr)
     return 1 if complaints else 0
