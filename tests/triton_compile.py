@@ -66,6 +66,7 @@ def compile_all(target: GPUTarget, device: int) -> tuple[set[tuple[str, str]], d
             # Whole tiles, packed, with everything optional; small tiles, not packed, with nothing optional.
             run_operations(dtype, 256, 512, 512, k=32, optional=True)
             run_operations(dtype, 3, 40, 72, k=1, optional=False)
+            run_search(dtype, 3, 40, 72, k=33, optional=False)  # more than are selected in registers
         for k in (1, 2, 4, 8, 16):
             run_search(torch.float32, 40, 300, 72, k, optional=False)
     finally:
@@ -74,11 +75,12 @@ def compile_all(target: GPUTarget, device: int) -> tuple[set[tuple[str, str]], d
 
 
 def run_operations(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, optional: bool) -> None:
-    """Every operation and its gradients; optional: with bias, filters and a limit of hard negatives."""
-    search = run_search(dtype, rows, columns, dim, k, optional)
-    sides = search.query[None], search.reference[None], search.weight[None]
-    backend.score(*sides, search.bias)
-    backend.score_backward(torch.ones(1, 1, rows, columns, dtype=dtype), *sides, (True,) * 3)
+    """Every operation and its gradients; optional: with two batches and heads, bias, filters, hard negatives."""
+    search, copies = run_search(dtype, rows, columns, dim, k, optional), 2 if optional else 1
+    sides = [x.repeat(copies, 1, 1) for x in search[:2]]
+    weight, bias = search.weight.repeat(copies, 1), search.bias.repeat(copies) if optional else None
+    backend.score(*sides, weight, bias)
+    backend.score_backward(torch.ones(copies, copies, rows, columns, dtype=dtype), *sides, weight, (True,) * 3)
     labels = torch.arange(rows) % 5, torch.arange(columns) % 5
     *_, active = backend.hinge(Hinge(*search[:4], *labels, search.exclude, 1.0, k if optional else None))
     grad = torch.ones(rows, dtype=ACCUMULATE[dtype])
