@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 
 from . import files
 from .budgets import ARCHITECTURES, BUDGETS, Budget
@@ -111,7 +112,10 @@ def main() -> int:
     text = table(counts)
     print(text)
     if options.write:
-        files.replace(ROOT / "bench" / "results" / "sass.md", f"{HEAD.format(tools=version())}\n{text}\n")
+        tools = f"{version()}, Triton {metadata.version('triton')}"
+        files.replace(ROOT / "bench" / "results" / "sass.md", f"{HEAD.format(tools=tools)}
+{text}
+")
     complaints = [f"{c.budget.name} for sm_{c.kernel.arch}: {text}" for c in counts for text in c.complaints]
     print("\n".join(complaints), file=sys.stderr)
     return 1 if complaints else 0

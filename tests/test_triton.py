@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: right under Triton's interpreter, and compiled for AMD.
+"""The Triton kernels without a GPU: right under Triton's interpreter, and compiled for NVIDIA and AMD.
 
 What they cost in NVIDIA's machine code, and that nothing spills, is asserted by test_sass.py from bench/budgets.py.
 """
@@ -7,20 +7,25 @@ import math
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.budgets import BUDGETS
 from dissim_kernels import dispatch, fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
 from dissim_kernels import testing as judge
 from dissim_kernels.backends import triton as backend
 from dissim_kernels.contract import Hinge, HingeBackward, Problem, Search
 
-pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+#: Where the installed Triton is, and those that `pip install --no-deps --target FOLDER triton==VERSION` has made.
+TRITONS = [
+    str(Path(triton.__file__).parents[1]),
+    *filter(None, os.environ.get("TRITON_FOLDERS", "").split(os.pathsep)),
+]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_the_interpreted_kernels_pass_the_same_tests")
 HALF = (torch.float16, torch.bfloat16)
@@ -41,9 +46,7 @@ CHOSEN = {
 def test_the_interpreted_kernels_pass_the_same_tests(stem):
     settings = {**os.environ, "TRITON_INTERPRET": "1", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN[stem]]
-    done = subprocess.run(
-        [*command, f"tests/test_{stem}.py"], env=settings, cwd=TESTS.parent, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, f"tests/test_{stem}.py"], env=settings, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert done.stdout.count(".") > 5
 
@@ -144,12 +147,28 @@ def test_interpreter_cuts_long_columns_in_parts_and_large_k_in_blocks():
 # --- without it ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "budget", [row for row in BUDGETS if row.name.startswith("triton")], ids=lambda row: row.name
-)
+def run_python(arguments, folder):
+    """In a process that looks for modules in this folder first."""
+    path = os.pathsep.join([str(Path(folder).absolute()), os.environ.get("PYTHONPATH", "")])
+    settings = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, *arguments], env=settings, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("folder", TRITONS, ids=lambda folder: Path(folder).name)
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
-def test_every_kernel_compiles_for_amd(budget):
-    assert budget.build("gfx942").cubin.stat().st_size > 0
+def test_every_kernel_compiles(folder):
+    version = next(iter(metadata.distributions(name="triton", path=[folder]))).version
+    done = run_python(["tests/triton_compile.py"], folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert done.stdout.count(f"Triton {version}, ") == 3
+
+
+@pytest.mark.skipif(INTERPRETED, reason="one process is enough")
+def test_an_old_triton_is_told(tmp_path):
+    (tmp_path / "triton.py").write_text("__version__ = '3.5.1'")
+    program = "import dissim_kernels; print(dissim_kernels.available_backends()['triton'])"
+    done = run_python(["-c", program], tmp_path)
+    assert "Triton 3.6 or newer cannot be imported (this is 3.5.1)" in done.stdout, done.stderr[-1000:]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")

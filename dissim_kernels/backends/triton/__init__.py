@@ -13,6 +13,9 @@ import torch
 
 from ...contract import Problem
 
+#: The Triton of the oldest torch. tests/triton_compile.py compiles all kernels with it and with those after it.
+OLDEST = (3, 6)
+
 
 def why_not(problem: Problem) -> str | None:
     if _NOT_LOADED is not None:
@@ -35,6 +38,10 @@ def _absent(*arguments):
 
 
 try:
+    from triton import __version__ as _version
+
+    if tuple(map(int, _version.split(".")[:2])) < OLDEST:
+        raise ImportError(f"this is {_version}")
     from .hinge import hinge, hinge_backward
     from .launch import INTERPRETED
     from .score import score
@@ -43,5 +50,8 @@ try:
 
     _NOT_LOADED = None
 except ImportError as error:
-    _NOT_LOADED = f"Triton cannot be imported ({error}). It comes with torch for CUDA; else `pip install triton`."
+    _NOT_LOADED = (
+        f"Triton {'.'.join(map(str, OLDEST))} or newer cannot be imported ({error}). "
+        "It comes with torch for CUDA from 2.10 on; else `pip install -U triton`."
+    )
     hinge = hinge_backward = score = score_backward = topk = _absent

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from typing import Any
 
 import torch
 import triton
 
-from .tuning import AXES, candidates, chosen
+from .tuning import AXES, tile_for
 
 #: Triton decides it when a kernel is defined.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-#: Measure every candidate on the first call of each size; Triton keeps the result on disk.
-AUTOTUNE = os.environ.get("DISSIM_AUTOTUNE") == "1" and not INTERPRETED
 
 #: Where tiles are few, their columns are cut in parts, until there are this many programs: a few for each SM.
 PROGRAMS, LEAST_COLUMNS = 512, 256
-
-_tuners: dict[str, Any] = {}
 
 
 def launch(kernel: Any, name: str, axes: tuple[str, ...], copies: int, wide: torch.dtype, **arguments: Any) -> None:
@@ -30,19 +25,18 @@ def launch(kernel: Any, name: str, axes: tuple[str, ...], copies: int, wide: tor
     and writes to out.
     """
     device = arguments["out"].device
-
-    def grid(tile: dict) -> tuple[int]:
-        return (copies * math.prod(triton.cdiv(arguments[axis], tile[AXES[axis]]) for axis in axes),)
-
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        if AUTOTUNE:
-            if name not in _tuners:
-                configs = [triton.Config(*tile) for tile in candidates(name)]
-                _tuners[name] = triton.autotune(configs, key=["rows", "columns", "dim"], cache_results=True)(kernel)
-            _tuners[name][grid](**arguments)
-        else:
-            sizes, warps, stages = chosen(name, device, wide, {axis: arguments[axis] for axis in AXES})
-            kernel[grid(sizes)](**arguments, **sizes, num_warps=warps, num_stages=stages)
+        problem = {axis: arguments[axis] for axis in AXES}
+        sizes, num_warps, num_stages = tile_for(name, wide, None if INTERPRETED else _architecture(), problem)
+        programs = copies * math.prod(triton.cdiv(arguments[axis], sizes[AXES[axis]]) for axis in axes)
+        options = dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)  # without it 3.9 warns
+        kernel[(programs,)](**arguments, **sizes, **options)
+
+
+def _architecture() -> int | None:
+    """That of the current device as the tuning table names it: 80, 90, 100; None for AMD."""
+    target = triton.runtime.driver.active.get_current_target()
+    return target.arch // 10 * 10 if target.backend == "cuda" else None
 
 
 def parts_of(programs: int, columns: int, most: int) -> tuple[int, int]:

@@ -53,11 +53,18 @@ def centre_kernel(
     tl.store(sums + (batch * heads + head) * columns + row, tl.sum(total, 1), mask=row < columns)
 
 
+@tl.core.builtin
+def _maximum(x, y, _semantic=None):
+    """tl.maximum without its conversion of bfloat16 to float32, which Triton makes up to 3.8."""
+    return _semantic.maximum(x, y, tl.PropagateNan.NONE)
+
+
 @triton.jit
 def _add_maxima(sums, q, r, parts, INTERPRETED: tl.constexpr):
     if INTERPRETED:  # where bfloat16 has no arithmetic; it is exact in float32
-        q, r, parts = q.to(tl.float32), r.to(tl.float32), parts.to(tl.float32)
-    return tl.dot(tl.maximum(r, q[None, :]), parts, sums)
+        maxima = tl.maximum(r.to(tl.float32), q.to(tl.float32)[None, :])
+        return tl.dot(maxima, parts.to(tl.float32), sums)
+    return tl.dot(_maximum(r, q[None, :]), parts, sums)
 
 
 @triton.jit

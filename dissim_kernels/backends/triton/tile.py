@@ -18,8 +18,9 @@ FEWEST_TO_PACK = 32
 @triton.jit
 def zero_tile(ROWS: tl.constexpr, COLUMNS: tl.constexpr, wide: tl.constexpr):
     """Zeros as a product of zeros, for the layout that its result has: each thread holds 4 x 4 blocks, so that one
-    number for each row and each column of them is a few 16-byte loads. A plain zero would cost a third more."""
-    left, right = tl.zeros((ROWS, 8), tl.float32), tl.zeros((8, COLUMNS), tl.float32)
+    number for each row and each column of them is a few 16-byte loads. A plain zero would cost a third more. The
+    product itself leaves no instruction. Triton up to 3.7 wants at least 16 terms."""
+    left, right = tl.zeros((ROWS, 16), tl.float32), tl.zeros((16, COLUMNS), tl.float32)
     return tl.dot(left, right, input_precision="ieee").to(wide)
 
 

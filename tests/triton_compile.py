@@ -1,0 +1,122 @@
+"""Compiles every Triton kernel that the operations launch, for GPUs that are not there, and tells which fail.
+
+    python tests/triton_compile.py [sm_80 sm_90 gfx942]
+
+It uses the Triton that Python finds first: PYTHONPATH=FOLDER chooses one that was put there by
+`pip install --no-deps --target FOLDER triton==3.6.0`. The operations themselves run, on CPU tensors; a launch ends
+when the kernel is compiled. Exit code 1 if a kernel fails, or one of the tuning table was not launched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from dissim_kernels.backends import triton as backend
+from dissim_kernels.backends.triton.tuning import TABLE
+from dissim_kernels.contract import ACCUMULATE, Hinge, HingeBackward, Search
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+class Driver:
+    """Of a GPU that is not there."""
+
+    def __init__(self, target: GPUTarget, device: int) -> None:
+        self.target, self.device = target, device
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_all(target: GPUTarget, device: int) -> tuple[set[tuple[str, str]], dict[str, str]]:
+    """Names and hashes of the kernels that compile, and errors of those that do not. device: another for each target,
+    because Triton keeps what it has compiled for a device."""
+    compiled, failed, run = set(), {}, JITFunction.run
+
+    def compile_only(kernel, *args, grid, warmup, **options):
+        try:
+            compiled.add((kernel.__name__, run(kernel, *args, grid=grid, warmup=True, **options).hash))
+        except Exception as error:
+            while error.__cause__ is not None:
+                error = error.__cause__
+            failed.setdefault(kernel.__name__, f"{type(error).__name__}: {error}")
+
+    triton.runtime.driver.set_active(Driver(target, device))
+    JITFunction.run = compile_only
+    try:
+        for dtype in ACCUMULATE:
+            # Whole tiles, packed, with everything optional; small tiles, not packed, with nothing optional.
+            run_operations(dtype, 256, 512, 512, k=32, optional=True)
+            run_operations(dtype, 3, 40, 72, k=1, optional=False)
+            run_search(dtype, 3, 40, 72, k=33, optional=False)  # more than are selected in registers
+        for k in (1, 2, 4, 8, 16):
+            run_search(torch.float32, 40, 300, 72, k, optional=False)
+    finally:
+        JITFunction.run = run
+    return compiled, failed
+
+
+def run_operations(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, optional: bool) -> None:
+    """Every operation and its gradients; optional: with two batches and heads, bias, filters, hard negatives."""
+    search, copies = run_search(dtype, rows, columns, dim, k, optional), 2 if optional else 1
+    sides = [x.repeat(copies, 1, 1) for x in search[:2]]
+    weight, bias = search.weight.repeat(copies, 1), search.bias.repeat(copies) if optional else None
+    backend.score(*sides, weight, bias)
+    backend.score_backward(torch.ones(copies, copies, rows, columns, dtype=dtype), *sides, weight, (True,) * 3)
+    labels = torch.arange(rows) % 5, torch.arange(columns) % 5
+    *_, active = backend.hinge(Hinge(*search[:4], *labels, search.exclude, 1.0, k if optional else None))
+    grad = torch.ones(rows, dtype=ACCUMULATE[dtype])
+    backend.hinge_backward(HingeBackward(grad, grad, active, *search[:3], *labels), (True,) * 4)
+
+
+def run_search(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, optional: bool) -> Search:
+    query, reference, weight = (torch.ones(*shape, dtype=dtype) for shape in ((rows, dim), (columns, dim), (dim,)))
+    labels = (torch.arange(rows) % 5, torch.arange(columns) % 5) if optional else (None, None)
+    bias, exclude = (weight[:1], torch.arange(rows)) if optional else (None, None)
+    search = Search(query, reference, weight, bias, k, optional, exclude, *labels)
+    backend.topk(search)
+    return search
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; without any, all")
+    targets = parser.parse_args().targets or list(TARGETS)
+    if unknown := set(targets) - set(TARGETS):
+        parser.error(f"unknown targets: {', '.join(sorted(unknown))}")
+    wrong = 0
+    for device, name in enumerate(targets):
+        start = time.perf_counter()
+        compiled, failed = compile_all(TARGETS[name], device)
+        launched = {kernel for kernel, _ in compiled} | set(failed)
+        missing = {f"{case.kernel}_kernel" for case in TABLE} - launched
+        print(
+            f"Triton {triton.__version__}, {name}: {len(compiled)} kernels compile, {len(failed)} fail, "
+            f"{len(missing)} were not launched, {time.perf_counter() - start:.0f} s"
+        )
+        for text in itertools.chain((f"{kernel}: {error}" for kernel, error in failed.items()), sorted(missing)):
+            print(f"  {text}")
+        wrong += len(failed) + len(missing)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
