@@ -20,12 +20,14 @@ class DissimilarityHead(nn.Module):
     Max-margin training with a constraint on the L2 norm of the weights is the method of Kiran et al.
     (arXiv 2412.08618); its abstract leaves the form of every choice below open, so they are ours:
 
-    constraint: what `constrain_` does after an optimiser step. "project": the norm is held at `radius` exactly;
-        "cap": a norm above `radius` is brought down to it (the weights may then shrink away and learning stop);
-        "penalty": nothing, `penalty()` is to be added to the loss; "none": nothing.
-    sign: "negative" keeps every weight <= 0, so that -score + bias is a weighted L1 distance and any L1 index
-        serves it; "free" lets a difference also speak for "same".
-    normalise: embeddings are L2-normalised and multiplied by `scale`; otherwise taken as they are, `scale` unused.
+    Args:
+        constraint: what `constrain_` does after an optimiser step. "project": the norm is held at `radius` exactly;
+            "cap": a norm above `radius` is brought down to it (the weights may then shrink away and learning stop);
+            "penalty": nothing, `penalty()` is to be added to the loss; "none": nothing.
+        sign: "negative" keeps every weight <= 0, so that -score + bias is a weighted L1 distance and any L1 index
+            serves it; "free" lets a difference also speak for "same".
+        normalise: embeddings are L2-normalised and multiplied by `scale`; otherwise taken as they are, `scale`
+            unused.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class DissimilarityHead(nn.Module):
             self.weight.copy_(self.weight.double() * (self.radius / norm))
 
     def penalty(self) -> Tensor:
-        """(|w| - radius)^2 under constraint "penalty", else 0: a term for the loss, 0-d."""
+        """``(weight.norm() - radius)**2`` under constraint "penalty", else 0: a term for the loss, 0-d."""
         if self.constraint != "penalty":
             return self.weight.new_zeros(())
         return (self.weight.norm() - self.radius).square()
