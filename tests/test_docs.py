@@ -1,5 +1,6 @@
-"""What the documents say is true: examples run, and every identity cited is stated."""
+"""What the documents say is true: examples run, names and settings are those of the code, identities are stated."""
 
+import ast
 import doctest
 import importlib
 import os
@@ -12,10 +13,12 @@ import pytest
 import torch
 
 import dissim_kernels
+import dissim_kernels.numpy
 
 ROOT = Path(__file__).parents[1]
 IDENTITIES = set(re.findall(r"^\*\*(E\d+)\.\*\*", (ROOT / "dissim_kernels" / "MATH.md").read_text(), re.M))
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md") if (ROOT / name).exists()]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [*(path for name in ("README.md", "CONTRIBUTING.md") if (path := ROOT / name).exists()), *PAGES]
 SOURCES = [
     path
     for folder in ("csrc", "dissim_kernels", "python", "bench", "tests")
@@ -48,21 +51,56 @@ def test_every_door_has_an_example():
     assert all(">>>" in getattr(dissim_kernels, name).__doc__ for name in doors)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def blocks(document):
+    """(language, line, text) of the Python blocks of a document, in order."""
+    text = document.read_text()
+    for match in re.finditer(r"^```(python|pycon)\n(.*?)^```", text, re.M | re.S):
+        yield match[1], text[: match.start()].count("\n") + 1, match[2]
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+documents = pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+
+
+@documents
 def test_python_blocks_of_a_document_run_in_order(document):
-    """All ```python blocks of one document share one namespace, as a reader's session does."""
-    text, namespace = document.read_text(), {"__name__": "__main__"}
-    blocks = [(m.start(), m.group(1)) for m in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)]
-    assert blocks or document.name != "README.md", "the README shows no Python"
-    for start, block in blocks:
-        line = text[:start].count("\n") + 1
-        exec(compile("\n" * line + block, str(document), "exec"), namespace)
+    """All ```python and ```pycon blocks of one document share one namespace, as a reader's session does."""
+    namespace = {"__name__": "__main__"}
+    assert list(blocks(document)) or document.name != "README.md", "the README shows no Python"
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    for language, line, block in blocks(document):
+        if language == "python":
+            exec(compile("\n" * line + block, str(document), "exec"), namespace)
+        else:
+            session = doctest.DocTest(
+                doctest.DocTestParser().get_examples(block), namespace, named(document), str(document), line, block
+            )
+            assert runner.run(session, clear_globs=False).failed == 0
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@documents
 def test_links_of_a_document_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", document.read_text()):
         assert os.path.exists(document.parent / target), target
+
+
+PUBLIC = [
+    f"{m.__name__}.{name}" for m in (dissim_kernels, dissim_kernels.numpy, dissim_retrieval) for name in m.__all__
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_on_a_reference_page_with_an_example(name):
+    pages = [page for page in PAGES if re.search(rf"^.. auto\w+:: {re.escape(name)}$", page.read_text(), re.M)]
+    assert len(pages) == 1, "expected one page of the reference"
+    used = set()
+    for _, _, block in blocks(pages[0]):
+        source = block if ">>>" not in block else doctest.script_from_examples(block)
+        used |= {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    assert name.split(".")[-1] in used, "the page's examples do not use it"
 
 
 def test_every_identity_cited_is_stated():
