@@ -9,6 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 LONGEST := tests/test_cuda.py tests/test_triton.py tests/test_sanitizers.py
 
 .PHONY: demo test check bench test-gpu bench-gpu clean
+.PHONY: docs
 
 demo: .venv/built  ## train and compare on real images; prints where the report is
 	$(BIN)/dissim demo
@@ -27,6 +28,11 @@ bench: .venv/built  ## tests of the operations first, then the measurement
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
 	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_certified.py tests/test_bench.py
 	$(BIN)/python -m bench
+
+docs: .venv/built  ## the documentation as HTML, in build/docs; a warning is an error
+	$(BIN)/pip install -q --no-build-isolation -e '.[docs,retrieval]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
 
 test-gpu: .venv/built  ## what only a CUDA device can show; skips with a reason where there is none
 	$(BIN)/python -m pytest tests/test_gpu.py -m gpu -rs

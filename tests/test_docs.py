@@ -75,9 +75,9 @@ def test_python_blocks_of_a_document_run_in_order(document):
         if language == "python":
             exec(compile("\n" * line + block, str(document), "exec"), namespace)
         else:
-            session = doctest.DocTest(
-                doctest.DocTestParser().get_examples(block), namespace, named(document), str(document), line, block
-            )
+            examples = doctest.DocTestParser().get_examples(block)
+            session = doctest.DocTest(examples, {}, named(document), str(document), line, block)
+            session.globs = namespace  # the constructor copies what it is given
             assert runner.run(session, clear_globs=False).failed == 0
 
 
@@ -88,7 +88,9 @@ def test_links_of_a_document_lead_somewhere(document):
 
 
 PUBLIC = [
-    f"{m.__name__}.{name}" for m in (dissim_kernels, dissim_kernels.numpy, dissim_retrieval) for name in m.__all__
+    f"{module.__name__}.{name}"
+    for module in (dissim_kernels, dissim_kernels.numpy, dissim_retrieval)
+    for name in module.__all__
 ]
 
 
