@@ -30,7 +30,7 @@ bench: .venv/built  ## tests of the operations first, then the measurement
 	$(BIN)/python -m bench
 
 docs: .venv/built  ## the documentation as HTML, in build/docs; a warning is an error
-	$(BIN)/pip install -q --no-build-isolation -e '.[docs,retrieval]'
+	$(BIN)/pip install -q --group docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo build/docs/index.html
 

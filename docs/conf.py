@@ -27,6 +27,7 @@ napoleon_numpy_docstring = False
 #: `name` in a docstring is a link where there is such an object, else plain code.
 default_role = "py:obj"
 add_module_names = False
+smartquotes = False  # quotes are Python's
 
 html_theme = "furo"
 html_title = "dissim-kernels"

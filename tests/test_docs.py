@@ -105,6 +105,40 @@ def test_every_public_name_is_on_a_reference_page_with_an_example(name):
     assert name.split(".")[-1] in used, "the page's examples do not use it"
 
 
+def environment_reads(path):
+    """Names of the environment variables that a source file reads."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        return set(python_reads(ast.parse(text), {}))
+    calls = re.findall(r"\bgetenv\(([^)]*)\)", text)
+    assert all(re.fullmatch(r'"\w+"', name) for name in calls), f"{path}: name the variable in the call"
+    return {name.strip('"') for name in calls}
+
+
+def python_reads(node, loops):
+    """loops: {variable: the literals that the loop around gives it}, for a name that is no literal itself."""
+    for loop in [node] if isinstance(node, ast.For) else getattr(node, "generators", []):
+        if isinstance(loop.iter, ast.Tuple | ast.List):
+            values = [item.value for item in loop.iter.elts if isinstance(item, ast.Constant)]
+            loops = loops | {ast.unparse(loop.target): values}
+    name = None
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.environ.get", "os.getenv"):
+        name = node.args[0]
+    elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "os.environ":
+        name = node.slice
+    if name is not None:
+        yield from [name.value] if isinstance(name, ast.Constant) else loops[ast.unparse(name)]
+    for child in ast.iter_child_nodes(node):
+        yield from python_reads(child, loops)
+
+
+def test_the_page_of_environment_variables_lists_those_in_the_code():
+    page = (ROOT / "docs" / "environment.md").read_text().split("## Read by libraries")[0]
+    code = [ROOT / "setup.py", *(path for path in SOURCES if ROOT / "tests" not in path.parents)]
+    read = set().union(*map(environment_reads, code))
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == read
+
+
 def test_every_identity_cited_is_stated():
     cited = {
         (number, path.name)

@@ -62,8 +62,8 @@ def fused_dissim_hinge_loss(
             "none", a value for each query row [N], which sum to the mean times N.
 
     Returns:
-        The accumulate dtype: float32 for half precision. Any upstream gradient; frozen inputs cost nothing.
-        Double backward and jvp raise NotImplementedError.
+        0-d, or [N] for reduction "none", in the accumulator dtype (float32 for half precision). Any upstream
+        gradient; frozen inputs cost nothing. Double backward and jvp raise NotImplementedError.
 
     Cost: forward as the score; backward a step for each active pair and dimension where these are few (one in 4, on
     GPUs one in 16), else as score's. Memory: one bit a pair and a block of scores; in backward sums of the queries'

@@ -42,7 +42,7 @@ def draw():
         bars(axes, 0.2, y, query, QUERY, "q")
         bars(axes, 1.5, y, reference, REFERENCE, "r")
         arrow(axes, 2.65, 3.45, middle)
-        bars(axes, 3.7, y, difference, INK, "u = |q − r|")
+        bars(axes, 3.7, y, difference, INK, "u = |q - r|")
         arrow(axes, 4.85, 5.65, middle)
         axes.text(6.65, middle, f"s = w · u + b\n= {score:+.1f}", ha="center", va="center", fontsize=15, color=INK)
         arrow(axes, 7.6, 8.3, middle)
