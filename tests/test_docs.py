@@ -139,6 +139,11 @@ def test_the_page_of_environment_variables_lists_those_in_the_code():
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == read
 
 
+def test_the_citation_has_the_version_of_the_package():
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_every_identity_cited_is_stated():
     cited = {
         (number, path.name)
