@@ -1,6 +1,6 @@
 """Measures and draws the memory that scoring N x N pairs takes beyond the inputs: plain torch, torch.cdist, ours.
 
-python docs/figures/memory.py      about two minutes; writes docs/images/memory.json and docs/images/memory.png
+python docs/figures/memory.py      some minutes; writes docs/images/memory.json and docs/images/memory.png
 
 Each point is a fresh process on the CPU: the rise of its peak resident memory during one call. torch.cdist knows no
 weights of two signs, so it is called twice, once for each sign (E8 of MATH.md).
