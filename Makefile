@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A worker takes a file at a time: these first, so that none is left with one of them at the end.
 LONGEST := tests/test_cuda.py tests/test_triton.py tests/test_sanitizers.py
 
-.PHONY: demo test check bench gpu clean
+.PHONY: demo test check bench gpu docs clean
 
 demo: .venv/built  ## train and compare on real images; prints where the report is
 	$(BIN)/dissim demo
@@ -33,6 +33,11 @@ PARTS ?= build tests bench
 RESULTS ?= runs/gpu
 gpu:  ## on a machine with a GPU, in eight minutes: build for its card, test, measure; results in RESULTS
 	$(PYTHON) -m bench.gpu_session --results '$(RESULTS)' --parts $(PARTS)
+
+docs: .venv/built  ## the documentation as HTML, in build/docs; a warning is an error
+	$(BIN)/pip install -q --group docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
 
 clean:  ## leaves the environment; `rm -r .venv` removes that too
 	rm -rf build runs dissim_kernels/*.so *.egg-info python/*.egg-info

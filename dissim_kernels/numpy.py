@@ -53,8 +53,11 @@ def score(
     float16, float32 or float64, query and reference alike; weight and bias share the dtype or are float32 beside
     float16 rows, and are accumulated in float32 (float64 for float64). Any strides, no copy; sizes may be 0.
 
-    threads: how many to use; by default the environment's DISSIM_THREADS or OMP_NUM_THREADS, else all cores.
-    Raises TypeError or ValueError for arguments that do not fit.
+    Args:
+        threads: how many to use; by default the environment's DISSIM_THREADS or OMP_NUM_THREADS, else all cores.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected, what came and what to do.
 
     >>> import numpy as np
     >>> score(np.zeros((1, 2)), np.eye(2), np.array([-1.0, -2.0]), 0.5)

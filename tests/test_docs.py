@@ -1,5 +1,6 @@
-"""What the documents say is true: examples run, and every identity cited is stated."""
+"""What the documents say is true: examples run, names and settings are those of the code, identities are stated."""
 
+import ast
 import doctest
 import importlib
 import os
@@ -12,10 +13,12 @@ import pytest
 import torch
 
 import dissim_kernels
+import dissim_kernels.numpy
 
 ROOT = Path(__file__).parents[1]
 IDENTITIES = set(re.findall(r"^\*\*(E\d+)\.\*\*", (ROOT / "dissim_kernels" / "MATH.md").read_text(), re.M))
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md") if (ROOT / name).exists()]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [*(path for name in ("README.md", "CONTRIBUTING.md") if (path := ROOT / name).exists()), *PAGES]
 SOURCES = [
     path
     for folder in ("csrc", "dissim_kernels", "python", "bench", "tests")
@@ -48,21 +51,97 @@ def test_every_door_has_an_example():
     assert all(">>>" in getattr(dissim_kernels, name).__doc__ for name in doors)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def blocks(document):
+    """(language, line, text) of the Python blocks of a document, in order."""
+    text = document.read_text()
+    for match in re.finditer(r"^```(python|pycon)\n(.*?)^```", text, re.M | re.S):
+        yield match[1], text[: match.start()].count("\n") + 1, match[2]
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+documents = pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+
+
+@documents
 def test_python_blocks_of_a_document_run_in_order(document):
-    """All ```python blocks of one document share one namespace, as a reader's session does."""
-    text, namespace = document.read_text(), {"__name__": "__main__"}
-    blocks = [(m.start(), m.group(1)) for m in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)]
-    assert blocks or document.name != "README.md", "the README shows no Python"
-    for start, block in blocks:
-        line = text[:start].count("\n") + 1
-        exec(compile("\n" * line + block, str(document), "exec"), namespace)
+    """All ```python and ```pycon blocks of one document share one namespace, as a reader's session does."""
+    namespace = {"__name__": "__main__"}
+    assert list(blocks(document)) or document.name != "README.md", "the README shows no Python"
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    for language, line, block in blocks(document):
+        if language == "python":
+            exec(compile("\n" * line + block, str(document), "exec"), namespace)
+        else:
+            examples = doctest.DocTestParser().get_examples(block)
+            session = doctest.DocTest(examples, {}, named(document), str(document), line, block)
+            session.globs = namespace  # the constructor copies what it is given
+            assert runner.run(session, clear_globs=False).failed == 0
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@documents
 def test_links_of_a_document_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", document.read_text()):
         assert os.path.exists(document.parent / target), target
+
+
+PUBLIC = [
+    f"{module.__name__}.{name}"
+    for module in (dissim_kernels, dissim_kernels.numpy, dissim_retrieval)
+    for name in module.__all__
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_on_a_reference_page_with_an_example(name):
+    pages = [page for page in PAGES if re.search(rf"^.. auto\w+:: {re.escape(name)}$", page.read_text(), re.M)]
+    assert len(pages) == 1, "expected one page of the reference"
+    used = set()
+    for _, _, block in blocks(pages[0]):
+        source = block if ">>>" not in block else doctest.script_from_examples(block)
+        used |= {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    assert name.split(".")[-1] in used, "the page's examples do not use it"
+
+
+def environment_reads(path):
+    """Names of the environment variables that a source file reads."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        return set(python_reads(ast.parse(text), {}))
+    calls = re.findall(r"\bgetenv\(([^)]*)\)", text)
+    assert all(re.fullmatch(r'"\w+"', name) for name in calls), f"{path}: name the variable in the call"
+    return {name.strip('"') for name in calls}
+
+
+def python_reads(node, loops):
+    """loops: {variable: the literals that the loop around gives it}, for a name that is no literal itself."""
+    for loop in [node] if isinstance(node, ast.For) else getattr(node, "generators", []):
+        if isinstance(loop.iter, ast.Tuple | ast.List):
+            values = [item.value for item in loop.iter.elts if isinstance(item, ast.Constant)]
+            loops = loops | {ast.unparse(loop.target): values}
+    name = None
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.environ.get", "os.getenv"):
+        name = node.args[0]
+    elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "os.environ":
+        name = node.slice
+    if name is not None:
+        yield from [name.value] if isinstance(name, ast.Constant) else loops[ast.unparse(name)]
+    for child in ast.iter_child_nodes(node):
+        yield from python_reads(child, loops)
+
+
+def test_the_page_of_environment_variables_lists_those_in_the_code():
+    page = (ROOT / "docs" / "environment.md").read_text().split("## Read by libraries")[0]
+    code = [ROOT / "setup.py", *(path for path in SOURCES if ROOT / "tests" not in path.parents)]
+    read = set().union(*map(environment_reads, code))
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == read
+
+
+def test_the_citation_has_the_version_of_the_package():
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_identity_cited_is_stated():

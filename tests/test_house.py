@@ -19,7 +19,7 @@ SOURCES = sorted(
 MODULES = [path for path in SOURCES if path.suffix == ".py"]
 TOP = {
     *("pyproject.toml", "setup.py", "csrc", "dissim_kernels", "python", "bench", "tests"),
-    *("README.md", "CONTRIBUTING.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci"),
+    *("README.md", "CONTRIBUTING.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile", "docs", ".ci"),
 }
 
 #: room -> what it may import of dissim_kernels; a longer prefix is the stricter room.

@@ -29,7 +29,7 @@ class Quantised(NamedTuple):
     errors: Tensor  #: int32 [16 ceil(M / 16)]: what a row's codes may be off by, in steps (E10); 2**29: no bound
     columns: Tensor  #: int64 [8 groups]
     low: Tensor  #: [8 groups], wide
-    inverse: Tensor  #: [8 groups], wide: |weight| / step
+    inverse: Tensor  #: [8 groups], wide: abs(weight) / step
     top: Tensor  #: [8 groups], wide: the highest code in use
     weight: Tensor  #: [D], wide: the weights it was made for
     step: Tensor  #: float64 []: what a step is worth in a score
@@ -90,8 +90,9 @@ def certified_dissim_topk(
 
         fused_dissim_score(query, reference, weight, bias).topk(k, largest=largest)
 
-    Arguments as in `fused_dissim_topk`. quantised: what `quantise_references(reference, weight)` returned, to make
-    once and use for many calls; None makes it on the fly.
+    Args:
+        quantised: what `quantise_references(reference, weight)` returned, to make once and use for many calls; None
+            makes it in the call. Other arguments as in `fused_dissim_topk`.
 
     A sum of byte differences gives every score up to a certified error (E10), so only references that may be among
     the k best are scored in full precision. `rescored` counts, for each query, those whose bound reaches the k-th

@@ -51,17 +51,19 @@ def fused_dissim_hinge_loss(
     query [N, D], reference [M, D], weight [D], bias None, a number or 0-d; dtypes as in `fused_dissim_score`;
     labels int64 [N] and [M].
 
-    margin: the score beyond which a pair costs nothing; at the margin itself the gradient is 0 (E12).
-    balance: "pairs", each pair weighs the same; "classes", positives and negatives weigh one half together
-        (all of it goes to the one that exists if the other is empty).
-    hard_negatives: keep only this many highest-scoring negatives of each query (ties by lower index; all there
-        are if fewer); every positive is kept. None keeps all.
-    exclude: int64 [N], a reference row each query is not paired with, -1 for none.
-    reduction: "mean", weights sum to one (0 where there is no pair); "sum", mean times the number of pairs kept;
-        "none", a value for each query row [N], which sum to the mean times N.
+    Args:
+        margin: the score beyond which a pair costs nothing; at the margin itself the gradient is 0 (E12).
+        balance: "pairs", each pair weighs the same; "classes", positives and negatives weigh one half each
+            (the whole weight goes to the one that exists if the other is empty).
+        hard_negatives: keep only this many highest-scoring negatives of each query (ties by lower index; all there
+            are if fewer); every positive is kept. None keeps all.
+        exclude: int64 [N], a reference row each query is not paired with, -1 for none.
+        reduction: "mean", weights sum to one (0 where there is no pair); "sum", mean times the number of pairs kept;
+            "none", a value for each query row [N], which sum to the mean times N.
 
-    Returns the accumulate dtype: float32 for half precision. Any upstream gradient; frozen inputs cost nothing.
-    Double backward and jvp are refused.
+    Returns:
+        0-d, or [N] for reduction "none", in the accumulator dtype (float32 for half precision). Any upstream
+        gradient; frozen inputs cost nothing. Double backward and jvp raise NotImplementedError.
 
     Cost: forward as the score; backward a step for each active pair and dimension where these are few (one in 4, on
     GPUs one in 16), else as score's. Memory: one bit a pair and a block of scores; in backward sums of the queries'

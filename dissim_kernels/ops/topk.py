@@ -43,11 +43,13 @@ def fused_dissim_topk(
     Best first; equal scores by lower index; a NaN score never outranks a number. For half precision the order
     is that of the float32 scores, the returned scores are rounded.
 
-    exclude: int64 [N], a reference row each query must not return, -1 for none (itself, for one).
-    query_labels, reference_labels: int64 [N] and [M]; references of the query's own label are left out, which is
-    hard-negative mining.
+    Args:
+        exclude: int64 [N], a reference row each query must not return, -1 for none (itself, for one).
+        query_labels, reference_labels: int64 [N] and [M]; references of the query's own label are excluded, which
+            is hard-negative mining.
 
-    Refuses a derivative: gather the rows and score them with `paired_dissim_score` to train through the result.
+    A derivative raises NotImplementedError: to train through the result, gather the rows and score them with
+    `paired_dissim_score`.
 
     Cost: that of the score; memory: the result and a block of scores. Raises ValueError when a query has fewer
     than k candidates; other errors as in `fused_dissim_score`. On CUDA that check waits for the result where a filter

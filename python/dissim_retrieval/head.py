@@ -24,13 +24,15 @@ class DissimilarityHead(nn.Module):
     Max-margin training with a constraint on the L2 norm of the weights is the method of Kiran et al.
     (arXiv 2412.08618); its abstract leaves the form of every choice below open, so they are ours:
 
-    constraint: what happens to the weights after every step of an optimizer that trains them, by a hook, without a
-        call of yours. "project": their L2 norm is set back to `radius` exactly; "cap": a norm above `radius` is
-        brought down to it (the weights may then shrink to 0 and learning stops); "penalty": nothing, `penalty()` is
-        a term for the loss (HingeLoss adds it); "none": nothing.
-    sign: "negative" keeps every weight <= 0, so that -score + bias is a weighted L1 distance and any L1 index
-        serves it; "free" lets a difference also speak for "same".
-    normalize: embeddings are L2-normalized and multiplied by `scale`; otherwise taken as they are, `scale` unused.
+    Args:
+        constraint: what happens to the weights after every step of an optimizer that trains them, by a hook, without
+            a call of yours. "project": their L2 norm is set back to `radius` exactly; "cap": a norm above `radius`
+            is brought down to it (the weights may then shrink to 0 and learning stops); "penalty": nothing,
+            `penalty()` is a term for the loss (HingeLoss adds it); "none": nothing.
+        sign: "negative" keeps every weight <= 0, so that -score + bias is a weighted L1 distance and any L1 index
+            serves it; "free" lets a difference also speak for "same".
+        normalize: embeddings are L2-normalized and multiplied by `scale`; otherwise taken as they are, `scale`
+            unused.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class DissimilarityHead(nn.Module):
             self.weight.copy_(self.weight.double() * (self.radius / norm))
 
     def penalty(self) -> Tensor:
-        """(|w| - radius)^2 under constraint "penalty", else 0: a term for the loss, 0-d."""
+        """``(weight.norm() - radius)**2`` under constraint "penalty", else 0: a term for the loss, 0-d."""
         if self.constraint != "penalty":
             return self.weight.new_zeros(())
         return (self.weight.norm() - self.radius).square()

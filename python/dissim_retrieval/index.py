@@ -32,9 +32,10 @@ class DissimilarityIndex:
     It stores head.transform(embeddings) in the head's dtype, so its scores are those of ``head(query, gallery)``.
     Ids are the caller's, int64; several rows may share one (views of one object).
 
-    quantised: search by a scan over one more byte a value, made at the first search, and exact scores for the rows
-    that its certified bounds let through: the same result, several times as fast where few rows are near a query
-    (`certified_dissim_topk`). For a head on the CPU or CUDA.
+    Args:
+        quantised: search by a scan over one more byte per value, made at the first search, and exact scores for the
+            rows that its error bounds cannot rule out: the same result, several times as fast where few rows are
+            near a query (`dissim_kernels.certified_dissim_topk`). For a head on the CPU or CUDA.
 
     Memory: the rows, [M, D]. Searching: N * M * D element steps and no N x M matrix.
     """

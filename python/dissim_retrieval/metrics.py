@@ -120,17 +120,18 @@ def retrieval_metrics(
         map_convention: the one that "mAP" names, "mean" or "trapezoid".
         block: queries scored at once.
 
-    Returns a dict of means over the queries that have a match, all in [0, 1]:
-        "recall@K": a match among the first K, r_1 <= K. (Not the share of matches found.)
-        "cmc": list, entry k-1 is the same at rank k.
-        "mAP_mean": mean precision at each hit, sum(i / r_i) / R, as torchreid and most papers.
-        "mAP_trapezoid": sum((p(r_i - 1) + p(r_i)) / 2) / R with p(k) the precision at rank k and p(0) = 1, as the
-            Oxford buildings and official Market-1501 code.
-        "mAP": one of these two. They differ by up to a few points: compare like with like.
-        "mINP": R / r_R, by the hardest hit (ReID-Survey).
-        "MAP@R": sum of i / r_i over r_i <= R, by R; "R-precision": share of hits among the first R
-            (Musgrave et al., A Metric Learning Reality Check).
-        and the counts "queries" (with a match) and "skipped" (without).
+    Returns a dict of means over the queries that have a match, all in [0, 1], and two counts:
+
+    - "recall@K": a match among the first K, r_1 <= K. (Not the share of matches found.)
+    - "cmc": list, entry k-1 is the same at rank k.
+    - "mAP_mean": mean precision at each hit, sum(i / r_i) / R, as torchreid and most papers.
+    - "mAP_trapezoid": sum((p(r_i - 1) + p(r_i)) / 2) / R with p(k) the precision at rank k and p(0) = 1, as the
+      Oxford buildings and official Market-1501 code.
+    - "mAP": one of these two. They differ by up to a few points: compare like with like.
+    - "mINP": R / r_R, by the hardest hit (ReID-Survey).
+    - "MAP@R": sum of i / r_i over r_i <= R, by R.
+    - "R-precision": share of hits among the first R (Musgrave et al., A Metric Learning Reality Check).
+    - "queries", the number of queries with a match, and "skipped", the number without.
 
     Cost: N*M scores and N sorts of M; memory: about 50 * block * M bytes, never N x M.
     Raises ValueError or TypeError when a tensor does not fit, and when no query has a match.

@@ -81,9 +81,10 @@ def train(
 ) -> Trained:
     """Train on all of `images`, unaugmented (runs short enough for a CPU do better so); on a GPU where there is one.
 
-    backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place.
-    folder: where checkpoints go. A run that was interrupted there continues, to the result it would have had.
-    line: of the progress bar, where several runs show theirs below one another.
+    Args:
+        backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place.
+        folder: where checkpoints go. A run that was interrupted there continues, to the result it would have had.
+        line: of the progress bar, where several runs show theirs below one another.
 
     Deterministic given config, images, machine and torch.get_num_threads(): batches are planned from the seed, and
     every step seeds torch's generator anew. The caller's random state is left as it was.

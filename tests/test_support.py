@@ -1,0 +1,212 @@
+"""The support matrix of the documentation: every cell that a CPU can try is tried.
+
+The tables' other cells must agree with what is there: "by emulation" with the tests that execute CUDA's sources, "by
+interpreter" with Triton's interpreter, which runs this file again in a process of its own.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dissim_kernels as d
+import dissim_kernels.numpy
+from dissim_kernels import testing as judge
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "support.md").read_text()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = judge.runnable_backends()
+
+
+def table(heading):
+    """The table below a heading: {row name: {column name: cell}}, without backquotes."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line.replace("`", "").strip("| ") for line in section.splitlines() if line.startswith("|")]
+    header, _, *rows = [re.split(r"\s*\|\s*", line) for line in lines]
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+
+
+OPERATIONS, DTYPES, FEATURES = map(table, ("Operations and backends", "Dtypes", "Autograd and transforms"))
+
+LABELS = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1, 0, 2])
+
+
+def paired(score):
+    """The first rows of the references for those of the queries."""
+    return lambda query, reference, *head, **options: score(query, reference[: len(query)], *head, **options)
+
+
+def certified(query, reference, weight, bias, backend):
+    codes = CODES if torch.compiler.is_compiling() else d.quantise_references(reference, weight)
+    return d.certified_dissim_topk(query, reference, weight, bias, k=2, quantised=codes, backend=backend).scores
+
+
+#: operation -> (how it is called, what it equals)
+CALLS = {
+    "fused_dissim_score": (d.fused_dissim_score, judge.plain_score),
+    "paired_dissim_score": (
+        paired(d.paired_dissim_score),
+        paired(lambda q, r, w, b: ((q - r).abs() * w).sum(-1) + b),
+    ),
+    "fused_dissim_topk": (
+        lambda *inputs, backend: d.fused_dissim_topk(*inputs, k=2, backend=backend).scores,
+        lambda *inputs: judge.plain_score(*inputs).topk(2).values,
+    ),
+    "certified_dissim_topk": (certified, lambda *inputs: judge.plain_score(*inputs).topk(2).values),
+    "fused_dissim_hinge_loss": (
+        lambda *inputs, backend: d.fused_dissim_hinge_loss(*inputs, *LABELS, backend=backend),
+        lambda *inputs: judge.plain_hinge_loss(judge.plain_score(*inputs), *LABELS),
+    ),
+}
+
+
+def inputs(dtype=torch.float64):
+    return judge.random_inputs((3, 4), (5, 4), dtype=dtype)
+
+
+CODES = d.quantise_references(inputs().reference, inputs().weight)
+
+
+def derivatives(function, order):
+    """The gradients of a function's sum of squares, or those of the gradients' sum of squares."""
+    leaves = [x.requires_grad_() for x in inputs()]
+    value = function(*leaves)
+    for _ in range(order):
+        gradients = torch.autograd.grad(value.square().sum(), leaves, create_graph=True)
+        value = torch.cat([g.flatten() for g in gradients])
+    return value.detach()
+
+
+def compiled(function):
+    torch.compiler.reset()  # the cases share a function, and torch limits how often one is compiled
+    return torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs())
+
+
+def exported(function):
+    class Program(torch.nn.Module):
+        def forward(self, *inputs):
+            return function(*inputs)
+
+    return torch.export.export(Program(), tuple(inputs())).module()(*inputs())
+
+
+#: column -> what is computed of the operation and of its plain definition, whose value a captured program must give
+ATTEMPTS = {
+    "gradient": lambda function: derivatives(function, 1),
+    "second derivative": lambda function: derivatives(function, 2),
+    "forward mode": lambda function: torch.func.jvp(function, tuple(inputs()), tuple(x.cos() for x in inputs()))[1],
+    "vmap": lambda function: torch.vmap(function, (0, None, None, None))(
+        torch.stack([inputs().query, -inputs().query]), *inputs()[1:]
+    ),
+    "torch.compile": compiled,
+    "torch.export": exported,
+}
+CAPTURED = ("torch.compile", "torch.export")
+assert set(ATTEMPTS) == set(next(iter(FEATURES.values()))) - {"CUDA graph"}
+
+
+def test_the_tables_have_every_operation_and_dtype():
+    assert set(OPERATIONS) == set(FEATURES) == set(CALLS) == {name for name in d.__all__ if "_dissim_" in name}
+    assert {getattr(torch, name) for name in DTYPES} == set(judge.ACCUMULATE)
+    for name, row in DTYPES.items():
+        assert getattr(torch, row["accumulated in"]) == judge.ACCUMULATE[getattr(torch, name)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operation_of_a_backend(operation, backend):
+    call, plain = CALLS[operation]
+    if OPERATIONS[operation][backend] == "no":
+        with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run this call"):
+            call(*inputs(), backend=backend)
+    else:
+        assert OPERATIONS[operation][backend] == ("by interpreter" if backend == "triton" else "tested")
+        torch.testing.assert_close(call(*inputs(), backend=backend), plain(*inputs()))
+        assert d.last_backend() == backend
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_dtype_of_a_backend(operation, dtype, backend):
+    if OPERATIONS[operation][backend] == "no":
+        pytest.skip("no such operation")
+    assert DTYPES[dtype][backend] == ("by interpreter" if backend == "triton" else "tested")
+    call, plain = CALLS[operation]
+    given = inputs(getattr(torch, dtype))
+    result = call(*given, backend=backend)
+    assert result.dtype == given.query.dtype or "hinge" in operation
+    error = (result.double() - plain(*given.double())).abs().max()
+    assert error <= judge.score_bound(*given).max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("feature", ATTEMPTS)
+@pytest.mark.parametrize("operation", FEATURES)
+def test_feature_of_an_operation(operation, feature, backend):
+    if OPERATIONS[operation][backend] == "no":
+        pytest.skip("no such operation")
+    call, plain = CALLS[operation]
+
+    def function(*inputs):
+        return call(*inputs, backend=backend)
+
+    if FEATURES[operation][feature] == "no":
+        with pytest.raises(NotImplementedError, match=operation):
+            ATTEMPTS[feature](function)
+    else:
+        assert FEATURES[operation][feature] == "yes"
+        expected = plain(*inputs()) if feature in CAPTURED else ATTEMPTS[feature](plain)
+        torch.testing.assert_close(ATTEMPTS[feature](function), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numpy(dtype):
+    assert {name for name, row in OPERATIONS.items() if row["numpy"] == "tested"} == {
+        f"fused_dissim_{name}" for name in dissim_kernels.numpy.__all__ if name.islower() and name != "report"
+    }
+    given = inputs(getattr(torch, dtype))
+    if DTYPES[dtype]["numpy"] == "no":
+        assert not hasattr(np, dtype)
+        return
+    arrays = [x.numpy() for x in given]
+    error = np.abs(dissim_kernels.numpy.score(*arrays) - judge.plain_score(*given.double()).numpy())
+    assert (error <= judge.score_bound(*given).numpy()).all()
+    best = dissim_kernels.numpy.topk(*arrays, k=2)
+    assert np.array_equal(best.indices, d.fused_dissim_topk(*given, k=2).indices.numpy())
+
+
+def test_codes_have_no_gradient():
+    codes = d.quantise_references(inputs().reference.requires_grad_(), inputs().weight.requires_grad_())
+    assert not any(tensor.requires_grad for tensor in codes)
+
+
+def test_what_is_known_by_emulation_is_emulated():
+    """The files whose tests are run with CUDA's sources are named for the operations."""
+    tree = ast.parse((ROOT / "tests" / "test_cuda.py").read_text())
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for operation, row in OPERATIONS.items():
+        assert row["cuda"] == "by emulation"
+        assert any(
+            f"test_{stem}.py" in texts and operation in (ROOT / "tests" / f"test_{stem}.py").read_text()
+            for stem in ("score", "topk", "hinge", "certified")
+        )
+    assert {row["cuda"] for row in DTYPES.values()} == {"by emulation"}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process of the interpreter")
+def test_triton_by_its_interpreter():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "triton", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert done.stdout.count(".") >= 40
