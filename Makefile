@@ -7,8 +7,19 @@ EXTRAS ?= retrieval,images
 export OMP_WAIT_POLICY ?= PASSIVE
 # A worker takes a file at a time: these first, so that none is left with one of them at the end.
 LONGEST := tests/test_cuda.py tests/test_triton.py tests/test_sanitizers.py
+# The oldest and the newest torch, each in an environment of its own; the newest with CUDA's kernels.
+OLDEST_TORCH := 2.10.0
+NEWEST_TORCH := 2.14.1
+# What torch from the oldest to the newest brings, and the newest.
+TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
+# What must pass with both, and without a compiler: the operators' tests.
+OPERATORS := $(addprefix ../../tests/test_,$(addsuffix .py,\
+	library contract dispatch score topk hinge certified torch numpy))
 
-.PHONY: demo test check bench test-gpu bench-gpu clean
+.PHONY: help demo test check bench test-gpu bench-gpu stress compat compat-torch wheel test-wheel clean
+
+help:  ## these lines
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1	\2/p' Makefile | expand -t 14
 
 demo: .venv/built  ## train and compare on real images; prints where the report is
 	$(BIN)/dissim demo
@@ -23,6 +34,9 @@ check: .venv/installed  ## style and types
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
+stress: .venv/built  ## long runs: fuzzing, sanitizers, extreme sizes
+	$(BIN)/python -m pytest tests/stress
+
 bench: .venv/built  ## tests of the operations first, then the measurement
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
 	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_certified.py tests/test_bench.py
@@ -34,8 +48,50 @@ test-gpu: .venv/built  ## what only a CUDA device can show; skips with a reason 
 bench-gpu: .venv/built  ## the same measurement on a CUDA device; says so where there is none
 	$(BIN)/python -m bench.gpu
 
-clean:  ## leaves the environment; `rm -r .venv` removes that too
-	rm -rf build runs dissim_kernels/*.so *.egg-info python/*.egg-info
+compat: compat-torch test-wheel $(TRITONS:%=compat-triton-%)  ## every torch and Triton supported, and the wheel
+
+compat-torch: compat-torch-$(OLDEST_TORCH) compat-torch-$(NEWEST_TORCH)  ## build and test with the oldest and the newest torch
+
+wheel: .venv/installed  ## a wheel for this Python and any torch from 2.10 on: CPU kernels and Triton
+	$(BIN)/pip install -q --group wheel
+	rm -rf build/lib.* build/bdist.* build/wheel dist
+	FORCE_CUDA=0 $(BIN)/pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --strip --wheel-dir dist \
+		--exclude libtorch.so --exclude libtorch_cpu.so --exclude libc10.so build/wheel/*.whl
+
+test-wheel: test-wheel-$(OLDEST_TORCH) test-wheel-$(NEWEST_TORCH)  ## test it without a compiler, with the oldest and the newest torch
+
+clean:  ## leaves the environments; `rm -r .venv .compat` removes those too
+	rm -rf build dist runs dissim_kernels/*.so *.egg-info python/*.egg-info
+
+# A library for each torch, built beside the checkout's own, and the operators' tests with it. The CPU's objects are
+# those of the checkout. Tests run in another folder, so that Python does not find the checkout's package first.
+compat-torch-$(OLDEST_TORCH): export FORCE_CUDA = 0
+compat-torch-$(NEWEST_TORCH): export FORCE_CUDA = 1
+compat-torch-%: .compat/torch-%/installed .venv/built
+	test -d .compat/torch-$*/build || (mkdir .compat/torch-$*/build && cp -a build/temp.* .compat/torch-$*/build/temp)
+	CUDA_HOME="$$($(BIN)/python -c 'from bench import toolchain; print(toolchain.toolkit())')" \
+		.compat/torch-$*/bin/python setup.py -q build \
+		--build-temp .compat/torch-$*/build/temp --build-lib .compat/torch-$*/build/lib
+	cd .compat/torch-$* && PYTHONPATH=build/lib:../../tests bin/python -m pytest -p no_skips -n auto -c ../../pyproject.toml $(OPERATORS)
+
+# Every Triton kernel compiled for sm_80, sm_90 and gfx942.
+compat-triton-%: .compat/triton-%/installed
+	PYTHONPATH=.compat/triton-$* $(BIN)/python tests/triton_compile.py
+
+test-wheel-%: .compat/torch-%/installed wheel
+	rm -rf .compat/torch-$*/wheel
+	.compat/torch-$*/bin/pip install -q --no-deps --target .compat/torch-$*/wheel dist/*.whl
+	cd .compat/torch-$* && PATH="$$PWD/bin" PYTHONPATH=wheel:../../tests bin/python -m pytest -p no_skips -n auto -c ../../pyproject.toml $(OPERATORS)
+
+.compat/torch-%/installed:
+	$(PYTHON) -m venv .compat/torch-$*
+	.compat/torch-$*/bin/pip install -q torch==$* numpy pytest pytest-xdist hypothesis 'setuptools>=77' ninja pybind11
+	touch $@
+
+.compat/triton-%/installed: | .venv/installed
+	$(BIN)/pip install -q --no-deps --target .compat/triton-$* triton==$*
+	touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
