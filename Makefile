@@ -86,7 +86,7 @@ test-wheel-%: .compat/torch-%/installed wheel
 
 .compat/torch-%/installed:
 	$(PYTHON) -m venv .compat/torch-$*
-	.compat/torch-$*/bin/pip install -q torch==$* numpy pytest pytest-xdist hypothesis 'setuptools>=77' ninja pybind11
+	.compat/torch-$*/bin/pip install -q torch==$* numpy pytest pytest-xdist hypothesis 'setuptools>=77' ninja
 	touch $@
 
 .compat/triton-%/installed: | .venv/installed

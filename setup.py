@@ -68,12 +68,10 @@ def check_machine():
 
 
 def check_python():
-    missing = [name for name in ("torch", "ninja", "pybind11") if not importlib.util.find_spec(name)]
-    if missing:
+    if not importlib.util.find_spec("torch"):
         raise SystemExit(
-            f"dissim-kernels: expected torch, ninja and pybind11 in {sys.executable}, found no "
-            f"{' and no '.join(missing)}. Run `pip install 'torch>=2.10' ninja pybind11` first, or leave "
-            "out --no-build-isolation."
+            f"dissim-kernels: expected torch in {sys.executable}, found none. Run `pip install 'torch>=2.10'` first, "
+            "or leave out --no-build-isolation."
         )
     import torch
 
@@ -86,6 +84,15 @@ def check_python():
             f"dissim-kernels: expected the headers of Python in {folder}, found no Python.h. "
             f"Install them; on Debian and Ubuntu: apt install python{version}-dev."
         )
+
+
+def find_ninja():
+    scripts = sysconfig.get_path("scripts")
+    if found := shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")])):
+        return found
+    raise SystemExit(
+        f"dissim-kernels: expected the program ninja in {scripts} or on PATH, found none. Run `pip install ninja`."
+    )
 
 
 def compiler():
@@ -226,6 +233,27 @@ def define(name, text):
     return f"-D{name}={json.dumps(text)}"
 
 
+class NinjaFile:
+    """The lines of a build.ninja. Commands are shell's; ninja itself quotes $in and $out for the shell."""
+
+    def __init__(self):
+        self.lines = []
+
+    def rule(self, name, command, **settings):
+        self.lines += [f"rule {name}", f"  command = {command}", *(f"  {key} = {settings[key]}" for key in settings)]
+
+    def build(self, output, rule, sources, extra=()):
+        """One command; `extra` are arguments of its own."""
+        paths = (re.sub("[$ :]", r"$\g<0>", str(path)) for path in (output, *sources))
+        self.lines += ["build {}: {} {}".format(next(paths), rule, " ".join(paths)), f"  extra = {quoted(extra)}"]
+        return [output]
+
+
+def quoted(arguments):
+    """Arguments as words of a command in build.ninja."""
+    return shlex.join(map(str, arguments)).replace("$", "$$")
+
+
 class NinjaBuild(build_ext):
     """Writes build.ninja and runs it. Compiler and flags come from CXX and CXXFLAGS, as users expect."""
 
@@ -238,33 +266,29 @@ class NinjaBuild(build_ext):
         check_machine()
         check_python()
         check_compiler()
+        find_ninja()
         super().run()
 
     def build_extensions(self):
-        import ninja
-
         options = [*jobs(), *(["-v"] if self.verbose > 1 else [])]
         outputs = {e.name.split(".")[-1]: Path(self.get_ext_fullpath(e.name)).absolute() for e in self.extensions}
         folder = Path(self.build_temp).absolute()
         for path in (folder, *(output.parent for output in outputs.values())):
             path.mkdir(parents=True, exist_ok=True)
-        with (folder / "build.ninja").open("w") as file:
-            told = self.write_rules(ninja.ninja_syntax.Writer(file, width=1000), **outputs)
-        subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", folder, *options], check=True)
+        rules = NinjaFile()
+        told = self.write_rules(rules, **outputs)
+        (folder / "build.ninja").write_text("\n".join([*rules.lines, ""]))
+        subprocess.run([find_ninja(), "-C", folder, *options], check=True)
         print(f"CUDA kernels: {told}.")
 
-    def write_rules(self, writer, _native, _numpy):
+    def write_rules(self, rules, _native, _numpy):
         """Every command of the build; returns what is to be told of CUDA's kernels."""
-        # Arguments of one kind are quoted for the shell here; ninja quotes $in and $out.
-        self.quoted = lambda arguments: shlex.join(map(str, arguments)).replace("$", "$$")
-        writer.variable("cxx", self.quoted(compiler()))
-        writer.variable("flags", f"{FLAGS} {os.environ.get('CXXFLAGS', '')}".replace("$", "$$"))
-        writer.rule("compile", "$cxx $flags $extra -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
-        writer.rule("link", "$cxx -shared $in -o $out $extra")
+        cxx, common = quoted(compiler()), f"{FLAGS} {os.environ.get('CXXFLAGS', '')}".replace("$", "$$")
+        rules.rule("compile", f"{cxx} {common} $extra -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        rules.rule("link", f"{cxx} -shared $in -o $out $extra")
 
         def compile(source, name, extra):
-            path = str(ROOT / "csrc" / source)
-            return writer.build(f"{name}.o", "compile", path, variables={"extra": self.quoted(extra)})
+            return rules.build(f"{name}.o", "compile", [ROOT / "csrc" / source], extra)
 
         sets = INSTRUCTION_SETS[platform.machine()]
         core = []
@@ -273,10 +297,10 @@ class NinjaBuild(build_ext):
                 core += compile(f"cpu/{kernel}.cpp", f"{kernel}_{isa}", [*flags.split(), f"-DDISSIM_ISA={isa}"])
         rows = "".join(f"row({isa})" for isa in sets)
         core += compile("cpu/isa.cpp", "isa", [f"-DDISSIM_ISAS(row)={rows}"])
-        self.write_numpy(writer, compile, core, _numpy)
-        return self.write_native(writer, compile, core, _native)
+        self.write_numpy(rules, compile, core, _numpy)
+        return self.write_native(rules, compile, core, _native)
 
-    def write_native(self, writer, compile, core, output):
+    def write_native(self, rules, compile, core, output):
         """The operators of torch, of the CPU and where nvcc is of CUDA."""
         import torch
 
@@ -296,29 +320,29 @@ class NinjaBuild(build_ext):
             objects += compile("torch_cuda_bindings.cpp", "torch_cuda_bindings", include)
             host = next(word for word in compiler() if Path(word).name not in ("ccache", "sccache", "distcc"))
             flags = ["-ccbin", host, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *gencodes(archs)]
-            command = self.quoted([nvcc, *flags])
-            writer.rule("nvcc", f"{command} -MD -MF $out.d -c $in -o $out", depfile="$out.d")
+            rules.rule("nvcc", f"{quoted([nvcc, *flags])} -MD -MF $out.d -c $in -o $out", depfile="$out.d")
             for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-                objects += writer.build(f"{source.stem}_cuda.o", "nvcc", str(source))
+                objects += rules.build(f"{source.stem}_cuda.o", "nvcc", [source])
             libraries += cuda_libraries(nvcc)
-        writer.build(str(output), "link", objects, variables={"extra": self.quoted(libraries)})
+        rules.build(output, "link", objects, libraries)
         if not nvcc:
             return f"not compiled, {told}"
         return f"compiled for {archs} by {nvcc}" + (f"; left out {left_out}" if left_out else "")
 
-    def write_numpy(self, writer, compile, core, output):
-        """The module for NumPy arrays, from the same objects."""
-        import pybind11
+    def write_numpy(self, rules, compile, core, output):
+        """The module for NumPy arrays, from the same objects; torch brings the headers of pybind11."""
+        import torch
 
         facts = {
             "DISSIM_VERSION": self.distribution.get_version(),
             "DISSIM_FLAGS": f"{FLAGS} {os.environ.get('CXXFLAGS', '')}".strip(),
             "DISSIM_KERNELS": " ".join(KERNELS),
         }
-        include = ["-O1", "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+        headers = Path(torch.__file__).parent / "include"
+        include = ["-O1", "-isystem", headers, "-isystem", sysconfig.get_path("include")]
         extra = [*include, *(define(name, text) for name, text in facts.items())]
         objects = core + compile("numpy_bindings.cpp", "numpy_bindings", extra)
-        writer.build(str(output), "link", objects, variables={"extra": "-pthread"})
+        rules.build(output, "link", objects, ["-pthread"])
 
 
 if __name__ == "__main__":

@@ -140,9 +140,13 @@ def test_missing_headers_and_modules_are_told(setup_py, monkeypatch, tmp_path):
         patch.setattr("torch.__version__", type(sys.modules["torch"].__version__)("2.9.1"))
         with pytest.raises(SystemExit, match=r"expected torch 2\.10 or newer, got 2\.9\.1"):
             setup_py.check_python()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ninja" else name)
-    with pytest.raises(SystemExit, match=r"found no ninja\. Run `pip install"):
-        setup_py.check_python()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(SystemExit, match=r"expected torch in .*, found none\. Run `pip install 'torch>=2\.10'`"):
+            setup_py.check_python()
+    monkeypatch.setattr(setup_py.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(SystemExit, match=r"expected the program ninja in .*, found none\. Run `pip install ninja`"):
+        setup_py.find_ninja()
 
 
 @pytest.mark.parametrize("asked", ["1", "true", "On", "YES", "0", "False", "off", "no", ""])
