@@ -16,7 +16,8 @@ TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
 OPERATORS := $(addprefix ../../tests/test_,$(addsuffix .py,\
 	library contract dispatch score topk hinge certified torch numpy))
 
-.PHONY: help demo test check bench test-gpu bench-gpu stress compat compat-torch wheel test-wheel clean
+.PHONY: demo test check bench test-gpu bench-gpu clean
+.PHONY: help stress compat compat-torch wheel test-wheel
 
 help:  ## these lines
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1	\2/p' Makefile | expand -t 14
@@ -37,17 +38,6 @@ check: .venv/installed  ## style and types
 stress: .venv/built  ## long runs: fuzzing, sanitizers, extreme sizes
 	$(BIN)/python -m pytest tests/stress
 
-bench: .venv/built  ## tests of the operations first, then the measurement
-	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
-	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_certified.py tests/test_bench.py
-	$(BIN)/python -m bench
-
-test-gpu: .venv/built  ## what only a CUDA device can show; skips with a reason where there is none
-	$(BIN)/python -m pytest tests/test_gpu.py -m gpu -rs
-
-bench-gpu: .venv/built  ## the same measurement on a CUDA device; says so where there is none
-	$(BIN)/python -m bench.gpu
-
 compat: compat-torch test-wheel $(TRITONS:%=compat-triton-%)  ## every torch and Triton supported, and the wheel
 
 compat-torch: compat-torch-$(OLDEST_TORCH) compat-torch-$(NEWEST_TORCH)  ## build and test with the oldest and the newest torch
@@ -61,28 +51,42 @@ wheel: .venv/installed  ## a wheel for this Python and any torch from 2.10 on: C
 
 test-wheel: test-wheel-$(OLDEST_TORCH) test-wheel-$(NEWEST_TORCH)  ## test it without a compiler, with the oldest and the newest torch
 
-clean:  ## leaves the environments; `rm -r .venv .compat` removes those too
-	rm -rf build dist runs dissim_kernels/*.so *.egg-info python/*.egg-info
-
-# A library for each torch, built beside the checkout's own, and the operators' tests with it. The CPU's objects are
-# those of the checkout. Tests run in another folder, so that Python does not find the checkout's package first.
-compat-torch-$(OLDEST_TORCH): export FORCE_CUDA = 0
-compat-torch-$(NEWEST_TORCH): export FORCE_CUDA = 1
+# A library for each torch, built beside the checkout's own, from the same objects of the CPU's kernels.
 compat-torch-%: .compat/torch-%/installed .venv/built
-	test -d .compat/torch-$*/build || (mkdir .compat/torch-$*/build && cp -a build/temp.* .compat/torch-$*/build/temp)
-	CUDA_HOME="$$($(BIN)/python -c 'from bench import toolchain; print(toolchain.toolkit())')" \
+	test -d .compat/torch-$*/build || (mkdir -p .compat/torch-$*/build/temp && cp -a build/temp.*/. .compat/torch-$*/build/temp)
+	$(if $(filter $(NEWEST_TORCH),$*),FORCE_CUDA=1 CUDA_HOME="$$($(BIN)/python -c '$(TOOLKIT)')",FORCE_CUDA=0) \
 		.compat/torch-$*/bin/python setup.py -q build \
 		--build-temp .compat/torch-$*/build/temp --build-lib .compat/torch-$*/build/lib
-	cd .compat/torch-$* && PYTHONPATH=build/lib:../../tests bin/python -m pytest -p no_skips -n auto -c ../../pyproject.toml $(OPERATORS)
+	cd .compat/torch-$* && PYTHONPATH=build/lib:../../tests $(TEST_OPERATORS)
+TOOLKIT := from bench import toolchain; print(toolchain.toolkit())
+
+test-wheel-%: .compat/torch-%/installed wheel
+	rm -rf .compat/torch-$*/wheel
+	.compat/torch-$*/bin/pip install -q --no-deps --target .compat/torch-$*/wheel dist/*.whl
+	cd .compat/torch-$* && PATH="$$PWD/bin" PYTHONPATH=wheel:../../tests $(TEST_OPERATORS)
+
+# Run in the environment's folder: in the checkout, Python would find the checkout's own package first.
+TEST_OPERATORS := bin/python -m pytest -p no_skips -n auto -c ../../pyproject.toml $(OPERATORS)
 
 # Every Triton kernel compiled for sm_80, sm_90 and gfx942.
 compat-triton-%: .compat/triton-%/installed
 	PYTHONPATH=.compat/triton-$* $(BIN)/python tests/triton_compile.py
 
-test-wheel-%: .compat/torch-%/installed wheel
-	rm -rf .compat/torch-$*/wheel
-	.compat/torch-$*/bin/pip install -q --no-deps --target .compat/torch-$*/wheel dist/*.whl
-	cd .compat/torch-$* && PATH="$$PWD/bin" PYTHONPATH=wheel:../../tests bin/python -m pytest -p no_skips -n auto -c ../../pyproject.toml $(OPERATORS)
+bench: .venv/built  ## tests of the operations first, then the measurement
+	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
+	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_certified.py tests/test_bench.py
+	$(BIN)/python -m bench
+
+test-gpu: .venv/built  ## what only a CUDA device can show; skips with a reason where there is none
+	$(BIN)/python -m pytest tests/test_gpu.py -m gpu -rs
+
+bench-gpu: .venv/built  ## the same measurement on a CUDA device; says so where there is none
+	$(BIN)/python -m bench.gpu
+
+clean:  ## leaves the environment; `rm -r .venv` removes that too
+	rm -rf build dist runs dissim_kernels/*.so *.egg-info python/*.egg-info
+
+.PRECIOUS: .compat/torch-%/installed .compat/triton-%/installed
 
 .compat/torch-%/installed:
 	$(PYTHON) -m venv .compat/torch-$*

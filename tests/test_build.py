@@ -213,8 +213,7 @@ def test_forced_cuda_kernels_load_beside_a_torch_without_cuda(tmp_path):
     home = {"CUDA_HOME": str(toolchain.toolkit())}
     done = run("setup.py", "-q", "build", *folders, FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0", **home)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    library = tmp_path / "dissim_kernels" / "_native.so"
-    assert "[libtorch.so]" in subprocess.check_output(["readelf", "-d", library], text=True)
+    assert b"\0libtorch.so\0" in (tmp_path / "dissim_kernels" / "_native.so").read_bytes()
     done = run("-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + USE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("9.0 | ") and "on 'cpu'" in done.stdout
