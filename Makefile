@@ -12,9 +12,9 @@ OLDEST_TORCH := 2.10.0
 NEWEST_TORCH := 2.14.1
 # What torch from the oldest to the newest brings, and the newest.
 TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
-# What must pass with both, and without a compiler: the operators' tests.
-OPERATORS := $(addprefix ../../tests/test_,$(addsuffix .py,\
-	library contract dispatch score topk hinge certified torch numpy))
+# What must pass with both torches, and of it what must pass where there is no compiler, as torch.compile needs.
+OPERATORS := library contract dispatch operators score topk hinge certified derivatives training numpy torch
+WITHOUT_COMPILER := $(filter-out torch,$(OPERATORS))
 
 .PHONY: demo test check bench test-gpu bench-gpu clean
 .PHONY: help stress compat compat-torch wheel test-wheel
@@ -57,16 +57,16 @@ compat-torch-%: .compat/torch-%/installed .venv/built
 	$(if $(filter $(NEWEST_TORCH),$*),FORCE_CUDA=1 CUDA_HOME="$$($(BIN)/python -c '$(TOOLKIT)')",FORCE_CUDA=0) \
 		.compat/torch-$*/bin/python setup.py -q build \
 		--build-temp .compat/torch-$*/build/temp --build-lib .compat/torch-$*/build/lib
-	cd .compat/torch-$* && PYTHONPATH=build/lib:../../tests $(TEST_OPERATORS)
+	cd .compat/torch-$* && PYTHONPATH=build/lib:../../tests $(TEST) $(OPERATORS:%=../../tests/test_%.py)
 TOOLKIT := from bench import toolchain; print(toolchain.toolkit())
 
 test-wheel-%: .compat/torch-%/installed wheel
 	rm -rf .compat/torch-$*/wheel
 	.compat/torch-$*/bin/pip install -q --no-deps --target .compat/torch-$*/wheel dist/*.whl
-	cd .compat/torch-$* && PATH="$$PWD/bin" PYTHONPATH=wheel:../../tests $(TEST_OPERATORS)
+	cd .compat/torch-$* && PATH="$$PWD/bin" PYTHONPATH=wheel:../../tests $(TEST) $(WITHOUT_COMPILER:%=../../tests/test_%.py)
 
 # Run in the environment's folder: in the checkout, Python would find the checkout's own package first.
-TEST_OPERATORS := bin/python -m pytest -p no_skips -n auto -c ../../pyproject.toml $(OPERATORS)
+TEST := bin/python -m pytest -p no_skips -n auto -c ../../pyproject.toml
 
 # Every Triton kernel compiled for sm_80, sm_90 and gfx942.
 compat-triton-%: .compat/triton-%/installed
