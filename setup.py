@@ -296,7 +296,9 @@ class NinjaBuild(build_ext):
             for kernel in KERNELS:
                 core += compile(f"cpu/{kernel}.cpp", f"{kernel}_{isa}", [*flags.split(), f"-DDISSIM_ISA={isa}"])
         rows = "".join(f"row({isa})" for isa in sets)
-        core += compile("cpu/isa.cpp", "isa", [f"-DDISSIM_ISAS(row)={rows}"])
+        for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+            if source.stem not in KERNELS:  # what serves all instruction sets is compiled once
+                core += compile(f"cpu/{source.name}", source.stem, [f"-DDISSIM_ISAS(row)={rows}"])
         self.write_numpy(rules, compile, core, _numpy)
         return self.write_native(rules, compile, core, _native)
 

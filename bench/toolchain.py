@@ -101,9 +101,13 @@ def keep_only_newest(stem: str, arch: int) -> None:
 
 
 def _host() -> list[str]:
-    """nvcc's host compiler is the one that builds the rest, without ccache or another word before it."""
-    words = shlex.split(os.environ.get("CXX", ""))
-    return ["-ccbin", next(word for word in words if Path(word).name not in LAUNCHERS)] if words else []
+    """nvcc's host compiler is the one that builds the rest."""
+    return ["-ccbin", compiler()] if os.environ.get("CXX") else []
+
+
+def compiler() -> str:
+    """The C++ compiler in CXX, without ccache or another word before it."""
+    return next(word for word in shlex.split(os.environ.get("CXX") or "c++") if Path(word).name not in LAUNCHERS)
 
 
 @cache
