@@ -2,10 +2,12 @@
 _native.so with torch's operators, and the Python module _numpy, which needs no torch.
 
 The first uses torch's stable ABI: one build serves torch 2.10 and later. CUDA's kernels are compiled in where torch
-is a CUDA build and nvcc is found; FORCE_CUDA=1 asks for them beside any torch, FORCE_CUDA=0 leaves them out. A second
-build only compiles what changed.
+is a CUDA build and nvcc is found; FORCE_CUDA=1 asks for them beside any torch, FORCE_CUDA=0 leaves them out. CXX,
+CXXFLAGS, MAX_JOBS, CUDA_HOME and TORCH_CUDA_ARCH_LIST mean what they mean to torch's own extensions. A second build
+only compiles what changed.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -13,6 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -34,40 +37,221 @@ FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wno-psabi -Wno-maybe-uninitialized"
     " -fno-math-errno -fno-trapping-math"
 )
+#: What g++ lacks before 12 and clang before 15, as csrc/cpu/simd.h uses it.
+COMPILER_PROBE = """
+typedef float Vector __attribute__((vector_size(16)));
+Vector reversed(Vector a) { return __builtin_shufflevector(a, a, 3, 2, 1, 0); }
+#ifdef __x86_64__
+float rounded(float a) { return _Float16(a); }
+#endif
+"""
 #: Compute capabilities of the CUDA kernels, in the form of TORCH_CUDA_ARCH_LIST, which overrides them.
 CUDA_ARCHS = "8.0;9.0;10.0+PTX"
+#: The least capability: the kernels copy to shared memory asynchronously and use bfloat16.
+CUDA_LEAST = (8, 0)
+#: torch's names for capabilities.
+CUDA_NAMES = {
+    **{"Volta": "7.0+PTX", "Turing": "7.5+PTX", "Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX"},
+    **{"Hopper": "9.0+PTX", "Blackwell": "10.0;10.3;12.0;12.1+PTX"},
+}
+
+
+# What a build needs, each missing part told in one sentence before anything is compiled.
+
+
+def check_machine():
+    if sys.platform != "linux" or platform.machine() not in INSTRUCTION_SETS:
+        raise SystemExit(
+            f"dissim-kernels: expected Linux on {' or '.join(INSTRUCTION_SETS)}, got {platform.system()} on "
+            f"{platform.machine()}. Build in Linux: WSL 2 on Windows, a container on macOS."
+        )
+
+
+def check_python():
+    if not importlib.util.find_spec("torch"):
+        raise SystemExit(
+            f"dissim-kernels: expected torch in {sys.executable}, found none. Run `pip install 'torch>=2.10'` first, "
+            "or leave out --no-build-isolation."
+        )
+    import torch
+
+    if torch.__version__ < (2, 10):
+        raise SystemExit(f"dissim-kernels: expected torch 2.10 or newer, got {torch.__version__}. Upgrade it.")
+    folder = sysconfig.get_path("include")
+    if not (Path(folder) / "Python.h").exists():
+        version = "{}.{}".format(*sys.version_info)
+        raise SystemExit(
+            f"dissim-kernels: expected the headers of Python in {folder}, found no Python.h. "
+            f"Install them; on Debian and Ubuntu: apt install python{version}-dev."
+        )
+
+
+def find_ninja():
+    scripts = sysconfig.get_path("scripts")
+    if found := shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")])):
+        return found
+    raise SystemExit(
+        f"dissim-kernels: expected the program ninja in {scripts} or on PATH, found none. Run `pip install ninja`."
+    )
+
+
+def compiler():
+    """The words of CXX, a command such as "ccache g++-12", or a path."""
+    asked = os.environ.get("CXX", "c++")
+    return [asked] if shutil.which(asked) else shlex.split(asked)
+
+
+def check_compiler():
+    try:
+        command = [*compiler(), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+        works = subprocess.run(command, input=COMPILER_PROBE, capture_output=True, text=True).returncode == 0
+        told = subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout.splitlines()
+    except OSError:
+        works, told = False, ["none: no such program"]
+    if not works:
+        found = told[0] if told else "another"
+        raise SystemExit(
+            f"CXX={shlex.join(compiler())}: expected g++ 12, clang++ 15 or newer, got {found}. "
+            "Install one and name it; on Debian and Ubuntu: apt install g++-12, CXX=g++-12."
+        )
+
+
+def jobs():
+    """Ninja's option for MAX_JOBS, how many compilers may run at once."""
+    asked = os.environ.get("MAX_JOBS", "")
+    if asked and not re.fullmatch("[1-9][0-9]*", asked):
+        raise SystemExit(f"MAX_JOBS: expected how many compilers to run at once, such as 4, got {asked!r}.")
+    return [f"-j{asked}"] if asked else []
+
+
+# CUDA: which compiler, for which architectures, with which libraries.
+
+
+def force_cuda():
+    """FORCE_CUDA: True, False, or None where it is unset."""
+    asked = os.environ.get("FORCE_CUDA", "")
+    if asked.lower() in ("1", "true", "on", "yes"):
+        return True
+    if asked.lower() in ("0", "false", "off", "no"):
+        return False
+    if asked:
+        raise SystemExit(f"FORCE_CUDA: expected 1, true, on or yes, or 0, false, off or no, got {asked!r}.")
+    return None
 
 
 def find_nvcc(torch):
-    """The nvcc to compile CUDA's kernels with, or None where they are to be left out; an error if it is missed."""
-    asked = os.environ.get("FORCE_CUDA", "1" if torch.version.cuda else "0")
-    folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    search = os.pathsep.join([*(f"{folder}/bin" for folder in folders if folder), os.environ.get("PATH", "")])
-    found = shutil.which("nvcc", path=search) if asked == "1" else None
-    if found is None and os.environ.get("FORCE_CUDA") == "1":
+    """The nvcc to compile CUDA's kernels with and "", or None and why they are left out; an error if it is missed."""
+    forced = force_cuda()
+    if forced is False:
+        return None, "FORCE_CUDA leaves them out"
+    if forced is None and not torch.version.cuda:
+        return None, f"torch {torch.__version__} is built without CUDA; FORCE_CUDA=1 compiles them all the same"
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    folders = [*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    found = shutil.which("nvcc", path=os.pathsep.join(folders))
+    if found:
+        # NVIDIA's nvcc does not find its parts through a link to it; a link to ccache has to keep its name.
+        real = Path(found).resolve()
+        return (real if real.name == "nvcc" else Path(found)), ""
+    missing = "nvcc was not found in CUDA_HOME/bin, CUDA_PATH/bin, on PATH or in /usr/local/cuda/bin"
+    if forced:
         raise SystemExit(
-            "FORCE_CUDA: expected nvcc in CUDA_HOME/bin or on PATH, found none. "
-            "Install the CUDA toolkit and set CUDA_HOME, or leave FORCE_CUDA unset to build for the CPU."
+            f"FORCE_CUDA: {missing}. Install the CUDA toolkit and set CUDA_HOME, "
+            "or unset FORCE_CUDA to build for the CPU."
         )
-    return found and Path(found).resolve()
+    return None, missing
+
+
+def ask_nvcc(nvcc, *options):
+    """What nvcc prints, on both streams."""
+    done = subprocess.run([nvcc, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{nvcc} {' '.join(options)}: expected NVIDIA's nvcc, got: {done.stdout.strip()}")
+    return done.stdout
+
+
+def cuda_archs(nvcc, torch):
+    """The list to compile for, in the form of TORCH_CUDA_ARCH_LIST, and what of it was left out, in words or ""."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
+    if asked == "native":
+        capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        asked = ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities))
+        if not asked:
+            raise SystemExit(
+                "TORCH_CUDA_ARCH_LIST=native: expected a CUDA device, torch finds none. Name 8.0 or newer."
+            )
+    for name, archs in CUDA_NAMES.items():
+        asked = asked.replace(name, archs)
+    known = {divmod(int(number), 10) for number in re.findall(r"compute_(\d+)", ask_nvcc(nvcc, "--list-gpu-arch"))}
+    kept, ptx, left_out = {}, set(), []
+    for arch in re.split(r"[;\s]+", asked.strip("; ")):
+        if not (parts := re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)):
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected a list such as {CUDA_ARCHS!r}, got {arch!r} in it.")
+        capability = int(parts[1]), int(parts[2])
+        number = f"{parts[1]}.{parts[2]}{parts[3]}"
+        if parts[4]:
+            ptx.add(number)
+        if capability < CUDA_LEAST:
+            left_out.append(f"{number}, for the kernels need {'{}.{}'.format(*CUDA_LEAST)}")
+        elif capability not in known:
+            left_out.append(f"{number}, which this nvcc does not know")
+        else:
+            kept[number] = capability
+    if not kept:
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST: nothing is left of {asked!r} to compile for: left out {'; '.join(left_out)}."
+        )
+    if ptx and not ptx & kept.keys():
+        ptx.add(max(kept, key=kept.get))  # the newest left serves newer GPUs instead
+    return ";".join(number + "+PTX" * (number in ptx) for number in kept), "; ".join(left_out)
 
 
 def gencodes(archs):
-    """nvcc's flags for a TORCH_CUDA_ARCH_LIST such as "8.0;9.0;10.0+PTX"."""
+    """nvcc's flags for a list such as "8.0;9.0;10.0+PTX"."""
     flags = []
-    for arch in re.split(r"[;\s]+", archs.strip()):
-        if not (parts := re.fullmatch(r"(\d+)\.(\d+a?)(\+PTX)?", arch)):
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected a list such as {CUDA_ARCHS!r}, got {arch!r} in it.")
-        number = parts[1] + parts[2]
+    for arch in archs.split(";"):
+        number = arch.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if parts[3]:
+        if arch.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return " ".join(flags)
+    return flags
+
+
+def cuda_libraries(nvcc):
+    """The linker's flags for CUDA's runtime. nvcc tells where it is: its own folder may be that of a wrapper."""
+    told = ask_nvcc(nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", "none")
+    if not (folders := re.search(r"^#\$ LIBRARIES=(.*)$", told, re.M)):
+        raise SystemExit(f"{nvcc} --dryrun: expected a line with LIBRARIES=, got: {told.strip()}")
+    return [*shlex.split(folders[1]), "-lcudart_static", "-lrt", "-ldl"]
+
+
+# The build.
 
 
 def define(name, text):
     """The compiler's flag that defines `name` as a string."""
-    return shlex.quote(f"-D{name}={json.dumps(text)}")
+    return f"-D{name}={json.dumps(text)}"
+
+
+class NinjaFile:
+    """The lines of a build.ninja. Commands are shell's; ninja itself quotes $in and $out for the shell."""
+
+    def __init__(self):
+        self.lines = []
+
+    def rule(self, name, command, **settings):
+        self.lines += [f"rule {name}", f"  command = {command}", *(f"  {key} = {settings[key]}" for key in settings)]
+
+    def build(self, output, rule, sources, extra=()):
+        """One command; `extra` are arguments of its own."""
+        paths = (re.sub("[$ :]", r"$\g<0>", str(path)) for path in (output, *sources))
+        self.lines += ["build {}: {} {}".format(next(paths), rule, " ".join(paths)), f"  extra = {quoted(extra)}"]
+        return [output]
+
+
+def quoted(arguments):
+    """Arguments as words of a command in build.ninja."""
+    return shlex.join(map(str, arguments)).replace("$", "$$")
 
 
 class NinjaBuild(build_ext):
@@ -78,79 +262,94 @@ class NinjaBuild(build_ext):
             return name.replace(".", "/") + ".so"  # torch.ops.load_library's, not an importable module
         return super().get_ext_filename(name)
 
-    def build_extensions(self):
-        import ninja
+    def run(self):
+        check_machine()
+        check_python()
+        check_compiler()
+        find_ninja()
+        super().run()
 
+    def build_extensions(self):
+        options = [*jobs(), *(["-v"] if self.verbose > 1 else [])]
         outputs = {e.name.split(".")[-1]: Path(self.get_ext_fullpath(e.name)).absolute() for e in self.extensions}
         folder = Path(self.build_temp).absolute()
         for path in (folder, *(output.parent for output in outputs.values())):
             path.mkdir(parents=True, exist_ok=True)
-        with (folder / "build.ninja").open("w") as file:
-            self.write_rules(ninja.ninja_syntax.Writer(file, width=1000), **outputs)
-        subprocess.run(
-            [Path(ninja.BIN_DIR) / "ninja", "-C", folder, *(["-v"] if self.verbose > 1 else [])], check=True
-        )
+        rules = NinjaFile()
+        told = self.write_rules(rules, **outputs)
+        (folder / "build.ninja").write_text("\n".join([*rules.lines, ""]))
+        subprocess.run([find_ninja(), "-C", folder, *options], check=True)
+        print(f"CUDA kernels: {told}.")
 
-    def write_rules(self, writer, _native, _numpy):
-        writer.variable("cxx", os.environ.get("CXX", "c++"))
-        writer.variable("flags", f"{FLAGS} {os.environ.get('CXXFLAGS', '')}")
-        writer.rule("compile", "$cxx $flags $extra -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
-        writer.rule("link", "$cxx -shared $in -o $out $extra")
+    def write_rules(self, rules, _native, _numpy):
+        """Every command of the build; returns what is to be told of CUDA's kernels."""
+        cxx, common = quoted(compiler()), f"{FLAGS} {os.environ.get('CXXFLAGS', '')}".replace("$", "$$")
+        rules.rule("compile", f"{cxx} {common} $extra -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        rules.rule("link", f"{cxx} -shared $in -o $out $extra")
 
         def compile(source, name, extra):
-            path = str(ROOT / "csrc" / source)
-            return writer.build(f"{name}.o", "compile", path, variables={"extra": extra})
+            return rules.build(f"{name}.o", "compile", [ROOT / "csrc" / source], extra)
 
-        sets = INSTRUCTION_SETS.get(platform.machine(), {"plain": ""})
+        sets = INSTRUCTION_SETS[platform.machine()]
         core = []
         for isa, flags in sets.items():
             for kernel in KERNELS:
-                core += compile(f"cpu/{kernel}.cpp", f"{kernel}_{isa}", f"{flags} -DDISSIM_ISA={isa}")
+                core += compile(f"cpu/{kernel}.cpp", f"{kernel}_{isa}", [*flags.split(), f"-DDISSIM_ISA={isa}"])
         rows = "".join(f"row({isa})" for isa in sets)
-        core += compile("cpu/isa.cpp", "isa", f"'-DDISSIM_ISAS(row)={rows}'")
-        self.write_native(writer, compile, core, _native)
-        self.write_numpy(writer, compile, core, _numpy)
+        for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+            if source.stem not in KERNELS:  # what serves all instruction sets is compiled once
+                core += compile(f"cpu/{source.name}", source.stem, [f"-DDISSIM_ISAS(row)={rows}"])
+        self.write_numpy(rules, compile, core, _numpy)
+        return self.write_native(rules, compile, core, _native)
 
-    def write_native(self, writer, compile, core, output):
+    def write_native(self, rules, compile, core, output):
         """The operators of torch, of the CPU and where nvcc is of CUDA."""
         import torch
 
-        folder, nvcc = Path(torch.__file__).parent, find_nvcc(torch)
+        folder = Path(torch.__file__).parent
         # 2.10, the oldest torch supported: version 0xMMmmpp0000000000. Bindings compute nothing: -O1 compiles faster.
-        include = f"-O1 -isystem {folder}/include -isystem {folder}/include/torch/csrc/api/include"
-        include += " -DTORCH_TARGET_VERSION=0x020a000000000000"
-        libraries = f"-L{folder}/lib -ltorch_cpu -ltorch -lc10"
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS) if nvcc else ""
+        include = ["-O1", "-isystem", folder / "include", "-isystem", folder / "include/torch/csrc/api/include"]
+        include += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+        # No symbol is taken from libtorch.so, but it alone brings in torch's functions for CUDA: the linker keeps it.
+        kept = "-Wl,--push-state,--no-as-needed,-ltorch,--pop-state"
+        libraries = [f"-L{folder}/lib", kept, "-ltorch_cpu", "-lc10"]
+        nvcc, told = find_nvcc(torch)
+        archs, left_out = cuda_archs(nvcc, torch) if nvcc else ("", "")
         objects = core + compile(
-            "torch_bindings.cpp", "torch_bindings", f"{include} {define('DISSIM_CUDA_ARCHS', archs)}"
+            "torch_bindings.cpp", "torch_bindings", [*include, define("DISSIM_CUDA_ARCHS", archs)]
         )
         if nvcc:
             objects += compile("torch_cuda_bindings.cpp", "torch_cuda_bindings", include)
-            flags = f"-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden {gencodes(archs)}"
-            writer.rule("nvcc", f"{nvcc} {flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d")
+            host = next(word for word in compiler() if Path(word).name not in ("ccache", "sccache", "distcc"))
+            flags = ["-ccbin", host, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *gencodes(archs)]
+            rules.rule("nvcc", f"{quoted([nvcc, *flags])} -MD -MF $out.d -c $in -o $out", depfile="$out.d")
             for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-                objects += writer.build(f"{source.stem}_cuda.o", "nvcc", str(source))
-            toolkit = nvcc.parents[1]
-            libraries += f" -L{toolkit}/lib64 -L{toolkit}/lib -lcudart_static -lrt -ldl"
-        writer.build(str(output), "link", objects, variables={"extra": libraries})
+                objects += rules.build(f"{source.stem}_cuda.o", "nvcc", [source])
+            libraries += cuda_libraries(nvcc)
+        rules.build(output, "link", objects, libraries)
+        if not nvcc:
+            return f"not compiled, {told}"
+        return f"compiled for {archs} by {nvcc}" + (f"; left out {left_out}" if left_out else "")
 
-    def write_numpy(self, writer, compile, core, output):
-        """The module for NumPy arrays, from the same objects."""
-        import pybind11
+    def write_numpy(self, rules, compile, core, output):
+        """The module for NumPy arrays, from the same objects; torch brings the headers of pybind11."""
+        import torch
 
         facts = {
             "DISSIM_VERSION": self.distribution.get_version(),
             "DISSIM_FLAGS": f"{FLAGS} {os.environ.get('CXXFLAGS', '')}".strip(),
             "DISSIM_KERNELS": " ".join(KERNELS),
         }
-        include = f"-O1 -isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
-        defines = " ".join(define(name, text) for name, text in facts.items())
-        objects = core + compile("numpy_bindings.cpp", "numpy_bindings", f"{include} {defines}")
-        writer.build(str(output), "link", objects, variables={"extra": "-pthread"})
+        headers = Path(torch.__file__).parent / "include"
+        include = ["-O1", "-isystem", headers, "-isystem", sysconfig.get_path("include")]
+        extra = [*include, *(define(name, text) for name, text in facts.items())]
+        objects = core + compile("numpy_bindings.cpp", "numpy_bindings", extra)
+        rules.build(output, "link", objects, ["-pthread"])
 
 
-sources = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.*"))]
-setup(
-    ext_modules=[Extension(f"dissim_kernels.{name}", sources) for name in ("_native", "_numpy")],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    sources = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.*"))]
+    setup(
+        ext_modules=[Extension(f"dissim_kernels.{name}", sources) for name in ("_native", "_numpy")],
+        cmdclass={"build_ext": NinjaBuild},
+    )

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from .cases import Case
+from .toolchain import compiler
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -31,10 +32,6 @@ TASKS = 16
 MEMORY_BYTES = 512 << 20
 #: Results of fewer bytes come from memory that was freed before, and the pool's own 0.06 ms would show.
 LEAST_PAGES = 8 << 20
-
-
-def compiler() -> str:
-    return os.environ.get("CXX", "c++")
 
 
 def flags(isa: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build" / "sass"
 #: As setup.py compiles the library.
 FLAGS = ("-std=c++17", "-O3")
+#: Words that may stand before the compiler in CXX.
+LAUNCHERS = ("ccache", "sccache", "distcc")
 REMEDY = "Install pip's with `pip install dissim-kernels[cuda-check]`, or a CUDA toolkit and set CUDA_HOME."
 
 
@@ -46,8 +49,14 @@ def tool(name: str) -> Path:
     """The tool of this name in the best place that has it; raises Missing."""
     for place in places():
         if (place / name).is_file() and os.access(place / name, os.X_OK):
-            return place / name
+            real = (place / name).resolve()  # nvcc does not find its parts through a link to it
+            return real if real.name == name else place / name
     raise Missing(f"{name} was not found. {REMEDY}")
+
+
+def toolkit() -> Path:
+    """The folder with bin/nvcc, as CUDA_HOME names it."""
+    return tool("nvcc").parents[1]
 
 
 def why_not(*names: str) -> str | None:
@@ -93,7 +102,12 @@ def keep_only_newest(stem: str, arch: int) -> None:
 
 def _host() -> list[str]:
     """nvcc's host compiler is the one that builds the rest."""
-    return ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
+    return ["-ccbin", compiler()] if os.environ.get("CXX") else []
+
+
+def compiler() -> str:
+    """The C++ compiler in CXX, without ccache or another word before it."""
+    return next(word for word in shlex.split(os.environ.get("CXX") or "c++") if Path(word).name not in LAUNCHERS)
 
 
 @cache

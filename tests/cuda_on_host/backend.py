@@ -7,6 +7,7 @@ process.
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str 
     folder = ROOT / "build" / "cuda_on_host" / sanitizer
     folder.mkdir(parents=True, exist_ok=True)
     kernels, fibers = SANITIZERS[sanitizer]
-    includes = f"-I{HERE} -isystem {headers()}"
+    includes = shlex.join([f"-I{HERE}", "-isystem", str(headers())])
     objects = []
     with (folder / f"{target}.ninja").open("w") as file:
         writer = ninja.ninja_syntax.Writer(file, width=1000)
@@ -70,7 +71,7 @@ def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str 
             shared = source.is_relative_to(ROOT / "csrc") or source.is_relative_to(HERE.parent)
             objects.append(f"{source.stem}.o" if shared else f"{target}_{source.stem}.o")
             extra = fibers if source.parent == HERE and source.stem == "cuda_on_host" else kernels
-            torch_headers = Path(torch.__file__).parent / "include"
+            torch_headers = shlex.quote(str(Path(torch.__file__).parent / "include"))
             if source.stem == "torch_cuda_bindings":
                 extra += f" -isystem {torch_headers} -isystem {torch_headers}/torch/csrc/api/include"
                 extra += " -DTORCH_TARGET_VERSION=0x020a000000000000"

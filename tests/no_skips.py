@@ -1,0 +1,16 @@
+"""A plugin for pytest, `-p no_skips`: a case that skips fails, for it did not test what it was run for."""
+
+import pytest
+
+
+def pytest_collectreport(report):
+    if report.skipped:
+        pytest.exit(f"{report.nodeid} must not skip here: {report.longrepr[2]}", returncode=1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"must not skip here: {report.longrepr[2]}"
+    return report
