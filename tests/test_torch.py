@@ -42,7 +42,7 @@ def test_opcheck_of_every_operator(dtype, backend):
     calls = [
         (score.score, (q, r, w, b, backend)),
         (score.score_backward, (gradient, q, r, w, backend, True, False, True)),
-        (score.score_jvp, ([q, r, w, b], [q, r, w, b])),
+        (score.score_jvp, (q, r, w, q, r, w, b)),
         (topk.topk, (*one, b[:1], 2, True, None, *SIDES, backend)),
         (hinge.hinge, (*one, b[:1], *SIDES, None, 1.0, 2, backend)),
         (hinge.hinge_backward, (ones, ones, active, *one, *SIDES, [True, True, False, True], backend)),

@@ -1,4 +1,4 @@
-"""Operators of torch that cost a plain eager call nothing, and the questions who watches a call."""
+"""Operators of torch that cost a plain eager call little, and the questions who watches a call."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import custom_op
+from torch.overrides import has_torch_function
 
 
 class Operator:
@@ -38,19 +39,56 @@ def differentiated(*inputs: Tensor | None) -> bool:
     """Whether an eager call may be asked for derivatives; if not, the operator alone costs less."""
     if torch.compiler.is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active():
-        return True
-    if forward_ad._current_level >= 0:  # within dual_level()
+    if _transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0:  # within torch.func, dual_level()
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs if x is not None)
 
 
+def save(ctx, *tensors: Tensor) -> None:
+    """`ctx.save_for_backward`, but a tensor that is given twice is saved once: hooks may copy each that is saved."""
+    unique = list({id(x): x for x in tensors}.values())
+    places = {id(x): place for place, x in enumerate(unique)}
+    ctx.places = [places[id(x)] for x in tensors]
+    ctx.save_for_backward(*unique)
+
+
+def saved(ctx) -> list[Tensor]:
+    """What `save` was given, to be asked for once in a backward: checkpointing unpacks it at the first reading only."""
+    unique = ctx.saved_tensors
+    return [unique[place] for place in ctx.places]
+
+
+# --- what torch tells in private; where it does not, every call takes the longer way, which is always right -----------
+
+
+def _keys_of_plain_calls() -> int | None:
+    """The dispatch keys of tensors and threads for which the dispatcher only runs the kernel, as bits."""
+    names = ["ADInplaceOrView", "BackendSelect"]
+    names += [kind + device for device in ("CPU", "CUDA") for kind in ("", "Autograd", "Autocast")]
+    bits = 0
+    try:
+        torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set  # noqa: B018
+        for name in names:
+            bits |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)).raw_repr()
+    except AttributeError:
+        return None
+    return bits
+
+
+_PLAIN = _keys_of_plain_calls()
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
 def _watched(arguments: tuple) -> bool:
-    """Whether a compiler, a tracer, a mode, a transform, autograd or a tensor of another kind needs the operator."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True
-    if torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():
+    """Whether torch would do more with a call than run the kernel: for a compiler, tracer, mode, transform, autograd
+    or another kind of tensor. Each has a dispatch key, in the thread or in a tensor."""
+    if _PLAIN is None or torch.compiler.is_compiling():
         return True
     flat = [y for x in arguments for y in (x if isinstance(x, list | tuple) else (x,))]
     tensors = [x for x in flat if isinstance(x, Tensor)]
-    return differentiated(*tensors) or any(x.is_meta or type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+    if differentiated(*tensors) or has_torch_function(tensors):
+        return True
+    keys = torch._C._dispatch_tls_local_include_set()
+    for tensor in tensors:
+        keys |= torch._C._dispatch_keys(tensor)
+    return bool(keys.raw_repr() & ~_PLAIN)
