@@ -281,10 +281,10 @@ def hinge_twice():
 
 Q = INPUTS.query
 REFUSED = {
-    "third derivative": (differentiate_thrice, "no autograd formula"),
+    "third derivative": (differentiate_thrice, "a third derivative is not available"),
     "hessian": (lambda: hessian(score_of)(Q), "forward-mode over reverse-mode is not available"),
     "jvp of grad": (lambda: jvp(grad(score_of), (Q,), (Q,)), "forward-mode over reverse-mode is not available"),
-    "grad of jvp": (lambda: grad(lambda x: jvp(score_of, (x,), (x,))[1])(Q), "reverse-mode over forward-mode is not"),
+    "grad of jvp": (lambda: grad(lambda x: jvp(score_of, (x,), (x,))[1])(Q), "nor reverse-mode over forward-mode"),
     "jvp of hinge": (lambda: jvp(hinge_of, (Q,), (Q,)), "hinge_loss: a forward-mode derivative is not"),
     "jacfwd of hinge": (lambda: jacfwd(hinge_of)(Q), "hinge_loss: a forward-mode derivative is not"),
     "double backward of hinge": (hinge_twice, "hinge_loss: a second derivative is not"),

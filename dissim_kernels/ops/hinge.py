@@ -20,7 +20,7 @@ from ..contract import (
     check_number,
 )
 from ..dispatch import check_backend, resolve
-from .operator import differentiated, operator, save, saved
+from .operator import differentiated, operator, save, saved, transformed
 from .score import autocast_to_float32, each_entry, head_bias, problem_of
 from .topk import check_filters
 
@@ -201,7 +201,7 @@ def _hinge_gradients(ctx, *grads: Tensor | None) -> tuple:
     query, reference, weight, query_labels, reference_labels, active = saved(ctx)
     upstream = [query.new_zeros(len(query), dtype=ACCUMULATE[query.dtype]) if g is None else g for g in grads[:2]]
     needs = list(ctx.needs_input_grad[:4])
-    call = _HingeBackward.apply if differentiated(*upstream, query, reference, weight) else hinge_backward
+    call = _HingeBackward.apply if transformed() else hinge_backward
     computed = call(*upstream, active, query, reference, weight, query_labels, reference_labels, needs, ctx.backend)
     found = [x if needed else None for x, needed in zip(computed, needs, strict=True)]
     if needs[3]:
@@ -210,6 +210,7 @@ def _hinge_gradients(ctx, *grads: Tensor | None) -> tuple:
 
 
 hinge.register_autograd(_hinge_gradients, setup_context=_save_hinge)
+hinge_backward.register_autograd(lambda ctx, *directions: _refuse("second derivative"))
 hinge.register_vmap(each_entry(hinge))
 hinge_backward.register_vmap(each_entry(hinge_backward))
 

@@ -39,9 +39,14 @@ def differentiated(*inputs: Tensor | None) -> bool:
     """Whether an eager call may be asked for derivatives; if not, the operator alone costs less."""
     if torch.compiler.is_compiling():
         return False
-    if _transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0:  # within torch.func, dual_level()
-        return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs if x is not None)
+    return transformed() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs if x is not None))
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward mode watches an eager call: they reach a Function, not an operator's formula."""
+    if torch.compiler.is_compiling():
+        return False
+    return _transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def save(ctx, *tensors: Tensor) -> None:

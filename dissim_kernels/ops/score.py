@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..contract import ACCUMULATE, Problem, check_paired_inputs, check_score_inputs
 from ..dispatch import BACKENDS, check_backend, resolve
-from .operator import differentiated, operator, save, saved
+from .operator import differentiated, operator, save, saved, transformed
 
 
 def fused_dissim_score(
@@ -211,7 +211,7 @@ def _score_gradients(ctx, grad: Tensor) -> tuple:
     needs = ctx.needs_input_grad[:3]
     if any(needs):
         tensors = grad, *saved(ctx)
-        call = _ScoreBackward.apply if differentiated(*tensors) else score_backward
+        call = _ScoreBackward.apply if transformed() else score_backward
         computed = call(*tensors, ctx.backend, *needs)
         grads[:3] = (x if needed else None for x, needed in zip(computed, needs, strict=True))
     if ctx.needs_input_grad[3]:
@@ -244,6 +244,16 @@ class _Score(torch.autograd.Function):
         return _ScoreJvp.apply(*primals, *_with_zeros(tangents[:3], primals), tangents[3])
 
 
+def _refuse_reverse_over_jvp(ctx, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "fused_dissim_score: a third derivative is not available, nor reverse-mode over forward-mode (grad of jvp). "
+        "Use jacrev(jacrev(f)), or autograd twice (torch.autograd.functional.vhp, not hvp)."
+    )
+
+
+score_jvp.register_autograd(_refuse_reverse_over_jvp)
+
+
 class _ScoreJvp(torch.autograd.Function):
     """The directional derivative; its own is a sum of three of the same kind, so forward mode nests (E13)."""
 
@@ -254,12 +264,7 @@ class _ScoreJvp(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.save_for_forward(*inputs[:6])
 
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError(
-            "fused_dissim_score: reverse-mode over forward-mode is not available (grad of jvp). "
-            "Use jacrev(jacrev(f)), or autograd twice."
-        )
+    backward = staticmethod(_refuse_reverse_over_jvp)
 
     @staticmethod
     def jvp(ctx, *changes):
@@ -276,43 +281,52 @@ def _with_zeros(tangents, primals) -> list[Tensor]:
     return [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, primals, strict=True)]
 
 
+def _save_score_backward(ctx, inputs, output):
+    ctx.backend, *ctx.needs = inputs[4:]
+    save(ctx, *inputs[:4])
+
+
+def _second_gradients(ctx, *directions: Tensor) -> tuple:
+    """The gradients of sum(v * gradient) for directions v (E13)."""
+    grad, query, reference, weight = saved(ctx)
+    of_query, of_reference, of_weight = (
+        direction if needed else torch.zeros_like(x)
+        for direction, x, needed in zip(directions, (query, reference, weight), ctx.needs, strict=True)
+    )
+    need_grad, need_query, need_reference, need_weight, *_ = ctx.needs_input_grad
+    second: list[Tensor | None] = [None] * 8
+    if need_grad:
+        second[0] = score_jvp(query, reference, weight, of_query, of_reference, of_weight, None)
+    if need_query or need_reference:
+        needs = [need_query, need_reference, False]
+        computed = score_backward(grad, query, reference, of_weight, ctx.backend, *needs)
+        second[1:3] = (x if needed else None for x, needed in zip(computed[:2], needs, strict=False))
+    if need_weight:
+        heads = weight.shape[0]  # each head becomes a batch entry with weight 1
+        rows = [x.repeat_interleave(heads, 0) for x in (query, reference, of_query, of_reference)]
+        ones, flags = torch.ones_like(weight[:1]), (True, True, False)
+        signs = score_backward(grad.flatten(0, 1).unsqueeze(1), *rows[:2], ones, ctx.backend, *flags)[:2]
+        parts = [
+            (v * s).reshape(len(query), heads, *v.shape[1:]).sum((0, 2)) for v, s in zip(rows[2:], signs, strict=True)
+        ]
+        second[3] = (parts[0] + parts[1]).to(weight.dtype)
+    return tuple(second)
+
+
+score_backward.register_autograd(_second_gradients, setup_context=_save_score_backward)
+
+
 class _ScoreBackward(torch.autograd.Function):
-    """The first derivative, differentiable once: the gradients of sum(v * gradient) for directions v (E13)."""
+    """The first derivative, differentiable once."""
 
     generate_vmap_rule = True
     forward = staticmethod(score_backward)
+    backward = staticmethod(_second_gradients)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        save(ctx, *inputs[:4])
+        _save_score_backward(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:4])  # without it vmap fails before it reaches the refusal below
-        ctx.backend, *ctx.needs = inputs[4:]
-
-    @staticmethod
-    def backward(ctx, *directions):
-        grad, query, reference, weight = saved(ctx)
-        of_query, of_reference, of_weight = (
-            direction if needed else torch.zeros_like(x)
-            for direction, x, needed in zip(directions, (query, reference, weight), ctx.needs, strict=True)
-        )
-        need_grad, need_query, need_reference, need_weight, *_ = ctx.needs_input_grad
-        second: list[Tensor | None] = [None, None, None, None]
-        if need_grad:
-            second[0] = score_jvp(query, reference, weight, of_query, of_reference, of_weight, None)
-        if need_query or need_reference:
-            needs = [need_query, need_reference, False]
-            computed = score_backward(grad, query, reference, of_weight, ctx.backend, *needs)
-            second[1:3] = (x if needed else None for x, needed in zip(computed[:2], needs, strict=False))
-        if need_weight:
-            heads = weight.shape[0]  # each head becomes a batch entry with weight 1
-            rows = [x.repeat_interleave(heads, 0) for x in (query, reference, of_query, of_reference)]
-            ones, flags = torch.ones_like(weight[:1]), (True, True, False)
-            signs = score_backward(grad.flatten(0, 1).unsqueeze(1), *rows[:2], ones, ctx.backend, *flags)[:2]
-            parts = [
-                (v * s).unflatten(0, (len(query), heads)).sum((0, 2)) for v, s in zip(rows[2:], signs, strict=True)
-            ]
-            second[3] = (parts[0] + parts[1]).to(weight.dtype)
-        return *second, *[None] * 4
 
     @staticmethod
     def jvp(ctx, *tangents):
