@@ -50,14 +50,14 @@ class DissimilarityHead(nn.Module):
         # Every difference speaks against "same", all alike: minus an L1 distance. The bias is such that a pair
         # without any difference scores the usual margin.
         self.weight = nn.Parameter(torch.full((dim,), -radius / dim**0.5))
-        self.bias = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.ones(1))  # not 0-d, which FSDP does not shard
 
     def transform(self, embeddings: Tensor) -> Tensor:
         """The embeddings as the score sees them; an index may store these."""
         return normalize(embeddings, dim=-1) * self.scale if self.normalise else embeddings
 
     def forward(self, query: Tensor, reference: Tensor) -> Tensor:
-        return fused_dissim_score(self.transform(query), self.transform(reference), self.weight, self.bias)
+        return fused_dissim_score(self.transform(query), self.transform(reference), self.weight, self.bias[0])
 
     @torch.no_grad()
     def constrain_(self) -> None:

@@ -39,7 +39,7 @@ class HingeLoss(nn.Module):
         """embeddings [B, D], labels int64 [B] -> 0-d."""
         rows = self.head.transform(embeddings)
         loss = fused_dissim_hinge_loss(
-            rows, rows, self.head.weight, self.head.bias, labels, labels,
+            rows, rows, self.head.weight, self.head.bias[0], labels, labels,
             margin=self.margin, balance=self.balance, hard_negatives=self.hard_negatives,
             exclude=torch.arange(len(rows), device=rows.device),
         )  # fmt: skip
