@@ -164,8 +164,10 @@ def hinge_backward(
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of query, reference, weight [D] and bias [1], from the active bits (E12), an empty tensor for each
-    that is not needed."""
+    """The gradients of query, reference, weight [D] and bias [1], from the active bits (E12).
+
+    An empty tensor for each that is not needed.
+    """
     tensors = (grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels)
     computed = iter(resolve(backend, problem_of("hinge", query)).hinge_backward(HingeBackward(*tensors), needs))
     of_query, of_reference, of_weight, of_bias = (

@@ -1,4 +1,10 @@
-"""Operators of torch that cost a plain eager call little, and the questions who watches a call."""
+"""Operators of torch that cost a plain eager call little, and what autograd is given to keep.
+
+What a call costs, for scores of 8 x 8 rows in one thread (Xeon with AVX-512, torch 2.13, minimum of 300 rounds):
+custom_op 20.4 us, the same function as a plain operator of torch.library with autograd 16.2, `Operator` 13.5, the
+function itself 8.8. The kernel's own operator, which is C++, takes 3.5: less by 10 of the 35 us that the public
+function takes, but the choice of a backend would be needed in C++ as well.
+"""
 
 from __future__ import annotations
 
@@ -58,12 +64,12 @@ def save(ctx, *tensors: Tensor) -> None:
 
 
 def saved(ctx) -> list[Tensor]:
-    """What `save` was given, to be asked for once in a backward: checkpointing unpacks it at the first reading only."""
+    """What `save` was given. To be asked for once in a backward: checkpointing gives it at the first reading only."""
     unique = ctx.saved_tensors
     return [unique[place] for place in ctx.places]
 
 
-# --- what torch tells in private; where it does not, every call takes the longer way, which is always right -----------
+# --- what torch tells in private functions; without them a call takes the longer way, which is right too --------
 
 
 def _keys_of_plain_calls() -> int | None:
