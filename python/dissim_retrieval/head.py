@@ -13,9 +13,10 @@ SIGNS = ("free", "negative")
 
 
 class DissimilarityHead(nn.Module):
-    """Scores of pairs: ``F.linear((t(query)[:, None] - t(reference)[None]).abs(), weight, bias)``, t = transform.
+    """Scores of pairs: ``F.linear((t(query)[:, None] - t(reference)[None]).abs(), weight, bias[0])``, t = transform.
 
-    A larger score means "same". The head is a scorer: query [n, D], reference [M, D] -> scores [n, M].
+    A larger score means "same". The head is a scorer: query [n, D], reference [M, D] -> scores [n, M]. Its parameters
+    are weight [D] and bias [1].
 
     Max-margin training with a constraint on the L2 norm of the weights is the method of Kiran et al.
     (arXiv 2412.08618); its abstract leaves the form of every choice below open, so they are ours:

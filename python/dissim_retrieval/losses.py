@@ -21,7 +21,8 @@ class HingeLoss(nn.Module):
     in which the easy ones drown the rest). balance "classes": positives and negatives weigh one half each; "pairs":
     every pair the same. Sampling and balance are ours; see DissimilarityHead.
 
-    Memory: no [B, B, D] tensor, see `fused_dissim_hinge_loss`.
+    Memory: no [B, B, D] tensor, see `fused_dissim_hinge_loss`. For FSDP, shard this module or one that holds it, by
+    `fully_shard`: after sharding the head alone its weights are whole only while the head itself is called.
     """
 
     def __init__(
