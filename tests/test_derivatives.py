@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from dissim_retrieval.head import DissimilarityHead
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian as functional_hessian
 from torch.autograd.functional import hvp, jacobian
@@ -116,15 +115,24 @@ def test_vmap_is_a_loop(function, mapped):
                                    list(alone) if isinstance(alone, tuple) else alone)  # fmt: skip
 
 
+class Score(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(INPUTS.weight.clone())
+
+    def forward(self, query, reference):
+        return fused_dissim_score(query, reference, self.weight)
+
+
 def test_per_sample_gradients_of_a_module():
     """The usual recipe: vmap over grad of a functional call."""
-    head, (query, reference) = DissimilarityHead(5, normalise=False), (x.float() for x in INPUTS[:2])
+    model, (query, reference) = Score(), INPUTS[:2]
 
     def loss(parameters, row):
-        return functional_call(head, parameters, (row[None], reference)).square().sum()
+        return functional_call(model, parameters, (row[None], reference)).square().sum()
 
-    rows = vmap(grad(loss), (None, 0))(dict(head.named_parameters()), query)["weight"]
-    torch.testing.assert_close(rows.sum(0), grad(fused, 2)(query, reference, head.weight.detach(), 1.0))
+    rows = vmap(grad(loss), (None, 0))(dict(model.named_parameters()), query)["weight"]
+    torch.testing.assert_close(rows.sum(0), grad(fused, 2)(*INPUTS[:3]))
 
 
 def differentiate_thrice():

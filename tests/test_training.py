@@ -1,15 +1,8 @@
-"""Training as it is done: checkpointing, saved tensors, repeated backward, hooks, compiled modules, two processes."""
+"""Training as it is done: checkpointing, offloading, what is saved, repeated backward, hooks."""
 
 import pytest
 import torch
-import torch.distributed
-from dissim_retrieval.head import DissimilarityHead
-from dissim_retrieval.losses import HingeLoss
-from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, paired_dissim_score
@@ -17,7 +10,6 @@ from dissim_kernels import testing as judge
 
 INPUTS = judge.random_inputs((12, 5), (18, 5), seed=3)
 SIDES = (torch.arange(12) % 4, torch.arange(18) % 4)
-HEAD = DissimilarityHead(5)
 
 
 def hinge(*arguments):
@@ -31,8 +23,6 @@ FUNCTIONS = {
     "paired": lambda q, r, w, b: paired_dissim_score(q, r[:12], w, b).square().sum(),
     "hinge": hinge,
     "hinge with itself": lambda q, r, w, b: fused_dissim_hinge_loss(x := q * r[:12], x, w, b, SIDES[0], SIDES[0]),
-    "head": lambda q, r, w, b: HEAD(q, r * w + b).square().sum(),
-    "HingeLoss": lambda q, r, w, b: HingeLoss(HEAD)(q * w + r[:12] * b, SIDES[0]),
 }
 functions = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 
@@ -148,65 +138,3 @@ def test_hooks_may_replace_gradients():
         return [x.grad for x in arguments]
 
     torch.testing.assert_close(hooked(fused_dissim_score), hooked(judge.plain_score))
-
-
-class Net(nn.Module):
-    """An embedding, the head and its loss, used together."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.backbone = nn.Linear(6, 8, bias=False)
-        head = DissimilarityHead(8, constraint="penalty", radius=0.5)
-        self.loss = HingeLoss(head, hard_negatives=2, balance="pairs")
-
-    def forward(self, images, labels):
-        rows = checkpoint(self.backbone, images, use_reentrant=False)
-        scores = checkpoint(self.loss.head, rows, rows, use_reentrant=False)
-        return self.loss(rows, labels) + scores.square().mean()
-
-
-def batch(rank):
-    return torch.randn(10, 6, generator=torch.Generator().manual_seed(rank)), torch.arange(10) % 3
-
-
-def test_a_compiled_module_with_head_and_loss_in_one_graph():
-    grads = []
-    for run in (lambda net: net, lambda net: torch.compile(net, backend="aot_eager", fullgraph=True)):
-        net = Net()
-        run(net)(*batch(0)).backward()
-        grads.append([x.grad for x in net.parameters()])
-    torch.testing.assert_close(*grads)
-
-
-def train_step_of_rank(rank, folder):
-    """DDP, then FSDP, in one of two processes; the first writes the gradients down."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    net = Net()
-    replica = DistributedDataParallel(net)
-    replica(*batch(rank)).backward()
-    grads = {"DDP": [x.grad for x in net.parameters()]}
-    net, mesh = Net(), init_device_mesh("cpu", (2,))
-    for module in (net.backbone, net):
-        fully_shard(module, mesh=mesh)
-    net(*batch(rank)).backward()
-    grads["FSDP"] = [x.grad.full_tensor() for x in net.parameters()]
-    head = net.loss.head
-    head.constraint, head.sign = "project", "negative"
-    head.constrain_()
-    grads["norm"] = [head.weight.full_tensor().norm()]
-    if rank == 0:
-        torch.save(grads, f"{folder}/grads.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_have_the_mean_of_their_gradients(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name need not have an address
-    torch.multiprocessing.spawn(train_step_of_rank, (tmp_path,), nprocs=2)
-    net = Net()
-    (sum(net(*batch(rank)) for rank in range(2)) / 2).backward()
-    expected, grads = [x.grad for x in net.parameters()], torch.load(tmp_path / "grads.pt")
-    torch.testing.assert_close(grads["DDP"], expected)
-    torch.testing.assert_close(grads["FSDP"], expected)
-    torch.testing.assert_close(grads["norm"], [torch.tensor(0.5)])
