@@ -205,10 +205,8 @@ def _hinge_gradients(ctx, *grads: Tensor | None) -> tuple:
     needs = list(ctx.needs_input_grad[:4])
     call = _HingeBackward.apply if transformed() else hinge_backward
     computed = call(*upstream, active, query, reference, weight, query_labels, reference_labels, needs, ctx.backend)
-    found = [x if needed else None for x, needed in zip(computed, needs, strict=True)]
-    if needs[3]:
-        found[3] = found[3].to(ctx.bias_dtype)
-    return *found, *[None] * 6
+    *found, of_bias = (x if needed else None for x, needed in zip(computed, needs, strict=True))
+    return *found, None if of_bias is None else of_bias.to(ctx.bias_dtype), *[None] * 6
 
 
 hinge.register_autograd(_hinge_gradients, setup_context=_save_hinge)

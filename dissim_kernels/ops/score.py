@@ -5,7 +5,9 @@ give [B, C, N, M]. The doors check, broadcast and reshape, so a backend sees one
 
 Eager calls with derivatives go through an `autograd.Function` and compiled or exported ones through the operator's
 own `register_autograd`: on such operators torch.func.grad raises and torch.func.jvp returns a silent zero
-(pytorch#179652), while torch.compile refuses a Function with a jvp. Both share the formulas below.
+(pytorch#179652), while torch.compile refuses a Function with a jvp. Both share the formulas below. Within these only
+torch.func and forward mode are given a Function: is_grads_batched reaches an operator, one entry at a time, but loses
+the graph of a Function. It has no rule for lists of tensors, so operators return tuples, empty where not needed.
 """
 
 from __future__ import annotations
