@@ -129,7 +129,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool) or value < least:
         refuse(name, f"an integer of at least {least}", repr(value), "Pass a Python int.")
 
 

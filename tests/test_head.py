@@ -18,7 +18,7 @@ def test_score_is_a_linear_classifier_of_absolute_differences(normalize):
     torch.nn.init.normal_(head.weight)
     query, reference = torch.randn(5, 16), torch.randn(7, 16)
     q, r = (3 * F.normalize(x, dim=-1) if normalize else x for x in (query, reference))
-    expected = F.linear((q[:, None] - r[None]).abs(), head.weight, head.bias)
+    expected = F.linear((q[:, None] - r[None]).abs(), head.weight, head.bias[0])
     torch.testing.assert_close(head(query, reference), expected)
 
 

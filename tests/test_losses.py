@@ -9,7 +9,7 @@ from torch.nn.functional import linear, normalize
 
 def plain_hinge(head, embeddings, labels, margin, num_hard_negatives, balance):
     rows = normalize(embeddings, dim=-1) * head.scale
-    score = linear((rows[:, None] - rows[None]).abs(), head.weight, head.bias)
+    score = linear((rows[:, None] - rows[None]).abs(), head.weight, head.bias[0])
     same = labels[:, None] == labels[None]
     positive = same & ~torch.eye(len(labels), dtype=torch.bool)
     negative = ~same

@@ -1,9 +1,14 @@
-"""A citizen of torch: opcheck, compile, export, meta, autocast, torch.func, and derivatives right or refused."""
+"""A citizen of torch: opcheck, tracers and modes, compile, export, meta, autocast, defaults."""
+
+import contextlib
+import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import jacfwd, jvp
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dissim_kernels import (
@@ -13,7 +18,7 @@ from dissim_kernels import (
     paired_dissim_score,
 )
 from dissim_kernels import testing as judge
-from dissim_kernels.ops import hinge, score, topk
+from dissim_kernels.ops import hinge, operator, score, topk
 
 BACKENDS = judge.runnable_backends()
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -28,8 +33,8 @@ def leaves():
     return [x.clone().requires_grad_() for x in INPUTS]
 
 
-def hinge_loss(*arguments):
-    return fused_dissim_hinge_loss(*arguments, *SIDES)
+def hinge_loss(*arguments, **choices):
+    return fused_dissim_hinge_loss(*arguments, *SIDES, **choices)
 
 
 @backends
@@ -42,16 +47,16 @@ def test_opcheck_of_every_operator(dtype, backend):
     calls = [
         (score.score, (q, r, w, b, backend)),
         (score.score_backward, (gradient, q, r, w, backend, True, False, True)),
-        (score.score_jvp, ([q, r, w, b], [q, r, w, b])),
+        (score.score_jvp, (q, r, w, q, r, w, b)),
         (topk.topk, (*one, b[:1], 2, True, None, *SIDES, backend)),
         (hinge.hinge, (*one, b[:1], *SIDES, None, 1.0, 2, backend)),
         (hinge.hinge_backward, (ones, ones, active, *one, *SIDES, [True, True, False, True], backend)),
     ]
-    for operator, arguments in calls:
-        torch.library.opcheck(operator.registered, arguments)
-        if operator in (score.score, hinge.hinge):
+    for called, arguments in calls:
+        torch.library.opcheck(called.registered, arguments)
+        if called in (score.score, score.score_backward, hinge.hinge):
             wanted = [x.clone().requires_grad_() if getattr(x, "dtype", None) == dtype else x for x in arguments]
-            torch.library.opcheck(operator.registered, wanted)
+            torch.library.opcheck(called.registered, wanted)
 
 
 class Seen(TorchDispatchMode):
@@ -82,6 +87,24 @@ def names_in_mode():
     return mode.names
 
 
+class SeenFunctions(TorchFunctionMode):
+    """Keeps the names of the functions that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+def names_in_function_mode():
+    with SeenFunctions() as mode:
+        fused_dissim_score(*INPUTS)
+    return mode.names
+
+
 class Named(torch.Tensor):
     """Keeps the names of what runs on it."""
 
@@ -100,12 +123,52 @@ def names_in_subclass():
 
 @pytest.mark.parametrize(
     "names", [lambda: names_in_fx(False), lambda: names_in_fx(True), names_in_trace, names_in_mode,
-              names_in_subclass],
-    ids=["make_fx", "make_fx before dispatch", "jit.trace", "mode", "subclass"],
+              names_in_function_mode, names_in_subclass],
+    ids=["make_fx", "make_fx before dispatch", "jit.trace", "mode", "function mode", "subclass"],
 )  # fmt: skip
 def test_who_watches_sees_the_operator(names):
     found = names()
     assert "dissim.score.default" in found and not any("dissim_native" in name for name in found)
+
+
+def test_nobody_watches_a_plain_call(monkeypatch):
+    monkeypatch.setattr(score.score, "registered", None)
+    for arguments in (INPUTS, [torch.nn.Parameter(x, requires_grad=False) for x in INPUTS], leaves()):
+        fused_dissim_score(*arguments)
+    with torch.inference_mode():
+        fused_dissim_score(*(x.clone() for x in INPUTS))
+
+
+def test_a_tensor_that_stands_for_others_is_made_a_plain_one_first():
+    negative = [torch._neg_view(x) for x in INPUTS]
+    torch.testing.assert_close(fused_dissim_score(*negative), fused_dissim_score(*(-x for x in INPUTS)))
+
+
+PRIVATE = ("_dispatch_keys", "_dispatch_tls_local_include_set", "_are_functorch_transforms_active")
+
+
+@pytest.mark.parametrize("missing", [*PRIVATE, "DispatchKeySet", "_current_level"])
+def test_a_torch_without_its_private_functions(missing, monkeypatch):
+    """Then each call goes the longer way, by the registered operator or the Function."""
+    spec = importlib.util.spec_from_file_location("without", operator.__file__)
+    without = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        if missing != "_current_level":
+            patch.delattr(torch._C, missing)
+        spec.loader.exec_module(without)
+    for name in ("_PLAIN", "_transforms_active"):
+        monkeypatch.setattr(operator, name, getattr(without, name))
+    if missing == "_current_level":
+        monkeypatch.setattr(operator, "forward_ad", SimpleNamespace())
+    assert operator._PLAIN is None or operator.transformed()
+    torch.testing.assert_close(fused_dissim_score(*INPUTS), judge.plain_score(*INPUTS))
+    assert fused_dissim_topk(*INPUTS, k=2).indices.shape == (4, 2)
+    assert torch.autograd.gradcheck(fused_dissim_score, leaves(), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(fused_dissim_score, leaves())
+    assert torch.autograd.gradcheck(hinge_loss, leaves())
+    torch.testing.assert_close(jacfwd(fused)(*INPUTS), jacfwd(plain)(*INPUTS))
+    compiled = torch.compile(fused_dissim_score, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*INPUTS), judge.plain_score(*INPUTS))
 
 
 class Everything(torch.nn.Module):
@@ -144,6 +207,29 @@ def test_exported_program_gives_the_same_result():
     for count in (2, 17):
         query = torch.randn(count, 5)
         torch.testing.assert_close(dynamic(query, arguments[1]), scores(query, arguments[1]))
+
+
+class HalfOfThem(torch.nn.Module):
+    """k and the number of hard negatives follow from the number of references."""
+
+    def forward(self, query, reference, weight, query_labels, reference_labels):
+        half = reference.shape[0] // 2
+        found = fused_dissim_topk(query, reference, weight, k=half)
+        sides = query_labels, reference_labels
+        return *found, fused_dissim_hinge_loss(query, reference, weight, None, *sides, hard_negatives=half // 2)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_counts_follow_a_dynamic_size(strict):
+    def arguments(rows):
+        return torch.randn(4, 5), torch.randn(rows, 5), torch.randn(5), SIDES[0], torch.arange(rows) % 3
+
+    sizes = {0: torch.export.Dim("rows", min=16, max=1000)}
+    program = torch.export.export(
+        HalfOfThem(), arguments(20), dynamic_shapes=(None, sizes, None, None, sizes), strict=strict
+    )
+    given = arguments(36)
+    torch.testing.assert_close(program.module()(*given), HalfOfThem()(*given))
 
 
 class Score(torch.nn.Module):
@@ -196,121 +282,36 @@ def test_autocast_runs_in_float32_as_cdist_does(cast_to):
     assert embeddings.grad.dtype == cast_to and w.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("setting", [lambda: torch.device("meta"), lambda: default_dtype(torch.bfloat16)],
+                         ids=["device", "dtype"])  # fmt: skip
 @backends
-def test_first_and_second_derivatives_by_differences(backend):
-    heads = judge.random_inputs((2, 3, 4), (2, 2, 4), 2, torch.float64, seed=1)
-    for inputs in (INPUTS, heads):
-        arguments = [x.clone().requires_grad_() for x in inputs]
+def test_defaults_of_torch_change_nothing(backend, setting):
+    def everything():
+        q, r, w, b = leaves()
+        choices = {"backend": backend}
+        scores = fused_dissim_score(q, r, w, b, **choices)
+        losses = [hinge_loss(q, r, w, b, **choices, exclude=SIDES[0], hard_negatives=n) for n in (None, 2)]
+        pairs = paired_dissim_score(q, r[:4], w, 0.5, **choices)
+        first = torch.autograd.grad(sum(x.square().sum() for x in (scores, pairs, *losses)), (q, r, w, b))
+        scores = fused_dissim_score(q, r, w, b, **choices).square().sum()
+        second = torch.autograd.grad(scores, (q, r, w, b), create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in second), (q, r, w, b))
+        arguments = {"k": 2, "exclude": SIDES[0], **choices}
+        found = fused_dissim_topk(q.detach(), r.detach(), w.detach(), **arguments)
+        tangent = jvp(fused_dissim_score, INPUTS, INPUTS)[1]
+        return [scores, *losses, pairs, *first, *second, *found, tangent]
 
-        def call(*x):
-            return fused_dissim_score(*x, backend=backend)
-
-        assert torch.autograd.gradcheck(call, arguments, check_forward_ad=True)
-        assert torch.autograd.gradgradcheck(call, arguments)
-    assert torch.autograd.gradcheck(
-        lambda *x: fused_dissim_hinge_loss(*x, *SIDES, reduction="none", backend=backend), leaves()
-    )
-
-
-@pytest.mark.parametrize("argument", range(4))
-@pytest.mark.parametrize("transform", [grad, jacrev, jacfwd], ids=["grad", "jacrev", "jacfwd"])
-def test_transforms_of_torch_func(transform, argument):
-    torch.testing.assert_close(transform(fused, argument)(*INPUTS), transform(plain, argument)(*INPUTS))
-
-
-@pytest.mark.parametrize("argument", range(4))
-@pytest.mark.parametrize("first", [0, 2])
-@pytest.mark.parametrize("twice", [jacrev, jacfwd])
-def test_second_derivatives_of_torch_func(twice, first, argument):
-    """Reverse over reverse and forward over forward, without a silent zero; the mixtures are refused below."""
-    ours, theirs = (twice(twice(f, first), argument)(*INPUTS) for f in (fused, plain))
-    torch.testing.assert_close(ours, theirs)
+    expected = everything()
+    with setting():
+        found = everything()
+    assert all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize("mapped", [(0, None, None, None), (None, 0, None, None), (None, None, 0, 0), (0, 0, 0, 0)])
-@pytest.mark.parametrize(
-    "function",
-    [fused_dissim_score, hinge_loss, lambda *x: fused_dissim_topk(*x, k=2), grad(fused), grad(fused, 2),
-     grad(hinge_loss), lambda *x: jvp(fused, x, x)[1]],
-    ids=["score", "hinge", "topk", "grad query", "grad weight", "grad hinge", "jvp"],
-)  # fmt: skip
-def test_vmap_is_a_loop(function, mapped):
-    stacked = [x if dim is None else torch.stack((x, x * 2, x + 1)) for x, dim in zip(INPUTS, mapped, strict=True)]
-    ours = vmap(function, mapped)(*stacked)
-    for i in range(3):
-        alone = function(*(x if dim is None else x[i] for x, dim in zip(stacked, mapped, strict=True)))
-        torch.testing.assert_close([x[i] for x in ours] if isinstance(ours, tuple) else ours[i],
-                                   list(alone) if isinstance(alone, tuple) else alone)  # fmt: skip
-
-
-def test_per_sample_gradients_of_a_module():
-    """The usual recipe: vmap over grad of a functional call."""
-    model, (query, reference) = Score(INPUTS), (x.float() for x in INPUTS[:2])
-
-    def loss(parameters, row):
-        return functional_call(model, parameters, (row[None], reference)).square().sum()
-
-    rows = vmap(grad(loss), (None, 0))(dict(model.named_parameters()), query)["weight"]
-    torch.testing.assert_close(rows.sum(0), grad(fused, 2)(query, reference, model.weight.detach()))
-
-
-def differentiate_thrice():
-    query = leaves()[0]
-    first = torch.autograd.grad(fused(query, *INPUTS[1:]), query, create_graph=True)[0]
-    second = torch.autograd.grad(first.square().sum(), query, create_graph=True)[0]
-    torch.autograd.grad(second.square().sum(), query)
-
-
-def top_scores(query):
-    return fused_dissim_topk(query, *INPUTS[1:], k=2).scores.sum()
-
-
-def score_of(query):
-    return fused(query, *INPUTS[1:])
-
-
-def hinge_of(query):
-    return hinge_loss(query, *INPUTS[1:])
-
-
-def hinge_twice():
-    query = leaves()[0]
-    first = torch.autograd.grad(hinge_of(query), query, create_graph=True)[0]
-    torch.autograd.grad(first.sum(), query)
-
-
-Q = INPUTS.query
-REFUSED = {
-    "third derivative": (differentiate_thrice, "no autograd formula"),
-    "hessian": (lambda: hessian(score_of)(Q), "forward-mode over reverse-mode is not available"),
-    "jvp of grad": (lambda: jvp(grad(score_of), (Q,), (Q,)), "forward-mode over reverse-mode is not available"),
-    "grad of jvp": (lambda: grad(lambda x: jvp(score_of, (x,), (x,))[1])(Q), "reverse-mode over forward-mode is not"),
-    "jvp of hinge": (lambda: jvp(hinge_of, (Q,), (Q,)), "hinge_loss: a forward-mode derivative is not"),
-    "jacfwd of hinge": (lambda: jacfwd(hinge_of)(Q), "hinge_loss: a forward-mode derivative is not"),
-    "double backward of hinge": (hinge_twice, "hinge_loss: a second derivative is not"),
-    "jacrev of jacrev of hinge": (lambda: jacrev(jacrev(hinge_of))(Q), "hinge_loss: a second derivative is not"),
-    "backward of top-k": (lambda: top_scores(leaves()[0]).backward(), "topk: its scores have no derivative"),
-    "grad of top-k": (lambda: grad(top_scores)(Q), "topk: its scores have no derivative"),
-    "jvp of top-k": (lambda: jvp(top_scores, (Q,), (Q,)), "topk: its scores have no derivative"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_derivative_that_cannot_be_given_is_refused(name):
-    attempt, message = REFUSED[name]
-    with pytest.raises((NotImplementedError, RuntimeError), match=message):
-        attempt()
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_no_graph_where_none_is_wanted(mode):
-    with mode():
-        for result in (fused_dissim_score(*leaves()), hinge_loss(*leaves()), top_scores(leaves()[0])):
-            assert not result.requires_grad
-
-
-def test_saved_tensors_are_freed_after_backward():
-    loss = fused(*leaves())
-    loss.backward()
-    with pytest.raises(RuntimeError, match="second time"):
-        loss.backward()
+@contextlib.contextmanager
+def default_dtype(dtype):
+    was = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(was)

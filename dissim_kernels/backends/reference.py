@@ -63,9 +63,10 @@ def score_backward(
 
 
 def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
-    """Directional derivative of `score` at (query, reference, weight[, bias]), E13: [B, C, N, M]."""
+    """Directional derivative of `score` at (query, reference, weight[, bias]), E13: [B, C, N, M] in its dtype."""
     query, reference, weight = primals[:3]
     wide = ACCUMULATE[query.dtype]
+    along_bias = tangents[3].to(wide) if len(tangents) == 4 else 0
     out = query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
     with torch.autocast(query.device.type, enabled=False):
         for b, n, m in _blocks(query, reference):
@@ -75,8 +76,8 @@ def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
             )
             along_rows = (difference.sign() * change) @ weight.to(wide).T
             along_weight = difference.abs() @ tangents[2].to(wide).T
-            out[b, :, n, m] = (along_rows + along_weight).movedim(-1, 1)
-    return out if len(primals) == 3 else out + tangents[3][:, None, None]
+            out[b, :, n, m] = (along_rows + along_weight + along_bias).movedim(-1, 1)
+    return out
 
 
 def topk(search: Search) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from ..contract import (
     check_number,
 )
 from ..dispatch import check_backend, resolve
-from .operator import differentiated, operator
+from .operator import differentiated, operator, save, saved, transformed
 from .score import autocast_to_float32, each_entry, head_bias, problem_of
 from .topk import check_filters
 
@@ -165,10 +165,17 @@ def hinge_backward(
     reference_labels: Tensor,
     needs: Sequence[bool],
     backend: str,
-) -> list[Tensor]:
-    """Those needed of the gradients of query, reference, weight [D] and bias [1], from the active bits (E12)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of query, reference, weight [D] and bias [1], from the active bits (E12).
+
+    An empty tensor for each that is not needed.
+    """
     tensors = (grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels)
-    return resolve(backend, problem_of("hinge", query)).hinge_backward(HingeBackward(*tensors), needs)
+    computed = iter(resolve(backend, problem_of("hinge", query)).hinge_backward(HingeBackward(*tensors), needs))
+    of_query, of_reference, of_weight, of_bias = (
+        next(computed) if needed else grad_positive.new_empty(0) for needed in needs
+    )
+    return of_query, of_reference, of_weight, of_bias
 
 
 @hinge.register_fake
@@ -181,29 +188,31 @@ def _(query, reference, weight, bias, query_labels, reference_labels, exclude, m
 @hinge_backward.register_fake
 def _(grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels, needs, backend):
     outs = (query, reference, weight, weight.new_empty(1, dtype=grad_positive.dtype))
-    return [t.new_empty(t.shape) for t, needed in zip(outs, needs, strict=True) if needed]
+    return tuple(
+        x.new_empty(x.shape) if needed else grad_positive.new_empty(0) for x, needed in zip(outs, needs, strict=True)
+    )
 
 
 def _save_hinge(ctx, inputs, output):
     query, reference, weight, bias, query_labels, reference_labels, *_, ctx.backend = inputs
-    ctx.save_for_backward(query, reference, weight, bias, query_labels, reference_labels, output[2])
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # it would make zeros of a bit a pair
+    save(ctx, query, reference, weight, query_labels, reference_labels, output[2])
 
 
-def _hinge_gradients(ctx, grad_positive, grad_negative, backward):
-    query, reference, weight, bias, query_labels, reference_labels, active = ctx.saved_tensors
+def _hinge_gradients(ctx, *grads: Tensor | None) -> tuple:
+    query, reference, weight, query_labels, reference_labels, active = saved(ctx)
+    upstream = [query.new_zeros(len(query), dtype=ACCUMULATE[query.dtype]) if g is None else g for g in grads[:2]]
     needs = list(ctx.needs_input_grad[:4])
-    tensors = (grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels)
-    computed = iter(backward(*tensors, needs, ctx.backend))
-    grads = [next(computed) if needed else None for needed in needs]
-    if needs[3]:
-        grads[3] = grads[3].to(bias.dtype)
-    return *grads, *[None] * 6
+    call = _HingeBackward.apply if transformed() else hinge_backward
+    computed = call(*upstream, active, query, reference, weight, query_labels, reference_labels, needs, ctx.backend)
+    *found, of_bias = (x if needed else None for x, needed in zip(computed, needs, strict=True))
+    return *found, None if of_bias is None else of_bias.to(ctx.bias_dtype), *[None] * 6
 
 
-hinge.register_autograd(
-    lambda ctx, positive, negative, _: _hinge_gradients(ctx, positive, negative, hinge_backward),
-    setup_context=_save_hinge,
-)
+hinge.register_autograd(_hinge_gradients, setup_context=_save_hinge)
+hinge_backward.register_autograd(lambda ctx, *directions: _refuse("second derivative"))
 hinge.register_vmap(each_entry(hinge))
 hinge_backward.register_vmap(each_entry(hinge_backward))
 
@@ -211,19 +220,8 @@ hinge_backward.register_vmap(each_entry(hinge_backward))
 class _Hinge(torch.autograd.Function):
     generate_vmap_rule = True
     forward = staticmethod(hinge)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _save_hinge(ctx, inputs, output)
-        ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(False)  # it would make zeros of a bit a pair
-
-    @staticmethod
-    def backward(ctx, *grads):
-        query = ctx.saved_tensors[0]
-        grads = [query.new_zeros(len(query), dtype=ACCUMULATE[query.dtype]) if g is None else g for g in grads[:2]]
-        call = _HingeBackward.apply if differentiated(*grads, *ctx.saved_tensors) else hinge_backward
-        return _hinge_gradients(ctx, *grads, call)
+    setup_context = staticmethod(_save_hinge)
+    backward = staticmethod(_hinge_gradients)
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -234,10 +232,7 @@ class _HingeBackward(torch.autograd.Function):
     """The first derivative, which has none: a Function, so that torch.func reaches it and the refusal is in words."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*args):
-        return tuple(hinge_backward(*args))
+    forward = staticmethod(hinge_backward)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -5,20 +5,21 @@ give [B, C, N, M]. The doors check, broadcast and reshape, so a backend sees one
 
 Eager calls with derivatives go through an `autograd.Function` and compiled or exported ones through the operator's
 own `register_autograd`: on such operators torch.func.grad raises and torch.func.jvp returns a silent zero
-(pytorch#179652), while torch.compile refuses a Function with a jvp. Both share the formulas below.
+(pytorch#179652), while torch.compile refuses a Function with a jvp. Both share the formulas below. Within these only
+torch.func and forward mode are given a Function: is_grads_batched reaches an operator, one entry at a time, but loses
+the graph of a Function. It has no rule for lists of tensors, so operators return tuples, empty where not needed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..contract import ACCUMULATE, Problem, check_paired_inputs, check_score_inputs
 from ..dispatch import BACKENDS, check_backend, resolve
-from .operator import differentiated, operator
+from .operator import differentiated, operator, save, saved, transformed
 
 
 def fused_dissim_score(
@@ -66,7 +67,9 @@ def fused_dissim_score(
         lead = torch.broadcast_shapes(lead, reference.shape[:-2])
     heads, bias = weight if weight.dim() == 2 else weight.unsqueeze(0), head_bias(bias, weight)
     call = _Score.apply if differentiated(query, reference, weight, bias) else score
-    scores = call(_batch(query, lead), _batch(reference, lead), heads, bias, backend)
+    query_rows = _batch(query, lead)
+    reference_rows = query_rows if reference is query else _batch(reference, lead)  # one tensor is saved once
+    scores = call(query_rows, reference_rows, heads, bias, backend)
     if weight.dim() == 1:
         return scores.reshape(*lead, *scores.shape[2:])
     return scores.reshape(*lead, *scores.shape[1:]).movedim(-3, -1)
@@ -95,9 +98,13 @@ def paired_dissim_score(
     return scores[..., 0, 0] if weight.dim() == 1 else scores[..., 0, 0, :]
 
 
+#: Saves the questions below; a torch without it is asked them in every call.
+_any_autocast_enabled = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
 def autocast_to_float32(*arguments: Tensor | float | None) -> list:
     """torch.cdist's autocast policy: every floating tensor but float64 becomes float32."""
-    if not torch._C._is_any_autocast_enabled():
+    if not _any_autocast_enabled():
         return list(arguments)
     return [
         x.float()
@@ -149,15 +156,30 @@ def score_backward(
     need_query: bool,
     need_reference: bool,
     need_weight: bool,
-) -> list[Tensor]:
-    """Those needed of the gradients of query, reference and weight."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, reference and weight, an empty tensor for each that is not needed."""
+    needs = (need_query, need_reference, need_weight)
     module = resolve(backend, problem_of("score", query))
-    return module.score_backward(grad, query, reference, weight, (need_query, need_reference, need_weight))
+    computed = iter(module.score_backward(grad, query, reference, weight, needs))
+    of_query, of_reference, of_weight = (next(computed) if needed else grad.new_empty(0) for needed in needs)
+    return of_query, of_reference, of_weight
 
 
 @operator("dissim::score_jvp")
-def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
-    return BACKENDS["reference"].score_jvp(primals, tangents)
+def score_jvp(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    query_tangent: Tensor,
+    reference_tangent: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor | None,
+) -> Tensor:
+    """The directional derivative of the score (E13), in the score's dtype."""
+    tangents = [query_tangent, reference_tangent, weight_tangent]
+    if bias_tangent is not None:
+        tangents.append(bias_tangent)
+    return BACKENDS["reference"].score_jvp((query, reference, weight), tangents)
 
 
 @score.register_fake
@@ -167,12 +189,12 @@ def _(query, reference, weight, bias, backend):
 
 @score_backward.register_fake
 def _(grad, query, reference, weight, backend, *needs):
-    return [t.new_empty(t.shape) for t, needed in zip((query, reference, weight), needs, strict=True) if needed]
+    rows = zip((query, reference, weight), needs, strict=True)
+    return tuple(x.new_empty(x.shape) if needed else grad.new_empty(0) for x, needed in rows)
 
 
 @score_jvp.register_fake
-def _(primals, tangents):
-    query, reference, weight = primals[:3]
+def _(query, reference, weight, *tangents):
     return query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
 
 
@@ -181,15 +203,22 @@ def _(primals, tangents):
 
 def _save_score(ctx, inputs, output):
     query, reference, weight, bias, ctx.backend = inputs
-    ctx.save_for_backward(query, reference, weight, bias)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    if any(ctx.needs_input_grad[:3]):
+        save(ctx, query, reference, weight)
 
 
-def _score_gradients(ctx, grad: Tensor, backward) -> tuple:
-    query, reference, weight, bias = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:3])
-    computed = iter(backward(grad, query, reference, weight, ctx.backend, *needs) if any(needs) else ())
-    of_bias = _sum_over_pairs(grad).to(bias.dtype) if ctx.needs_input_grad[3] else None
-    return *(next(computed) if needed else None for needed in needs), of_bias, None
+def _score_gradients(ctx, grad: Tensor) -> tuple:
+    grads: list[Tensor | None] = [None] * 5
+    needs = ctx.needs_input_grad[:3]
+    if any(needs):
+        tensors = grad, *saved(ctx)
+        call = _ScoreBackward.apply if transformed() else score_backward
+        computed = call(*tensors, ctx.backend, *needs)
+        grads[:3] = (x if needed else None for x, needed in zip(computed, needs, strict=True))
+    if ctx.needs_input_grad[3]:
+        grads[3] = _sum_over_pairs(grad).to(ctx.bias_dtype)
+    return tuple(grads)
 
 
 def _sum_over_pairs(grad: Tensor) -> Tensor:
@@ -198,103 +227,108 @@ def _sum_over_pairs(grad: Tensor) -> Tensor:
     return twice.sum(4, dtype=ACCUMULATE[grad.dtype]).sum((1, 3))[0]
 
 
-score.register_autograd(lambda ctx, grad: _score_gradients(ctx, grad, score_backward), setup_context=_save_score)
+score.register_autograd(_score_gradients, setup_context=_save_score)
 
 
 class _Score(torch.autograd.Function):
     generate_vmap_rule = True
     forward = staticmethod(score)
+    backward = staticmethod(_score_gradients)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         _save_score(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:4])
-
-    @staticmethod
-    def backward(ctx, grad):
-        call = _ScoreBackward.apply if differentiated(grad, *ctx.saved_tensors) else score_backward
-        return _score_gradients(ctx, grad, call)
+        ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
     def jvp(ctx, *tangents):
-        primals = [x for x in ctx.saved_tensors if x is not None]
-        given = [torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents, strict=False)]
-        return _ScoreJvp.apply(*primals, *given)
+        primals = ctx.saved_tensors
+        return _ScoreJvp.apply(*primals, *_with_zeros(tangents[:3], primals), tangents[3])
+
+
+def _refuse_reverse_over_jvp(ctx, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "fused_dissim_score: a third derivative is not available, nor reverse-mode over forward-mode (grad of jvp). "
+        "Use jacrev(jacrev(f)), or autograd twice (torch.autograd.functional.vhp, not hvp)."
+    )
+
+
+score_jvp.register_autograd(_refuse_reverse_over_jvp)
 
 
 class _ScoreJvp(torch.autograd.Function):
     """The directional derivative; its own is a sum of three of the same kind, so forward mode nests (E13)."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*tensors):
-        half = len(tensors) // 2
-        return score_jvp(tensors[:half], tensors[half:])
+    forward = staticmethod(score_jvp)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_forward(*inputs)
+        ctx.save_for_forward(*inputs[:6])
 
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError(
-            "fused_dissim_score: reverse-mode over forward-mode is not available (grad of jvp). "
-            "Use jacrev(jacrev(f)), or autograd twice."
-        )
+    backward = staticmethod(_refuse_reverse_over_jvp)
 
     @staticmethod
     def jvp(ctx, *changes):
-        saved, half = ctx.saved_tensors, len(changes) // 2
-        changes = [torch.zeros_like(x) if t is None else t for x, t in zip(saved, changes, strict=True)]
-        (query, reference), (along_query, along_reference, along_weight) = saved[:2], saved[half : half + 3]
+        query, reference, weight, along_query, along_reference, along_weight = primals = ctx.saved_tensors
+        of_query, of_reference, of_weight, *of_tangents = _with_zeros(changes[:6], primals)
         none = torch.zeros_like(along_weight)
-        along_later = _ScoreJvp.apply(*saved[:half], *changes[half:])
-        by_weight = _ScoreJvp.apply(query, reference, changes[2], along_query, along_reference, none)
-        return along_later + by_weight + _ScoreJvp.apply(query, reference, along_weight, *changes[:2], none)
+        along_later = _ScoreJvp.apply(query, reference, weight, *of_tangents, changes[6])
+        by_weight = _ScoreJvp.apply(query, reference, of_weight, along_query, along_reference, none, None)
+        by_rows = _ScoreJvp.apply(query, reference, along_weight, of_query, of_reference, none, None)
+        return along_later + by_weight + by_rows
+
+
+def _with_zeros(tangents, primals) -> list[Tensor]:
+    return [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, primals, strict=True)]
+
+
+def _save_score_backward(ctx, inputs, output):
+    ctx.backend, *ctx.needs = inputs[4:]
+    save(ctx, *inputs[:4])
+
+
+def _second_gradients(ctx, *directions: Tensor) -> tuple:
+    """The gradients of sum(v * gradient) for directions v (E13)."""
+    grad, query, reference, weight = saved(ctx)
+    of_query, of_reference, of_weight = (
+        direction if needed else torch.zeros_like(x)
+        for direction, x, needed in zip(directions, (query, reference, weight), ctx.needs, strict=True)
+    )
+    need_grad, need_query, need_reference, need_weight, *_ = ctx.needs_input_grad
+    second: list[Tensor | None] = [None] * 8
+    if need_grad:
+        second[0] = score_jvp(query, reference, weight, of_query, of_reference, of_weight, None)
+    if need_query or need_reference:
+        needs = [need_query, need_reference, False]
+        computed = score_backward(grad, query, reference, of_weight, ctx.backend, *needs)
+        second[1:3] = (x if needed else None for x, needed in zip(computed[:2], needs, strict=False))
+    if need_weight:
+        heads = weight.shape[0]  # each head becomes a batch entry with weight 1
+        rows = [x.repeat_interleave(heads, 0) for x in (query, reference, of_query, of_reference)]
+        ones, flags = torch.ones_like(weight[:1]), (True, True, False)
+        signs = score_backward(grad.flatten(0, 1).unsqueeze(1), *rows[:2], ones, ctx.backend, *flags)[:2]
+        parts = [
+            (v * s).reshape(len(query), heads, *v.shape[1:]).sum((0, 2)) for v, s in zip(rows[2:], signs, strict=True)
+        ]
+        second[3] = (parts[0] + parts[1]).to(weight.dtype)
+    return tuple(second)
+
+
+score_backward.register_autograd(_second_gradients, setup_context=_save_score_backward)
 
 
 class _ScoreBackward(torch.autograd.Function):
-    """The first derivative, differentiable once: the gradients of sum(v * gradient) for directions v (E13)."""
+    """The first derivative, differentiable once."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad, query, reference, weight, backend, *needs):
-        return tuple(score_backward(grad, query, reference, weight, backend, *needs))
+    forward = staticmethod(score_backward)
+    backward = staticmethod(_second_gradients)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:4])
+        _save_score_backward(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:4])  # without it vmap fails before it reaches the refusal below
-        ctx.backend, *ctx.needs = inputs[4:]
-
-    @staticmethod
-    def backward(ctx, *directions):
-        grad, query, reference, weight = ctx.saved_tensors
-        given = iter(directions)
-        of_query, of_reference, of_weight = (
-            next(given) if needed else torch.zeros_like(x)
-            for x, needed in zip((query, reference, weight), ctx.needs, strict=True)
-        )
-        need_grad, need_query, need_reference, need_weight, *_ = ctx.needs_input_grad
-        second: list[Tensor | None] = [None, None, None, None]
-        if need_grad:
-            second[0] = score_jvp([query, reference, weight], [of_query, of_reference, of_weight])
-        if need_query or need_reference:
-            needs = [need_query, need_reference, False]
-            computed = iter(score_backward(grad, query, reference, of_weight, ctx.backend, *needs))
-            second[1:3] = (next(computed) if needed else None for needed in needs[:2])
-        if need_weight:
-            heads = weight.shape[0]  # each head becomes a batch entry with weight 1
-            rows = [x.repeat_interleave(heads, 0) for x in (query, reference, of_query, of_reference)]
-            ones, flags = torch.ones_like(weight[:1]), (True, True, False)
-            signs = score_backward(grad.flatten(0, 1).unsqueeze(1), *rows[:2], ones, ctx.backend, *flags)
-            parts = [
-                (v * s).unflatten(0, (len(query), heads)).sum((0, 2)) for v, s in zip(rows[2:], signs, strict=True)
-            ]
-            second[3] = (parts[0] + parts[1]).to(weight.dtype)
-        return *second, *[None] * 4
 
     @staticmethod
     def jvp(ctx, *tangents):

@@ -17,9 +17,10 @@ SIGNS = ("free", "negative")
 
 
 class DissimilarityHead(nn.Module):
-    """Scores of pairs: ``F.linear((t(query)[:, None] - t(reference)[None]).abs(), weight, bias)``, t = transform.
+    """Scores of pairs: ``F.linear((t(query)[:, None] - t(reference)[None]).abs(), weight, bias[0])``, t = transform.
 
-    A larger score means "same". The head is a scorer: query [n, D], reference [M, D] -> scores [n, M].
+    A larger score means "same". The head is a scorer: query [n, D], reference [M, D] -> scores [n, M]. Its parameters
+    are weight [D] and bias [1].
 
     Max-margin training with a constraint on the L2 norm of the weights is the method of Kiran et al.
     (arXiv 2412.08618); its abstract leaves the form of every choice below open, so they are ours:
@@ -57,7 +58,7 @@ class DissimilarityHead(nn.Module):
         # Every difference speaks against "same", all alike: minus an L1 distance. The bias is such that a pair
         # without any difference scores the usual margin.
         self.weight = nn.Parameter(torch.full((dim,), -radius / dim**0.5))
-        self.bias = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.ones(1))  # not 0-d, which FSDP does not shard
         _register(self)
 
     def __setstate__(self, state: dict) -> None:  # a copied or unpickled head is constrained too
@@ -69,7 +70,7 @@ class DissimilarityHead(nn.Module):
         return F.normalize(embeddings, dim=-1) * self.scale if self.normalize else embeddings
 
     def forward(self, query: Tensor, reference: Tensor) -> Tensor:
-        return fused_dissim_score(self.transform(query), self.transform(reference), self.weight, self.bias)
+        return fused_dissim_score(self.transform(query), self.transform(reference), self.weight, self.bias[0])
 
     @torch.no_grad()
     def constrain_(self) -> None:

@@ -74,7 +74,7 @@ class DissimilarityIndex:
                 f"k: expected 1 to {len(self)}, the rows of the index, got {k}. Ask for fewer, or add rows."
             )
         rows, ids = self._consolidated()
-        problem = self._transform(query), rows, self.head.weight, self.head.bias
+        problem = self._transform(query), rows, self.head.weight, self.head.bias[0]
         if not self.quantised:
             best = fused_dissim_topk(*problem, k=k)
             return SearchResult(best.scores, ids[best.indices])

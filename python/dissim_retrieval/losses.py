@@ -21,7 +21,8 @@ class HingeLoss(nn.Module):
     are averaged, most of them easy). balance "classes": positives and negatives weigh one half each; "pairs":
     every pair the same. Sampling and balance are ours; see DissimilarityHead.
 
-    Memory: no [B, B, D] tensor, see `fused_dissim_hinge_loss`.
+    Memory: no [B, B, D] tensor, see `fused_dissim_hinge_loss`. For FSDP, shard this module or one that holds it, by
+    `fully_shard`: after sharding the head alone its weights are whole only while the head itself is called.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class HingeLoss(nn.Module):
         """embeddings [B, D], labels int64 [B] -> 0-d."""
         rows = self.head.transform(embeddings)
         loss = fused_dissim_hinge_loss(
-            rows, rows, self.head.weight, self.head.bias, labels, labels,
+            rows, rows, self.head.weight, self.head.bias[0], labels, labels,
             margin=self.margin, balance=self.balance, hard_negatives=self.num_hard_negatives,
             exclude=torch.arange(len(rows), device=rows.device),
         )  # fmt: skip

@@ -1,0 +1,212 @@
+"""Derivatives of every kind that torch asks for, each right or refused in words."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.autograd.functional import hessian as functional_hessian
+from torch.autograd.functional import hvp, jacobian
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
+from dissim_kernels import testing as judge
+
+backends = pytest.mark.parametrize("backend", judge.runnable_backends())
+INPUTS = judge.random_inputs((4, 5), (6, 5), dtype=torch.float64, seed=3)
+SIDES = (torch.arange(4) % 2, torch.arange(6) % 2)
+#: Plain torch for the same arguments, and ours, each to a number.
+plain, fused = (lambda f: lambda *x: f(*x).square().sum() for _ in range(2))
+plain, fused = plain(judge.plain_score), fused(fused_dissim_score)
+
+
+def leaves():
+    return [x.clone().requires_grad_() for x in INPUTS]
+
+
+def hinge_loss(*arguments, **choices):
+    return fused_dissim_hinge_loss(*arguments, *SIDES, **choices)
+
+
+@backends
+def test_first_and_second_derivatives_by_differences(backend):
+    """Batched ones too, as is_grads_batched and vectorize=True ask for them."""
+    heads = judge.random_inputs((2, 3, 4), (2, 2, 4), 2, torch.float64, seed=1)
+    for inputs in (INPUTS, heads):
+        arguments = [x.clone().requires_grad_() for x in inputs]
+
+        def call(*x):
+            return fused_dissim_score(*x, backend=backend)
+
+        assert torch.autograd.gradcheck(
+            call, arguments, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+        )
+        assert torch.autograd.gradgradcheck(call, arguments, check_batched_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *x: fused_dissim_hinge_loss(*x, *SIDES, reduction="none", backend=backend),
+        leaves(),
+        check_batched_grad=True,
+    )
+
+
+def test_vectorized_second_derivatives():
+    torch.testing.assert_close(
+        functional_hessian(fused, tuple(INPUTS), vectorize=True), functional_hessian(plain, tuple(INPUTS))
+    )
+
+
+def test_gradients_of_batched_gradients():
+    upstream = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def second(function):
+        arguments = leaves()[:3]
+        scores = function(*arguments)
+        first = torch.autograd.grad(scores, arguments, upstream, is_grads_batched=True, create_graph=True)
+        return torch.autograd.grad(sum(x.square().sum() for x in first), arguments)
+
+    torch.testing.assert_close(second(fused_dissim_score), second(judge.plain_score))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_tangent_has_the_dtype_of_the_score(dtype):
+    q, r, w, _ = judge.tie_grid(4, 6, 5, dtype)  # exact, so that the tangent is rounded once
+    w, b = w.float(), torch.tensor(0.5)
+    primals, along = (q, r, w, b), (q + 1, 3 - r, w * 2, b)
+
+    def with_dual_numbers():
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(fused_dissim_score(*map(forward_ad.make_dual, primals, along)))
+
+    difference, change = (x[:, None].double() - y.double() for x, y in (primals[:2], along[:2]))
+    expected = (difference.sign() * change) @ w.double() + difference.abs() @ along[2].double() + b.double()
+    for scores, tangent in (jvp(fused_dissim_score, primals, along), with_dual_numbers()):
+        assert scores.dtype == tangent.dtype == dtype
+        assert torch.equal(tangent, expected.to(dtype))
+    by_head = jvp(lambda w: jvp(lambda b: fused_dissim_score(q, r, w, b), (b,), (b,))[1], (w,), (w,))[1]
+    assert by_head.dtype == dtype
+
+
+@pytest.mark.parametrize("argument", range(4))
+@pytest.mark.parametrize("transform", [grad, jacrev, jacfwd], ids=["grad", "jacrev", "jacfwd"])
+def test_transforms_of_torch_func(transform, argument):
+    torch.testing.assert_close(transform(fused, argument)(*INPUTS), transform(plain, argument)(*INPUTS))
+
+
+@pytest.mark.parametrize("argument", range(4))
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("twice", [jacrev, jacfwd])
+def test_second_derivatives_of_torch_func(twice, first, argument):
+    """Reverse over reverse and forward over forward, without a silent zero; the mixtures are refused below."""
+    ours, theirs = (twice(twice(f, first), argument)(*INPUTS) for f in (fused, plain))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mapped", [(0, None, None, None), (None, 0, None, None), (None, None, 0, 0), (0, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "function",
+    [fused_dissim_score, hinge_loss, lambda *x: fused_dissim_topk(*x, k=2), grad(fused), grad(fused, 2),
+     grad(hinge_loss), lambda *x: jvp(fused, x, x)[1]],
+    ids=["score", "hinge", "topk", "grad query", "grad weight", "grad hinge", "jvp"],
+)  # fmt: skip
+def test_vmap_is_a_loop(function, mapped):
+    stacked = [x if dim is None else torch.stack((x, x * 2, x + 1)) for x, dim in zip(INPUTS, mapped, strict=True)]
+    ours = vmap(function, mapped)(*stacked)
+    for i in range(3):
+        alone = function(*(x if dim is None else x[i] for x, dim in zip(stacked, mapped, strict=True)))
+        torch.testing.assert_close([x[i] for x in ours] if isinstance(ours, tuple) else ours[i],
+                                   list(alone) if isinstance(alone, tuple) else alone)  # fmt: skip
+
+
+class Score(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(INPUTS.weight.clone())
+
+    def forward(self, query, reference):
+        return fused_dissim_score(query, reference, self.weight)
+
+
+def test_per_sample_gradients_of_a_module():
+    """The usual recipe: vmap over grad of a functional call."""
+    model, (query, reference) = Score(), INPUTS[:2]
+
+    def loss(parameters, row):
+        return functional_call(model, parameters, (row[None], reference)).square().sum()
+
+    rows = vmap(grad(loss), (None, 0))(dict(model.named_parameters()), query)["weight"]
+    torch.testing.assert_close(rows.sum(0), grad(fused, 2)(*INPUTS[:3]))
+
+
+def differentiate_thrice():
+    query = leaves()[0]
+    first = torch.autograd.grad(fused(query, *INPUTS[1:]), query, create_graph=True)[0]
+    second = torch.autograd.grad(first.square().sum(), query, create_graph=True)[0]
+    torch.autograd.grad(second.square().sum(), query)
+
+
+def top_scores(query):
+    return fused_dissim_topk(query, *INPUTS[1:], k=2).scores.sum()
+
+
+def score_of(query):
+    return fused(query, *INPUTS[1:])
+
+
+def hinge_of(query):
+    return hinge_loss(query, *INPUTS[1:])
+
+
+def hinge_twice():
+    query = leaves()[0]
+    first = torch.autograd.grad(hinge_of(query), query, create_graph=True)[0]
+    torch.autograd.grad(first.sum(), query)
+
+
+def hinge_rows(query):
+    return hinge_loss(query, *INPUTS[1:], reduction="none")
+
+
+def forward_jacobian(function):
+    return jacobian(function, Q, vectorize=True, strategy="forward-mode")
+
+
+Q = INPUTS.query
+REFUSED = {
+    "third derivative": (differentiate_thrice, "a third derivative is not available"),
+    "hessian": (lambda: hessian(score_of)(Q), "forward-mode over reverse-mode is not available"),
+    "jvp of grad": (lambda: jvp(grad(score_of), (Q,), (Q,)), "forward-mode over reverse-mode is not available"),
+    "grad of jvp": (lambda: grad(lambda x: jvp(score_of, (x,), (x,))[1])(Q), "nor reverse-mode over forward-mode"),
+    "jvp of hinge": (lambda: jvp(hinge_of, (Q,), (Q,)), "hinge_loss: a forward-mode derivative is not"),
+    "jacfwd of hinge": (lambda: jacfwd(hinge_of)(Q), "hinge_loss: a forward-mode derivative is not"),
+    "double backward of hinge": (hinge_twice, "hinge_loss: a second derivative is not"),
+    "jacrev of jacrev of hinge": (lambda: jacrev(jacrev(hinge_of))(Q), "hinge_loss: a second derivative is not"),
+    "forward-mode Jacobian of hinge": (lambda: forward_jacobian(hinge_rows), "hinge_loss: a forward-mode derivative"),
+    "vectorized Hessian of hinge": (
+        lambda: functional_hessian(hinge_of, Q, vectorize=True),
+        "a second derivative is not",
+    ),
+    "hvp": (lambda: hvp(score_of, Q, Q), "fused_dissim_score: a third derivative .*vhp, not hvp"),
+    "forward-mode Jacobian of top-k": (lambda: forward_jacobian(top_scores), "topk: its scores have no derivative"),
+    "backward of top-k": (lambda: top_scores(leaves()[0]).backward(), "topk: its scores have no derivative"),
+    "grad of top-k": (lambda: grad(top_scores)(Q), "topk: its scores have no derivative"),
+    "jvp of top-k": (lambda: jvp(top_scores, (Q,), (Q,)), "topk: its scores have no derivative"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_derivative_that_cannot_be_given_is_refused(name):
+    attempt, message = REFUSED[name]
+    with pytest.raises((NotImplementedError, RuntimeError), match=message):
+        attempt()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_graph_where_none_is_wanted(mode):
+    with mode():
+        for result in (fused_dissim_score(*leaves()), hinge_loss(*leaves()), top_scores(leaves()[0])):
+            assert not result.requires_grad
+
+
+def test_saved_tensors_are_freed_after_backward():
+    loss = fused(*leaves())
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
