@@ -233,7 +233,7 @@ def test_codes_of_other_references_or_weights_are_refused():
             certified_dissim_topk(**arguments, k=2, quantised=made)
     with pytest.raises(TypeError, match="quantised: expected a Quantised, got tuple"):
         certified_dissim_topk(query, reference, weight, k=2, quantised=tuple(made))
-    weight.neg_()  # as an optimiser does
+    weight.neg_()  # as an optimizer does
     with pytest.raises(ValueError, match="quantised: expected codes made for these weights"):
         certified_dissim_topk(query, reference, weight, k=2, quantised=made)
 

@@ -20,7 +20,7 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.backbone = nn.Linear(6, 8, bias=False)
         head = DissimilarityHead(8, constraint="penalty", radius=0.5)
-        self.loss = HingeLoss(head, hard_negatives=2, balance="pairs")
+        self.loss = HingeLoss(head, num_hard_negatives=2, balance="pairs")
 
     def forward(self, images, labels):
         rows = self.call(self.backbone, images)
@@ -64,7 +64,7 @@ def train_step_of_rank(rank, folder):
     grads["FSDP"] = [x.grad.full_tensor() for x in net.parameters()]
     head = net.loss.head
     head.constraint, head.sign = "project", "negative"
-    head.constrain_()
+    torch.optim.SGD(net.parameters(), lr=0.0).step()  # its hook constrains the head
     grads["norm"] = [head.weight.full_tensor().norm()]
     if rank == 0:
         torch.save(grads, f"{folder}/grads.pt")
