@@ -68,7 +68,7 @@ class Arguments {
  public:
   // Device and dtypes of all tensors follow from `rows`.
   explicit Arguments(const Tensor& rows, const char* name = "query")
-      : device_(rows.device()), element_(rows.scalar_type()) {
+      : device_(defined(name, rows).device()), element_(rows.scalar_type()) {
     if (element_ != ScalarType::Half && element_ != ScalarType::BFloat16 && element_ != ScalarType::Float &&
         element_ != ScalarType::Double)
       raise_argument_error(name, "float16, bfloat16, float32 or float64", dtype_name(element_), "Convert it.");
@@ -143,8 +143,14 @@ class Arguments {
     return std::is_same_v<T, int64_t> ? ScalarType::Long : ScalarType::Double;
   }
 
+  static const Tensor& defined(const char* name, const Tensor& tensor) {
+    if (!tensor.defined()) raise_argument_error(name, "a tensor", "none", "Pass one.");
+    return tensor;
+  }
+
   void check(const char* name, const Tensor& tensor, ScalarType type, Sizes sizes, bool contiguous) const {
-    bool fits = tensor.scalar_type() == type && tensor.device() == device_ && tensor.dim() == int64_t(sizes.size());
+    bool fits = defined(name, tensor).scalar_type() == type && tensor.device() == device_ &&
+                tensor.dim() == int64_t(sizes.size());
     int64_t axis = 0;
     for (const int64_t size : sizes) {
       fits = fits && (size == kAny || size == tensor.size(axis));

@@ -6,7 +6,7 @@
 
 namespace {
 
-// --- an operator's tensors as its problem ---------------------------------------------------------------------------
+// --- an operator's tensors as its problem; none where no kernel has to run -------------------------------------------
 
 // Query [batch, N, D] and reference [batch, M, D].
 struct Sides {
@@ -41,28 +41,39 @@ inline dissim::Score make_score(Tensor query, Tensor reference, Tensor weight, O
           given.output("out", out, given.element(), {batch, heads, queries.rows, references.rows})};
 }
 
-inline dissim::ScoreBackward make_score_backward(Tensor grad, Tensor query, Tensor reference, Tensor weight,
-                                                 Optional grad_query, Optional grad_reference, Optional grad_weight) {
+// The gradients of sums without terms.
+inline void set_to_zero(std::initializer_list<Optional> gradients) {
+  for (Optional gradient : gradients)
+    if (gradient) torch::stable::zero_(*gradient);
+}
+
+inline std::optional<dissim::ScoreBackward> make_score_backward(Tensor grad, Tensor query, Tensor reference,
+                                                                Tensor weight, Optional grad_query,
+                                                                Optional grad_reference, Optional grad_weight) {
   Arguments given(query);
   const auto [queries, references, batch, dim] = check_sides(given, query, reference, kAny);
   const void* weights = given.input("weight", weight, given.acc(), {kAny, dim});
   const int64_t heads = weight.size(0);
   const void* grads = given.strided("grad", grad, {batch, heads, queries.rows, references.rows});
-  return {given.dtype(),
-          batch,
-          heads,
-          dim,
-          queries,
-          references,
-          weights,
-          grads,
-          grad.stride(0),
-          grad.stride(1),
-          grad.stride(2),
-          grad.stride(3),
-          given.output("grad_query", grad_query, given.element(), {batch, queries.rows, dim}),
-          given.output("grad_reference", grad_reference, given.element(), {batch, references.rows, dim}),
-          given.output("grad_weight", grad_weight, given.acc(), {heads, dim})};
+  const dissim::ScoreBackward problem{
+      given.dtype(),
+      batch,
+      heads,
+      dim,
+      queries,
+      references,
+      weights,
+      grads,
+      grad.stride(0),
+      grad.stride(1),
+      grad.stride(2),
+      grad.stride(3),
+      given.output("grad_query", grad_query, given.element(), {batch, queries.rows, dim}),
+      given.output("grad_reference", grad_reference, given.element(), {batch, references.rows, dim}),
+      given.output("grad_weight", grad_weight, given.acc(), {heads, dim})};
+  if (grad.numel() && dim) return problem;
+  set_to_zero({grad_query, grad_reference, grad_weight});
+  return {};
 }
 
 inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tensor& reference, const Tensor& weight,
@@ -119,26 +130,41 @@ inline dissim::Hinge make_hinge(Tensor query, Tensor reference, Tensor weight, O
           given.output<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)})};
 }
 
-inline dissim::HingeBackward make_hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active,
-                                                 Tensor query, Tensor reference, Tensor weight, Tensor query_labels,
-                                                 Tensor reference_labels, Optional grad_query, Optional grad_reference,
-                                                 Optional grad_weight, Optional grad_bias) {
+// Bits behind the last reference are pairs that there are not; kernels of CUDA see to it themselves: no host waits.
+inline void check_spare_bits(const dissim::HingeBackward& problem) {
+  const int64_t spare = problem.reference.rows % 8, bytes = ceil_div(problem.reference.rows, 8);
+  for (int64_t n = 0; spare && n < problem.query.rows; ++n)
+    if (problem.active[(n + 1) * bytes - 1] >> spare)
+      raise_argument_error("active", "spare bits of 0", "a 1 behind the last reference", "Pass what hinge returned.");
+}
+
+inline std::optional<dissim::HingeBackward> make_hinge_backward(Tensor grad_positive, Tensor grad_negative,
+                                                                Tensor active, Tensor query, Tensor reference,
+                                                                Tensor weight, Tensor query_labels,
+                                                                Tensor reference_labels, Optional grad_query,
+                                                                Optional grad_reference, Optional grad_weight,
+                                                                Optional grad_bias) {
   Arguments given(query);
   const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
-  return {given.dtype(),
-          dim,
-          queries,
-          references,
-          given.input("weight", weight, given.acc(), {dim}),
-          given.input<int64_t>("query_labels", query_labels, {queries.rows}),
-          given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
-          given.input("grad_positive", grad_positive, given.acc(), {queries.rows}),
-          given.input("grad_negative", grad_negative, given.acc(), {queries.rows}),
-          given.input<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)}),
-          given.output("grad_query", grad_query, given.element(), {queries.rows, dim}),
-          given.output("grad_reference", grad_reference, given.element(), {references.rows, dim}),
-          given.output("grad_weight", grad_weight, given.acc(), {dim}),
-          given.output("grad_bias", grad_bias, given.acc(), {1})};
+  const dissim::HingeBackward problem{
+      given.dtype(),
+      dim,
+      queries,
+      references,
+      given.input("weight", weight, given.acc(), {dim}),
+      given.input<int64_t>("query_labels", query_labels, {queries.rows}),
+      given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
+      given.input("grad_positive", grad_positive, given.acc(), {queries.rows}),
+      given.input("grad_negative", grad_negative, given.acc(), {queries.rows}),
+      given.input<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)}),
+      given.output("grad_query", grad_query, given.element(), {queries.rows, dim}),
+      given.output("grad_reference", grad_reference, given.element(), {references.rows, dim}),
+      given.output("grad_weight", grad_weight, given.acc(), {dim}),
+      given.output("grad_bias", grad_bias, given.acc(), {1})};
+  if (given.on_cpu()) check_spare_bits(problem);
+  if (active.numel()) return problem;
+  set_to_zero({grad_query, grad_reference, grad_weight, grad_bias});
+  return {};
 }
 
 inline dissim::Extent make_extent(Tensor rows, Tensor low, Tensor high) {
@@ -187,8 +213,8 @@ inline dissim::Certified make_certified(Tensor query, Tensor reference, Tensor w
   Arguments given(query);
   const dissim::TopK topk = check_topk(given, query, reference, weight, bias, k, largest, exclude, query_labels,
                                        reference_labels, scores, indices);
-  check_integer("D", topk.dim, 0, (1 << 19) - 1);                             // sums of codes fit 31 bits,
-  check_integer("M", topk.reference.rows, 0, (int64_t(1) << 32) - 1);         // row numbers 32
+  check_integer("D", topk.dim, 0, (1 << 19) - 1);  // sums of codes fit 31 bits,
+  check_integer("M", topk.reference.rows, 0, (int64_t(1) << 32) - 1);  // row numbers 32
   const int64_t panels = ceil_div(topk.query.rows, kCodePanel), others = ceil_div(topk.reference.rows, kCodePanel);
   const uint8_t* codes = given.input<uint8_t>("query_codes", query_codes, {panels, kAny, kCodePanel, kCodeGroup});
   const int64_t groups = query_codes.size(1);
@@ -241,7 +267,10 @@ template <auto make, class Run>
 struct Operator;
 template <class Problem, class... Arguments, Problem (*make)(Tensor, Arguments...), class Run>
 struct Operator<make, Run> {
-  static void call(Tensor first, Arguments... others) { Run::run(first, make(first, others...)); }
+  static void call(Tensor first, Arguments... others) {
+    const auto problem = std::optional(make(first, others...));
+    if (problem) Run::run(first, *problem);
+  }
 };
 
 }  // namespace

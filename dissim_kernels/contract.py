@@ -151,6 +151,8 @@ def check_labels(name: str, labels: object, rows: int, device: torch.device) -> 
     if not isinstance(labels, Tensor):
         refuse(name, "an int64 tensor", type(labels).__name__, "Use torch.tensor(values).", TypeError)
     assert isinstance(labels, Tensor)
+    if labels.layout != torch.strided:
+        refuse(name, "a dense tensor", labels.layout, "Use .to_dense().", TypeError)
     if labels.dtype != torch.int64:
         refuse(name, "dtype int64", labels.dtype, "Use .long(): floats merge labels above 2**24.", TypeError)
     if labels.shape != (rows,):
@@ -165,7 +167,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool) or value < least:
         refuse(name, f"an integer of at least {least}", repr(value), "Pass a Python int.")
 
 
@@ -185,6 +187,7 @@ def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: objec
     if reference.dtype != query.dtype:
         refuse("reference", f"query's dtype {query.dtype}", reference.dtype, "Convert one of them.", TypeError)
     if isinstance(bias, Tensor):
+        _check_tensor("bias", bias)
         _check_parameter("bias", bias, query)
         _check_device("bias", bias, query, "query")
         heads = 1 if weight.dim() == 1 else weight.shape[0]
@@ -343,6 +346,7 @@ def _parameters(query: Tensor) -> tuple[torch.dtype, ...]:
 
 def _check_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, dims: int) -> None:
     """dims 3: batches and heads; 2: one matrix of each side and one head."""
+    _check_tensor("query", query)
     _check_operand("query", query, tuple(ACCUMULATE), (None,) * dims, query.device)
     batch, dim, heads = query.shape[: dims - 2], query.shape[-1], (None,) * (dims - 2)
     _check_operand("reference", reference, (query.dtype,), (*batch, None, dim), query.device)
@@ -359,12 +363,12 @@ def _check_operand(
     device: torch.device,
 ) -> None:
     """A dense tensor of one of the dtypes and of these sizes, of which None is any."""
-    right = tensor.dtype in dtypes and tensor.device == device and tensor.layout == torch.strided
-    right = right and tensor.dim() == len(sizes)
+    _check_tensor(name, tensor)
+    right = tensor.dtype in dtypes and tensor.device == device and tensor.dim() == len(sizes)
     if right and all(size is None or size == given for size, given in zip(sizes, tensor.shape, strict=True)):
         return
     wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
     form = ", ".join("any" if size is None else str(size) for size in sizes)
-    got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} ({tensor.layout}) on {tensor.device}"
+    got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
     remedy = "The public functions of dissim_kernels bring their arguments into this form."
     refuse(name, f"{wanted} [{form}] on {device}", got, remedy)

@@ -27,11 +27,18 @@ class Operator:
             return run(*arguments)
 
         self.registered = custom_op(name, checked, mutates_args=(), schema=infer_schema(run, mutates_args=()))
-        self.register_fake = self.registered.register_fake
         self.register_autograd = self.registered.register_autograd
         self.register_vmap = self.registered.register_vmap
         self.__signature__ = inspect.signature(run)  # made once: an autograd.Function asks for it in every call
-        self._run = run
+        self._run, self._check = run, check
+
+    def register_fake(self, fake: Callable) -> None:
+        """What the operator gives without data, for arguments checked as those with data are."""
+
+        @self.registered.register_fake
+        def _(*arguments):
+            self._check(*arguments)
+            return fake(*arguments)
 
     def __call__(self, *arguments):
         return self.registered(*arguments) if _watched(arguments) else self._run(*arguments)
