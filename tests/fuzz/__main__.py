@@ -17,6 +17,8 @@ import torch
 from draw import Draw
 from oracle import compare, expected, misfit, outputs, run
 
+from dissim_kernels.backends import native
+
 #: What an error of ours looks like, and what torch says of calls that never reach us.
 WORDS = re.compile(
     r"^[\w.\[\] ]+: expected .+, got .+\. [A-Z]|cannot run this call: |Could not run '|expected (?:at most|a value)|"
@@ -66,7 +68,8 @@ def main() -> None:
                 traceback.print_exc()
                 raise SystemExit(f"call {number} of seed {options.seed}:\n{draw.described()}") from None
             told[outcome] += 1
-    print(f"{options.count} calls: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(told.items())))
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(told.items()))
+    print(f"{options.count} calls of {native.LIBRARY}: {outcomes}")
 
 
 main()

@@ -116,7 +116,7 @@ class Draw:
             tensors = (torch.zeros(3), torch.zeros(self.sizes["N"], dtype=torch.int64))
             value = 0 if self.forms[i].sizes is None else pick((0, *tensors))
         if self.operator == "dissim::certified_topk":  # codes of other references find other neighbours
-            self.comparable &= self.forms[i].name not in ("reference", *QUANTISED)
+            self.comparable &= f" {self.forms[i].name}:" not in " reference:" + QUANTISED
         self.arguments[i] = value
 
     def damaged(self, form: Form, tensor: torch.Tensor, kind: str):
