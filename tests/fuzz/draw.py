@@ -16,7 +16,9 @@ DAMAGES = ("dtype", "shape", "shape", "strides", "meta", "none", "sparse", "stor
 
 def usable(tensor: torch.Tensor) -> bool:
     """Whether it can be damaged once more."""
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not shrunk(tensor)
+    return (
+        tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_neg() and not shrunk(tensor)
+    )
 
 
 def shrunk(tensor: torch.Tensor) -> bool:
@@ -146,7 +148,9 @@ class Draw:
                 return pick(fits).detach().as_strided(tensor.shape, tensor.contiguous().stride(), 0)
         if kind == "values" and not tensor.is_complex():
             return torch.full_like(tensor, pick((0, 1, 100)) if tensor.dtype == torch.uint8 else pick((-3, 0, 10**4)))
-        if kind in ("needs grad", "negated") and "o" in form:  # torch itself writes into none of them
+        if kind == "needs grad" and "o" in form:  # torch itself writes into none
+            return tensor
+        if kind == "negated" and self.operator.startswith("dissim_native"):  # torch passes copies on, contiguous ones
             return tensor
         changes = {"strides": self.laid_out, "meta": lambda x: x.to("meta"), "none": lambda x: None,
                    "sparse": lambda x: x.to_sparse(), "needs grad": self.wanted, "negated": self.negated}  # fmt: skip
@@ -158,7 +162,7 @@ class Draw:
 
     @staticmethod
     def negated(tensor: torch.Tensor) -> torch.Tensor:
-        return torch._neg_view(tensor.detach()) if tensor.is_floating_point() else tensor
+        return torch._neg_view(tensor.detach().contiguous()) if tensor.is_floating_point() else tensor
 
     def described(self) -> str:
         lines = [self.operator]

@@ -66,7 +66,8 @@ def wrong_number(draw: Draw, known: dict[str, int]) -> str | None:
             return "rows"
         if form.kind in ("groups", "positive") and not 0 <= int(value) <= known["G"]:
             return form.name
-        if form.kind == "columns" and value.numel() and not 0 <= value.min() <= value.max() < known["D"]:
+        looked_at = given.get("backend") != "reference" and (value.numel() if form.kind == "columns" else 0)
+        if looked_at and not 0 <= value.min() <= value.max() < known["D"]:
             return form.name
     if draw.operator.endswith("hinge_backward") and known["M"] % 8:
         spare = given["active"][:, -1].int() >> known["M"] % 8

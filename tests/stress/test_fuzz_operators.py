@@ -60,12 +60,23 @@ def watched_package():
     return folder
 
 
+def library(name):
+    return subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+
+
 @pytest.mark.parametrize(("isa", "count"), [("", COUNT), ("plain", COUNT // 10), ("avx2", COUNT // 10)])
 def test_no_operator_reads_or_writes_outside_its_memory(isa, count, watched_package):
     if isa and isa not in native.operators.isas().split():
         pytest.skip(f"this machine does not run the instruction set {isa}")
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if not Path(runtime).is_absolute():
+    libraries = [
+        library("libasan.so"),
+        library("libstdc++.so.6"),
+    ]  # the second, so that exceptions are thrown through
+    if not all(Path(path).is_absolute() for path in libraries):
         pytest.skip("g++ has no libasan.so here")
-    watched = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(watched_package)}
+    watched = {
+        "LD_PRELOAD": ":".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": str(watched_package),
+    }
     assert str(watched_package) in fuzz(1, count, DISSIM_ISA=isa, **watched)
