@@ -147,7 +147,7 @@ class Draw:
             if fits:
                 return pick(fits).detach().as_strided(tensor.shape, tensor.contiguous().stride(), 0)
         if kind == "values" and not tensor.is_complex():
-            return torch.full_like(tensor, pick((0, 1, 100)) if tensor.dtype == torch.uint8 else pick((-3, 0, 10**4)))
+            return torch.full_like(tensor, pick((0, 1, 100)) if tensor.dtype == torch.uint8 else pick((-3, 0, 16)))
         if kind == "needs grad" and "o" in form:  # torch itself writes into none
             return tensor
         if kind == "negated" and self.operator.startswith("dissim_native"):  # torch passes copies on, contiguous ones
