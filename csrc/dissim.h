@@ -139,9 +139,9 @@ struct HingeBackward {
 
 // Every entry point by its problem and its name: row(Problem, name). CUDA has the first six; there rows become codes
 // in plain torch (backends/codes.py).
-#define DISSIM_CUDA_ENTRY_POINTS(row)                                             \
-  row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk)            \
-  row(Hinge, hinge) row(HingeBackward, hinge_backward) row(Certified, certified)
+#define DISSIM_CUDA_ENTRY_POINTS(row)                                                    \
+  row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge) \
+      row(HingeBackward, hinge_backward) row(Certified, certified)
 #define DISSIM_ENTRY_POINTS(row) DISSIM_CUDA_ENTRY_POINTS(row) row(Extent, extent) row(Quantise, quantise)
 
 // The entry points as one instruction set compiled them.
