@@ -71,7 +71,8 @@ def wrong_number(draw: Draw, known: dict[str, int]) -> str | None:
             return form.name
     if draw.operator.endswith("hinge_backward") and known["M"] % 8:
         spare = given["active"][:, -1].int() >> known["M"] % 8
-        if spare.any() and given.get("backend") != "reference":
+        by_reference = given.get("backend") == "reference" or ("backend" in given and not known["D"])
+        if spare.any() and not by_reference:
             return "active"
     if draw.operator == "dissim_native::certified" and known["G"] > up(known["D"], 8) + 1:
         return "codes"
