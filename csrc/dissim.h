@@ -137,17 +137,19 @@ struct HingeBackward {
   void* grad_bias;  // wide [1]
 };
 
+// Every entry point by its problem and its name: row(Problem, name). CUDA has the first six; there rows become codes
+// in plain torch (backends/codes.py).
+#define DISSIM_CUDA_ENTRY_POINTS(row)                                                    \
+  row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge) \
+      row(HingeBackward, hinge_backward) row(Certified, certified)
+#define DISSIM_ENTRY_POINTS(row) DISSIM_CUDA_ENTRY_POINTS(row) row(Extent, extent) row(Quantise, quantise)
+
 // The entry points as one instruction set compiled them.
 struct Kernels {
   const char* isa;
-  void (*score)(const Score&, const Parallel&);
-  void (*score_backward)(const ScoreBackward&, const Parallel&);
-  void (*topk)(const TopK&, const Parallel&);
-  void (*hinge)(const Hinge&, const Parallel&);
-  void (*hinge_backward)(const HingeBackward&, const Parallel&);
-  void (*extent)(const Extent&, const Parallel&);
-  void (*quantise)(const Quantise&, const Parallel&);
-  void (*certified)(const Certified&, const Parallel&);
+#define DISSIM_POINTER(Problem, name) void (*name)(const Problem&, const Parallel&);
+  DISSIM_ENTRY_POINTS(DISSIM_POINTER)
+#undef DISSIM_POINTER
 };
 
 // The best set this machine runs, or the one named by the environment variable DISSIM_ISA; chosen once.

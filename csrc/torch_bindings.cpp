@@ -61,9 +61,9 @@ STABLE_TORCH_LIBRARY(dissim_native, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CPU, library){
-#define DISSIM_ON_CPU(name) \
+#define DISSIM_ON_CPU(Problem, name) \
   library.impl(#name, TORCH_BOX((&Operator<make_##name, OnCpu<&dissim::Kernels::name>>::call)));
-    DISSIM_OPERATORS(DISSIM_ON_CPU)}
+    DISSIM_ENTRY_POINTS(DISSIM_ON_CPU)}
 
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CompositeExplicitAutograd, library) {
   library.impl("isa", TORCH_BOX(&isa));

@@ -38,11 +38,8 @@ STABLE_TORCH_LIBRARY_IMPL(dissim_cuda_on_host, CPU, library) {
 #else
 STABLE_TORCH_LIBRARY_IMPL(dissim_native, CUDA, library) {
 #endif
-// The kernels that there are; rows become codes in plain torch (backends/codes.py).
-#define DISSIM_CUDA_OPERATORS(row) \
-  row(score) row(score_backward) row(topk) row(hinge) row(hinge_backward) row(certified)
-#define DISSIM_ON_CUDA(name) \
-  library.impl(#name,        \
+#define DISSIM_ON_CUDA(Problem, name) \
+  library.impl(#name,                 \
                TORCH_BOX((&Operator<make_##name, OnCuda<dissim::name##_workspace, dissim::launch_##name>>::call)));
-  DISSIM_CUDA_OPERATORS(DISSIM_ON_CUDA)
+  DISSIM_CUDA_ENTRY_POINTS(DISSIM_ON_CUDA)
 }

@@ -1,125 +1,208 @@
 // Tensors as the problems of dissim.h, and the private operators' schemas: what the bindings of the CPU and of CUDA
-// share, over torch's stable ABI. Shapes and dtypes were checked in Python (contract.py, backends/native.py); outputs
-// come allocated. Here a tensor becomes a pointer, sizes and strides, and nothing else happens.
+// share, over torch's stable ABI. Every argument is checked on the way (torch_arguments.h); outputs come allocated.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-
-#include "dissim.h"
+#include "torch_arguments.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
+// --- an operator's tensors as its problem; none where no kernel has to run -------------------------------------------
 
-inline dissim::Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Half: return dissim::Dtype::float16;
-    case ScalarType::BFloat16: return dissim::Dtype::bfloat16;
-    case ScalarType::Float: return dissim::Dtype::float32;
-    case ScalarType::Double: return dissim::Dtype::float64;
-    default: STD_TORCH_CHECK(false, "dissim: contract.py lets four dtypes through, this is none of them");
-  }
+// Query [batch, N, D] and reference [batch, M, D].
+struct Sides {
+  dissim::Rows query, reference;
+  int64_t batch, dim;
+};
+
+inline Sides check_sides(Arguments& given, const Tensor& query, const Tensor& reference, int64_t batch) {
+  const dissim::Rows queries = given.rows("query", query, batch, kAny);
+  const int64_t dim = query.size(2);
+  const dissim::Rows references = given.rows("reference", reference, query.size(0), dim);
+  int64_t bytes;  // of all scores, which kernels multiply out
+  if (__builtin_mul_overflow(queries.rows, references.rows, &bytes) || __builtin_mul_overflow(bytes, 64, &bytes))
+    raise_argument_error("reference", "fewer pairs than 2**57", list(reference.sizes()),
+                         "Call it for some rows at a time.");
+  return {queries, references, query.size(0), dim};
 }
-
-inline dissim::Rows rows_of(const Tensor& tensor) {  // [B, R, D]
-  return {tensor.const_data_ptr(), tensor.size(1), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
-
-inline const void* pointer(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
-inline const int64_t* integers(const Optional& tensor) { return static_cast<const int64_t*>(pointer(tensor)); }
-inline void* output(const Optional& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
-
-// --- an operator's tensors as its problem ---------------------------------------------------------------------------
 
 inline dissim::Score make_score(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor out) {
-  return {dtype_of(query),    query.size(0),   weight.size(0), query.size(2), rows_of(query),
-          rows_of(reference), pointer(weight), pointer(bias),  output(out)};
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, kAny);
+  const void* weights = given.input("weight", weight, given.acc(), {kAny, dim});
+  const int64_t heads = weight.size(0);
+  return {given.dtype(),
+          batch,
+          heads,
+          dim,
+          queries,
+          references,
+          weights,
+          given.input("bias", bias, given.acc(), {heads}),
+          given.output("out", out, given.element(), {batch, heads, queries.rows, references.rows})};
 }
 
-inline dissim::ScoreBackward make_score_backward(Tensor grad, Tensor query, Tensor reference, Tensor weight,
-                                                 Optional grad_query, Optional grad_reference, Optional grad_weight) {
-  return {dtype_of(query),    query.size(0),   weight.size(0),     query.size(2),          rows_of(query),
-          rows_of(reference), pointer(weight), pointer(grad),      grad.stride(0),         grad.stride(1),
-          grad.stride(2),     grad.stride(3),  output(grad_query), output(grad_reference), output(grad_weight)};
+// The gradients of sums without terms.
+inline void set_to_zero(std::initializer_list<Optional> gradients) {
+  for (Optional gradient : gradients)
+    if (gradient) torch::stable::zero_(*gradient);
+}
+
+inline std::optional<dissim::ScoreBackward> make_score_backward(Tensor grad, Tensor query, Tensor reference,
+                                                                Tensor weight, Optional grad_query,
+                                                                Optional grad_reference, Optional grad_weight) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, kAny);
+  const void* weights = given.input("weight", weight, given.acc(), {kAny, dim});
+  const int64_t heads = weight.size(0);
+  const void* grads = given.strided("grad", grad, {batch, heads, queries.rows, references.rows});
+  const dissim::ScoreBackward problem{
+      given.dtype(),
+      batch,
+      heads,
+      dim,
+      queries,
+      references,
+      weights,
+      grads,
+      grad.stride(0),
+      grad.stride(1),
+      grad.stride(2),
+      grad.stride(3),
+      given.output("grad_query", grad_query, given.element(), {batch, queries.rows, dim}),
+      given.output("grad_reference", grad_reference, given.element(), {batch, references.rows, dim}),
+      given.output("grad_weight", grad_weight, given.acc(), {heads, dim})};
+  if (grad.numel() && dim) return problem;
+  set_to_zero({grad_query, grad_reference, grad_weight});
+  return {};
+}
+
+inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tensor& reference, const Tensor& weight,
+                               const Optional& bias, int64_t k, bool largest, const Optional& exclude,
+                               const Optional& query_labels, const Optional& reference_labels, const Tensor& scores,
+                               const Tensor& indices) {
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  check_integer("k", k, 0, references.rows);
+  if (query_labels.has_value() != reference_labels.has_value())
+    raise_argument_error(query_labels ? "reference_labels" : "query_labels", "labels, since the other side has them",
+                         "None", "Pass both or neither.");
+  return {given.dtype(),
+          dim,
+          k,
+          largest,
+          queries,
+          references,
+          given.input("weight", weight, given.acc(), {dim}),
+          given.input("bias", bias, given.acc(), {1}),
+          given.input<int64_t>("exclude", exclude, {queries.rows}),
+          given.input<int64_t>("query_labels", query_labels, {queries.rows}),
+          given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
+          given.output("scores", scores, given.acc(), {queries.rows, k}),
+          given.output<int64_t>("indices", indices, {queries.rows, k})};
 }
 
 inline dissim::TopK make_topk(Tensor query, Tensor reference, Tensor weight, Optional bias, int64_t k, bool largest,
                               Optional exclude, Optional query_labels, Optional reference_labels, Tensor scores,
                               Tensor indices) {
-  return {dtype_of(query),
-          query.size(2),
-          k,
-          largest,
-          rows_of(query),
-          rows_of(reference),
-          pointer(weight),
-          pointer(bias),
-          integers(exclude),
-          integers(query_labels),
-          integers(reference_labels),
-          output(scores),
-          static_cast<int64_t*>(output(indices))};
+  Arguments given(query);
+  return check_topk(given, query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, scores,
+                    indices);
 }
 
 inline dissim::Hinge make_hinge(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor query_labels,
                                 Tensor reference_labels, Optional exclude, double margin, int64_t hard_negatives,
                                 Tensor positive, Tensor negative, Tensor active) {
-  return {dtype_of(query),        query.size(2),
-          rows_of(query),         rows_of(reference),
-          pointer(weight),        pointer(bias),
-          integers(query_labels), integers(reference_labels),
-          integers(exclude),      margin,
-          hard_negatives,         output(positive),
-          output(negative),       static_cast<uint8_t*>(output(active))};
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  check_integer("hard_negatives", hard_negatives, -1, INT64_MAX);
+  return {given.dtype(),
+          dim,
+          queries,
+          references,
+          given.input("weight", weight, given.acc(), {dim}),
+          given.input("bias", bias, given.acc(), {1}),
+          given.input<int64_t>("query_labels", query_labels, {queries.rows}),
+          given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
+          given.input<int64_t>("exclude", exclude, {queries.rows}),
+          margin,
+          hard_negatives,
+          given.output("positive", positive, given.acc(), {queries.rows}),
+          given.output("negative", negative, given.acc(), {queries.rows}),
+          given.output<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)})};
 }
 
-inline dissim::HingeBackward make_hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active,
-                                                 Tensor query, Tensor reference, Tensor weight, Tensor query_labels,
-                                                 Tensor reference_labels, Optional grad_query, Optional grad_reference,
-                                                 Optional grad_weight, Optional grad_bias) {
-  return {dtype_of(query),
-          query.size(2),
-          rows_of(query),
-          rows_of(reference),
-          pointer(weight),
-          integers(query_labels),
-          integers(reference_labels),
-          pointer(grad_positive),
-          pointer(grad_negative),
-          static_cast<const uint8_t*>(pointer(active)),
-          output(grad_query),
-          output(grad_reference),
-          output(grad_weight),
-          output(grad_bias)};
+// Bits behind the last reference are pairs that there are not; kernels of CUDA see to it themselves: no host waits.
+inline void check_spare_bits(const dissim::HingeBackward& problem) {
+  const int64_t spare = problem.reference.rows % 8, bytes = ceil_div(problem.reference.rows, 8);
+  for (int64_t n = 0; spare && n < problem.query.rows; ++n)
+    if (problem.active[(n + 1) * bytes - 1] >> spare)
+      raise_argument_error("active", "spare bits of 0", "a 1 behind the last reference", "Pass what hinge returned.");
+}
+
+inline std::optional<dissim::HingeBackward> make_hinge_backward(Tensor grad_positive, Tensor grad_negative,
+                                                                Tensor active, Tensor query, Tensor reference,
+                                                                Tensor weight, Tensor query_labels,
+                                                                Tensor reference_labels, Optional grad_query,
+                                                                Optional grad_reference, Optional grad_weight,
+                                                                Optional grad_bias) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  const dissim::HingeBackward problem{
+      given.dtype(),
+      dim,
+      queries,
+      references,
+      given.input("weight", weight, given.acc(), {dim}),
+      given.input<int64_t>("query_labels", query_labels, {queries.rows}),
+      given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
+      given.input("grad_positive", grad_positive, given.acc(), {queries.rows}),
+      given.input("grad_negative", grad_negative, given.acc(), {queries.rows}),
+      given.input<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)}),
+      given.output("grad_query", grad_query, given.element(), {queries.rows, dim}),
+      given.output("grad_reference", grad_reference, given.element(), {references.rows, dim}),
+      given.output("grad_weight", grad_weight, given.acc(), {dim}),
+      given.output("grad_bias", grad_bias, given.acc(), {1})};
+  if (given.on_cpu()) check_spare_bits(problem);
+  if (active.numel()) return problem;
+  set_to_zero({grad_query, grad_reference, grad_weight, grad_bias});
+  return {};
 }
 
 inline dissim::Extent make_extent(Tensor rows, Tensor low, Tensor high) {
-  return {dtype_of(rows), rows.size(2), rows_of(rows), output(low), output(high)};
+  Arguments given(rows, "rows");
+  const dissim::Rows all = given.rows("rows", rows, 1, kAny);
+  const int64_t dim = rows.size(2);
+  return {given.dtype(), dim, all, given.output("low", low, given.acc(), {dim}),
+          given.output("high", high, given.acc(), {dim})};
 }
+
+using dissim::kCodeGroup, dissim::kCodePanel;
 
 inline dissim::Quantise make_quantise(Tensor rows, Tensor columns, Tensor low, Tensor inverse, Tensor top,
                                       int64_t positive, double step, double extra, Tensor codes, Tensor errors,
                                       Optional bases) {
-  return {dtype_of(rows),
-          rows.size(2),
-          columns.size(0) / dissim::kCodeGroup,
-          rows_of(rows),
-          integers(columns),
-          pointer(low),
-          pointer(inverse),
-          pointer(top),
+  Arguments given(rows, "rows");
+  const dissim::Rows all = given.rows("rows", rows, 1, kAny);
+  const int64_t dim = rows.size(2);
+  const int64_t* dims = given.input<int64_t>("columns", columns, {kAny});
+  const int64_t width = columns.size(0), groups = width / kCodeGroup, panels = ceil_div(all.rows, kCodePanel);
+  if (width % kCodeGroup)
+    raise_argument_error("columns", "a multiple of 8 of them", std::to_string(width), "Fill up the last group.");
+  for (int64_t c = 0; c < width; ++c) check_integer("columns", dims[c], 0, dim - 1);
+  check_integer("positive", positive, 0, groups);
+  return {given.dtype(),
+          dim,
+          groups,
+          all,
+          dims,
+          given.input("low", low, given.acc(), {width}),
+          given.input("inverse", inverse, given.acc(), {width}),
+          given.input("top", top, given.acc(), {width}),
           positive,
           step,
           extra,
-          static_cast<uint8_t*>(output(codes)),
-          static_cast<int32_t*>(output(errors)),
-          static_cast<double*>(output(bases))};
+          given.output<uint8_t>("codes", codes, {panels, groups, kCodePanel, kCodeGroup}),
+          given.output<int32_t>("errors", errors, {panels * kCodePanel}),
+          given.output<double>("bases", bases, {all.rows})};
 }
 
 inline dissim::Certified make_certified(Tensor query, Tensor reference, Tensor weight, Optional bias, int64_t k,
@@ -127,24 +210,30 @@ inline dissim::Certified make_certified(Tensor query, Tensor reference, Tensor w
                                         Optional reference_labels, Tensor positive, Tensor step, Tensor query_codes,
                                         Tensor query_errors, Tensor query_bases, Tensor reference_codes,
                                         Tensor reference_errors, Tensor scores, Tensor indices, Tensor rescored) {
-  return {
-      make_topk(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, scores, indices),
-      query_codes.size(1),
-      integers(positive),
-      static_cast<const double*>(pointer(step)),
-      static_cast<const uint8_t*>(pointer(query_codes)),
-      static_cast<const uint8_t*>(pointer(reference_codes)),
-      static_cast<const int32_t*>(pointer(query_errors)),
-      static_cast<const int32_t*>(pointer(reference_errors)),
-      static_cast<const double*>(pointer(query_bases)),
-      static_cast<int64_t*>(output(rescored))};
+  Arguments given(query);
+  const dissim::TopK topk = check_topk(given, query, reference, weight, bias, k, largest, exclude, query_labels,
+                                       reference_labels, scores, indices);
+  check_integer("D", topk.dim, 0, (1 << 19) - 1);  // sums of codes fit 31 bits,
+  check_integer("M", topk.reference.rows, 0, (int64_t(1) << 32) - 1);  // row numbers 32
+  const int64_t panels = ceil_div(topk.query.rows, kCodePanel), others = ceil_div(topk.reference.rows, kCodePanel);
+  const uint8_t* codes = given.input<uint8_t>("query_codes", query_codes, {panels, kAny, kCodePanel, kCodeGroup});
+  const int64_t groups = query_codes.size(1);
+  check_integer("groups of query_codes", groups, 0, ceil_div(topk.dim, kCodeGroup) + 1);
+  const int64_t* positives = given.input<int64_t>("positive", positive, {});
+  if (given.on_cpu()) check_integer("positive", *positives, 0, groups);  // kernels of CUDA clamp it: no host waits
+  return {topk,
+          groups,
+          positives,
+          given.input<double>("step", step, {}),
+          codes,
+          given.input<uint8_t>("reference_codes", reference_codes, {others, groups, kCodePanel, kCodeGroup}),
+          given.input<int32_t>("query_errors", query_errors, {panels * kCodePanel}),
+          given.input<int32_t>("reference_errors", reference_errors, {others * kCodePanel}),
+          given.input<double>("query_bases", query_bases, {topk.query.rows}),
+          given.output<int64_t>("rescored", rescored, {topk.query.rows})};
 }
 
 // --- the operators --------------------------------------------------------------------------------------------------
-
-// Every operator has one name: of its schema, of its maker above, of its kernel.
-#define DISSIM_OPERATORS(row) \
-  row(score) row(score_backward) row(topk) row(hinge) row(hinge_backward) row(extent) row(quantise) row(certified)
 
 inline void define_operators(torch::stable::detail::StableLibrary& library) {
   library.def("score(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
@@ -178,7 +267,10 @@ template <auto make, class Run>
 struct Operator;
 template <class Problem, class... Arguments, Problem (*make)(Tensor, Arguments...), class Run>
 struct Operator<make, Run> {
-  static void call(Tensor first, Arguments... others) { Run::run(first, make(first, others...)); }
+  static void call(Tensor first, Arguments... others) {
+    const auto problem = std::optional(make(first, others...));
+    if (problem) Run::run(first, *problem);
+  }
 };
 
 }  // namespace

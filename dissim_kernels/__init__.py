@@ -1,10 +1,11 @@
 """Fused dissimilarity-space scores, top-k and hinge loss for PyTorch, without the N x M x D tensor.
 
 `dissim_kernels.numpy` is the same for NumPy arrays and does not need torch. So torch is not imported here: the public
-names, and with them the operators in `torch.ops.dissim`, are there at once where torch was imported before, else from
-the first use of a name on.
+names, the operators in `torch.ops.dissim` and what `torch.load` may read are there at once where torch was imported
+before, else as soon as it is imported or a name is used.
 """
 
+import importlib.util as _util
 import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
@@ -22,6 +23,32 @@ if _TYPE_CHECKING or "torch" in _sys.modules:
         paired_dissim_score,
         quantise_references,
     )
+
+
+class _TorchComes:
+    """Finds torch as it is found without this class, and has the operators follow once it is imported: programs that
+    torch.export.load and codes that torch.load read name them, whichever package was imported first."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "torch":
+            return None
+        _sys.meta_path.remove(cls)
+        spec = _util.find_spec("torch")
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            from . import ops  # noqa: F401
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if "torch" not in _sys.modules:
+    _sys.meta_path.insert(0, _TorchComes)
 
 __all__ = [
     "CertifiedTopK",

@@ -6,6 +6,7 @@ checks run the same under FakeTensor, torch.compile and torch.export.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -110,11 +111,48 @@ def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
         refuse("weight", "one head [D]", shape(weight), "Call once per head: weight[c].")
 
 
+def check_reference_inputs(reference: Tensor, weight: Tensor) -> None:
+    """References alone, to make codes of them: reference [M, D], weight [D]."""
+    for name, value in (("reference", reference), ("weight", weight)):
+        _check_tensor(name, value)
+    _check_embeddings("reference", reference)
+    _check_parameter("weight", weight, reference)
+    if reference.dim() != 2:
+        refuse("reference", "2 dimensions [M, D]", shape(reference), "Make codes of one matrix at a time.")
+    if weight.shape != reference.shape[1:]:
+        refuse(
+            "weight", f"shape [{reference.shape[1]}] as D of reference", shape(weight), "Pass one head: weight[c]."
+        )
+    _check_device("weight", weight, reference, "reference")
+
+
+def check_filters(
+    query: Tensor,
+    reference: Tensor,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+) -> None:
+    """Who is left out of a search: each None or int64 [N], [N] and [M], labels of both sides or of none."""
+    if (query_labels is None) != (reference_labels is None):
+        missing = "query_labels" if query_labels is None else "reference_labels"
+        refuse(missing, "labels, since the other side has them", None, "Pass both or neither.")
+    for name, labels, rows in (
+        ("exclude", exclude, query.shape[0]),
+        ("query_labels", query_labels, query.shape[0]),
+        ("reference_labels", reference_labels, reference.shape[0]),
+    ):
+        if labels is not None:
+            check_labels(name, labels, rows, query.device)
+
+
 def check_labels(name: str, labels: object, rows: int, device: torch.device) -> None:
     """Integer row labels (or row numbers) int64 [rows], on the embeddings' device."""
     if not isinstance(labels, Tensor):
         refuse(name, "an int64 tensor", type(labels).__name__, "Use torch.tensor(values).", TypeError)
     assert isinstance(labels, Tensor)
+    if labels.layout != torch.strided:
+        refuse(name, "a dense tensor", labels.layout, "Use .to_dense().", TypeError)
     if labels.dtype != torch.int64:
         refuse(name, "dtype int64", labels.dtype, "Use .long(): floats merge labels above 2**24.", TypeError)
     if labels.shape != (rows,):
@@ -144,18 +182,14 @@ def shape(tensor: Tensor) -> str:
 
 def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
     for name, value in (("query", query), ("reference", reference), ("weight", weight)):
-        if not isinstance(value, Tensor):
-            refuse(name, "a torch.Tensor", type(value).__name__, "Use torch.as_tensor(value).", TypeError)
-        if value.layout != torch.strided:
-            refuse(name, "a dense tensor", value.layout, "Use .to_dense().", TypeError)
-    if query.dtype not in ACCUMULATE:
-        names = ", ".join(str(dtype) for dtype in ACCUMULATE)
-        refuse("query", f"one of {names}", query.dtype, "Convert it with .float().", TypeError)
+        _check_tensor(name, value)
+    _check_embeddings("query", query)
     if reference.dtype != query.dtype:
         refuse("reference", f"query's dtype {query.dtype}", reference.dtype, "Convert one of them.", TypeError)
     if isinstance(bias, Tensor):
+        _check_tensor("bias", bias)
         _check_parameter("bias", bias, query)
-        _check_device("bias", bias, query)
+        _check_device("bias", bias, query, "query")
         heads = 1 if weight.dim() == 1 else weight.shape[0]
         allowed = "a number or shape []" + (f" or [{heads}]" if weight.dim() == 2 else "")
         if bias.dim() > weight.dim() - 1 or (bias.dim() == 1 and bias.shape[0] != heads):
@@ -165,16 +199,30 @@ def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: objec
     _check_parameter("weight", weight, query)
 
 
-def _check_parameter(name: str, value: Tensor, query: Tensor) -> None:
-    allowed = {query.dtype, ACCUMULATE[query.dtype]}
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        refuse(name, "a torch.Tensor", type(value).__name__, "Use torch.as_tensor(value).", TypeError)
+    assert isinstance(value, Tensor)
+    if value.layout != torch.strided:
+        refuse(name, "a dense tensor", value.layout, "Use .to_dense().", TypeError)
+
+
+def _check_embeddings(name: str, rows: Tensor) -> None:
+    if rows.dtype not in ACCUMULATE:
+        names = ", ".join(str(dtype) for dtype in ACCUMULATE)
+        refuse(name, f"one of {names}", rows.dtype, "Convert it with .float().", TypeError)
+
+
+def _check_parameter(name: str, value: Tensor, rows: Tensor) -> None:
+    allowed = {rows.dtype, ACCUMULATE[rows.dtype]}
     if value.dtype not in allowed:
         expected = " or ".join(sorted(map(str, allowed)))
-        refuse(name, f"{expected} beside {query.dtype} embeddings", value.dtype, "Convert it.", TypeError)
+        refuse(name, f"{expected} beside {rows.dtype} embeddings", value.dtype, "Convert it.", TypeError)
 
 
-def _check_device(name: str, value: Tensor, query: Tensor) -> None:
-    if value.device != query.device:
-        refuse(name, f"query's device {query.device}", value.device, "Move it with .to(query.device).")
+def _check_device(name: str, value: Tensor, other: Tensor, owner: str) -> None:
+    if value.device != other.device:
+        refuse(name, f"{owner}'s device {other.device}", value.device, f"Move it with .to({owner}.device).")
 
 
 def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
@@ -189,7 +237,7 @@ def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
                 "All three share the embedding dimension D.",
             )
     for name, tensor in (("reference", reference), ("weight", weight)):
-        _check_device(name, tensor, query)
+        _check_device(name, tensor, query, "query")
 
 
 def _check_leading(left: torch.Size, right: torch.Size, query_form: str, reference_form: str) -> None:
@@ -201,3 +249,133 @@ def _check_leading(left: torch.Size, right: torch.Size, query_form: str, referen
                 list(right),
                 "They must be equal or 1, counted from the right, as in torch.cdist.",
             )
+
+
+# --- operands of the operators torch.ops.dissim.*, which exported programs call without the public functions --------
+
+
+def check_score_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, *_) -> None:
+    """query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None."""
+    _check_operands(query, reference, weight, bias, 3)
+
+
+def check_score_backward_operands(
+    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, backend: str, *needs: bool
+) -> None:
+    """Those of the score, and grad [B, C, N, M] in query's dtype."""
+    _check_operands(query, reference, weight, None, 3)
+    sizes = (query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
+    _check_operand("grad", grad, (query.dtype,), sizes, query.device)
+
+
+def check_score_jvp_operands(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    query_tangent: Tensor,
+    reference_tangent: Tensor,
+    weight_tangent: Tensor,
+    bias_tangent: Tensor | None,
+) -> None:
+    """query, reference, weight as of the score, and a tangent of each one's shape; one of bias [C] or None."""
+    _check_operands(query, reference, weight, None, 3)
+    dtypes, heads = _parameters(query), weight.shape[0]
+    _check_operand("query_tangent", query_tangent, dtypes, tuple(query.shape), query.device)
+    _check_operand("reference_tangent", reference_tangent, dtypes, tuple(reference.shape), query.device)
+    _check_operand("weight_tangent", weight_tangent, dtypes, tuple(weight.shape), query.device)
+    if bias_tangent is not None:
+        _check_operand("bias_tangent", bias_tangent, dtypes, (heads,), query.device)
+
+
+def check_topk_operands(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    largest: bool,
+    exclude: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+    *_,
+) -> None:
+    """query [N, D], reference [M, D], weight [D], bias [1] or None, k at least 0, filters as in `check_filters`."""
+    _check_operands(query, reference, weight, bias, 2)
+    check_count("k", k, 0)
+    check_filters(query, reference, exclude, query_labels, reference_labels)
+
+
+def check_hinge_operands(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    exclude: Tensor | None,
+    margin: float,
+    hard_negatives: int | None,
+    *_,
+) -> None:
+    """As of the top-k, with labels of both sides; hard_negatives None or at least 0."""
+    _check_operands(query, reference, weight, bias, 2)
+    check_filters(query, reference, exclude, query_labels, reference_labels)
+    if hard_negatives is not None:
+        check_count("hard_negatives", hard_negatives, 0)
+
+
+def check_hinge_backward_operands(
+    grad_positive: Tensor,
+    grad_negative: Tensor,
+    active: Tensor,
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    needs: Sequence[bool],
+    *_,
+) -> None:
+    """As of the hinge; grad_positive and grad_negative [N] in the accumulate dtype, active uint8 [N, ceil(M / 8)]."""
+    _check_operands(query, reference, weight, None, 2)
+    check_filters(query, reference, None, query_labels, reference_labels)
+    rows, acc = query.shape[0], (ACCUMULATE[query.dtype],)
+    _check_operand("grad_positive", grad_positive, acc, (rows,), query.device)
+    _check_operand("grad_negative", grad_negative, acc, (rows,), query.device)
+    _check_operand("active", active, (torch.uint8,), (rows, (reference.shape[0] + 7) // 8), query.device)
+    if len(needs) != 4:
+        refuse("needs", "4 flags: of query, reference, weight and bias", len(needs), "Pass a bool for each.")
+
+
+def _parameters(query: Tensor) -> tuple[torch.dtype, ...]:
+    return query.dtype, ACCUMULATE[query.dtype]
+
+
+def _check_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, dims: int) -> None:
+    """dims 3: batches and heads; 2: one matrix of each side and one head."""
+    _check_tensor("query", query)
+    _check_operand("query", query, tuple(ACCUMULATE), (None,) * dims, query.device)
+    batch, dim, heads = query.shape[: dims - 2], query.shape[-1], (None,) * (dims - 2)
+    _check_operand("reference", reference, (query.dtype,), (*batch, None, dim), query.device)
+    _check_operand("weight", weight, _parameters(query), (*heads, dim), query.device)
+    if bias is not None:
+        _check_operand("bias", bias, _parameters(query), (weight.shape[0] if dims == 3 else 1,), query.device)
+
+
+def _check_operand(
+    name: str,
+    tensor: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    sizes: Sequence[int | None],
+    device: torch.device,
+) -> None:
+    """A dense tensor of one of the dtypes and of these sizes, of which None is any."""
+    _check_tensor(name, tensor)
+    right = tensor.dtype in dtypes and tensor.device == device and tensor.dim() == len(sizes)
+    if right and all(size is None or size == given for size, given in zip(sizes, tensor.shape, strict=True)):
+        return
+    wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
+    form = ", ".join("any" if size is None else str(size) for size in sizes)
+    got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
+    remedy = "The public functions of dissim_kernels bring their arguments into this form."
+    refuse(name, f"{wanted} [{form}] on {device}", got, remedy)

@@ -27,6 +27,7 @@ def check_backend(name: str) -> None:
 
 def resolve(name: str, problem: Problem) -> ModuleType:
     """The backend module for a problem: the named one, or for "auto" the first that can; else raises the reasons."""
+    check_backend(name)
     candidates = AUTO.get(problem.device, ("reference",)) if name == "auto" else (name,)
     reasons = {}
     for candidate in candidates:

@@ -1,5 +1,9 @@
 """The certified scan: what fused_dissim_topk returns, bit by bit, from codes whose bounds hold."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -150,7 +154,7 @@ def test_bounds_hold_for_every_pair(dtype, offset, encoder):
     query = torch.cat((query, query * 5, query[:3] * torch.inf)) + offset
     inputs = judge.Inputs(query, reference + offset, weight, bias.to(ACCUMULATE[dtype]))
     quantised = quantise_references(inputs.reference, weight)
-    codes, errors, *grid = quantised
+    codes, errors, *grid, _ = quantised
     query_codes, query_errors, bases = quantise.quantise_queries(query, inputs.bias, grid)
     query_errors, errors = query_errors[: len(query)], errors[:200]
     sign = weight.double()[quantised.columns].sign() * (quantised.inverse > 0)
@@ -174,7 +178,7 @@ def test_codes_in_plain_torch_are_those_of_the_kernels(dtype):
     reference[3, 4], reference[5, 6] = torch.nan, torch.inf
     assert all(map(torch.equal, quantise._extent(reference), plain_torch.extent(reference)))
     made = quantise_references(reference, inputs.weight)
-    grid = made[2:]
+    grid = made[2:-1]
     for rows, of_queries in ((reference, False), (inputs.query * 3, True)):
         codes, errors, bases = quantise._encode(rows, grid, torch.tensor(0.0), of_queries)
         same_codes, near_errors, near_bases = plain_torch.encode(rows, grid, torch.tensor(0.0), of_queries)
@@ -196,12 +200,29 @@ def test_few_rows_are_rescored_where_data_has_clusters(backend):
 
 def test_prepared_codes_serve_many_calls_and_can_be_stored(tmp_path):
     inputs = clustered(20, 500, 33)
-    torch.save(tuple(quantise_references(inputs.reference, inputs.weight)), tmp_path / "codes")
-    quantised = Quantised(*torch.load(tmp_path / "codes", weights_only=True))
+    torch.save(quantise_references(inputs.reference, inputs.weight), tmp_path / "codes")
+    quantised = torch.load(tmp_path / "codes")
+    assert type(quantised) is Quantised and quantised.rows == 500
     for largest in (True, False):
         found = certified_dissim_topk(*inputs, k=5, quantised=quantised, largest=largest)
         fresh = certified_dissim_topk(*inputs, k=5, largest=largest)
         assert all(torch.equal(a, b) for a, b in zip(found, fresh, strict=True))
+
+
+@pytest.mark.parametrize("order", ["import torch, dissim_kernels", "import dissim_kernels, torch"])
+def test_torch_load_reads_codes_and_knows_the_operators_once_the_package_is_imported(order, tmp_path):
+    torch.save(quantise_references(torch.randn(20, 4), -torch.rand(4)), tmp_path / "codes")
+    code = f"{order}; print(torch.load({str(tmp_path / 'codes')!r}).rows, torch.ops.dissim.score.default)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["20", "dissim.score.default"], done.stderr
+
+
+@pytest.mark.parametrize("rows", [1, 2, 511, 512, 513, 5000, 2**24 + 4, 2**32 - 1])
+def test_the_rows_of_the_sample_are_rows(rows):
+    """Beyond 2**24 as well, where float32 cannot count them."""
+    sample = quantise.sample_rows(torch.empty(1, 1).expand(rows, 1))
+    assert sample[0] == 0 and sample[-1] == rows - 1
+    assert len(sample) == min(512, rows) and (len(sample) == 1 or (sample.diff() > 0).all())
 
 
 def test_same_result_with_any_number_of_threads():
@@ -224,9 +245,10 @@ def test_codes_of_other_references_or_weights_are_refused():
     made = quantise_references(reference, weight)
     for other, message in (
         ({"weight": weight * 2}, "quantised: expected codes made for these weights"),
-        ({"reference": reference[:20]}, "quantised: expected codes of 20 references"),
+        ({"reference": reference[:20]}, "quantised: expected codes of 20 references, got codes of 40"),
+        ({"reference": torch.cat((reference, reference[:3]))}, "quantised: expected codes of 43 references"),
         ({"query": query.double(), "reference": reference.double(), "weight": weight.double(), "bias": 0.0},
-         r"quantised: expected weights torch.float64 \[5\]"),
+         r"quantised.weight: expected torch.float64 \[5\], got torch.float32 \[5\]"),
     ):  # fmt: skip
         arguments = {"query": query, "reference": reference, "weight": weight, "bias": bias, **other}
         with pytest.raises(ValueError, match=message):
@@ -238,13 +260,82 @@ def test_codes_of_other_references_or_weights_are_refused():
         certified_dissim_topk(query, reference, weight, k=2, quantised=made)
 
 
+#: field of the codes of 40 references of 5 dimensions, what becomes of it, what the error says
+DAMAGES = [
+    ("codes", torch.Tensor.short, "expected torch.uint8 [3, 2, 16, 8], got torch.int16"),
+    ("codes", lambda x: x.mT.contiguous().mT, "expected a contiguous tensor, got strides"),
+    ("codes", lambda x: x[:, :1].clone(), "columns: expected torch.int64 [8], got torch.int64 [16]"),
+    ("codes", lambda x: x[:-1].clone(), "expected torch.uint8 [3, 2, 16, 8], got torch.uint8 [2, 2, 16, 8]"),
+    ("codes", lambda x: x.flatten(), "expected torch.uint8 [3, 0, 16, 8], got"),
+    ("codes", lambda x: x.numpy(), "expected a dense torch.Tensor, got ndarray"),
+    ("errors", torch.Tensor.long, "expected torch.int32 [48], got torch.int64 [48]"),
+    ("errors", lambda x: x[:40], "expected torch.int32 [48], got torch.int32 [40]"),
+    ("columns", torch.Tensor.int, "expected torch.int64 [16], got torch.int32"),
+    ("low", torch.Tensor.half, "expected torch.float32 [16], got torch.float16"),
+    ("inverse", lambda x: x[::2].repeat_interleave(2)[::2], "expected torch.float32 [16], got torch.float32 [8]"),
+    ("top", lambda x: x[:1].expand(16), "expected a contiguous tensor, got strides (0,)"),
+    ("weight", lambda x: x.to("meta"), "expected reference's device cpu, got meta"),
+    ("step", lambda x: x[None], "expected torch.float64 [], got torch.float64 [1]"),
+    ("step", torch.Tensor.float, "expected torch.float64 [], got torch.float32 []"),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"), DAMAGES, ids=[f"{i}-{row[0]}" for i, row in enumerate(DAMAGES)]
+)
+def test_damaged_codes_are_refused(field, change, message):
+    query, reference, weight, _ = judge.random_inputs((3, 5), (40, 5))
+    made = quantise_references(reference, weight)
+    assert made.codes.shape == (3, 2, 16, 8)
+    damaged = made._replace(**{field: change(getattr(made, field))})
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)) as error:
+        certified_dissim_topk(query, reference, weight, k=2, quantised=damaged)
+    assert str(error.value).startswith("quantised.")
+
+
+@pytest.mark.parametrize("wrong", [10**9, 5, -1, -(2**63)])
+def test_codes_of_columns_that_there_are_not_are_refused(wrong):
+    query, reference, weight, _ = judge.random_inputs((3, 5), (40, 5))
+    made = quantise_references(reference, weight)
+    damaged = made._replace(columns=made.columns.index_fill(0, torch.tensor(3), wrong))
+    with pytest.raises(RuntimeError, match=f"^columns: expected an integer from 0 to 4, got {wrong}"):
+        certified_dissim_topk(query, reference, weight, k=2, quantised=damaged)
+
+
+def test_codes_of_fewer_groups_than_the_weights_have_are_refused():
+    query, reference, weight, _ = judge.random_inputs((3, 20), (40, 20))
+    made = quantise_references(reference, weight)
+    shorter = {name: getattr(made, name)[:8] for name in ("columns", "low", "inverse", "top")}
+    with pytest.raises(
+        ValueError, match=r"quantised.columns: expected 8 for each 8 weights of a sign, rounded up, got 8"
+    ):
+        certified_dissim_topk(query, reference, weight, k=2,
+                              quantised=made._replace(codes=made.codes[:, :1].clone(), **shorter))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reference", "error"),
+    [(torch.ones(5, 4).long(), TypeError), (torch.ones(2, 5, 4), ValueError), (torch.ones(4), ValueError),
+     (torch.ones(5, 4).numpy(), TypeError), (torch.ones(5, 4).to_sparse(), TypeError)],
+    ids=["integers", "three dimensions", "one dimension", "array", "sparse"],
+)  # fmt: skip
+def test_errors_of_making_codes_name_the_reference(reference, error):
+    with pytest.raises(error, match=r"^reference: expected .+, got .+\. [A-Z].+\.$") as refusal:
+        quantise_references(reference, -torch.ones(4))
+    assert "query" not in str(refusal.value)
+    for weight in (torch.ones(3), torch.ones(1, 4), torch.ones(4).long(), torch.ones(4, device="meta")):
+        with pytest.raises((TypeError, ValueError), match=r"^weight: expected") as refusal:
+            quantise_references(torch.ones(5, 4), weight)
+        assert "query" not in str(refusal.value)
+
+
 def test_too_few_candidates_and_a_missing_library_say_so(monkeypatch):
     inputs = judge.random_inputs((3, 5), (4, 5))
     with pytest.raises(ValueError, match="k: expected at most the 3 candidates of query row 1, got 4"):
         certified_dissim_topk(*inputs, k=4, exclude=torch.tensor([-1, 2, -1]))
     made = quantise_references(inputs.reference, inputs.weight)
     meta = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in inputs]
-    with pytest.raises(ValueError, match="quantised: expected tensors on reference's device meta, got cpu"):
+    with pytest.raises(ValueError, match=r"quantised.weight: expected reference's device meta, got cpu"):
         certified_dissim_topk(*meta, k=1, quantised=made)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run this call: it has no certified search"):
         certified_dissim_topk(*inputs, k=1, quantised=made, backend="triton")
@@ -275,5 +366,6 @@ def test_it_compiles_and_traces_without_data():
     assert torch.equal(
         torch.compile(search, backend="eager", fullgraph=True)(*inputs).indices, search(*inputs).indices
     )
-    torch.library.opcheck(torch.ops.dissim.certified_topk.default,
-                          (*inputs[:3], inputs.bias[None], 2, True, None, None, None, list(made), "cpu"))  # fmt: skip
+    *codes, rows = made
+    arguments = (*inputs[:3], inputs.bias[None], 2, True, None, None, None, codes, rows, "cpu")
+    torch.library.opcheck(torch.ops.dissim.certified_topk.default, arguments)

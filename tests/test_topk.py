@@ -93,14 +93,25 @@ def test_labels_of_any_int64_are_told_apart(backend):
 @backends
 @pytest.mark.parametrize(
     ("filters", "candidates", "row"),
-    [({}, 4, 0), ({"exclude": torch.tensor([-1, 2, -1])}, 3, 1),
+    [({"exclude": torch.tensor([-1, 2, -1])}, 3, 1),
      ({"query_labels": torch.tensor([0, 0, 7]), "reference_labels": torch.tensor([0, 1, 7, 7])}, 3, 0)],
 )  # fmt: skip
 def test_too_few_candidates_are_an_error_that_names_the_row(filters, candidates, row, backend):
     inputs = judge.random_inputs((3, 5), (4, 5))
-    message = f"k: expected at most the {candidates} candidates of query row {row}, got {5 if not filters else 4}"
+    message = f"k: expected at most the {candidates} candidates of query row {row}, got 4"
     with pytest.raises(ValueError, match=message):
-        fused_dissim_topk(*inputs, k=5 if not filters else 4, backend=backend, **filters)
+        fused_dissim_topk(*inputs, k=4, backend=backend, **filters)
+
+
+@backends
+@pytest.mark.parametrize("queries", [0, 3])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_k_above_the_rows_is_an_error_before_anything_is_allocated(queries, filtered, backend):
+    inputs = judge.random_inputs((queries, 5), (4, 5))
+    filters = {"exclude": torch.zeros(queries, dtype=torch.int64)} if filtered else {}
+    for k in (5, 2**50):  # 2**50 results fit no memory
+        with pytest.raises(ValueError, match=f"k: expected at most the 4 rows of reference, got {k}"):
+            fused_dissim_topk(*inputs, k=k, backend=backend, **filters)
 
 
 @backends

@@ -4,18 +4,12 @@
 
 #include "../dissim.h"
 
-#define DISSIM_DECLARE(set)                                                                   \
-  namespace dissim::set {                                                                     \
-  void score(const Score&, const Parallel&);                                                  \
-  void score_backward(const ScoreBackward&, const Parallel&);                                 \
-  void topk(const TopK&, const Parallel&);                                                    \
-  void hinge(const Hinge&, const Parallel&);                                                  \
-  void hinge_backward(const HingeBackward&, const Parallel&);                                 \
-  void extent(const Extent&, const Parallel&);                                                \
-  void quantise(const Quantise&, const Parallel&);                                            \
-  void certified(const Certified&, const Parallel&);                                          \
-  static const Kernels table = {                                                              \
-      #set, score, score_backward, topk, hinge, hinge_backward, extent, quantise, certified}; \
+#define DISSIM_KERNEL(Problem, name) void name(const Problem&, const Parallel&);
+#define DISSIM_NAME(Problem, name) , name
+#define DISSIM_DECLARE(set)                                             \
+  namespace dissim::set {                                               \
+  DISSIM_ENTRY_POINTS(DISSIM_KERNEL)                                    \
+  static const Kernels table = {#set DISSIM_ENTRY_POINTS(DISSIM_NAME)}; \
   }
 #define DISSIM_ROW(set) &dissim::set::table,
 

@@ -5,13 +5,8 @@
 
 namespace dissim::DISSIM_ISA {
 
-void score(const Score&, const Parallel&);
-void score_backward(const ScoreBackward&, const Parallel&);
-void topk(const TopK&, const Parallel&);
-void hinge(const Hinge&, const Parallel&);
-void hinge_backward(const HingeBackward&, const Parallel&);
-void extent(const Extent&, const Parallel&);
-void quantise(const Quantise&, const Parallel&);
-void certified(const Certified&, const Parallel&);
+#define DISSIM_KERNEL(Problem, name) void name(const Problem&, const Parallel&);
+DISSIM_ENTRY_POINTS(DISSIM_KERNEL)
+#undef DISSIM_KERNEL
 
 }  // namespace dissim::DISSIM_ISA

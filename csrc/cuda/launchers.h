@@ -14,11 +14,6 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   int64_t name##_workspace(const Problem&); \
   void launch_##name(const Problem&, void* workspace, Stream stream);
 
-DISSIM_LAUNCHER(Score, score)
-DISSIM_LAUNCHER(ScoreBackward, score_backward)
-DISSIM_LAUNCHER(TopK, topk)
-DISSIM_LAUNCHER(Hinge, hinge)
-DISSIM_LAUNCHER(HingeBackward, hinge_backward)
-DISSIM_LAUNCHER(Certified, certified)
+DISSIM_CUDA_ENTRY_POINTS(DISSIM_LAUNCHER)
 
 }  // namespace dissim

@@ -68,7 +68,8 @@ def encode(rows: Tensor, grid: Sequence[Tensor], extra: Tensor, of_queries: bool
 def _parts(rows: Tensor):
     """The rows, wide, some at a time."""
     wide = ACCUMULATE[rows.dtype]
-    return (part.to(wide) for part in rows.split(max(1, CHUNK // max(1, rows.shape[1]))))
+    parts = rows.split(max(1, CHUNK // max(1, rows.shape[1]))) if len(rows) else ()
+    return (part.to(wide) for part in parts)
 
 
 def _known(values: Tensor) -> Tensor:

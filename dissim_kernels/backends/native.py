@@ -58,8 +58,6 @@ def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None)
 def score_backward(
     grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]
 ) -> list[Tensor]:
-    if not (query.numel() and reference.numel() and weight.numel()):
-        return reference_backend.score_backward(grad, query, reference, weight, needs)  # zeros
     wide = _wide(weight)
     grads = [
         t.new_empty(t.shape) if needed else None for t, needed in zip((query, reference, wide), needs, strict=True)

@@ -6,6 +6,7 @@ whatever the weights, and a window of 255 steps in each dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,7 @@ TRIES = 64
 
 
 def quantise_references(reference: Tensor, weight: Tensor) -> list[Tensor]:
-    """The fields of `Quantised` (ops/certified.py) for reference [M, D] and weight [D]."""
+    """The tensors of `Quantised` (ops/certified.py) for reference [M, D] and weight [D]."""
     wide = ACCUMULATE[reference.dtype]
     weight = weight.to(wide, copy=True).contiguous()  # kept to be compared: an optimiser changes its own in place
     low, step = _grid(reference, weight.double())
@@ -60,9 +61,9 @@ def _encode(rows: Tensor, grid: Sequence[Tensor], extra: Tensor, of_queries: boo
         return plain_torch.encode(rows, grid, extra, of_queries)
     columns, low, inverse, top, weight, step = grid
     panels = -(-rows.shape[0] // PANEL)
-    codes = torch.empty(panels, len(columns) // GROUP, PANEL, GROUP, dtype=torch.uint8)
-    errors = torch.empty(panels * PANEL, dtype=torch.int32)
-    bases = torch.empty(rows.shape[0] if of_queries else 0, dtype=torch.float64)
+    codes = columns.new_empty(panels, len(columns) // GROUP, PANEL, GROUP, dtype=torch.uint8)
+    errors = columns.new_empty(panels * PANEL, dtype=torch.int32)
+    bases = columns.new_empty(rows.shape[0] if of_queries else 0, dtype=torch.float64)
     torch.ops.dissim_native.quantise(
         rows[None], columns, low, inverse, top, positive_groups(weight).item(), step.item(), extra.item(), codes,
         errors, bases if of_queries else None,
@@ -73,7 +74,7 @@ def _encode(rows: Tensor, grid: Sequence[Tensor], extra: Tensor, of_queries: boo
 def _extent(rows: Tensor) -> tuple[Tensor, Tensor]:
     if rows.device.type != "cpu":
         return plain_torch.extent(rows)
-    low, high = (torch.empty(rows.shape[1], dtype=ACCUMULATE[rows.dtype]) for _ in range(2))
+    low, high = (rows.new_empty(rows.shape[1], dtype=ACCUMULATE[rows.dtype]) for _ in range(2))
     torch.ops.dissim_native.extent(rows[None], low, high)
     return low, high
 
@@ -95,6 +96,13 @@ def _underflow(weight: Tensor, step: Tensor) -> Tensor:
     return (weight.double().abs().sum() + len(weight) + 16) * torch.finfo(weight.dtype).smallest_normal / step
 
 
+def sample_rows(reference: Tensor) -> Tensor:
+    """Numbers of at most SAMPLE rows, evenly spaced from the first to the last; float32 cannot count beyond 2**24."""
+    rows = reference.shape[0]
+    count = min(SAMPLE, rows)
+    return torch.arange(count, device=reference.device) * (rows - 1) // max(1, count - 1)
+
+
 def _grid(reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Where each dimension's window begins [D], and the step.
 
@@ -107,16 +115,15 @@ def _grid(reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     step = ((high - low) * scale).amax() / CODES if weight.numel() else weight.new_zeros(())
     if not step > 0:  # every reference alike, or weights that are no numbers
         return low, torch.where(step == 0, 1.0, step)
-    rows = torch.linspace(0, reference.shape[0] - 1, min(SAMPLE, reference.shape[0])).long()
-    sample = reference[rows].double().nan_to_num(0, 0, 0)
+    sample = reference[sample_rows(reference)].double().nan_to_num(0, 0, 0)
     centre = sample.median(0).values
-    best = (torch.tensor(torch.inf), low, step)
+    least, best = sample.new_tensor(math.inf), (low, step)
     for _ in range(TRIES):
         start = torch.maximum(low, centre - CODES / 2 * step / scale)
         t = (sample - start) * scale / step
         rounded, cut = (t - t.round()).abs(), (t - t.clamp(0, CODES)).abs()
         error = step * (2 * rounded + cut).nansum()  # a query's values are rounded too, but never cut off (E14)
-        if not error < best[0]:
+        if not error < least:
             break
-        best, step = (error, start, step), step / 1.4
-    return best[1:]
+        least, best, step = error, (start, step), step / 1.4
+    return best

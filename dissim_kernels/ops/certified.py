@@ -8,18 +8,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, Search, check_count, check_matrix_inputs, refuse, shape
+from ..contract import (
+    ACCUMULATE,
+    Search,
+    check_count,
+    check_filters,
+    check_matrix_inputs,
+    check_reference_inputs,
+    check_topk_operands,
+    refuse,
+    shape,
+)
 from ..dispatch import check_backend, resolve
 from .operator import differentiated, operator
 from .score import autocast_to_float32, head_bias, problem_of
-from .topk import being_captured, check_filters, refuse_too_few
+from .topk import being_captured, check_k, refuse_too_few
 
 #: D and M at most: sums of codes fit 31 bits, row numbers 32.
 MOST_DIMENSIONS, MOST_REFERENCES = 2**19, 2**32
 
 
 class Quantised(NamedTuple):
-    """References as 8-bit codes, made by `quantise_references`; plain tensors, so torch.save and numpy can store it.
+    """References as 8-bit codes, made by `quantise_references`: tensors and a number, which torch.save stores and
+    torch.load reads, once dissim_kernels is imported.
 
     Column c of row m stands for the value low[c] + code / inverse[c] of dimension columns[c];
     the columns of positive weights come first, each sign filled up to a multiple of 8 with columns of inverse 0.
@@ -33,6 +44,12 @@ class Quantised(NamedTuple):
     top: Tensor  #: [8 groups], wide: the highest code in use
     weight: Tensor  #: [D], wide: the weights it was made for
     step: Tensor  #: float64 []: what a step is worth in a score
+    rows: int  #: M
+
+
+torch.serialization.add_safe_globals([Quantised])
+#: What to do about codes that do not fit.
+REMEDY = "Make it anew with quantise_references(reference, weight)."
 
 
 class CertifiedTopK(NamedTuple):
@@ -64,10 +81,10 @@ def quantise_references(reference: Tensor, weight: Tensor) -> Quantised:
     torch.Size([7, 2, 16, 8])
     """
     reference, weight = autocast_to_float32(reference, weight)
-    check_matrix_inputs(reference, reference, weight, None)
+    check_reference_inputs(reference, weight)
     _check_sizes(reference)
     module = resolve("auto", problem_of("certified", reference))
-    return Quantised(*module.quantise_references(reference.detach(), weight.detach()))
+    return Quantised._make([*module.quantise_references(reference.detach(), weight.detach()), reference.shape[0]])
 
 
 def certified_dissim_topk(
@@ -104,9 +121,10 @@ def certified_dissim_topk(
     one does 4, where two do 1), and the rescored rows. Memory: the result, the codes of the queries and some 40 MiB
     of candidates at most, or a few for each of k; on CUDA 64 MiB of bounds and candidates at most, or what 128
     queries need, a byte for each 4 references and some for each of k. Refuses a derivative and vmap. Errors as in
-    `fused_dissim_topk`, and ValueError for `quantised` of other weights, another number of references or another
-    device. On CUDA the check of the weights waits for the device, and is left out while a graph is captured, as is
-    the one of `fused_dissim_topk`; with `quantised` given nothing else waits.
+    `fused_dissim_topk`, and ValueError for `quantised` of other weights, another number of references, another device
+    or a damaged one: each tensor's dtype, shape and contiguity and the range of its columns are checked, codes and
+    errors themselves are not. On CUDA the check of weights and columns waits for the device, and is left out while a
+    graph is captured, as is the one of `fused_dissim_topk`; with `quantised` given nothing else waits.
 
     >>> import torch
     >>> found = certified_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
@@ -119,12 +137,13 @@ def certified_dissim_topk(
     check_count("k", k, 0)
     check_filters(query, reference, exclude, query_labels, reference_labels)
     _check_sizes(reference)
-    if quantised is not None:
-        _check_quantised(quantised, reference)
-    else:
+    if quantised is None:
         quantised = quantise_references(reference, weight)
+    else:
+        _check_quantised(quantised, reference)
+    *codes, rows = quantised
     tensors = [query, reference, weight, head_bias(bias, weight)]
-    arguments = (k, largest, exclude, query_labels, reference_labels, list(quantised), backend)
+    arguments = (k, largest, exclude, query_labels, reference_labels, codes, rows, backend)
     if torch.compiler.is_compiling():
         tensors = [t if t is None else t.detach() for t in tensors]
     call = _CertifiedTopK.apply if differentiated(*tensors) else certified_topk
@@ -138,23 +157,66 @@ def _check_sizes(reference: Tensor) -> None:
 
 
 def _check_quantised(quantised: object, reference: Tensor) -> None:
+    """Everything but values: those are read by `_check_values`."""
     if not isinstance(quantised, Quantised):
         got = type(quantised).__name__
         refuse("quantised", "a Quantised", got, "Make it with quantise_references(reference, weight).", TypeError)
     assert isinstance(quantised, Quantised)
-    remedy = "Make it anew with quantise_references(reference, weight)."
-    panels, wide = -(-reference.shape[0] // 16), ACCUMULATE[reference.dtype]
-    if quantised.codes.dim() != 4 or quantised.codes.shape[0] != panels:
-        refuse("quantised", f"codes of {reference.shape[0]} references", shape(quantised.codes), remedy)
-    for tensor in quantised:
+    rows, dim = reference.shape
+    if quantised.rows != rows:
+        refuse("quantised", f"codes of {rows} references", f"codes of {quantised.rows}", REMEDY)
+    acc = ACCUMULATE[reference.dtype]
+    groups = quantised.codes.shape[1] if isinstance(quantised.codes, Tensor) and quantised.codes.dim() == 4 else 0
+    panels = -(-rows // 16)
+    for name, dtype, sizes in (
+        ("weight", acc, (dim,)),
+        ("codes", torch.uint8, (panels, groups, 16, 8)),
+        ("errors", torch.int32, (16 * panels,)),
+        ("columns", torch.int64, (8 * groups,)),
+        ("low", acc, (8 * groups,)),
+        ("inverse", acc, (8 * groups,)),
+        ("top", acc, (8 * groups,)),
+        ("step", torch.float64, ()),
+    ):
+        tensor = getattr(quantised, name)
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            refuse(f"quantised.{name}", "a dense torch.Tensor", type(tensor).__name__, REMEDY, TypeError)
+        if tensor.dtype != dtype or tensor.shape != sizes:
+            got = f"{tensor.dtype} {list(tensor.shape)}"
+            refuse(f"quantised.{name}", f"{dtype} {list(sizes)}", got, REMEDY)
         if tensor.device != reference.device:
-            refuse("quantised", f"tensors on reference's device {reference.device}", tensor.device, remedy)
-    if quantised.weight.dtype != wide or quantised.weight.shape != reference.shape[1:]:
-        got = f"{quantised.weight.dtype} of {shape(quantised.weight)}"
-        refuse("quantised", f"weights {wide} [{reference.shape[1]}]", got, remedy)
+            refuse(f"quantised.{name}", f"reference's device {reference.device}", tensor.device, REMEDY)
+        if not tensor.is_contiguous():
+            refuse(f"quantised.{name}", "a contiguous tensor", f"strides {tensor.stride()}", "Use .contiguous().")
 
 
-@operator("dissim::certified_topk")
+def _check_values(quantised: Quantised, weight: Tensor) -> None:
+    """That they are of these weights. On CUDA it waits for the device; on the CPU the kernel that reads the columns
+    looks at their range itself."""
+    made_for, columns = quantised.weight, quantised.columns
+    weight = weight.to(made_for.dtype)
+    same = torch.equal(made_for.nan_to_num(), weight.nan_to_num())
+    groups = sum((int((side > 0).sum()) + 7) // 8 for side in (weight, -weight))
+    inside = weight.device.type == "cpu" or bool(((columns >= 0) & (columns < len(weight))).all())
+    if not same:
+        refuse("quantised", "codes made for these weights", "codes made for others", REMEDY)
+    if 8 * groups != len(columns):
+        refuse("quantised.columns", "8 for each 8 weights of a sign, rounded up", len(columns), REMEDY)
+    if not inside:
+        refuse("quantised.columns", f"numbers from 0 to {len(weight) - 1}", "others", REMEDY)
+
+
+def _check_operands(query, reference, *others):
+    """As of the top-k, with the tensors of a `Quantised` and its rows."""
+    *of_topk, codes, rows, _ = others
+    check_topk_operands(query, reference, *of_topk)
+    _check_sizes(reference)
+    if len(codes) != len(Quantised._fields) - 1:
+        refuse("codes", "the tensors of a Quantised", f"{len(codes)} tensors", REMEDY)
+    _check_quantised(Quantised._make([*codes, rows]), reference)
+
+
+@operator("dissim::certified_topk", _check_operands)
 def certified_topk(
     query: Tensor,
     reference: Tensor,
@@ -165,24 +227,24 @@ def certified_topk(
     exclude: Tensor | None,
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
-    quantised: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    rows: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_k(k, reference)
     module = resolve(backend, problem_of("certified", query))
-    made_for = Quantised(*quantised).weight
-    if not (being_captured(query) or torch.equal(made_for.nan_to_num(), weight.to(made_for.dtype).nan_to_num())):
-        remedy = "Make it anew with quantise_references(reference, weight)."
-        refuse("quantised", "codes made for these weights", "codes made for others", remedy)
+    if not being_captured(query):
+        _check_values(Quantised._make([*codes, rows]), weight)
     filters = (exclude, query_labels, reference_labels)
     search = Search(query, reference, weight, bias, k, largest, *filters)
-    scores, indices, rescored = module.certified(search, quantised)
-    if exclude is not None or query_labels is not None or k > reference.shape[0]:
+    scores, indices, rescored = module.certified(search, codes)
+    if exclude is not None or query_labels is not None:
         refuse_too_few(indices, k)
     return scores.to(query.dtype), indices, rescored
 
 
 @certified_topk.register_fake
-def _(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, quantised, backend):
+def _(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, codes, rows, backend):
     scores = query.new_empty(query.shape[0], k)
     rescored = query.new_empty(query.shape[0], dtype=torch.int64)
     return scores, torch.empty_like(scores, dtype=torch.int64), rescored

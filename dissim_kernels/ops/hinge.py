@@ -15,6 +15,9 @@ from ..contract import (
     HingeBackward,
     check_choice,
     check_count,
+    check_filters,
+    check_hinge_backward_operands,
+    check_hinge_operands,
     check_labels,
     check_matrix_inputs,
     check_number,
@@ -22,7 +25,6 @@ from ..contract import (
 from ..dispatch import check_backend, resolve
 from .operator import differentiated, operator, save, saved, transformed
 from .score import autocast_to_float32, each_entry, head_bias, problem_of
-from .topk import check_filters
 
 
 def fused_dissim_hinge_loss(
@@ -132,7 +134,7 @@ def _pair_weights(query_labels, reference_labels, exclude, hard_negatives, balan
 # --- the operators: sums of the two classes apart, so that balance and reduction stay plain torch ---------------
 
 
-@operator("dissim::hinge")
+@operator("dissim::hinge", check_hinge_operands)
 def hinge(
     query: Tensor,
     reference: Tensor,
@@ -153,7 +155,7 @@ def hinge(
     return resolve(backend, problem_of("hinge", query)).hinge(given)
 
 
-@operator("dissim::hinge_backward")
+@operator("dissim::hinge_backward", check_hinge_backward_operands)
 def hinge_backward(
     grad_positive: Tensor,
     grad_negative: Tensor,

@@ -9,13 +9,14 @@ backend would be needed in C++ as well.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.library import custom_op
+from torch.library import custom_op, infer_schema
 from torch.overrides import has_torch_function
 
 
@@ -23,23 +24,37 @@ class Operator:
     """`custom_op`, but a call that torch would only pass on runs the function at once.
 
     On a small problem torch's way to an operator of Python takes several times as long as the kernel.
+
+    `check` looks at the arguments of calls through torch, which need not come from our public functions.
     """
 
-    def __init__(self, name: str, run: Callable):
-        self.registered = custom_op(name, run, mutates_args=())
-        self.register_fake = self.registered.register_fake
+    def __init__(self, name: str, run: Callable, check: Callable):
+        @functools.wraps(run)
+        def checked(*arguments):
+            check(*arguments)
+            return run(*arguments)
+
+        self.registered = custom_op(name, checked, mutates_args=(), schema=infer_schema(run, mutates_args=()))
         self.register_autograd = self.registered.register_autograd
         self.register_vmap = self.registered.register_vmap
         self.__signature__ = inspect.signature(run)  # made once: an autograd.Function asks for it in every call
-        self._run = run
+        self._run, self._check = run, check
+
+    def register_fake(self, fake: Callable) -> None:
+        """What the operator gives without data, for arguments checked as those with data are."""
+
+        @self.registered.register_fake
+        def _(*arguments):
+            self._check(*arguments)
+            return fake(*arguments)
 
     def __call__(self, *arguments):
         return self.registered(*arguments) if _watched(arguments) else self._run(*arguments)
 
 
-def operator(name: str) -> Callable[[Callable], Operator]:
-    """The decorator: `custom_op(name, mutates_args=())` of a function."""
-    return lambda run: Operator(name, run)
+def operator(name: str, check: Callable) -> Callable[[Callable], Operator]:
+    """The decorator: `custom_op(name, mutates_args=())` of a function whose arguments `check` looks at first."""
+    return lambda run: Operator(name, run, check)
 
 
 def differentiated(*inputs: Tensor | None) -> bool:

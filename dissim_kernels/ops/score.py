@@ -17,7 +17,15 @@ import math
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, Problem, check_paired_inputs, check_score_inputs
+from ..contract import (
+    ACCUMULATE,
+    Problem,
+    check_paired_inputs,
+    check_score_backward_operands,
+    check_score_inputs,
+    check_score_jvp_operands,
+    check_score_operands,
+)
 from ..dispatch import BACKENDS, check_backend, resolve
 from .operator import differentiated, operator, save, saved, transformed
 
@@ -141,12 +149,12 @@ def problem_of(operation: str, query: Tensor) -> Problem:
     return Problem(operation, query.device.type, query.dtype)
 
 
-@operator("dissim::score")
+@operator("dissim::score", check_score_operands)
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
     return resolve(backend, problem_of("score", query)).score(query, reference, weight, bias)
 
 
-@operator("dissim::score_backward")
+@operator("dissim::score_backward", check_score_backward_operands)
 def score_backward(
     grad: Tensor,
     query: Tensor,
@@ -165,7 +173,7 @@ def score_backward(
     return of_query, of_reference, of_weight
 
 
-@operator("dissim::score_jvp")
+@operator("dissim::score_jvp", check_score_jvp_operands)
 def score_jvp(
     query: Tensor,
     reference: Tensor,

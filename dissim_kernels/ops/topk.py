@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..contract import Search, check_count, check_labels, check_matrix_inputs, refuse
+from ..contract import Search, check_count, check_filters, check_matrix_inputs, check_topk_operands, refuse
 from ..dispatch import check_backend, resolve
 from .operator import differentiated, operator
 from .score import autocast_to_float32, each_entry, head_bias, problem_of
@@ -51,9 +51,10 @@ def fused_dissim_topk(
     A derivative raises NotImplementedError: to train through the result, gather the rows and score them with
     `paired_dissim_score`.
 
-    Cost: that of the score; memory: the result and a block of scores. Raises ValueError when a query has fewer
-    than k candidates; other errors as in `fused_dissim_score`. On CUDA that check waits for the result where a filter
-    is given, and is left out while a graph is captured: places without a candidate then hold index -1.
+    Cost: that of the score; memory: the result and a block of scores. Raises ValueError when k is above M, before
+    anything is allocated, or when a query has fewer than k candidates; other errors as in `fused_dissim_score`. On
+    CUDA the count of candidates waits for the result where a filter is given, and is left out while a graph is
+    captured: places without a candidate then hold index -1.
 
     >>> import torch
     >>> found = fused_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
@@ -73,26 +74,7 @@ def fused_dissim_topk(
     return TopK(*call(*tensors, k, largest, exclude, query_labels, reference_labels, backend))
 
 
-def check_filters(
-    query: Tensor,
-    reference: Tensor,
-    exclude: Tensor | None,
-    query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-) -> None:
-    if (query_labels is None) != (reference_labels is None):
-        missing = "query_labels" if query_labels is None else "reference_labels"
-        refuse(missing, "labels, since the other side has them", None, "Pass both or neither.")
-    for name, labels, rows in (
-        ("exclude", exclude, query.shape[0]),
-        ("query_labels", query_labels, query.shape[0]),
-        ("reference_labels", reference_labels, reference.shape[0]),
-    ):
-        if labels is not None:
-            check_labels(name, labels, rows, query.device)
-
-
-@operator("dissim::topk")
+@operator("dissim::topk", check_topk_operands)
 def topk(
     query: Tensor,
     reference: Tensor,
@@ -105,15 +87,19 @@ def topk(
     reference_labels: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    check_k(k, reference)
     module = resolve(backend, problem_of("topk", query))
-    columns, filtered = reference.shape[0], exclude is not None or query_labels is not None
-    if k > columns and query.shape[0] and not filtered:
-        _refuse_k(k, columns, 0)
     filters = (exclude, query_labels, reference_labels)
     scores, indices = module.topk(Search(query, reference, weight, bias, k, largest, *filters))
-    if filtered:
+    if exclude is not None or query_labels is not None:
         refuse_too_few(indices, k)
     return scores.to(query.dtype), indices
+
+
+def check_k(k: int, reference: Tensor) -> None:
+    """Before anything is allocated; by the operators, since a traced program need not know its number of rows."""
+    if k > reference.shape[0]:
+        refuse("k", f"at most the {reference.shape[0]} rows of reference", k, "Ask for fewer.")
 
 
 def being_captured(tensor: Tensor) -> bool:
@@ -127,11 +113,8 @@ def refuse_too_few(indices: Tensor, k: int) -> None:
         return
     if k and indices.numel() and bool((indices[:, -1] < 0).any()):
         row = int((indices[:, -1] < 0).nonzero()[0])
-        _refuse_k(k, int((indices[row] >= 0).sum()), row)
-
-
-def _refuse_k(k: int, candidates: int, row: int) -> None:
-    refuse("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
+        candidates = int((indices[row] >= 0).sum())
+        refuse("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
 
 
 @topk.register_fake

@@ -1,0 +1,176 @@
+"""The arguments of a call, drawn at random: whole ones, and then none, one or two of them damaged."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from forms import ACC, DTYPES, INTEGERS, PARSED, QUANTISED, Form, up
+
+from dissim_kernels import quantise_references
+
+OTHER_DTYPES = (*DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
+DAMAGES = ("dtype", "shape", "shape", "strides", "meta", "none", "sparse", "storage", "alias", "alias", "values",
+           "needs grad", "negated")  # fmt: skip
+
+
+def usable(tensor: torch.Tensor) -> bool:
+    """Whether it can be damaged once more."""
+    return (
+        tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_neg() and not shrunk(tensor)
+    )
+
+
+def shrunk(tensor: torch.Tensor) -> bool:
+    """Whether its storage ends before its last element."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return tensor.numel() > 0 and needed > tensor.untyped_storage().nbytes()
+
+
+class Draw:
+    """The arguments of a call."""
+
+    def __init__(self, seed: int, number: int):
+        self.rng = random.Random(f"{seed} {number}")
+        torch.default_generator.manual_seed(self.rng.getrandbits(40))
+        self.operator = self.rng.choice(list(PARSED))
+        self.forms = PARSED[self.operator]
+        pick = self.rng.choice
+        choices = {"B": (1, 1, 2, 3, 0), "N": (0, 1, 2, 5, 16, 17, 33), "M": (0, 1, 3, 8, 17, 70),
+                   "D": (0, 1, 3, 8, 17, 40, 150), "C": (1, 1, 2, 3, 0), "G": (0, 1, 2, 4)}  # fmt: skip
+        self.sizes = {symbol: pick(sizes) for symbol, sizes in choices.items()}
+        self.sizes["G"] = min(self.sizes["G"], up(self.sizes["D"], 8))
+        self.sizes["K"] = self.rng.randint(0, self.sizes["M"])
+        self.dtype = pick(DTYPES)
+        self.arguments = [self.whole(form) for form in self.forms]
+        self.comparable = True  # with what the reference gives
+        if self.operator == "dissim::certified_topk":
+            self.arguments[-10:-1] = quantise_references(*self.arguments[1:3])
+        for _ in range(pick((0, 0, 1, 1, 2))):
+            self.damage(self.rng.randrange(len(self.forms)))
+
+    def whole(self, form: Form):
+        pick = self.rng.choice
+        if "?" in form and pick((True, False)):
+            return None
+        if form.sizes is None:
+            drawn = {"backend": lambda: pick(("cpu", "cpu", "reference", "auto", "triton", "cuda", "none")),
+                     "bool": lambda: pick((True, False)), "flags": lambda: [pick((True, False)) for _ in range(4)],
+                     "k": lambda: self.sizes["K"], "rows": lambda: self.sizes["M"],
+                     "float": lambda: pick((0.0, 1.0, 2.5, -1.0)), "count": lambda: pick((0, 1, 3, 100)),
+                     "hard": lambda: pick((-1, 0, 1, 3, 100)),
+                     "groups": lambda: self.rng.randint(0, self.sizes["G"])}  # fmt: skip
+            return drawn[form.kind]()
+        sizes = form.sizes_for(self.sizes)
+        values = self.values(form, sizes)
+        return values if "c" in form or "o" in form else self.laid_out(values)
+
+    def values(self, form: Form, sizes: list[int]) -> torch.Tensor:
+        """Small integers and quarters, so that every sum is exact; labels and numbers of rows that may not exist."""
+        if form.kind in ("E", "P", "A"):
+            acc = form.kind == "A" or (form.kind == "P" and self.rng.random() < 0.5)
+            quarter = 4 if form.name in ("weight", "bias") else 1
+            return (torch.randint(-2, 3, sizes) / quarter).to(ACC[self.dtype] if acc else self.dtype)
+        if form.kind == "columns":
+            return torch.randint(0, max(1, self.sizes["D"]), sizes)
+        if form.kind == "positive":
+            return torch.tensor(self.rng.randint(0, self.sizes["G"]))
+        if form.name == "exclude":
+            return torch.randint(-1, self.sizes["M"] + 2, sizes)
+        if form.name == "active":
+            bits = torch.randint(0, 2, (sizes[0], self.sizes["M"]), dtype=torch.uint8)
+            bits = torch.nn.functional.pad(bits, (0, 8 * sizes[1] - self.sizes["M"]))
+            return (bits.unflatten(1, (sizes[1], 8)) << torch.arange(8, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
+        return torch.randint(0, 3, sizes).to(INTEGERS[form.kind])
+
+    def laid_out(self, values: torch.Tensor) -> torch.Tensor:
+        """The same values with other strides; the storage ends with the last of them."""
+        layout = self.rng.choice(("plain", "plain", "transposed", "sliced", "repeated", "late"))
+        if layout == "transposed" and values.dim() > 1:
+            return values.mT.contiguous().mT
+        if layout == "repeated" and values.dim() and values.shape[0]:
+            return values[:1].expand(values.shape)
+        if layout in ("sliced", "late") and values.numel():
+            step, start = (2, 0) if layout == "sliced" else (1, 3)
+            strides = [step * stride for stride in values.contiguous().stride()]
+            last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
+            return values.new_zeros(start + last + 1).as_strided(values.shape, strides, start).copy_(values)
+        return values
+
+    def damage(self, i: int) -> None:
+        value, pick = self.arguments[i], self.rng.choice
+        if isinstance(value, torch.Tensor) and not usable(value):
+            return
+        if isinstance(value, torch.Tensor):
+            value = self.damaged(self.forms[i], value, pick(DAMAGES))
+        elif isinstance(value, bool):
+            value = not value
+        elif isinstance(value, int):
+            value = pick((-1, -2, 2**62, -(2**63), 2**63 - 1, self.sizes["M"] + 1, None, 1.5))
+        elif isinstance(value, float):
+            value = pick((float("nan"), float("inf"), -1e300, None))
+        elif isinstance(value, list):
+            value = pick((value[:-1], [*value, True], [], None))
+        elif isinstance(value, str):
+            value = pick(("", "CPU", None))
+        else:
+            tensors = (torch.zeros(3), torch.zeros(self.sizes["N"], dtype=torch.int64))
+            value = 0 if self.forms[i].sizes is None else pick((0, *tensors))
+        if self.operator == "dissim::certified_topk":  # codes of other references find other neighbours
+            self.comparable &= f" {self.forms[i].name}:" not in " reference:" + QUANTISED
+        self.arguments[i] = value
+
+    def damaged(self, form: Form, tensor: torch.Tensor, kind: str):
+        pick = self.rng.choice
+        if kind == "dtype":
+            return tensor.to(pick(OTHER_DTYPES))
+        if kind == "shape":
+            if tensor.dim() == 0 or self.rng.random() < 0.2:
+                return tensor[None]
+            axis = self.rng.randrange(tensor.dim())
+            if self.rng.random() < 0.2 and tensor.shape[axis]:
+                return tensor.select(axis, 0)
+            size = tensor.shape[axis]
+            kept = torch.arange(pick((0, 1, max(0, size - 1), size + 1, 2 * size)))
+            return tensor.index_select(axis, kept % size) if size else tensor.new_zeros(
+                [len(kept) if d == axis else s for d, s in enumerate(tensor.shape)])  # fmt: skip
+        if kind == "storage" and self.operator.startswith("dissim_native") and tensor.numel():
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+            size = tensor.numel() * tensor.element_size()
+            tensor.untyped_storage().resize_(pick((0, size // 2, size - 1)))
+            return tensor
+        if kind == "alias":  # the memory of another argument, where it is long enough
+            others = [x for x in self.arguments if isinstance(x, torch.Tensor) and x.dtype == tensor.dtype
+                      and x is not tensor and usable(x)]  # fmt: skip
+            fits = [x for x in others if x.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()]
+            if fits:
+                return pick(fits).detach().as_strided(tensor.shape, tensor.contiguous().stride(), 0)
+        if kind == "values" and not tensor.is_complex():
+            return torch.full_like(tensor, pick((0, 1, 100)) if tensor.dtype == torch.uint8 else pick((-3, 0, 16)))
+        if kind == "needs grad" and "o" in form:  # torch itself writes into none
+            return tensor
+        if kind == "negated" and self.operator.startswith("dissim_native"):  # torch passes copies on, contiguous ones
+            return tensor
+        changes = {"strides": self.laid_out, "meta": lambda x: x.to("meta"), "none": lambda x: None,
+                   "sparse": lambda x: x.to_sparse(), "needs grad": self.wanted, "negated": self.negated}  # fmt: skip
+        return changes.get(kind, lambda x: x)(tensor)
+
+    @staticmethod
+    def wanted(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+
+    @staticmethod
+    def negated(tensor: torch.Tensor) -> torch.Tensor:
+        return torch._neg_view(tensor.detach().contiguous()) if tensor.is_floating_point() else tensor
+
+    def described(self) -> str:
+        lines = [self.operator]
+        for form, value in zip(self.forms, self.arguments, strict=True):
+            text = "" if isinstance(value, torch.Tensor) else repr(value)
+            if isinstance(value, torch.Tensor):
+                text = f"{value.dtype} {list(value.shape)} on {value.device}"
+                text += f" strides {value.stride()}" if value.layout == torch.strided else f" {value.layout}"
+                text += ", negated" * value.is_neg() + ", needs grad" * value.requires_grad
+            lines.append(f"  {form.name} = {text}")
+        return "\n".join(lines)

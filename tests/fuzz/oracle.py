@@ -1,0 +1,165 @@
+"""Whether a call is right: which argument does not fit its form, and what the reference gives where all do."""
+
+from __future__ import annotations
+
+import torch
+from draw import Draw, shrunk
+from forms import ACC, DTYPES, INTEGERS, up
+
+from dissim_kernels import testing as judge
+from dissim_kernels.backends import codes as plain_torch
+from dissim_kernels.backends import reference as plain
+from dissim_kernels.contract import Hinge, HingeBackward, Search
+
+NUMBERS = {"k": int, "rows": int, "count": int, "hard": int, "groups": int, "float": int | float, "bool": int,
+           "backend": str, "flags": list}  # fmt: skip
+
+
+def misfit(draw: Draw) -> str | None:
+    """The first argument that does not fit its form; None where all do."""
+    known: dict[str, int] = {}
+    tensors = [(f, a) for f, a in zip(draw.forms, draw.arguments, strict=True) if f.sizes is not None]
+    for form, value in zip(draw.forms, draw.arguments, strict=True):
+        if value is None and "?" not in form:
+            return form.name
+        if value is not None and not isinstance(value, NUMBERS.get(form.kind, torch.Tensor)):
+            return form.name
+    tensors = [(f, a) for f, a in tensors if a is not None]
+    element = next(a.dtype for f, a in tensors if f.name in ("query", "rows"))
+    if element not in DTYPES:
+        return "query"
+    for form, value in tensors:
+        allowed = {"E": (element,), "A": (ACC[element],), "P": (element, ACC[element])}.get(form.kind)
+        if value.dtype not in (allowed or (INTEGERS.get(form.kind),)):
+            return form.name
+        if value.device.type != "cpu" or value.layout != torch.strided or value.dim() != len(form.sizes):
+            return form.name
+        if ("c" in form or "o" in form) and not value.is_contiguous():
+            return form.name
+        for symbol, size in zip(form.sizes, value.shape, strict=True):
+            if symbol.isalpha() and known.setdefault(symbol, size) != size:
+                return form.name
+    for form, value in tensors:
+        if "G" in "".join(form.sizes):
+            known.setdefault("G", value.shape[form.sizes.index("G")] if "G" in form.sizes else len(value) // 8)
+        if form.sizes_for(known) != list(value.shape):
+            return form.name
+    return wrong_memory(tensors) or wrong_number(draw, known)
+
+
+def wrong_number(draw: Draw, known: dict[str, int]) -> str | None:
+    given = dict(zip((form.name for form in draw.forms), draw.arguments, strict=True))
+    if "query_labels" in given and (given["query_labels"] is None) != (given["reference_labels"] is None):
+        return "query_labels"
+    for form, value in zip(draw.forms, draw.arguments, strict=True):
+        if value is None:
+            continue
+        if form.kind == "k" and not (0 <= value <= known["M"] and known.get("K", value) == value):
+            return "k"
+        if form.kind in ("count", "hard") and value < -(form.kind == "hard"):
+            return form.name
+        if form.kind == "backend" and value not in ("cpu", "reference", "auto"):
+            return "backend"
+        if form.kind == "flags" and len(value) != 4:
+            return form.name
+        if form.kind == "rows" and value != known["M"]:
+            return "rows"
+        if form.kind in ("groups", "positive") and not 0 <= int(value) <= known["G"]:
+            return form.name
+        looked_at = given.get("backend") != "reference" and (value.numel() if form.kind == "columns" else 0)
+        if looked_at and not 0 <= value.min() <= value.max() < known["D"]:
+            return form.name
+    if draw.operator.endswith("hinge_backward") and known["M"] % 8:
+        spare = given["active"][:, -1].int() >> known["M"] % 8
+        by_reference = given.get("backend") == "reference" or ("backend" in given and not known["D"])
+        if spare.any() and not by_reference:
+            return "active"
+    if draw.operator == "dissim_native::certified" and known["G"] > up(known["D"], 8) + 1:
+        return "codes"
+    if draw.operator == "dissim::certified_topk":
+        weight = given["weight"].to(given["made_for"].dtype)
+        groups = up(int((weight > 0).sum()), 8) + up(int((weight < 0).sum()), 8)
+        if not torch.equal(weight, given["made_for"]) or groups != known["G"]:
+            return "made_for"
+    if draw.operator in ("dissim::topk", "dissim::certified_topk"):
+        filters = {name: given[name] for name in ("exclude", "query_labels", "reference_labels")}
+        if given["k"] and (judge.plain_candidates(known["N"], known["M"], **filters).sum(1) < given["k"]).any():
+            return "k"
+    return None
+
+
+def wrong_memory(tensors: list) -> str | None:
+    spans = []
+    for form, value in tensors:
+        if not value.numel():
+            continue
+        if shrunk(value):
+            return form.name
+        last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+        begin = value.untyped_storage().data_ptr() + value.storage_offset() * value.element_size()
+        end = begin + (last + 1) * value.element_size()
+        for other, first, behind in spans:
+            if ("o" in form or "o" in other) and begin < behind and first < end:
+                return form.name
+        spans.append((form, begin, end))
+    return None
+
+
+def expected(draw: Draw) -> list | None:
+    """What the reference gives, in the order of the outputs; None where it is not asked."""
+    given = dict(zip((form.name for form in draw.forms), draw.arguments, strict=True))
+    name = draw.operator.split("::")[1]
+    if not draw.comparable or name in ("quantise", "certified", "score_jvp"):
+        return None
+    if draw.operator.startswith("dissim::"):
+        given["backend"] = "reference"
+        return as_list(run(draw, list(given.values())))
+    if name == "extent":
+        return list(plain_torch.extent(given["rows"][0]))
+    sides = [given["query"], given["reference"]]
+    if name == "score":
+        return [plain.score(*sides, given["weight"], given["bias"])]
+    gradients = ("grad_query", "grad_reference", "grad_weight", "grad_bias")
+    needs = [given[gradient] is not None for gradient in gradients if gradient in given]
+    if name == "score_backward":
+        return plain.score_backward(given["grad"], *sides, given["weight"], needs)
+    rows = {**given, "query": given["query"][0], "reference": given["reference"][0]}
+    kind = {"topk": Search, "hinge": Hinge, "hinge_backward": HingeBackward}[name]
+    problem = kind(*(rows[field] for field in kind._fields))
+    if name == "hinge_backward":
+        return plain.hinge_backward(problem, needs)
+    if name == "hinge" and given["hard_negatives"] < 0:
+        problem = problem._replace(hard_negatives=None)
+    return list(getattr(plain, name)(problem))
+
+
+def run(draw: Draw, arguments: list):
+    namespace, name = draw.operator.split("::")
+    if name == "certified_topk":  # takes the tensors of the codes as a list
+        arguments = [*arguments[:-10], arguments[-10:-2], *arguments[-2:]]
+    return getattr(getattr(torch.ops, namespace), name)(*arguments)
+
+
+def as_list(result) -> list:
+    return [result.detach()] if isinstance(result, torch.Tensor) else [x.detach() for x in result]
+
+
+def outputs(draw: Draw, result) -> list:
+    if draw.operator == "dissim::certified_topk":
+        return as_list(result)[:2]
+    if draw.operator.startswith("dissim::"):
+        return as_list(result)
+    return [a for form, a in zip(draw.forms, draw.arguments, strict=True) if "o" in form and a is not None]
+
+
+def compare(draw: Draw, found: list, wanted: list) -> None:
+    for x, y in zip(found, wanted[: len(found)], strict=True):
+        assert x.shape == y.shape and x.dtype == y.dtype, "another shape or dtype than the reference's"
+        if "backward" in draw.operator:  # a weight's gradient is summed about a mean (E2)
+            sizes = (a.double().abs().sum() for a in draw.arguments[:2] if a.is_floating_point())
+            bound = 64 * judge.rounding(200, torch.float32) * (1 + max(sizes))
+            bound = bound + judge.rounding(4, x.dtype) * y.double().abs()
+            same = (x == y) | (x.isnan() & y.isnan())
+            assert (same | ((x.double() - y.double()).abs() <= bound)).all(), "another gradient than the reference's"
+        else:
+            assert torch.equal(x.nan_to_num(), y.nan_to_num()), "other numbers than the reference's"

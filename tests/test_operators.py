@@ -1,0 +1,238 @@
+"""Operators called without the public functions, as exported programs and other languages do, check arguments."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dissim_kernels
+from dissim_kernels import testing as judge
+from dissim_kernels.backends import native
+
+compiled = pytest.mark.skipif(native.NOT_LOADED is not None, reason=str(native.NOT_LOADED))
+Q, R, W, B = judge.random_inputs((6, 8), (9, 8))
+OF_QUERY, OF_REFERENCE, EXCLUDE = torch.arange(6) % 3, torch.arange(9) % 3, torch.arange(6)
+ONES, BITS = torch.ones(6), torch.zeros(6, 2, dtype=torch.uint8)
+CODES = dissim_kernels.quantise_references(R, W)
+
+#: operator -> arguments that fit
+CALLS = {
+    "score": {"query": Q[None], "reference": R[None], "weight": W[None], "bias": B[None], "backend": "auto"},
+    "score_backward": {"grad": torch.ones(1, 1, 6, 9), "query": Q[None], "reference": R[None], "weight": W[None],
+                       "backend": "auto", "need_query": True, "need_reference": True, "need_weight": True},
+    "score_jvp": {"query": Q[None], "reference": R[None], "weight": W[None], "query_tangent": Q[None],
+                  "reference_tangent": R[None], "weight_tangent": W[None], "bias_tangent": B[None]},
+    "topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True, "exclude": EXCLUDE,
+             "query_labels": OF_QUERY, "reference_labels": OF_REFERENCE, "backend": "auto"},
+    "hinge": {"query": Q, "reference": R, "weight": W, "bias": None, "query_labels": OF_QUERY,
+              "reference_labels": OF_REFERENCE, "exclude": EXCLUDE, "margin": 1.0, "hard_negatives": 2,
+              "backend": "auto"},
+    "hinge_backward": {"grad_positive": ONES, "grad_negative": ONES, "active": BITS, "query": Q, "reference": R,
+                       "weight": W, "query_labels": OF_QUERY, "reference_labels": OF_REFERENCE, "needs": [True] * 4,
+                       "backend": "auto"},
+    "certified_topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True,
+                       "exclude": None, "query_labels": None, "reference_labels": None, "codes": list(CODES[:-1]),
+                       "rows": 9,
+                       "backend": "auto"},
+}  # fmt: skip
+CALLS_OF_NATIVE = {
+    "score": {**CALLS["score"], "out": torch.empty(1, 1, 6, 9)},
+    "score_backward": {**CALLS["score_backward"], "grad_query": torch.empty(1, 6, 8), "grad_reference": None,
+                       "grad_weight": torch.empty(1, 8)},
+    "topk": {**CALLS["topk"], "query": Q[None], "reference": R[None], "scores": torch.empty(6, 2),
+             "indices": torch.empty(6, 2, dtype=torch.int64)},
+    "hinge": {**CALLS["hinge"], "query": Q[None], "reference": R[None], "positive": torch.empty(6),
+              "negative": torch.empty(6), "active": BITS.clone()},
+    "hinge_backward": {**CALLS["hinge_backward"], "query": Q[None], "reference": R[None], "grad_query": None,
+                       "grad_reference": torch.empty(9, 8), "grad_weight": None, "grad_bias": torch.empty(1)},
+}  # fmt: skip
+for name, arguments in CALLS_OF_NATIVE.items():
+    CALLS_OF_NATIVE[name] = {k: v for k, v in arguments.items() if k not in ("backend", "needs") and k[:5] != "need_"}
+
+ALL, MATRIX = tuple(CALLS), ("topk", "hinge", "hinge_backward", "certified_topk")
+PAIRS = ("score", "score_backward", *MATRIX)
+#: operators, the argument that is changed, its change, what the error says
+BAD = [
+    (PAIRS, "query", lambda x: x[..., :-4], "reference: expected float32 .* 4\\] on cpu, got float32 .* 8\\] on cpu"),
+    (PAIRS, "reference", lambda x: x[..., :-4], "reference: expected float32 .* 8\\] on cpu, got float32"),
+    (PAIRS, "weight", lambda x: x[..., :-4], "weight: expected float32 .*8\\] on cpu, got float32"),
+    (PAIRS, "query", lambda x: x[0], "query: expected .* \\[any, any"),
+    (PAIRS, "query", torch.Tensor.long, "query: expected float16 or bfloat16 or float32 or float64"),
+    (PAIRS, "query", lambda x: None, "query: expected a torch.Tensor, got NoneType"),
+    (PAIRS, "reference", torch.Tensor.half, "reference: expected float32 .* got float16"),
+    (PAIRS, "reference", lambda x: x.to_sparse(), "reference: expected a dense tensor, got torch.sparse_coo"),
+    (PAIRS, "weight", torch.Tensor.long, "weight: expected float32 .* got int64"),
+    (PAIRS, "weight", lambda x: x.to("meta"), "weight: expected .* on cpu, got .* on meta"),
+    (PAIRS, "backend", lambda x: "gpu", "backend: expected 'auto' or one of"),
+    (("score",), "bias", lambda x: x.repeat(2), "bias: expected float32 \\[1\\] on cpu, got float32 \\[2\\]"),
+    (("score_backward",), "grad", lambda x: x[..., :-1], "grad: expected float32 \\[1, 1, 6, 9\\]"),
+    (("score_backward",), "grad", torch.Tensor.double, "grad: expected float32 .* got float64"),
+    (("score_jvp",), "query_tangent", lambda x: x[..., :-1], "query_tangent: expected float32 \\[1, 6, 8"),
+    (("score_jvp",), "reference_tangent", lambda x: x[:, :1], "reference_tangent: expected float32 \\[1, 9, 8"),
+    (("score_jvp",), "weight_tangent", torch.Tensor.long, "weight_tangent: expected float32 .* got int64"),
+    (("score_jvp",), "bias_tangent", lambda x: x.repeat(2), "bias_tangent: expected float32 \\[1\\]"),
+    (("topk", "hinge", "hinge_backward"), "query_labels", lambda x: x[:1], "query_labels: expected shape \\[6\\]"),
+    (("topk", "hinge", "hinge_backward"), "reference_labels", lambda x: x[:1], "reference_labels: expected shape"),
+    (("topk", "hinge"), "query_labels", torch.Tensor.int, "query_labels: expected dtype int64"),
+    (("topk", "hinge"), "exclude", lambda x: x[:1], "exclude: expected shape \\[6\\]"),
+    (("topk", "hinge"), "exclude", lambda x: x.to_sparse(), "exclude: expected a dense tensor"),
+    (("topk",), "query_labels", lambda x: None, "query_labels: expected labels, since the other side has them"),
+    (("topk", "certified_topk"), "k", lambda x: -1, "k: expected an integer of at least 0, got -1"),
+    (("topk", "certified_topk"), "k", lambda x: 10, "k: expected at most the 9 rows of reference, got 10"),
+    (("hinge",), "hard_negatives", lambda x: -1, "hard_negatives: expected an integer of at least 0"),
+    (("hinge_backward",), "grad_positive", torch.Tensor.double, "grad_positive: expected float32"),
+    (("hinge_backward",), "grad_negative", lambda x: x[:1], "grad_negative: expected float32 \\[6\\]"),
+    (("hinge_backward",), "active", lambda x: x[:, :1], "active: expected uint8 \\[6, 2\\]"),
+    (("hinge_backward",), "needs", lambda x: x[:2], "needs: expected 4 flags"),
+    (("certified_topk",), "rows", lambda x: 8, "quantised: expected codes of 9 references, got codes of 8"),
+    (("certified_topk",), "codes", lambda x: x[:5], "codes: expected the tensors of a Quantised, got 5 tensors"),
+]
+ROWS = [(name, *row[1:]) for row in BAD for name in row[0]]
+
+
+def raises(namespace, name, arguments, message):
+    with pytest.raises((ValueError, TypeError, RuntimeError)) as error:
+        getattr(getattr(torch.ops, namespace), name)(*arguments.values())
+    assert re.search(f"(^|\n){message}.*\\. [A-Z].+\\.$", str(error.value)), str(error.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arguments_that_fit_are_taken(name):
+    getattr(torch.ops.dissim, name)(*CALLS[name].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "change", "message"),
+    ROWS,
+    ids=[f"{i}-{name}-{what}" for i, (name, what, *_) in enumerate(ROWS)],
+)
+def test_registered_operators_say_what_does_not_fit(name, argument, change, message):
+    raises("dissim", name, CALLS[name] | {argument: change(CALLS[name][argument])}, message)
+
+
+def test_traced_calls_are_checked_as_well():
+    """A tensor without data among others would else give a result of memory that nobody wrote."""
+    with pytest.raises(ValueError, match=r"reference: expected float32 .* on cpu, got .* on meta"):
+        torch.ops.dissim.topk(*(CALLS["topk"] | {"reference": R.to("meta")}).values())
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match="weight: exp"):
+        torch.ops.dissim.score(*(CALLS["score"] | {"weight": W[None, :3]}).values())
+
+
+NATIVE, SHRUNK = tuple(CALLS_OF_NATIVE), "reference: expected a storage of at least 288 bytes, got 100"
+
+
+def shrink(rows):
+    rows = rows.clone()
+    rows.untyped_storage().resize_(100)
+    return rows
+
+
+BAD_FOR_NATIVE = [
+    (NATIVE, "query", lambda x: None, "query: expected a tensor, got none"),
+    (NATIVE, "query", torch.Tensor.long, "query: expected float16, bfloat16, float32 or float64, got int64"),
+    (NATIVE, "query", lambda x: x[0], "query: expected float32 \\[.*any, any\\] on cpu, got float32 \\[6, 8\\]"),
+    (NATIVE, "reference", torch.Tensor.half, "reference: expected float32 .* got float16"),
+    (NATIVE, "reference", lambda x: x[..., :-1], "reference: expected float32 \\[1, any, 8\\] on cpu, got .* 7\\]"),
+    (NATIVE, "reference", shrink, SHRUNK),
+    (NATIVE, "weight", torch.Tensor.double, "weight: expected contiguous float32"),
+    (NATIVE, "weight", lambda x: x[..., :1].expand(x.shape), "weight: expected contiguous float32 .* strides"),
+    (("score",), "bias", lambda x: x.repeat(2), "bias: expected contiguous float32 \\[1\\]"),
+    (("score",), "out", lambda x: x[..., :-1], "out: expected contiguous float32 \\[1, 1, 6, 9\\]"),
+    (
+        ("score",),
+        "out",
+        lambda x: x.mT.contiguous().mT,
+        "out: expected contiguous float32 .* strides \\[54, 54, 1, 6",
+    ),
+    (("score",), "out", lambda x: x[:, :, :, :1].expand(x.shape), "out: expected contiguous float32"),
+    (("score",), "out", torch.Tensor.half, "out: expected contiguous float32 .* got float16"),
+    (("score_backward",), "grad", lambda x: x[..., :-1], "grad: expected float32 \\[1, 1, 6, 9\\]"),
+    (("score_backward",), "grad_query", lambda x: x[:, :5], "grad_query: expected contiguous float32 \\[1, 6, 8\\]"),
+    (
+        ("score_backward",),
+        "grad_weight",
+        lambda x: CALLS["score"]["weight"],
+        "grad_weight: expected memory of its own",
+    ),
+    (("topk",), "k", lambda x: 10, "k: expected an integer from 0 to 9, got 10"),
+    (("topk",), "k", lambda x: -1, "k: expected an integer from 0 to 9, got -1"),
+    (("topk",), "indices", torch.Tensor.int, "indices: expected contiguous int64 \\[6, 2\\]"),
+    (("topk",), "query_labels", lambda x: None, "query_labels: expected labels, since the other side has them"),
+    (("topk", "hinge"), "reference_labels", lambda x: x[:1], "reference_labels: expected contiguous int64 \\[9\\]"),
+    (("topk", "hinge"), "exclude", torch.Tensor.int, "exclude: expected contiguous int64 \\[6\\] on cpu, got int32"),
+    (("hinge",), "hard_negatives", lambda x: -2, "hard_negatives: expected an integer from -1"),
+    (("hinge",), "active", lambda x: x[:, :1].contiguous(), "active: expected contiguous uint8 \\[6, 2\\]"),
+    (("hinge_backward",), "active", lambda x: x + 128, "active: expected spare bits of 0"),
+    (("hinge_backward",), "grad_positive", torch.Tensor.double, "grad_positive: expected contiguous float32 \\[6\\]"),
+]
+ROWS_OF_NATIVE = [(name, *row[1:]) for row in BAD_FOR_NATIVE for name in row[0]]
+
+
+@compiled
+@pytest.mark.parametrize("name", NATIVE)
+def test_arguments_that_fit_are_taken_by_native_operators(name):
+    getattr(torch.ops.dissim_native, name)(*CALLS_OF_NATIVE[name].values())
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("name", "argument", "change", "message"),
+    ROWS_OF_NATIVE,
+    ids=[f"{i}-{name}-{what}" for i, (name, what, *_) in enumerate(ROWS_OF_NATIVE)],
+)
+def test_native_operators_say_what_does_not_fit(name, argument, change, message):
+    arguments = CALLS_OF_NATIVE[name]
+    raises("dissim_native", name, arguments | {argument: change(arguments[argument])}, message)
+
+
+@compiled
+def test_native_codes_are_of_columns_that_there_are():
+    columns, *others = CODES[2:6]
+    outputs = (torch.empty_like(CODES.codes), torch.empty_like(CODES.errors), None)
+    for wrong in (8, -1):
+        arguments = (R[None], columns.clone().fill_(wrong), *others, 0, 1.0, 0.0, *outputs)
+        with pytest.raises(RuntimeError, match=f"columns: expected an integer from 0 to 7, got {wrong}"):
+            torch.ops.dissim_native.quantise(*arguments)
+
+
+@compiled
+def test_native_gradients_of_no_pairs_are_zeros():
+    grads = [torch.full(size, torch.nan) for size in ((1, 6, 8), (1, 0, 8), (1, 8))]
+    torch.ops.dissim_native.score_backward(torch.empty(1, 1, 6, 0), Q[None], R[None, :0], W[None], *grads)
+    assert all((grad == 0).all() for grad in grads)
+
+
+def calls_of_public_functions():
+    codes = dissim_kernels.quantise_references(R, W)
+    return [
+        dissim_kernels.fused_dissim_score(Q, R, W, 0.5),
+        dissim_kernels.paired_dissim_score(Q, R[:6], W),
+        *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, exclude=EXCLUDE),
+        *dissim_kernels.certified_dissim_topk(Q, R, W, k=3, quantised=codes),
+        *dissim_kernels.certified_dissim_topk(Q, R, W, 0.5, k=3),
+        dissim_kernels.fused_dissim_hinge_loss(
+            Q, R, W, 0.5, OF_QUERY, OF_REFERENCE, hard_negatives=2, exclude=EXCLUDE
+        ),
+        dissim_kernels.fused_dissim_hinge_loss(Q, R, W, 0.5, OF_QUERY, OF_REFERENCE, backend="reference"),
+    ]
+
+
+def test_the_default_device_does_not_matter():
+    expected = calls_of_public_functions()
+    with torch.device("meta"):
+        found = calls_of_public_functions()
+    for a, b in zip(found, expected, strict=True):
+        assert a.device.type == "cpu" and torch.equal(a, b)
+
+
+@compiled
+def test_a_short_seed_of_the_fuzzing():
+    """The whole of it is in tests/stress."""
+    fuzz = [sys.executable, Path(__file__).parent / "fuzz", "--count", "1500"]
+    done = subprocess.run(fuzz, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d{3,} compared, \d+ ran, \d{3,} refused", done.stdout), done.stdout
