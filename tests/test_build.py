@@ -227,3 +227,10 @@ def test_a_source_distribution_has_every_source(tmp_path):
         names = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
     sources = [*ROOT.glob("csrc/**/*.*"), *ROOT.glob("dissim_kernels/**/*.py"), *ROOT.glob("python/**/*.py")]
     assert {str(path.relative_to(ROOT)) for path in sources} | {"setup.py", "pyproject.toml"} <= names
+
+
+@pytest.mark.parametrize("skips", ["def test(): pytest.skip('absent')", "pytest.importorskip('no_such_module')"])
+def test_a_case_that_skips_fails_in_make_compat(tmp_path, skips):
+    (tmp_path / "test_it.py").write_text(f"import pytest\n{skips}\n")
+    done = run("-m", "pytest", "-p", "no_skips", "-n2", "test_it.py", cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
+    assert done.returncode == 1 and "must not skip here" in done.stdout + done.stderr
