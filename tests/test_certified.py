@@ -11,7 +11,7 @@ from dissim_kernels.contract import ACCUMULATE, Problem
 from dissim_kernels.dispatch import BACKENDS
 
 UNBOUNDED = 1 << 29
-SEARCHING = [name for name in BACKENDS if BACKENDS[name].why_not(Problem("certified", "cpu", torch.float32)) is None]
+SEARCHING = [name for name in BACKENDS if BACKENDS[name].why_not(Problem("certified", torch.device("cpu"))) is None]
 backends = pytest.mark.parametrize("backend", SEARCHING)
 dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
 

@@ -131,7 +131,7 @@ def _batch(rows: Tensor, lead: torch.Size) -> Tensor:
 
 
 def problem_of(operation: str, query: Tensor) -> Problem:
-    return Problem(operation, query.device.type, query.dtype)
+    return Problem(operation, query.device)
 
 
 @operator("dissim::score")
