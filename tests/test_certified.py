@@ -67,6 +67,13 @@ def test_it_is_the_definition_up_to_rounding(dtype, backend):
 
 
 @backends
+def test_large_k(backend):
+    inputs = clustered(2, 9000, 16)
+    check(inputs, 1000, backend)
+    check(inputs, 7000, backend, largest=False, exclude=torch.tensor([7, -1]))
+
+
+@backends
 @pytest.mark.parametrize("queries", [1, 4, 7, 16, 17, 300])
 @pytest.mark.parametrize("largest", [True, False])
 def test_few_and_many_queries_and_every_filter(queries, largest, backend):

@@ -49,7 +49,8 @@ def fused_dissim_topk(
 
     Refuses a derivative: gather the rows and score them with `paired_dissim_score` to train through the result.
 
-    Cost: that of the score; memory: the result and a block of scores. Raises ValueError when a query has fewer
+    Cost: that of the score, and of a sort of k; memory: the result and a block of scores, on CUDA lists of 1.25 k + 32
+    candidates a query, or more of them up to 1 GiB. Raises ValueError when a query has fewer
     than k candidates; other errors as in `fused_dissim_score`. On CUDA that check waits for the result where a filter
     is given, and is left out while a graph is captured: places without a candidate then hold index -1.
 

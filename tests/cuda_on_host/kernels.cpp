@@ -14,11 +14,6 @@ namespace dissim::DISSIM_ISA {
     launch_##name(problem, workspace.data(), nullptr);                          \
   }
 
-DISSIM_RUN(Score, score)
-DISSIM_RUN(ScoreBackward, score_backward)
-DISSIM_RUN(TopK, topk)
-DISSIM_RUN(Hinge, hinge)
-DISSIM_RUN(HingeBackward, hinge_backward)
-DISSIM_RUN(Certified, certified)
+DISSIM_CUDA_OPERATORS(DISSIM_RUN)
 
 }  // namespace dissim::DISSIM_ISA
