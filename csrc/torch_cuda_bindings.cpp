@@ -6,27 +6,29 @@
 
 #include "cuda/launchers.h"
 
-// Only a CUDA build of torch has it; in others no tensor comes here.
+// Weak, for only a CUDA build of torch has it: in libtorch_cuda.so, which libtorch.so brings in.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace {
 
-dissim::Stream current_stream([[maybe_unused]] const Tensor& tensor) {
+dissim::Stream current_stream(const Tensor& tensor) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream,
+                  "dissim: expected torch's CUDA library (libtorch_cuda.so) to be loaded, found none. Install a CUDA "
+                  "build of torch and build this package beside it, or use backend='triton'.");
   void* stream = nullptr;
-#ifndef DISSIM_CUDA_ON_HOST
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-#endif
   return static_cast<dissim::Stream>(stream);
 }
 
 template <auto workspace, auto launch>
 struct OnCuda {
   static void run(const Tensor& tensor, const auto& problem) {
+    const dissim::Stream stream = current_stream(tensor);
 #ifndef DISSIM_CUDA_ON_HOST
     const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
 #endif
     Tensor scratch = torch::stable::new_empty(tensor, {workspace(problem)}, ScalarType::Byte);
-    launch(problem, scratch.mutable_data_ptr(), current_stream(tensor));
+    launch(problem, scratch.mutable_data_ptr(), stream);
   }
 };
 

@@ -27,9 +27,8 @@ REDUCTIONS = ("mean", "sum", "none")
 class Problem(NamedTuple):
     """What a backend needs to know to accept or refuse a call (see dispatch.py)."""
 
-    operation: str  # "score", "paired", "topk", "certified" or "hinge"
-    device: str
-    dtype: torch.dtype
+    operation: str  # "score", "topk", "certified" or "hinge"
+    device: torch.device  # of its tensors: devices of one machine may differ
 
 
 class Search(NamedTuple):

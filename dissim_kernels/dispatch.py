@@ -28,7 +28,7 @@ def check_backend(name: str) -> None:
 def resolve(name: str, problem: Problem) -> ModuleType:
     """The backend module for a problem: the named one, or for "auto" the first that can; else raises the reasons."""
     check_backend(name)
-    candidates = AUTO.get(problem.device, ("reference",)) if name == "auto" else (name,)
+    candidates = AUTO.get(problem.device.type, ("reference",)) if name == "auto" else (name,)
     reasons = {}
     for candidate in candidates:
         reasons[candidate] = BACKENDS[candidate].why_not(problem)
@@ -41,11 +41,12 @@ def resolve(name: str, problem: Problem) -> ModuleType:
 def available_backends() -> dict[str, str | None]:
     """Each backend's name with the reason why it cannot run here, or None where it can.
 
-    The question asked is a float32 score, on the first CUDA device if there is one for backends of CUDA tensors,
-    on the CPU for the others.
+    The question asked is a score, on the CPU and on every CUDA device; where a backend runs on none, the reason is
+    that of the last.
     """
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    problems = [Problem("score", device, torch.float32) for device in devices]
+    cuda_devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in cuda_devices)]
+    problems = [Problem("score", device) for device in devices]
     reasons = {name: [module.why_not(p) for p in problems] for name, module in BACKENDS.items()}
     return {name: None if None in answers else answers[-1] for name, answers in reasons.items()}
 

@@ -26,7 +26,7 @@ LAYOUTS = ("contiguous", "transposed", "sliced", "unaligned", "repeated rows", "
 
 def runnable_backends() -> list[str]:
     """Names of the backends that run tensors on the CPU here."""
-    problem = Problem("score", "cpu", torch.float32)
+    problem = Problem("score", torch.device("cpu"))
     return [name for name, module in BACKENDS.items() if module.why_not(problem) is None]
 
 

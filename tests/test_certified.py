@@ -15,7 +15,7 @@ from dissim_kernels.contract import ACCUMULATE, Problem
 from dissim_kernels.dispatch import BACKENDS
 
 UNBOUNDED = 1 << 29
-SEARCHING = [name for name in BACKENDS if BACKENDS[name].why_not(Problem("certified", "cpu", torch.float32)) is None]
+SEARCHING = [name for name in BACKENDS if BACKENDS[name].why_not(Problem("certified", torch.device("cpu"))) is None]
 backends = pytest.mark.parametrize("backend", SEARCHING)
 dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
 
@@ -68,6 +68,13 @@ def test_it_is_the_definition_up_to_rounding(dtype, backend):
         inputs = inputs._replace(weight=inputs.weight * weight_sign)
         found = certified_dissim_topk(*inputs, k=7, backend=backend)
         judge.assert_topk_equal(*found[:2], judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
+
+
+@backends
+def test_large_k(backend):
+    inputs = clustered(2, 9000, 16)
+    check(inputs, 1000, backend)
+    check(inputs, 7000, backend, largest=False, exclude=torch.tensor([7, -1]))
 
 
 @backends

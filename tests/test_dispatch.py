@@ -15,7 +15,7 @@ from dissim_kernels import (
     paired_dissim_score,
 )
 from dissim_kernels import testing as judge
-from dissim_kernels.backends import native
+from dissim_kernels.backends import capability, cuda, native, triton
 from dissim_kernels.contract import Problem
 
 INPUTS = judge.random_inputs((4, 5), (4, 5))
@@ -93,7 +93,88 @@ def test_reasons_are_words(broken_library):
     assert set(available_backends()) == set(dispatch.BACKENDS)
     assert available_backends()["cpu"] == "the compiled library is broken for this test"
     assert available_backends()["reference"] is None
-    assert "these are on 'cuda'" in native.why_not(Problem("score", "cuda", torch.float32))
+    assert "these are on 'cuda'" in native.why_not(Problem("score", torch.device("cuda", 0)))
+
+
+#: A machine with several devices: a T4, an A100, an A10G, an H100 and a B200.
+CAPABILITIES = ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0))
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Has torch tell of these devices, and returns a function that says what the library was compiled for."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: CAPABILITIES[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(triton, "_NOT_LOADED", None)
+    caches = (capability._of_index, cuda._no_image)
+
+    def compiled_for(archs):
+        monkeypatch.setattr(cuda, "compiled_archs", lambda: archs)
+        for cached in caches:
+            cached.cache_clear()
+
+    yield compiled_for
+    for cached in caches:
+        cached.cache_clear()
+
+
+def ran(index):
+    """The backend that runs "auto" on that device."""
+    module = dispatch.resolve("auto", Problem("score", torch.device("cuda", index)))
+    return next(name for name, candidate in dispatch.BACKENDS.items() if candidate is module)
+
+
+@pytest.mark.parametrize(
+    ("archs", "chosen"),
+    [
+        ("8.0;9.0;10.0+PTX", ["cuda", "cuda", "cuda", "cuda"]),
+        ("8.6", ["triton", "cuda", "triton", "triton"]),  # machine code of 8.6 is not for 8.0, nor for another major
+        ("8.0", ["cuda", "cuda", "triton", "triton"]),
+        ("8.0+PTX", ["cuda", "cuda", "cuda", "cuda"]),
+        ("8.6 9.0+PTX", ["triton", "cuda", "cuda", "cuda"]),
+        ("9.0a+PTX", ["triton", "triton", "cuda", "triton"]),  # "a" is for that capability alone
+        ("", ["triton", "triton", "triton", "triton"]),
+    ],
+)
+def test_each_device_gets_the_backend_that_runs_on_it(archs, chosen, devices):
+    devices(archs)
+    assert [ran(index) for index in (1, 2, 3, 4)] == chosen
+
+
+def test_below_the_floor_of_both_backends_the_error_has_both_reasons(devices):
+    devices("8.0;9.0;10.0+PTX")
+    with pytest.raises(RuntimeError) as raised:
+        ran(0)
+    assert str(raised.value) == (
+        "backend 'cuda' cannot run this call: its kernels were compiled for compute capability 8.0;9.0;10.0+PTX, "
+        "which does not serve cuda:0 (GPU 0, compute capability 7.5), and need 8.0 or more; "
+        "backend 'triton' cannot run this call: it needs a GPU of compute capability 8.0 or more, this is "
+        "cuda:0 (GPU 0, compute capability 7.5)"
+    )
+
+
+def test_a_named_backend_says_how_to_build_it_for_the_device(devices):
+    devices("9.0")
+    with pytest.raises(RuntimeError, match=r"cuda:2 \(GPU 2, .*\)\. Build it .*: TORCH_CUDA_ARCH_LIST=8\.6\+PTX"):
+        dispatch.resolve("cuda", Problem("score", torch.device("cuda", 2)))
+
+
+def test_a_device_is_asked_once(devices, monkeypatch):
+    devices("8.0")
+    assert ran(1) == "cuda"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: pytest.fail("asked again"))
+    assert ran(1) == "cuda"
+
+
+def test_a_backend_is_available_where_one_device_runs_it(devices, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices("8.0")
+    assert available_backends()["cuda"] is None
+    devices("9.0")
+    assert "compiled for compute capability 9.0" in available_backends()["cuda"]
 
 
 def test_every_backend_in_the_tables_is_whole():

@@ -60,6 +60,21 @@ def test_ties_go_to_the_lower_index_whatever_is_left_out(largest, backend, data)
 
 
 @backends
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize(("k", "columns"), [(1000, 40_000), (10_000, 10_300)])
+def test_large_k(k, columns, largest, filtered, backend):
+    """Ties everywhere; with filters rows of NaN too, of which the worst places have some where k is nearly all."""
+    inputs, filters = judge.tie_grid(2, columns, 3), {}
+    if filtered:
+        inputs.reference[:: 3 * columns // k] = torch.nan
+        filters = {"exclude": torch.tensor([7, -1]), "query_labels": torch.tensor([0, 1]),
+                   "reference_labels": labels(columns, 10 * columns // k, seed=3) + 1}  # fmt: skip
+    most = int(judge.plain_candidates(2, columns, **filters).sum(1).min())
+    check(inputs, min(k, most), backend, largest, exact=True, **filters)
+
+
+@backends
 @pytest.mark.parametrize("largest", [True, False])
 def test_nan_never_outranks_a_number(largest, backend):
     """NaN comes after the worst infinity and, among its like, by index."""

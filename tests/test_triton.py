@@ -173,8 +173,8 @@ def test_an_old_triton_is_told(tmp_path):
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")
 def test_it_says_what_it_cannot_run():
-    assert "TRITON_INTERPRET=1" in str(backend.why_not(Problem("score", "cpu", torch.float32)))
-    assert "these are on 'xpu'" in str(backend.why_not(Problem("score", "xpu", torch.float32)))
+    assert "TRITON_INTERPRET=1" in str(backend.why_not(Problem("score", torch.device("cpu"))))
+    assert "these are on 'xpu'" in str(backend.why_not(Problem("score", torch.device("xpu"))))
     with pytest.raises(RuntimeError, match="'triton' cannot run this call"):
         fused_dissim_score(*judge.random_inputs((2, 3), (2, 3)), backend="triton")
 
@@ -185,4 +185,4 @@ def test_cuda_tensors_go_to_it_and_never_silently_to_the_reference(monkeypatch):
     assert "triton" in dispatch.AUTO["cuda"] and "reference" not in dispatch.AUTO["cuda"]
     monkeypatch.setattr(backend, "_NOT_LOADED", "Triton is missing for this test")
     with pytest.raises(RuntimeError, match="'triton' cannot run this call: Triton is missing for this test"):
-        dispatch.resolve("auto", Problem("score", "cuda", torch.float32))
+        dispatch.resolve("auto", Problem("score", torch.device("cuda", 0)))

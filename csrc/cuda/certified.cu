@@ -10,7 +10,9 @@ namespace dissim {
 namespace {
 
 constexpr int kFewBlocks = 2;  // of a multiprocessor, for registers enough not to spill
-constexpr int64_t kBytes = 64 << 20;  // of bounds and scores of the queries searched together, if a tile's need no more
+// Of the bounds of clusters, of the lists of bounds and of those of scores each, of the queries that are searched
+// together; more only where a tile of queries with one share, or a block's warps, needs more.
+constexpr int64_t kBytes = 64 << 20;
 
 // A score as topk computes it: one sum, dimensions ascending.
 template <class E>
@@ -29,40 +31,47 @@ __device__ __forceinline__ int bar_of(double bound) {
   return bound < kUnbounded / 2 ? (bound > kLowest ? int(bound) : kLowest) : kUnbounded / 2;
 }
 
+// The least of what a block's threads bring, for the first of them.
+template <class K>
+__device__ __forceinline__ K least_of_block(K key) {
+  __shared__ K of_warps[kWarps];
+#pragma unroll
+  for (int half = kWarp / 2; half; half /= 2) key = min(key, __shfl_xor_sync(kAll, key, half));
+  if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = key;
+  __syncthreads();
+  for (int warp = 0; warp < kWarps; ++warp) key = min(key, of_warps[warp]);
+  __syncthreads();
+  return key;
+}
+
 // A block for each query: the bar that upper bounds must reach, from its k best lower bounds and their rows' scores.
 template <class E>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     certified_bar_kernel(Certified p, Shares<Bound> shares, int* bars) {
   using A = Wide<E>;
-  __shared__ int bar;
-  __shared__ Key<A> worst_of_warps[kWarps];
   const int64_t n = blockIdx.x;
   const int32_t error = p.query_errors[n];
-  if (threadIdx.x == 0) {
-    bar = kLowest;
-    p.rescored[n] = 0;
+  if (threadIdx.x == 0) p.rescored[n] = 0;
+  if (shares.k == 0) return;
+  const Candidate<Bound> last = shares.last_of_query<OneBlock>(n);
+  Key<Bound> bound = ~Key<Bound>(0);
+  Key<A> score = ~Key<A>(0);
+  for (int64_t i = threadIdx.x; i < shares.places(); i += kThreads) {
+    const Candidate<Bound> mine = shares.list(0, n).at(i);
+    if (!mine.key || last.better_than(mine)) continue;
+    bound = min(bound, mine.key);
+    score = min(score, key_of<A>(exact_score<E>(p.topk, n, mine.index), p.topk.largest));
   }
-  __syncthreads();
-  constexpr Key<A> kNone = ~Key<A>(0);
-  Key<A> worst = kNone;
-  merge(shares, n, [&](int64_t, const Candidate<Bound>& mine, int64_t place, int64_t found) {
-    if (found < shares.k || mine.key == 0 || place >= shares.k) return;
-    if (place == shares.k - 1) bar = bar_of(bound_of(mine.key) - 2.0 * error - 2);
-    const Key<A> key = key_of<A>(exact_score<E>(p.topk, n, mine.index), p.topk.largest);
-    if (key < worst) worst = key;
-  });
-  for (int half = kWarp / 2; half; half /= 2) {
-    const Key<A> other = __shfl_xor_sync(kAll, worst, half);
-    if (other < worst) worst = other;
-  }
-  if (threadIdx.x % kWarp == 0) worst_of_warps[threadIdx.x / kWarp] = worst;
-  __syncthreads();
+  bound = least_of_block(bound);
+  score = least_of_block(score);
   if (threadIdx.x) return;
-  for (int warp = 1; warp < kWarps; ++warp)
-    if (worst_of_warps[warp] < worst) worst = worst_of_warps[warp];
-  if (worst != kNone && worst > 1 && error != kUnbounded) {  // 1 is NaN, which bounds nothing
-    const double scale = p.topk.largest ? 1 : -1, score = double(score_of<A>(worst, p.topk.largest));
-    bar = max(bar, bar_of(scale * (score - p.query_bases[n]) / *p.step - error - 2));
+  int bar = kLowest;
+  if (last.key) {  // there are k
+    bar = bar_of(bound_of(bound) - 2.0 * error - 2);
+    if (score > 1 && error != kUnbounded) {  // 1 is NaN, which bounds nothing
+      const double scale = p.topk.largest ? 1 : -1, exact = double(score_of<A>(score, p.topk.largest));
+      bar = max(bar, bar_of(scale * (exact - p.query_bases[n]) / *p.step - error - 2));
+    }
   }
   bars[n] = bar;
 }
@@ -95,9 +104,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   const int64_t n = blockIdx.x, share = int64_t(blockIdx.y) * kWarps + threadIdx.x / kWarp;
   const int64_t clusters = clusters_of(p.topk.reference.rows);
   int64_t* const queue = queues[threadIdx.x / kWarp];
-  const List<A> list = shares.list(share, n);
-  clear_list(list, shares.k);
-  Worst<A> worst = {{0, kNoIndex}, 0};
+  Selection<A> selection = kNothingYet<A>;
   int waiting = 0;
   int64_t rescored = 0;
   const auto score = [&](int count) {  // the last so many of the queue
@@ -108,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       mine.index = queue[waiting + lane];
       mine.key = key_of<A>(exact_score<E>(p.topk, n, mine.index), p.topk.largest);
     }
-    offer(list, shares.k, worst, mine, lane < count);
+    shares.offer(share, n, selection, mine, lane < count && mine.better_than(selection.last));
     __syncwarp();
   };
 #pragma unroll 1
@@ -128,6 +135,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     }
   }
   score(waiting);
+  shares.close(share, n, selection.count);
   if (lane == 0) atomicAdd(reinterpret_cast<unsigned long long*>(p.rescored + n), (unsigned long long)rescored);
 }
 
@@ -143,9 +151,11 @@ struct Plan {
 template <class A>
 Plan<A> plan_of(const Certified& p, void* workspace) {
   const int64_t queries = p.topk.query.rows, k = p.topk.k, clusters = clusters_of(p.topk.reference.rows);
-  const int64_t blocks = least(blocks_of(kBlocks, most(1, queries)), kCandidates / kWarps / most(1, k));
+  const int64_t capacity = capacity_for(k),
+                blocks = least(blocks_of(kBlocks, most(1, queries)), kCandidates / kWarps / capacity);
   const int64_t shares = most(1, least(blocks, blocks_of(clusters, kWarps * kWarp))) * kWarps;
-  Plan<A> plan = {shares_of<Bound>(p.topk, SadTile::kRows), {int(shares), 0, queries, k, nullptr, nullptr}};
+  Plan<A> plan = {shares_of<Bound>(p.topk, SadTile::kRows, kBytes),
+                  {int(shares), 0, queries, p.topk.reference.rows, k, capacity}};
   const auto take = [&](int64_t size) {
     void* const place = static_cast<char*>(workspace) + plan.bytes;
     plan.bytes += blocks_of(size, 16) * 16;
@@ -162,8 +172,8 @@ Plan<A> plan_of(const Certified& p, void* workspace) {
 template <class E>
 Certified part_of(Certified p, int64_t first) {
   const int64_t uppers = clusters_of(p.topk.reference.rows) * int64_t(sizeof(int));
-  const int64_t scores = kWarps * p.topk.k * int64_t(sizeof(int64_t) + sizeof(Key<Wide<E>>));
-  const int64_t rows = most(1, kBytes / most(1, uppers + scores) / SadTile::kRows) * SadTile::kRows;
+  const int64_t scores = kWarps * capacity_for(p.topk.k) * int64_t(sizeof(int64_t) + sizeof(Key<Wide<E>>));
+  const int64_t rows = most(1, kBytes / most(uppers, scores) / SadTile::kRows) * SadTile::kRows;
   TopK& t = p.topk;
   t.query.data = static_cast<const E*>(t.query.data) + first * t.query.row_stride;
   t.query.rows = least(rows, t.query.rows - first);
@@ -181,18 +191,18 @@ Certified part_of(Certified p, int64_t first) {
 template <class E>
 void launch_certified_as(const Certified& all, void* workspace, Stream stream) {
   using A = Wide<E>;
+  const Plan<A> plan = plan_of<A>(part_of<E>(all, 0), workspace);  // the other parts have no more queries
   for (int64_t first = 0; first < all.topk.query.rows;) {
     const Certified p = part_of<E>(all, first);
-    const Plan<A> plan = plan_of<A>(p, workspace);
-    const unsigned queries = unsigned(p.topk.query.rows);
+    const int64_t queries = p.topk.query.rows;
     if (p.topk.k)
-      launch(certified_scan_kernel, {unsigned(blocks_of(queries, SadTile::kRows)), unsigned(plan.bounds.count)},
+      launch("certified_scan_kernel", certified_scan_kernel, {blocks_of(queries, SadTile::kRows), plan.bounds.count},
              SadTile::kSharedBytes, stream, p, plan.bounds, plan.uppers);
-    launch(certified_bar_kernel<E>, {queries, 1}, 0, stream, p, plan.bounds, plan.bars);
+    launch("certified_bar_kernel", certified_bar_kernel<E>, {queries, 1}, 0, stream, p, plan.bounds, plan.bars);
     if (p.topk.k) {
-      launch(certified_rescore_kernel<E>, {queries, unsigned(plan.scores.count / kWarps)}, 0, stream, p,
-             static_cast<const int*>(plan.uppers), static_cast<const int*>(plan.bars), plan.scores);
-      launch(topk_merge_kernel<A>, {queries, 1}, 0, stream, p.topk, plan.scores);
+      launch("certified_rescore_kernel", certified_rescore_kernel<E>, {queries, plan.scores.count / kWarps}, 0, stream,
+             p, static_cast<const int*>(plan.uppers), static_cast<const int*>(plan.bars), plan.scores);
+      launch_merge(p.topk, plan.scores, stream);
     }
     first += queries;
   }

@@ -30,18 +30,18 @@ __device__ __forceinline__ bool allowed(const TopK& p, int64_t n, int64_t m) {
 
 // Offers a query's lower bounds in a tile to its list, by a warp.
 __device__ __forceinline__ void offer_bounds(const Certified& p, const Shares<Bound>& shares, const int* sums,
-                                             int64_t n, int64_t m0, Worst<Bound>& worst_of_row) {
-  Worst<Bound> worst = worst_of_row;
+                                             int64_t n, int64_t m0, Selection<Bound>& selection_of_row) {
+  Selection<Bound> selection = selection_of_row;
 #pragma unroll 1
   for (int column = threadIdx.x % kWarp; column < SadTile::kRows; column += kWarp) {
     const int64_t m = m0 + column;
     Candidate<Bound> mine = {0, m};
     if (m < p.topk.reference.rows) mine.key = key_of_bound(sums[column] - p.reference_errors[m]);
-    const bool offered = mine.better_than(worst.candidate) && allowed(p.topk, n, m);
-    offer(shares.list(blockIdx.y, n), shares.k, worst, mine, offered);
+    const bool offered = mine.better_than(selection.last) && allowed(p.topk, n, m);
+    shares.offer(blockIdx.y, n, selection, mine, offered);
   }
   __syncwarp();
-  if (threadIdx.x % kWarp == 0) worst_of_row = worst;
+  if (threadIdx.x % kWarp == 0) selection_of_row = selection;
   __syncwarp();
 }
 
@@ -49,16 +49,12 @@ __device__ __forceinline__ void offer_bounds(const Certified& p, const Shares<Bo
 __global__ void __launch_bounds__(kThreads, 2) certified_scan_kernel(Certified p, Shares<Bound> shares, int* uppers) {
   using T = SadTile;
   DISSIM_DYNAMIC_SHARED(uint8_t, buffers);
-  __shared__ Worst<Bound> worst[T::kRows];
+  __shared__ Selection<Bound> selections[T::kRows];
   constexpr int kWarpRows = T::kRows / kWarps;  // the rows of a warp are its own in registers too
   const int x = threadIdx.x % kGrid, y = threadIdx.x / kGrid, warp = threadIdx.x / kWarp;
   const int64_t n0 = int64_t(blockIdx.x) * T::kRows;
   const CodePanels query = code_panels(p.query_codes, n0, p.topk.query.rows, p.groups);
-#pragma unroll 1
-  for (int row = warp * kWarpRows; row < (warp + 1) * kWarpRows; ++row) {
-    if (n0 + row < p.topk.query.rows) clear_list(shares.list(blockIdx.y, n0 + row), shares.k);
-    if (threadIdx.x % kWarp == 0) worst[row] = {{0, kNoIndex}, 0};
-  }
+  if (threadIdx.x % kWarp < kWarpRows) selections[warp * kWarpRows + threadIdx.x % kWarp] = kNothingYet<Bound>;
   __syncwarp();
 #pragma unroll 1
   for (int tile = 0; tile < shares.tiles; ++tile) {
@@ -90,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 2) certified_scan_kernel(Certified p
     unsigned promising = 0;  // of the warp's rows: those with a bound that its list takes
 #pragma unroll
     for (int i = 0; i < T::kSide; ++i) {
-      const int row = y * T::kSide + i, bar = bound_of(worst[row].candidate.key);
+      const int row = y * T::kSide + i, bar = bound_of(selections[row].last.key);
       int upper = kLowest;
       bool above = false;
 #pragma unroll
@@ -115,11 +111,14 @@ __global__ void __launch_bounds__(kThreads, 2) certified_scan_kernel(Certified p
         const int row = __ffs(int(promising)) - 1;
         const int64_t n = n0 + warp * kWarpRows + row;
         if (n < p.topk.query.rows)
-          offer_bounds(p, shares, staged + row * T::kRows, n, m0, worst[warp * kWarpRows + row]);
+          offer_bounds(p, shares, staged + row * T::kRows, n, m0, selections[warp * kWarpRows + row]);
       }
     }
     __syncthreads();  // the buffers are free
   }
+#pragma unroll 1
+  for (int row = warp * kWarpRows; row < (warp + 1) * kWarpRows && n0 + row < p.topk.query.rows; ++row)
+    shares.close(blockIdx.y, n0 + row, selections[row].count);
 }
 
 }  // namespace

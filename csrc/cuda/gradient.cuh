@@ -156,7 +156,7 @@ class Gradient {
   bool wanted() const { return p_.grad_query || p_.grad_reference || p_.grad_weight; }
 
   void begin() const {
-    launch(begin_route_kernel, Grid{1, 1}, 0, stream_, route, by_keys());
+    launch("begin_route_kernel", begin_route_kernel, Grid{1, 1}, 0, stream_, route, by_keys());
     if (!wanted()) return;
     widen(swapped() ? p_.reference : p_.query, s.queries, s.query);
     widen(swapped() ? p_.query : p_.reference, s.references, s.reference);
@@ -170,10 +170,11 @@ class Gradient {
       if (by_keys()) {
         make_keys(s.query, p_.batch * s.queries * s.depth, true, keys_.query);
         make_keys(s.reference, p_.batch * s.references * s.depth, false, keys_.reference);
-        launch(sign_keys_kernel<G>, grid, KeyTile::kSharedBytes, stream_, s, keys_, g, p_.heads, p_.batch);
+        launch("sign_keys_kernel", sign_keys_kernel<G>, grid, KeyTile::kSharedBytes, stream_, s, keys_, g, p_.heads,
+               p_.batch);
       }
     const auto kernel = both() ? sign_sums_kernel<G, true> : sign_sums_kernel<G, false>;
-    launch(kernel, grid, T::kSharedBytes, stream_, s, g, p_.heads, p_.batch, route);
+    launch("sign_sums_kernel", kernel, grid, T::kSharedBytes, stream_, s, g, p_.heads, p_.batch, route);
   }
 
   // Writes the gradients, all sums being there.
@@ -186,8 +187,9 @@ class Gradient {
       write(p_.grad_reference, s.reference_sums, s.query_shares, p_.reference.rows, -1);
     }
     if (!p_.grad_weight) return;
-    launch(weight_gradient_kernel<A>, grid_of(p_.heads * blocks_of(p_.dim, kWarp)), 0, stream_, s, p_);
-    launch(weight_terms_kernel<G>, grid_of(p_.heads * p_.dim), 0, stream_, s, p_, g);
+    launch("weight_gradient_kernel", weight_gradient_kernel<A>, grid_of(p_.heads * blocks_of(p_.dim, kWarp)), 0,
+           stream_, s, p_);
+    launch("weight_terms_kernel", weight_terms_kernel<G>, grid_of(p_.heads * p_.dim), 0, stream_, s, p_, g);
   }
 
   SignSums<A> s = {};
@@ -198,15 +200,16 @@ class Gradient {
   bool by_keys() const { return sizeof(A) == 4 && both() && least(s.queries, s.references) >= KeyTile::kSide; }
   static Grid threads(int64_t count) { return grid_of(blocks_of(count, kThreads)); }
   void widen(const Rows& rows, int64_t count, A* to) const {
-    launch(widen_rows_kernel<E>, threads(p_.batch * count * s.depth), 0, stream_, rows, p_.batch, p_.dim, s.depth, to);
+    launch("widen_rows_kernel", widen_rows_kernel<E>, threads(p_.batch * count * s.depth), 0, stream_, rows, p_.batch,
+           p_.dim, s.depth, to);
   }
   void make_keys(const float* values, int64_t count, bool of_query, int* to) const {
-    launch(row_keys_kernel, threads(count), 0, stream_, values, count, of_query, to, route);
+    launch("row_keys_kernel", row_keys_kernel, threads(count), 0, stream_, values, count, of_query, to, route);
   }
   void write(void* grad, const A* sums, int64_t shares, int64_t rows, A factor) const {
     if (grad && p_.batch * rows * p_.dim)
-      launch(rows_gradient_kernel<E>, threads(p_.batch * rows * p_.dim), 0, stream_, sums, shares, rows, s.depth,
-             factor, p_, static_cast<E*>(grad));
+      launch("rows_gradient_kernel", rows_gradient_kernel<E>, threads(p_.batch * rows * p_.dim), 0, stream_, sums,
+             shares, rows, s.depth, factor, p_, static_cast<E*>(grad));
   }
 
   const ScoreBackward p_;

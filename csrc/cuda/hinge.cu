@@ -131,8 +131,8 @@ void launch_hinge_as(const Hinge& p, void* workspace, Stream stream) {
   if (s.kept > 0) launch_topk(hardest(p, s), s.of_topk, stream);
   const bool can = can_copy<E>(p);
   const auto kernel = can ? hinge_kernel<E, sizeof(E) >= 4> : hinge_kernel<E, false>;
-  launch(kernel, Grid{unsigned(s.row_tiles * s.column_tiles), 1}, Tile<A>::kSharedBytes, stream, p, s);
-  launch(hinge_sum_kernel<A>, Grid{unsigned(blocks_of(p.query.rows, kThreads)), 1}, 0, stream, p, s);
+  launch("hinge_kernel", kernel, {s.row_tiles * s.column_tiles, 1}, Tile<A>::kSharedBytes, stream, p, s);
+  launch("hinge_sum_kernel", hinge_sum_kernel<A>, {blocks_of(p.query.rows, kThreads), 1}, 0, stream, p, s);
 }
 
 }  // namespace

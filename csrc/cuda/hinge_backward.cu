@@ -64,9 +64,9 @@ class HingeGradient {
                                   static_cast<const A*>(p_.grad_negative)};
     const PairGradients<A> g = {pairs};
     gradient_.begin();
-    launch(count_pairs_kernel<A>, grid_of(pairs.queries), 0, stream_, pairs, counts_, biases_);
-    launch(choose_route_kernel<A>, Grid{1, 1}, 0, stream_, pairs, counts_, biases_, gradient_.route,
-           static_cast<A*>(p_.grad_bias));
+    launch("count_pairs_kernel", count_pairs_kernel<A>, grid_of(pairs.queries), 0, stream_, pairs, counts_, biases_);
+    launch("choose_route_kernel", choose_route_kernel<A>, Grid{1, 1}, 0, stream_, pairs, counts_, biases_,
+           gradient_.route, static_cast<A*>(p_.grad_bias));
     if (!gradient_.wanted()) return;
     add_few(pairs);
     gradient_.add(g);
@@ -91,8 +91,8 @@ class HingeGradient {
                                s.query_shares, -1,      s.reference_sums};
     const auto add = [&](auto kernel, const OwnSide<A>& side) {
       const int64_t tiles = blocks_of(s.depth, SparseTile<A>::kDims);
-      launch(kernel, grid_of(blocks_of(side.rows, kWarps) * side.shares * tiles), 0, stream_, side, pairs,
-             gradient_.route);
+      launch("active_pairs_kernel", kernel, grid_of(blocks_of(side.rows, kWarps) * side.shares * tiles), 0, stream_,
+             side, pairs, gradient_.route);
     };
     add(active_pairs_kernel<A, true>, first);
     if (gradient_.both()) add(active_pairs_kernel<A, false>, second);

@@ -1,4 +1,4 @@
-// How kernels are launched, and what launchers need of a stream; the host shim of the tests has its own.
+// How kernels are launched, and what launchers need of a stream; the host shim of the tests has its own `start`.
 #pragma once
 
 #include "../dissim.h"
@@ -13,29 +13,36 @@ namespace dissim {
 
 using Stream = cudaStream_t;
 struct Grid {
-  unsigned x, y;
+  int64_t x, y;
 };
 
 inline __host__ __device__ int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 inline __host__ __device__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline __host__ __device__ int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Throws std::runtime_error unless `error` is cudaSuccess: the kernel's name, the device and what to do (launch.cu).
+void check_launch(const char* kernel, cudaError_t error);
+
 #ifndef DISSIM_CUDA_ON_HOST
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), Grid grid, int shared_bytes, Stream stream, Arguments... arguments) {
-  if (shared_bytes > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  kernel<<<dim3(grid.x, grid.y), 256, shared_bytes, stream>>>(arguments...);
+void start(void (*kernel)(Parameters...), Grid grid, int shared_bytes, Stream stream, Arguments... arguments) {
+  kernel<<<dim3(unsigned(grid.x), unsigned(grid.y)), 256, shared_bytes, stream>>>(arguments...);
 }
 #endif
 
-// Blocks for each entry of a batch, which are blockIdx.y and the kernel's last argument together.
-template <class Kernel, class... Arguments>
-void launch_entries(Kernel kernel, int64_t blocks, int64_t entries, int shared_bytes, Stream stream,
-                    Arguments... arguments) {
-  constexpr int64_t most_at_once = 65535;
-  for (int64_t first = 0; first < entries; first += most_at_once)
-    launch(kernel, Grid{unsigned(blocks), unsigned(least(most_at_once, entries - first))}, shared_bytes, stream,
-           arguments..., int(first));
+// Launches blocks of 256 threads; without any block it does nothing. The only place that calls the CUDA runtime: a
+// static runtime has an error state of its own, which torch does not see, so it is read after every launch.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), Grid grid, int shared_bytes, Stream stream,
+            Arguments... arguments) {
+  constexpr int without_asking = 48 << 10;  // bytes of shared memory
+  if (grid.x == 0 || grid.y == 0) return;
+  if (grid.x > INT32_MAX || grid.y > UINT16_MAX) check_launch(name, cudaErrorInvalidConfiguration);
+  if (shared_bytes > without_asking)
+    check_launch(name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  start(kernel, grid, shared_bytes, stream, arguments...);
+  check_launch(name, cudaGetLastError());
 }
 
 }  // namespace dissim

@@ -1,5 +1,6 @@
 // The entry points of the CUDA kernels: for each problem of dissim.h, whose pointers are the device's, how many bytes
 // of scratch it needs, and its launch on a stream. No allocation, no synchronisation: calls can be captured in a graph.
+// A launch that fails throws std::runtime_error with the kernel, the device and what to do.
 #pragma once
 
 #include "../dissim.h"

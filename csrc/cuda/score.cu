@@ -89,16 +89,16 @@ template <class E>
 const int* launch_max(const Score& p, void* workspace, Stream stream) {
   int64_t bytes;
   const MaxPlan plan = max_plan(p, workspace, bytes);
-  launch(split_weights_kernel<E>, {unsigned(plan.pairs_of_heads), 1}, 0, stream, p, plan);
+  launch("split_weights_kernel", split_weights_kernel<E>, {plan.pairs_of_heads, 1}, 0, stream, p, plan);
   const int64_t rows =
       blocks_of(p.batch * p.query.rows, kRowsOfWarp) + blocks_of(p.batch * p.reference.rows, kRowsOfWarp);
-  launch(row_sums_kernel<E>, grid_of(blocks_of(rows, kWarps)), 0, stream, p, plan);
+  launch("row_sums_kernel", row_sums_kernel<E>, grid_of(blocks_of(rows, kWarps)), 0, stream, p, plan);
   const Grid grid = grid_of(p.batch * plan.pairs_of_heads * blocks_of(p.query.rows, MaxTile::kQueries) *
                             blocks_of(p.reference.rows, MaxTile::kReferences));
   if (copies(p.query, 2) && copies(p.reference, 2)) {
-    launch(score_max_kernel<E, true>, grid, MaxTile::kSharedBytes, stream, p, plan);
+    launch("score_max_kernel", score_max_kernel<E, true>, grid, MaxTile::kSharedBytes, stream, p, plan);
   } else {
-    launch(score_max_kernel<E, false>, grid, MaxTile::kSharedBytes, stream, p, plan);
+    launch("score_max_kernel", score_max_kernel<E, false>, grid, MaxTile::kSharedBytes, stream, p, plan);
   }
   return plan.uncertain;
 }
@@ -109,16 +109,16 @@ void launch_score_as(const Score& p, void* workspace, Stream stream) {
   if (p.batch * p.heads * p.query.rows * p.reference.rows == 0) return;
   if (few_rows(p)) {
     const int64_t pairs = p.batch * p.heads * p.query.rows * p.reference.rows;
-    return launch(score_pairs_kernel<E>, grid_of(blocks_of(pairs, kWarps)), 0, stream, p);
+    return launch("score_pairs_kernel", score_pairs_kernel<E>, grid_of(blocks_of(pairs, kWarps)), 0, stream, p);
   }
   const int* wanted = nullptr;
   if constexpr (sizeof(E) == 2)
     if (uses_max(p)) wanted = launch_max<E>(p, workspace, stream);
   const Grid grid = grid_of(tiles_of<A>(p));
   if (can_copy<E>(p)) {
-    launch(score_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, wanted);
+    launch("score_kernel", score_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, wanted);
   } else {
-    launch(score_kernel<E, false>, grid, Tile<A>::kSharedBytes, stream, p, wanted);
+    launch("score_kernel", score_kernel<E, false>, grid, Tile<A>::kSharedBytes, stream, p, wanted);
   }
 }
 

@@ -1,5 +1,6 @@
-// The k best of a stream of scores, kept by a warp in no order: what is offered replaces the worst while it is better,
-// so the outcome does not depend on the order of offers.
+// The k best of a stream of scores. A warp appends what may be among them to a list that has room for more than k; when
+// it is full, the k best stay. They are found by their k-th best, bit after bit of its key, and then of its index where
+// keys tie: so the outcome does not depend on the order of offers, and k costs no more than a sort of what was offered.
 #pragma once
 
 #include "tile.cuh"
@@ -50,78 +51,136 @@ struct Candidate {
 
 constexpr int64_t kNoIndex = INT64_MAX;
 
-// A query's k candidates in global memory, and which of them is the worst; while there is room, nothing, and `place` is
-// the first free one.
+// A query's candidates in global memory.
 template <class A>
 struct List {
   Key<A>* keys;
   int64_t* indices;
-};
-template <class A>
-struct Worst {
-  Candidate<A> candidate;
-  int64_t place;
-  __device__ __forceinline__ bool room() const { return candidate.index == kNoIndex; }
+  __device__ __forceinline__ Candidate<A> at(int64_t i) const { return {keys[i], indices[i]}; }
+  __device__ __forceinline__ void set(int64_t i, const Candidate<A>& candidate) const {
+    keys[i] = candidate.key;
+    indices[i] = candidate.index;
+  }
 };
 
+// Those who go over a list together: `sum` adds up what each of them found, for all; `sync` orders their memory.
+struct OneWarp {
+  static constexpr int kSize = kWarp;
+  static __device__ __forceinline__ void sync() { __syncwarp(); }
+  static __device__ __forceinline__ int rank() { return threadIdx.x % kWarp; }
+  static __device__ __forceinline__ unsigned sum(unsigned found) { return __reduce_add_sync(kAll, found); }
+};
+struct OneBlock {
+  static constexpr int kSize = kThreads;
+  static __device__ __forceinline__ void sync() { __syncthreads(); }
+  static __device__ __forceinline__ int rank() { return threadIdx.x; }
+  static __device__ __forceinline__ unsigned sum(unsigned found) {
+    __shared__ unsigned of_warps[kWarps];
+    found = __reduce_add_sync(kAll, found);
+    if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = found;
+    __syncthreads();
+    unsigned total = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) total += of_warps[warp];
+    __syncthreads();
+    return total;
+  }
+};
+
+// The least good that a candidate may be to be among the k best of `count`, of which no two are equal and whose indices
+// are below `rows`; its key is 0 where there are fewer than k. Reads the keys once for each of their bits, and both
+// once for each bit of an index if the k-th best key is shared.
+template <class Group, class A>
+__device__ Candidate<A> last_of_best(const List<A>& list, int64_t count, int64_t k, int64_t rows) {
+  const auto count_if = [&](const auto& predicate) {
+    unsigned found = 0;
+#pragma unroll 4
+    for (int64_t i = Group::rank(); i < count; i += Group::kSize) found += predicate(i);
+    return int64_t(Group::sum(found));
+  };
+  Key<A> key = 0;
+#pragma unroll 1
+  for (Key<A> bit = kSign<A>; bit; bit >>= 1) {
+    const Key<A> higher = key | bit;
+    const int64_t found = count_if([&](int64_t i) { return list.keys[i] >= higher; });
+    if (found >= k) key = higher;
+    if (found == k) return {key, kNoIndex};
+  }
+  if (key == 0) return {0, kNoIndex};
+  int64_t index = 0, bit = 1;
+  while (bit < rows) bit *= 2;
+#pragma unroll 1
+  for (; bit; bit /= 2) {
+    const Candidate<A> end = {key, index + bit};
+    if (count_if([&](int64_t i) { return list.at(i).better_than(end); }) < k) index += bit;
+  }
+  return {key, index};
+}
+
+// How far a list is filled, and what a candidate must be better than to be worth a place in it.
 template <class A>
-__device__ __forceinline__ void clear_list(List<A> list, int64_t k) {  // by a warp
-  for (int64_t i = threadIdx.x % kWarp; i < k; i += kWarp) {
-    list.keys[i] = 0;
-    list.indices[i] = kNoIndex;
+struct Selection {
+  Candidate<A> last;
+  int64_t count;
+};
+template <class A>
+constexpr Selection<A> kNothingYet = {{0, kNoIndex}, 0};
+
+// By a warp: leaves the k best of a list, in the order that they had.
+template <class A>
+__device__ void keep_best(const List<A>& list, Selection<A>& selection, int64_t k, int64_t rows) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t count = selection.count;
+  selection = {last_of_best<OneWarp>(list, count, k, rows), 0};
+#pragma unroll 1
+  for (int64_t first = 0; first < count; first += kWarp) {
+    const bool real = first + lane < count;
+    const Candidate<A> mine = list.at(real ? first + lane : first);
+    const bool kept = real && !selection.last.better_than(mine);
+    const unsigned votes = __ballot_sync(kAll, kept);
+    __syncwarp();  // all have read what is overwritten now
+    if (kept) list.set(selection.count + __popc(votes & ((1u << lane) - 1)), mine);
+    selection.count += __popc(votes);
   }
   __syncwarp();
 }
 
+// By a warp: every thread's candidate is offered or not. The list has room for k and a warp's candidates, or for all
+// that will ever be offered.
 template <class A>
-__device__ Worst<A> worst_of(List<A> list, int64_t k) {  // by a warp; the same in all its threads
-  Worst<A> worst = {{Key<A>(~Key<A>(0)), -1}, 0};
-  for (int64_t i = threadIdx.x % kWarp; i < k; i += kWarp) {
-    const Candidate<A> here = {list.keys[i], list.indices[i]};
-    if (!here.better_than(worst.candidate)) worst = {here, i};
+__device__ __forceinline__ void offer(const List<A>& list, Selection<A>& selection, int64_t capacity, int64_t k,
+                                      int64_t rows, const Candidate<A>& mine, bool offered) {
+  unsigned offers = __ballot_sync(kAll, offered);
+  if (!offers) return;
+  if (selection.count + __popc(offers) > capacity) {
+    keep_best(list, selection, k, rows);
+    offered = offered && mine.better_than(selection.last);
+    offers = __ballot_sync(kAll, offered);
   }
-#pragma unroll
-  for (int step = kWarp / 2; step; step /= 2) {
-    const Worst<A> other = {{__shfl_xor_sync(kAll, worst.candidate.key, step),
-                             int64_t(__shfl_xor_sync(kAll, (long long)worst.candidate.index, step))},
-                            int64_t(__shfl_xor_sync(kAll, (long long)worst.place, step))};
-    if (worst.candidate.better_than(other.candidate)) worst = other;
-  }
-  return worst;
+  if (offered) list.set(selection.count + __popc(offers & ((1u << threadIdx.x % kWarp) - 1)), mine);
+  selection.count += __popc(offers);
+  __syncwarp();
 }
 
-// By a warp: every thread's candidate is offered or not.
-template <class A>
-__device__ __forceinline__ void offer(List<A> list, int64_t k, Worst<A>& worst, const Candidate<A>& mine,
-                                      bool offered) {
-  const int lane = threadIdx.x % kWarp;
-  unsigned offers = __ballot_sync(kAll, offered);
-  if (offers && worst.room()) {  // take as many as there is room for, all at once
-    const int64_t place = worst.place + __popc(offers & ((1u << lane) - 1));
-    if (offered && place < k) {
-      list.keys[place] = mine.key;
-      list.indices[place] = mine.index;
+// Best first. A bitonic network whose pairs all have the better one first, so that places from `count` on
+// are as if filled with the worst.
+template <class Group, class A>
+__device__ __forceinline__ void sort_best_first(const List<A>& list, int64_t count) {
+#pragma unroll 1
+  for (int64_t size = 2; size < 2 * count; size *= 2) {
+#pragma unroll 1
+    for (int64_t step = size / 2; step; step /= 2) {
+#pragma unroll 1
+      for (int64_t i = Group::rank(); 2 * i - (i & (step - 1)) < count; i += Group::kSize) {
+        const int64_t a = 2 * i - (i & (step - 1)), b = 2 * step == size ? a ^ (size - 1) : a + step;
+        if (b >= count) continue;
+        const Candidate<A> first = list.at(a), second = list.at(b);
+        if (!second.better_than(first)) continue;
+        list.set(a, second);
+        list.set(b, first);
+      }
+      Group::sync();
     }
-    worst.place = least(k, worst.place + __popc(offers));
-    __syncwarp();
-    if (worst.place == k) {
-      worst = worst_of(list, k);
-      __syncwarp();  // all have read the list before it changes again
-    }
-    offers = __ballot_sync(kAll, offered && place >= k);
-  }
-  for (; offers; offers &= offers - 1) {
-    const int from = __ffs(offers) - 1;
-    const Candidate<A> candidate = {__shfl_sync(kAll, mine.key, from),
-                                    int64_t(__shfl_sync(kAll, (long long)mine.index, from))};
-    if (!candidate.better_than(worst.candidate)) continue;
-    if (lane == 0) {
-      list.keys[worst.place] = candidate.key;
-      list.indices[worst.place] = candidate.index;
-    }
-    __syncwarp();
-    worst = worst_of(list, k);
-    __syncwarp();
   }
 }
 

@@ -1,4 +1,4 @@
-// A query's references in shares: each has a list of the k best of it, and a block merges a query's lists.
+// A query's references in shares: each has a list of candidates for the k best, and a warp or a block merges a query's.
 #pragma once
 
 #include "select.cuh"
@@ -6,73 +6,102 @@
 namespace dissim {
 namespace {
 
-constexpr int64_t kBlocks = 512;       // wanted in a grid: some for every multiprocessor of the largest devices
-constexpr int64_t kCandidates = 8192;  // that merging a query compares with each other, if k allows
+constexpr int64_t kBlocks = 512;  // wanted in a grid: some for every multiprocessor of the largest devices
+constexpr int64_t kShares = 8;  // that a query may have whatever k is, and more
+constexpr int64_t kCandidates = 32768;  // while its lists have no more places than these
 
-// Every share's lists: [shares][queries][k].
+// Every share's lists: [queries][shares][capacity].
 template <class A>
 struct Shares {
   int count, tiles;  // shares of the references, tiles of a share
-  int64_t queries, k;
-  Key<A>* keys;
-  int64_t* indices;
+  int64_t queries, references, k, capacity;
+  Key<A>* keys = nullptr;
+  int64_t* indices = nullptr;
 
-  int64_t bytes() const { return count * queries * k * int64_t(sizeof(int64_t) + sizeof(Key<A>)); }
+  int64_t bytes() const { return queries * places() * int64_t(sizeof(int64_t) + sizeof(Key<A>)); }
   Shares at(void* workspace) const {
-    int64_t* const first = static_cast<int64_t*>(workspace);
-    return {count, tiles, queries, k, reinterpret_cast<Key<A>*>(first + count * queries * k), first};
+    Shares placed = *this;
+    placed.indices = static_cast<int64_t*>(workspace);
+    placed.keys = reinterpret_cast<Key<A>*>(placed.indices + queries * places());
+    return placed;
   }
+
   __device__ __forceinline__ List<A> list(int64_t share, int64_t n) const {
-    const int64_t at = (share * queries + n) * k;
+    const int64_t at = (n * count + share) * capacity;
     return {keys + at, indices + at};
+  }
+  // The lists of a query lie one after another.
+  __host__ __device__ __forceinline__ int64_t places() const { return count * capacity; }
+  template <class Group>
+  __device__ __forceinline__ Candidate<A> last_of_query(int64_t n) const {
+    return last_of_best<Group>(list(0, n), places(), k, references);
+  }
+  __device__ __forceinline__ void offer(int64_t share, int64_t n, Selection<A>& selection, const Candidate<A>& mine,
+                                        bool offered) const {
+    dissim::offer(list(share, n), selection, capacity, k, references, mine, offered);
+  }
+  // Ends a list, by a warp: places that are not filled have key 0.
+  __device__ __forceinline__ void close(int64_t share, int64_t n, int64_t filled) const {
+    Key<A>* const to = list(share, n).keys;
+    for (int64_t i = filled + threadIdx.x % kWarp; i < capacity; i += kWarp) to[i] = 0;
   }
 };
 
-// Of queries and references that are scored in tiles of so many rows of either.
+// A list's places: the more beyond k, the more rarely it is full. 1.25 k for a large k.
+inline int64_t capacity_for(int64_t k) { return k + most(kWarp, k / 4); }
+
+// Of queries and references that are scored in tiles of so many rows of either. The lists take at most `bytes`, or what
+// one share takes.
 template <class A>
-Shares<A> shares_of(const TopK& p, int64_t rows) {
+Shares<A> shares_of(const TopK& p, int64_t rows, int64_t bytes) {
   const int64_t tiles = most(1, blocks_of(p.reference.rows, rows)), blocks = most(1, blocks_of(p.query.rows, rows));
-  const int64_t most_shares = most(8, kCandidates / most(1, p.k));
+  const int64_t capacity = capacity_for(p.k);
+  const int64_t of_share = most(1, p.query.rows) * capacity * int64_t(sizeof(int64_t) + sizeof(Key<A>));
+  const int64_t most_shares = least(most(kShares, kCandidates / capacity), most(1, bytes / of_share));
   const int64_t wanted = least(least(most_shares, blocks_of(kBlocks, blocks)), tiles);
   const int64_t each = blocks_of(tiles, wanted);
-  return {int(blocks_of(tiles, each)), int(each), p.query.rows, p.k, nullptr, nullptr};
+  return {int(blocks_of(tiles, each)), int(each), p.query.rows, p.reference.rows, p.k, least(capacity, each * rows)};
 }
 
-// By a block: calls visit(c, candidate, place, found) for each candidate c of a query's lists. Its place is the number
-// of better ones, for no two are equal; `found` of all are none of those that hold a place while there is room.
-template <class A, class Visit>
-__device__ __forceinline__ void merge(const Shares<A>& shares, int64_t n, const Visit& visit) {
-  const int64_t k = shares.k;
-  for (int64_t c = threadIdx.x; c < shares.count * k; c += kThreads) {
-    const List<A> own = shares.list(c / k, n);
-    const Candidate<A> mine = {own.keys[c % k], own.indices[c % k]};
-    int64_t place = 0, found = 0;
-    for (int64_t share = 0; share < shares.count; ++share) {
-      const List<A> list = shares.list(share, n);
-      for (int64_t i = 0; i < k; ++i) {
-        const Candidate<A> other = {list.keys[i], list.indices[i]};
-        place += other.better_than(mine);
-        found += other.key != 0;
-      }
-    }
-    visit(c, mine, place, found);
+// A group for each query. The best are gathered in the result, in any order, and sorted there.
+template <class Group, class A>
+__global__ void __launch_bounds__(kThreads) topk_merge_kernel(TopK p, Shares<A> shares) {
+  constexpr int groups = kThreads / Group::kSize;
+  __shared__ unsigned long long gathered_of_groups[groups];
+  unsigned long long& gathered = gathered_of_groups[threadIdx.x / Group::kSize];
+  const int64_t n = int64_t(blockIdx.x) * groups + threadIdx.x / Group::kSize;
+  if (n >= p.query.rows) return;
+  A* const scores = static_cast<A*>(p.scores) + n * p.k;
+  const List<A> candidates = shares.list(0, n), best = {reinterpret_cast<Key<A>*>(scores), p.indices + n * p.k};
+  if (Group::rank() == 0) gathered = 0;
+  const Candidate<A> last = shares.template last_of_query<Group>(n);
+  Group::sync();
+  for (int64_t i = Group::rank(); i < shares.places(); i += Group::kSize) {
+    const Candidate<A> mine = candidates.at(i);
+    if (mine.key && !last.better_than(mine)) best.set(int64_t(atomicAdd(&gathered, 1)), mine);
+  }
+  Group::sync();
+  const int64_t found = int64_t(gathered);
+  sort_best_first<Group>(best, found);
+  for (int64_t i = Group::rank(); i < p.k; i += Group::kSize) {
+    scores[i] = score_of<A>(i < found ? best.keys[i] : 0, p.largest);
+    if (i >= found) p.indices[n * p.k + i] = -1;  // no candidate is left for this place
   }
 }
 
+constexpr int64_t kPlacesOfWarp =
+    1024;  // that a warp merges alone: a block would wait for its barriers most of the time
+
 template <class A>
-__global__ void __launch_bounds__(kThreads) topk_merge_kernel(TopK p, Shares<A> shares) {
-  const int64_t n = blockIdx.x;
-  A* const scores = static_cast<A*>(p.scores) + n * p.k;
-  merge(shares, n, [&](int64_t c, const Candidate<A>& mine, int64_t place, int64_t found) {
-    if (mine.key && place < p.k) {
-      scores[place] = score_of<A>(mine.key, p.largest);
-      p.indices[n * p.k + place] = mine.index;
-    }
-    if (c < p.k && c >= found) {  // no candidate is left for this place
-      scores[c] = score_of<A>(0, p.largest);
-      p.indices[n * p.k + c] = -1;
-    }
-  });
+void launch_merge(const TopK& p, const Shares<A>& shares, Stream stream) {
+  const auto launch_for = [&](auto kernel, int64_t groups) {
+    launch("topk_merge_kernel", kernel, {blocks_of(p.query.rows, groups), 1}, 0, stream, p, shares);
+  };
+  if (shares.places() <= kPlacesOfWarp) {
+    launch_for(topk_merge_kernel<OneWarp, A>, kWarps);
+  } else {
+    launch_for(topk_merge_kernel<OneBlock, A>, 1);
+  }
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // topk: the k best references of each query. Blocks score tiles of their queries against a share of the references and
-// keep each query's k best of that share; then a block a query merges the shares. Scores never leave registers.
+// keep candidates for the k best of that share; then each query's shares are merged. Scores never leave registers.
 #include "launchers.h"
 #include "shares.cuh"
 #include "stage.cuh"
@@ -7,27 +7,28 @@
 namespace dissim {
 namespace {
 
+constexpr int64_t kListBytes = 1 << 30;  // of all queries' lists, if a list for each needs no more
+
 // Offers the scores [rows][columns] of a tile's rows from `first` on to their queries' lists, a warp for each row.
 template <class A>
 __device__ __forceinline__ void select(const TopK& p, const Shares<A>& shares, const A* scores, int rows, int64_t first,
-                                       int64_t m0, Worst<A>* worst_of_rows) {
+                                       int64_t m0, Selection<A>* selections) {
   using T = Tile<A>;
   const int lane = threadIdx.x % kWarp;
 #pragma unroll 1
   for (int row = threadIdx.x / kWarp; row < rows && first + row < p.query.rows; row += kWarps) {
     const int64_t n = first + row, excluded = p.exclude ? p.exclude[n] : -1;
-    const List<A> list = shares.list(blockIdx.y, n);
-    Worst<A> worst = worst_of_rows[row];
+    Selection<A> selection = selections[row];
 #pragma unroll 1
     for (int column = lane; column < T::kRows; column += kWarp) {
       const int64_t m = m0 + column;
       const Candidate<A> mine = {key_of<A>(scores[row * T::kRows + column], p.largest), m};
-      bool offered = m < p.reference.rows && mine.better_than(worst.candidate) && m != excluded;
+      bool offered = m < p.reference.rows && mine.better_than(selection.last) && m != excluded;
       if (offered && p.query_labels) offered = p.reference_labels[m] != p.query_labels[n];
-      offer(list, p.k, worst, mine, offered);
+      shares.offer(blockIdx.y, n, selection, mine, offered);
     }
     __syncwarp();
-    if (lane == 0) worst_of_rows[row] = worst;
+    if (lane == 0) selections[row] = selection;
   }
 }
 
@@ -36,12 +37,10 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Sha
   using A = Wide<E>;
   using T = Tile<A>;
   DISSIM_DYNAMIC_SHARED(A, buffers);
-  __shared__ Worst<A> worst[T::kRows];
+  __shared__ Selection<A> selections[T::kRows];
   const int64_t first_query = int64_t(blockIdx.x) * T::kRows;
-  for (int row = threadIdx.x / kWarp; row < T::kRows && first_query + row < p.query.rows; row += kWarps) {
-    clear_list(shares.list(blockIdx.y, first_query + row), p.k);
-    if (threadIdx.x % kWarp == 0) worst[row] = {{0, kNoIndex}, 0};
-  }
+  for (int row = threadIdx.x; row < T::kRows; row += kThreads) selections[row] = kNothingYet<A>;
+  __syncthreads();
 #pragma unroll 1
   for (int tile = 0; tile < shares.tiles; ++tile) {  // 32 bits where they suffice: no register is to spare
     const int64_t m0 = (blockIdx.y * shares.tiles + tile) * T::kRows;
@@ -54,31 +53,39 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Sha
     for (int part = 0; part < kParts<A>; ++part) {
       stage_part<A>(sums, part, bias, buffers);
       __syncthreads();
-      select<A>(p, shares, buffers, kPartRows<A>, first_query + part * kPartRows<A>, m0, worst + part * kPartRows<A>);
+      select<A>(p, shares, buffers, kPartRows<A>, first_query + part * kPartRows<A>, m0,
+                selections + part * kPartRows<A>);
       __syncthreads();
     }
   }
+#pragma unroll 1
+  for (int row = threadIdx.x / kWarp; row < T::kRows && first_query + row < p.query.rows; row += kWarps)
+    shares.close(blockIdx.y, first_query + row, selections[row].count);
+}
+
+template <class A>
+Shares<A> shares_of_topk(const TopK& p) {
+  return shares_of<A>(p, Tile<A>::kRows, kListBytes);
 }
 
 template <class E>
 void launch_topk_as(const TopK& p, void* workspace, Stream stream) {
   using A = Wide<E>;
   if (p.query.rows * p.k == 0) return;
-  const Shares<A> shares = shares_of<A>(p, Tile<A>::kRows).at(workspace);
-  const Grid grid = {unsigned(blocks_of(p.query.rows, Tile<A>::kRows)), unsigned(shares.count)};
+  const Shares<A> shares = shares_of_topk<A>(p).at(workspace);
+  const Grid grid = {blocks_of(p.query.rows, Tile<A>::kRows), shares.count};
   if (can_copy<E>(p)) {
-    launch(topk_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, shares);
+    launch("topk_kernel", topk_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, shares);
   } else {
-    launch(topk_kernel<E, false>, grid, Tile<A>::kSharedBytes, stream, p, shares);
+    launch("topk_kernel", topk_kernel<E, false>, grid, Tile<A>::kSharedBytes, stream, p, shares);
   }
-  launch(topk_merge_kernel<A>, {unsigned(p.query.rows), 1}, 0, stream, p, shares);
+  launch_merge(p, shares, stream);
 }
 
 }  // namespace
 
 int64_t topk_workspace(const TopK& p) {
-  return p.dtype == Dtype::float64 ? shares_of<double>(p, Tile<double>::kRows).bytes()
-                                   : shares_of<float>(p, Tile<float>::kRows).bytes();
+  return p.dtype == Dtype::float64 ? shares_of_topk<double>(p).bytes() : shares_of_topk<float>(p).bytes();
 }
 
 void launch_topk(const TopK& p, void* workspace, Stream stream) {

@@ -37,8 +37,8 @@ MENDED_HERE = ("cpu",)
 
 
 def why_not(problem: Problem) -> str | None:
-    if problem.device != "cpu":
-        return f"it runs tensors on the CPU, these are on {problem.device!r}"
+    if problem.device.type != "cpu":
+        return f"it runs tensors on the CPU, these are on {problem.device.type!r}"
     return NOT_LOADED
 
 

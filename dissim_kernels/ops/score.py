@@ -146,7 +146,7 @@ def _batch(rows: Tensor, lead: torch.Size) -> Tensor:
 
 
 def problem_of(operation: str, query: Tensor) -> Problem:
-    return Problem(operation, query.device.type, query.dtype)
+    return Problem(operation, query.device)
 
 
 @operator("dissim::score", check_score_operands)

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import ninja
 import torch
@@ -23,7 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 FLAGS = "-std=c++20 -g -fPIC -Wno-psabi -DDISSIM_CUDA_ON_HOST -DDISSIM_ISA=on_cuda"
-#: name -> flags of kernels, flags of the fibers, which no ThreadSanitizer may watch
+#: name -> flags of kernels, flags of the shim, which no ThreadSanitizer may watch; "steps" counts basic blocks
 SANITIZERS = {
     "plain": ("-O2", "-O2"),
     "thread": ("-O1 -fsanitize=thread", "-O1 -DDISSIM_TSAN"),
@@ -31,6 +32,7 @@ SANITIZERS = {
         "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined",
         "-O1 -fsanitize=address -DDISSIM_ASAN",
     ),
+    "steps": ("-O2 -fsanitize-coverage=trace-pc", "-O2 -DDISSIM_STEPS"),
 }
 
 
@@ -52,7 +54,7 @@ def headers() -> Path:
 
 
 def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str = "") -> Path:
-    """Compiles sources and the fibers into build/cuda_on_host/<sanitizer>/<target>; only what changed."""
+    """Compiles sources and the shim into build/cuda_on_host/<sanitizer>/<target>; only what changed."""
     folder = ROOT / "build" / "cuda_on_host" / sanitizer
     folder.mkdir(parents=True, exist_ok=True)
     kernels, fibers = SANITIZERS[sanitizer]
@@ -67,10 +69,11 @@ def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str 
             deps="gcc",
         )
         writer.rule("link", f"g++ $in -o $out {kernels} {link}")
-        for source in [*sources, HERE / "cuda_on_host.cpp"]:
+        shim = [HERE / "cuda_on_host.cpp", HERE / "runtime.cpp"]
+        for source in [*sources, *shim]:
             shared = source.is_relative_to(ROOT / "csrc") or source.is_relative_to(HERE.parent)
             objects.append(f"{source.stem}.o" if shared else f"{target}_{source.stem}.o")
-            extra = fibers if source.parent == HERE and source.stem == "cuda_on_host" else kernels
+            extra = fibers if source in shim else kernels
             torch_headers = shlex.quote(str(Path(torch.__file__).parent / "include"))
             if source.stem == "torch_cuda_bindings":
                 extra += f" -isystem {torch_headers} -isystem {torch_headers}/torch/csrc/api/include"
@@ -85,10 +88,12 @@ def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str 
     return folder / target
 
 
-def build_library() -> Path:
+def build_library(stream: bool = True) -> Path:
+    """The torch library; without `stream`, as beside a torch that has no streams of CUDA."""
     torch_libraries = Path(torch.__file__).parent / "lib"
-    sources = [*KERNELS, ROOT / "csrc" / "torch_cuda_bindings.cpp"]
-    return build("library.so", sources, link=f"-shared -L{torch_libraries} -ltorch_cpu -ltorch -lc10")
+    sources = [*KERNELS, ROOT / "csrc" / "torch_cuda_bindings.cpp", *([HERE / "stream.cpp"] if stream else [])]
+    name = "library.so" if stream else "library_without_stream.so"
+    return build(name, sources, link=f"-shared -L{torch_libraries} -ltorch_cpu -ltorch -lc10")
 
 
 def build_check(sanitizer: str, target: str = "check", csrc: Path = ROOT / "csrc") -> Path:
@@ -97,8 +102,14 @@ def build_check(sanitizer: str, target: str = "check", csrc: Path = ROOT / "csrc
     return build(target, [*kernels, HERE / "kernels.cpp", HERE.parent / "native_check.cpp"], sanitizer)
 
 
-def install(library: Path) -> None:
-    """Puts a copy of the native backend, with the library's operators, in the place of "cuda"."""
+def build_steps() -> Path:
+    """topk_steps.cpp on the kernels of top-k, a program that counts what they execute."""
+    sources = [ROOT / "csrc" / "cuda" / f"{stem}.cu" for stem in ("topk", "launch")]
+    return build("topk_steps", [*sources, HERE / "topk_steps.cpp"], "steps")
+
+
+def load(library: Path) -> ModuleType:
+    """A copy of the native backend with the library's operators."""
     torch.ops.load_library(library)
     spec = importlib.util.spec_from_file_location("dissim_kernels.backends.on_host", native.__file__)
     on_host = importlib.util.module_from_spec(spec)
@@ -106,4 +117,9 @@ def install(library: Path) -> None:
     spec.loader.exec_module(on_host)
     on_host.operators = torch.ops.dissim_cuda_on_host
     on_host.why_not = lambda problem: None
-    dispatch.BACKENDS["cuda"] = on_host
+    return on_host
+
+
+def install(library: Path) -> None:
+    """Puts that backend in the place of "cuda"."""
+    dispatch.BACKENDS["cuda"] = load(library)

@@ -266,9 +266,17 @@ uint64_t exchange(unsigned mask, uint64_t value, int source, Place place) {
   return mask >> (source & 31) & 1 ? values[source & 31] : ~uint64_t(0);
 }
 
+unsigned sum(unsigned mask, unsigned value, Place place) {
+  const uint64_t* const values = running->warps[index_of(*me) / kWarp].values[me->exchanges & 1];
+  exchange(mask, value, lane(), place);
+  unsigned total = 0;
+  for (int i = 0; i < kWarp; ++i)
+    if (mask >> i & 1) total += unsigned(values[i]);
+  return total;
+}
+
 unsigned vote(unsigned mask, bool predicate, Place place) {
-  Warp& warp = running->warps[index_of(*me) / kWarp];
-  const uint64_t* const values = warp.values[me->exchanges & 1];
+  const uint64_t* const values = running->warps[index_of(*me) / kWarp].values[me->exchanges & 1];
   exchange(mask, predicate, lane(), place);
   unsigned bits = 0;
   for (int i = 0; i < kWarp; ++i)
@@ -297,7 +305,9 @@ void wait_for_groups(int still_going) {
   }
 }
 
-void run(Coordinates grid, unsigned threads, int shared_bytes, void (*body)(void*), void* argument) {
+void run(const void* kernel, Coordinates grid, unsigned threads, int shared_bytes, void (*body)(void*),
+         void* argument) {
+  if (!may_launch(kernel, grid, shared_bytes)) return;
   for (unsigned y = 0; y < grid.y; ++y)
     for (unsigned x = 0; x < grid.x; ++x) {
       Block b{grid, {x, y, 0}, body, argument};

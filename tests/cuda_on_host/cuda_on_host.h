@@ -9,12 +9,18 @@
 //   order            of threads between barriers is ascending, or as DISSIM_HOST_ORDER=reverse|shuffled says;
 //   barriers         end the program, with file and line, where threads wait at different ones or some have left;
 //   memory           is ordered by barriers alone, shuffles order none: ThreadSanitizer is told so, and finds a missing
-//                    barrier whatever the order.
+//                    barrier whatever the order;
+//   launches         fail where a GPU's would, for a grid or shared memory beyond its limits or not asked for, and
+//   where
+//                    the test asks for it (cuda_on_host_fail). The runtime's functions are those that launch.h calls.
+//   steps            are counted where kernels are compiled with -fsanitize-coverage=trace-pc: basic blocks, of all
+//   threads.
 // What this cannot see: races between blocks, and the hardware itself.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 
 #include <cmath>
 #include <cstdint>
@@ -55,6 +61,8 @@ void sync_block(Place place);
 void sync_warp(unsigned mask, Place place);
 // What the lane `source` of this warp brought to the same exchange; every lane of the mask must take part.
 uint64_t exchange(unsigned mask, uint64_t value, int source, Place place);
+// The sum of what the mask's lanes bring.
+unsigned sum(unsigned mask, unsigned value, Place place);
 // The bits of the mask's lanes whose predicate is not 0.
 unsigned vote(unsigned mask, bool predicate, Place place);
 
@@ -62,8 +70,12 @@ void copy_async(void* to, const void* from, int bytes, int padded);
 void end_group();
 void wait_for_groups(int still_going);
 
-// Runs body(argument) for every thread of every block.
-void run(Coordinates grid, unsigned threads, int shared_bytes, void (*body)(void*), void* argument);
+// Whether a kernel can be launched like this; if not, cudaGetLastError tells why.
+bool may_launch(const void* kernel, const Coordinates& grid, int shared_bytes);
+// Runs body(argument) for every thread of every block; or does nothing, and cudaGetLastError tells why.
+void run(const void* kernel, Coordinates grid, unsigned threads, int shared_bytes, void (*body)(void*), void* argument);
+
+uint64_t steps();  // that have been counted so far
 
 inline int lane() { return int(thread().x % 32); }
 
@@ -92,6 +104,7 @@ T shuffle(unsigned mask, T value, int source, Place place) {
   ::cuda_on_host::shuffle(                                                                                            \
       mask, value, ::cuda_on_host::lane() + int(by) < 32 ? ::cuda_on_host::lane() + int(by) : ::cuda_on_host::lane(), \
       CUDA_ON_HOST_HERE)
+#define __reduce_add_sync(mask, value) ::cuda_on_host::sum(mask, value, CUDA_ON_HOST_HERE)
 #define __ballot_sync(mask, predicate) ::cuda_on_host::vote(mask, predicate, CUDA_ON_HOST_HERE)
 #define __any_sync(mask, predicate) (::cuda_on_host::vote(mask, predicate, CUDA_ON_HOST_HERE) != 0)
 #define __all_sync(mask, predicate) (::cuda_on_host::vote(mask, !(predicate), CUDA_ON_HOST_HERE) == 0)
@@ -124,8 +137,8 @@ T max(T a, T b) {
 }
 inline int __viaddmin_s32_relu(int a, int b, int most) { return max(0, min(int(unsigned(a) + unsigned(b)), most)); }
 inline int atomicOr(int* place, int bits) { return __atomic_fetch_or(place, bits, __ATOMIC_RELAXED); }
-inline void atomicAdd(unsigned long long* place, unsigned long long by) {
-  __atomic_fetch_add(place, by, __ATOMIC_RELAXED);
+inline unsigned long long atomicAdd(unsigned long long* place, unsigned long long by) {
+  return __atomic_fetch_add(place, by, __ATOMIC_RELAXED);
 }
 template <class T>
 T __ldg(const T* from) {
@@ -142,17 +155,12 @@ void wait_for_groups() {
   ::cuda_on_host::wait_for_groups(still_going);
 }
 
-struct AnyGrid {  // what launch.h calls a Grid
-  unsigned x, y;
-  AnyGrid(unsigned columns, unsigned rows) : x(columns), y(rows) {}
-  AnyGrid(const auto& grid) : x(grid.x), y(grid.y) {}
-};
-
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), AnyGrid grid, int shared_bytes, cudaStream_t, Arguments... arguments) {
+void start(void (*kernel)(Parameters...), const auto& grid, int shared_bytes, cudaStream_t, Arguments... arguments) {
   auto body = [=] { kernel(arguments...); };
   ::cuda_on_host::run(
-      {grid.x, grid.y, 1}, 256, shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
+      reinterpret_cast<const void*>(kernel), {unsigned(grid.x), unsigned(grid.y), 1}, 256, shared_bytes,
+      [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
 }
 
 }  // namespace dissim

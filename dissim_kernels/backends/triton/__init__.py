@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from ...contract import Problem
+from ..capability import capability, named
 
 #: The Triton of the oldest torch. tests/triton_compile.py compiles all kernels with it and with those after it.
 OLDEST = (3, 6)
@@ -22,14 +23,14 @@ def why_not(problem: Problem) -> str | None:
         return _NOT_LOADED
     if problem.operation == "certified":
         return "it has no certified search"
-    if problem.device == "cpu":
+    if problem.device.type == "cpu":
         if INTERPRETED:
             return None
         return "it runs tensors on a GPU, these are on 'cpu'; TRITON_INTERPRET=1 interprets it there, for tests"
-    if problem.device != "cuda":
-        return f"it runs tensors on a GPU that torch calls 'cuda', these are on {problem.device!r}"
-    if torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
-        return f"it needs a GPU of compute capability 8.0 or more, this is {torch.cuda.get_device_name()}"
+    if problem.device.type != "cuda":
+        return f"it runs tensors on a GPU that torch calls 'cuda', these are on {problem.device.type!r}"
+    if torch.version.cuda and capability(problem.device) < (8, 0):
+        return f"it needs a GPU of compute capability 8.0 or more, this is {named(problem.device)}"
     return None
 
 
