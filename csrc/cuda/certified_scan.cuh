@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2) certified_scan_kernel(Certified p
 #pragma unroll
         for (int j = 0; j < T::kSide; ++j) sums[i][j] = 0u - sums[i][j];
       const bool positives = p.topk.largest == (pass == 1);
-      const int positive = int(*p.positive);
+      const int positive = int(most(0, least(*p.positive, p.groups)));  // no host has looked at it
       add_groups(query, reference, positives ? 0 : positive, positives ? positive : int(p.groups), buffers, sums);
     }
 

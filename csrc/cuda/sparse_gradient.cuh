@@ -132,6 +132,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (int i = 0; i < 4; ++i)
         if (row < s.rows && first + 8 * i < end)
           word |= unsigned(pairs.active[row * pairs.row_bytes + first / 8 + i]) << 8 * i;
+      if (first < end && end - first < 32) word &= (1u << (end - first)) - 1;  // spare bits may be anything
       words[warp][lane] = word;
     } else {
 #pragma unroll
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       }
     }
     __syncthreads();
-    const unsigned word = words[warp][lane];
+    const unsigned word = row < s.rows ? words[warp][lane] : 0;
 #pragma unroll 1
     for (unsigned left = __ballot_sync(kAll, word != 0); left; left &= left - 1) {
       const int place = __ffs(int(left)) - 1;
