@@ -108,6 +108,7 @@ class NinjaBuild(build_ext):
                 core += compile(f"cpu/{kernel}.cpp", f"{kernel}_{isa}", f"{flags} -DDISSIM_ISA={isa}")
         rows = "".join(f"row({isa})" for isa in sets)
         core += compile("cpu/isa.cpp", "isa", f"'-DDISSIM_ISAS(row)={rows}'")
+        core += compile("cpu/memory.cpp", "memory", "")
         self.write_native(writer, compile, core, _native)
         self.write_numpy(writer, compile, core, _numpy)
 
