@@ -28,7 +28,7 @@ constexpr int kMostThreads = 1024;  // that a call uses
 
 // Memory: an entry point takes what it needs beside its outputs before the first task begins and throws
 // std::bad_alloc where there is none, with nothing left behind. With N and M rows of one batch entry and values of
-// `dtype`, forward takes at most 2 (N + M) D values and 12 MiB, backward 3 (N + M) D values and 12 MiB, on any number
+// `dtype`, forward takes at most 2 (N + M) D values and 8 MiB, backward 3 (N + M) D values and 8 MiB, on any number
 // of threads. A thread that calls keeps 2 MiB of it for its next call.
 
 // E1: scores[b, c, n, m] = bias[c] + sum_d weight[c, d] |query[b, n, d] - reference[b, m, d]|.

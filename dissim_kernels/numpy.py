@@ -57,8 +57,8 @@ def score(
     float16, float32 or float64, query and reference alike; weight and bias share the dtype or are float32 beside
     float16 rows, and are accumulated in float32 (float64 for float64). Any strides, no copy; sizes may be 0.
 
-    threads: how many to use; by default the environment's DISSIM_THREADS or OMP_NUM_THREADS, else all cores. More than
-    1024 count as 1024; where the system does not start as many, those that it starts do the work.
+    threads: how many to use; by default the environment's DISSIM_THREADS or OMP_NUM_THREADS, else all cores. More
+    than 1024 count as 1024; where the system does not start as many, those that it starts do the work.
     Memory: the result, and at most 2 (N + M) D values of the rows' dtype and 16 MiB, with any number of threads.
     Raises TypeError or ValueError for arguments that do not fit, MemoryError where there is not so much memory.
 

@@ -143,9 +143,9 @@ def test_an_operation_has_one_name_in_every_layer(stem):
     for module in dispatch.BACKENDS.values():
         assert callable(getattr(module, stem))
     for path in (p for p in SOURCES if p.is_relative_to(ROOT / "csrc") and p.suffix in (".cpp", ".cu")):
-        assert re.match(r"(score|topk|hinge)(_backward)?$|quantise$|certified$|isa$|\w+_bindings$", path.stem), (
-            f"no stem of ours: {path.name}"
-        )
+        assert re.match(
+            r"(score|topk|hinge)(_backward)?$|quantise$|certified$|isa$|memory$|\w+_bindings$", path.stem
+        ), f"no stem of ours: {path.name}"
 
 
 @pytest.mark.skipif(not TRACKED, reason="no git checkout")

@@ -37,7 +37,7 @@ class Gradient {
         chunks_(chunks.count),
         padded_(blocks_of(query.rows, kQueries) * kQueries),
         stride_((padded_ + kPadding) * lanes),
-        task_chunks_(blocks_of(chunks_, least(chunks_, threads))),
+        task_chunks_(blocks_of(chunks_, least(most(1, chunks_), threads))),
         weight_(weight),
         grad_query_(grad_query),
         grad_reference_(grad_reference),

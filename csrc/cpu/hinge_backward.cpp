@@ -35,7 +35,7 @@ class ActivePairs {
     PairLists<A, decltype(word)> lists(p_.query.rows, p_.reference.rows, parallel, word);
     const int64_t room = backward_room<E>(p_.query, p_.reference, p_.dim);
     const bool few = lists.all() <= p_.query.rows * p_.reference.rows / kFewActive && !lists.too_long();
-    if (few && SparseGradient<E>::fits(p_, room - lists.bytes())) {
+    if (few && p_.dim && SparseGradient<E>::fits(p_, room - lists.bytes())) {
       SparseGradient<E>::run(p_, parallel, room - lists.bytes(), lists, [&](int64_t n, int64_t m) {
         return p_.query_labels[n] == p_.reference_labels[m] ? positive(n) : negative(n);
       });
@@ -47,7 +47,7 @@ class ActivePairs {
       return counted.used();
     };
     const auto fits = [&](int64_t chunks) { return bytes(chunks) <= room; };
-    Chunks::each(blocks_of(p_.dim, lanes), fits, [&](const Chunks& some) {
+    Chunks::each(blocks_of(p_.dim, lanes), lanes, fits, [&](const Chunks& some) {
       Scratch<char> memory(bytes(some.count));
       Arena arena(memory);
       Gradient<E> gradients = gradient(arena, some, parallel.threads);

@@ -17,7 +17,7 @@ DISSIM_INLINE Vector<A> residue(Vector<A> v) {  // 0 below it, NaN above
 // Bytes that threads may take beside the result.
 template <class E>
 int64_t quantise_room(const Rows& rows, int64_t dim) {
-  return rows.rows * dim * int64_t(sizeof(E)) + (12 << 20);
+  return rows.rows * dim * int64_t(sizeof(E)) + (8 << 20);
 }
 
 template <class E>

@@ -15,7 +15,7 @@ constexpr int64_t kBlockRows = 120;
 template <class A>
 constexpr int64_t kChunk = 4096 / sizeof(A);
 constexpr int64_t kFewRows = 4 * kRowQueries;  // packing references costs what it saves in scoring them so often
-constexpr int64_t kSpareRoom = 12 << 20;  // bytes that a call may take beside twice its rows
+constexpr int64_t kSpareRoom = 8 << 20;  // bytes that a call may take beside twice its rows
 constexpr int64_t kBytesAhead = 6144;  // of references that are read once
 constexpr int64_t kTaskWork = 1 << 21;  // pairs times dimensions worth a task: some 50 us, as long as a thread wakes
 

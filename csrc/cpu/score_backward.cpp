@@ -18,12 +18,13 @@ struct Backward {
     const int64_t chunks = blocks_of(p.dim, lanes), groups = least(p.batch, kEntryGroups);
     const int64_t room = backward_room<E>(p.query, p.reference, p.dim);
     // Entries at once take more memory, one after another more turns.
-    const bool at_once = groups >= parallel.threads && bytes(p, chunks, 1) * parallel.threads / 2 <= room;
+    const bool at_once = groups >= parallel.threads &&
+                         bytes(p, least(chunks, Chunks::kMostDims / lanes), 1) * parallel.threads / 2 <= room;
     const int64_t sums = p.grad_weight ? groups * p.heads * lanes * int64_t(sizeof(A)) : 0;  // of a chunk
     const auto fits = [&](int64_t count) {
       return count * sums + bytes(p, count, at_once ? 1 : parallel.threads) <= room;
     };
-    Chunks::each(chunks, fits, [&](const Chunks& some) {
+    Chunks::each(chunks, lanes, fits, [&](const Chunks& some) {
       const int64_t left = room - some.count * sums;
       const int64_t dims = least(some.count * lanes, p.dim - some.first * lanes), size = some.count * lanes;
       Scratch<A> partial(p.grad_weight ? groups * p.heads * size : 0);  // [groups][heads][size]

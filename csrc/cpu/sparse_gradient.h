@@ -51,7 +51,7 @@ class SparseGradient {
     Scratch<Pair<A>> pairs(lists.size());
     Scratch<int32_t> places(lists.places());
     const auto fits = [&](int64_t windows) { return bytes(p, windows) <= room; };
-    Chunks::each(blocks_of(p.dim, kWidth), fits, [&](const Chunks& windows) {
+    Chunks::each(blocks_of(p.dim, kWidth), kWidth, fits, [&](const Chunks& windows) {
       const int64_t taken = bytes(p, windows.count);
       Scratch<char> memory(taken);
       Arena arena(memory);

@@ -49,9 +49,11 @@ def fused_dissim_topk(
 
     Refuses a derivative: gather the rows and score them with `paired_dissim_score` to train through the result.
 
-    Cost: that of the score; memory: the result and a block of scores. Raises ValueError when a query has fewer
-    than k candidates; other errors as in `fused_dissim_score`. On CUDA that check waits for the result where a filter
-    is given, and is left out while a graph is captured: places without a candidate then hold index -1.
+    Cost: that of the score. Memory on the CPU: the result, for half types once more in float32, and at most 2(N +
+    M)D values and 16 MiB, or 16 k bytes if these are more; on GPUs the result and a block of scores. Raises
+    ValueError when a query has fewer than k candidates; other errors as in `fused_dissim_score`. On CUDA that check
+    waits for the result where a filter is given, and is left out while a graph is captured: places without a
+    candidate then hold index -1.
 
     >>> import torch
     >>> found = fused_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
