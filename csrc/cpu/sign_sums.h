@@ -27,7 +27,7 @@ int64_t backward_room(const Rows& query, const Rows& reference, int64_t dim) {
 struct Chunks {
   int64_t first, count;
 
-  static constexpr int64_t kMostDims = 4096;  // at a time: enough for many threads
+  static constexpr int64_t kMostDims = 1024;  // at a time: a chunk for each of 64 threads
 
   // Calls each(chunks) for runs that together are all: as long as fits(count), or of one chunk where none fits.
   template <class Fits, class Each>
