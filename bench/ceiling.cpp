@@ -42,7 +42,9 @@ struct Packed {
         weight(dim),
         scores((rows + kTileRows) * kBlockColumns),
         from(rows + width),
-        scorer(dim, rows, width) {
+        memory(bytes(dim, {rows, width, dim})),
+        arena(memory),
+        scorer(arena, dim, {rows, width, dim}) {
     uint32_t any = 1;  // rows that differ: E7 does not answer for equal ones
     for (int64_t i = 0; i < (rows + columns) * dim; ++i) values[i] = float((any = any * 1664525 + 1013904223) >> 8);
     for (int64_t d = 0; d < dim; ++d) weight[d] = d % 3 ? 1e-3f : -1e-3f;
@@ -50,9 +52,16 @@ struct Packed {
     scorer.set_head(weight, 0);
     scorer.set_references(from + rows, 1, columns);
   }
+  static int64_t bytes(int64_t dim, const Blocking& blocking) {
+    Arena counted;
+    BlockScorer<float>(counted, dim, blocking);
+    return counted.used();
+  }
   const int64_t rows, columns, dim, width;
   Scratch<float> values, weight, scores;
   Scratch<const float*> from;
+  Scratch<char> memory;
+  Arena arena;
   BlockScorer<float> scorer;
 };
 
@@ -92,7 +101,7 @@ CEILING ceiling_tile(int64_t steps) {
     if (kLeastMaxima < INT64_MAX) {
       tile(query, query, panel, panel, weight, kSlice, 32, false, scores);
     } else {
-      score_tile<float, kTileVectors>(query, 0, kSlice, panel, weight, 0, scores, kPanel<float>);
+      score_tile<float, kTileVectors>(query, true, kSlice, panel, weight, 0, scores, kPanel<float>);
     }
   return steps * kSlice * kTileRows * kPanel<float>;
 }

@@ -23,7 +23,7 @@ from .cases import Case
 from .toolchain import compiler
 
 ROOT = Path(__file__).parents[1]
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = Path(__file__).with_suffix(".cpp"), ROOT / "csrc" / "cpu" / "memory.cpp"
 ARITHMETIC = ("score", "tile", "block", "backward", "sad")
 #: Elements of one arithmetic call on a thread: some 50 ms.
 ELEMENTS = 1 << 31
@@ -46,11 +46,11 @@ def flags(isa: str) -> list[str]:
 
 def load(isa: str) -> ctypes.CDLL:
     library = ROOT / "build" / f"ceiling_{isa}.so"
-    newest = max(path.stat().st_mtime for path in (SOURCE, *ROOT.glob("csrc/**/*.h"), ROOT / "setup.py"))
+    newest = max(path.stat().st_mtime for path in (*SOURCES, *ROOT.glob("csrc/**/*.h"), ROOT / "setup.py"))
     if not library.exists() or library.stat().st_mtime < newest:
         library.parent.mkdir(exist_ok=True)
         made = library.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler(), *flags(isa), "-shared", str(SOURCE), "-o", str(made)], check=True)
+        subprocess.run([compiler(), *flags(isa), "-shared", *map(str, SOURCES), "-o", str(made)], check=True)
         made.replace(library)
     loaded = ctypes.CDLL(str(library))
     for name in (*ARITHMETIC, "memory", "pages"):

@@ -17,12 +17,19 @@ struct Rows {
   int64_t batch_stride, row_stride, dim_stride;
 };
 
-// How an entry point runs on many threads: each(context, i) is called once for every i < count, in any order.
+// How an entry point runs on many threads: each(context, worker, i) is called once for every i < count, in any order,
+// by workers < threads of which each does one thing at a time. It throws nothing; `run` may, before the first call.
 // Results never depend on `threads`: work is cut by shape alone and every sum has a fixed order.
 struct Parallel {
-  void (*run)(int64_t count, void (*each)(void* context, int64_t i), void* context);
+  void (*run)(int threads, int64_t count, void (*each)(void* context, int worker, int64_t i), void* context);
   int threads;
 };
+constexpr int kMostThreads = 1024;  // that a call uses
+
+// Memory: an entry point takes what it needs beside its outputs before the first task begins and throws
+// std::bad_alloc where there is none, with nothing left behind. With N and M rows of one batch entry and values of
+// `dtype`, forward takes at most 2 (N + M) D values and 8 MiB, backward 3 (N + M) D values and 8 MiB, on any number
+// of threads. A thread that calls keeps 2 MiB of it for its next call.
 
 // E1: scores[b, c, n, m] = bias[c] + sum_d weight[c, d] |query[b, n, d] - reference[b, m, d]|.
 struct Score {

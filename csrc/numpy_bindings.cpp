@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
+#include <exception>
 #include <optional>
 #include <string>
 #include <thread>
@@ -32,21 +34,25 @@ dissim::Rows rows_of(const py::array& array) {  // [R, D]
 const void* pointer(const std::optional<py::array>& array) { return array ? array->data() : nullptr; }
 const int64_t* integers(const std::optional<py::array>& array) { return static_cast<const int64_t*>(pointer(array)); }
 
-// Threads of one call, this one among them; a shared counter, so that one on a busy core takes fewer tasks.
-thread_local int threads_of_call = 1;
+// Threads of one call, this one among them; a shared counter, so that one on a busy core takes fewer tasks. Where the
+// system does not start as many, those that it has started do the work.
 dissim::Parallel parallel(int threads) {
-  threads_of_call = threads;
-  return {[](int64_t count, void (*each)(void*, int64_t), void* context) {
+  return {[](int most, int64_t count, void (*each)(void*, int, int64_t), void* context) {
             std::atomic<int64_t> next{0};
-            const auto work = [&] {
-              for (int64_t i; (i = next++) < count;) each(context, i);
+            const auto work = [&](int worker) {
+              for (int64_t i; (i = next++) < count;) each(context, worker, i);
             };
+            const int workers = int(std::min<int64_t>(most, count));
             std::vector<std::thread> others;
-            for (int i = 1; i < threads_of_call && i < count; ++i) others.emplace_back(work);
-            work();
+            others.reserve(workers);
+            try {
+              for (int worker = 1; worker < workers; ++worker) others.emplace_back(work, worker);
+            } catch (const std::exception&) {
+            }
+            work(0);
             for (std::thread& other : others) other.join();
           },
-          threads};
+          std::min(threads, dissim::kMostThreads)};
 }
 
 const dissim::Kernels& kernels() {

@@ -3,22 +3,49 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
+#include <mutex>
+#include <new>
 #include <string>
+#include <thread>
+#include <vector>
 
 namespace {
 
+// Whether as many threads start. OpenMP, which torch runs its threads by, ends the process where one does not; it
+// starts them with the first loop of a thread that calls and keeps them for others.
+bool threads_start(int64_t threads) {
+  thread_local int64_t started = 1;
+  if (threads <= started) return true;
+  if (threads > dissim::kMostThreads) return false;
+  std::vector<std::thread> others;
+  std::mutex all_started;
+  try {
+    const std::lock_guard wait(all_started);
+    others.reserve(size_t(threads));
+    while (int64_t(others.size()) + 1 < threads) others.emplace_back([&] { const std::lock_guard wait(all_started); });
+    started = threads;
+  } catch (const std::exception&) {
+  }
+  for (std::thread& other : others) other.join();
+  return threads <= started;
+}
+
 // at::parallel_for with a shared counter, so that a thread on a busy core takes fewer tasks.
 dissim::Parallel parallel() {
-  const int threads = int(torch::stable::get_num_threads());
-  return {[](int64_t count, void (*each)(void*, int64_t), void* context) {
+  return {[](int most, int64_t count, void (*each)(void*, int, int64_t), void* context) {
             std::atomic<int64_t> next{0};
-            const int64_t workers = std::min<int64_t>(count, torch::stable::get_num_threads());  // no more are woken
-            torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+            const auto work = [&](int64_t begin, int64_t end) {
               for (int64_t worker = begin; worker < end; ++worker)
-                for (int64_t i; (i = next++) < count;) each(context, i);
-            });
+                for (int64_t i; (i = next++) < count;) each(context, int(worker), i);
+            };
+            const int64_t workers = std::min<int64_t>(count, most);  // no more are woken
+            if (threads_start(torch::stable::get_num_threads()))
+              torch::stable::parallel_for(0, workers, 1, work);
+            else
+              work(0, 1);
           },
-          threads};
+          int(std::min<int64_t>(torch::stable::get_num_threads(), dissim::kMostThreads))};
 }
 
 const dissim::Kernels& kernels() {
@@ -32,7 +59,13 @@ const dissim::Kernels& kernels() {
 
 template <auto kernel>
 struct OnCpu {
-  static void run(const Tensor&, const auto& problem) { (kernels().*kernel)(problem, parallel()); }
+  static void run(const Tensor&, const auto& problem) {
+    try {
+      (kernels().*kernel)(problem, parallel());
+    } catch (const std::bad_alloc& error) {  // as torch's own operators say it
+      STD_TORCH_CHECK(false, error.what());
+    }
+  }
 };
 
 // "avx2" or another name; empty where DISSIM_ISA names a set that cannot run.

@@ -28,6 +28,10 @@ ACCUMULATE: dict[np.dtype, np.dtype] = {
 }
 
 
+#: More threads than this count as so many, and more than the system starts as those that it starts.
+MOST_THREADS = 1024
+
+
 class TopK(NamedTuple):
     """scores [N, k] in the embeddings' dtype and indices [N, k] int64, best first."""
 
@@ -54,10 +58,14 @@ def score(
     float16 rows, and are accumulated in float32 (float64 for float64). Any strides, no copy; sizes may be 0.
 
     Args:
-        threads: how many to use; by default the environment's DISSIM_THREADS or OMP_NUM_THREADS, else all cores.
+        threads: how many to use; by default the environment's DISSIM_THREADS or OMP_NUM_THREADS, else all cores. More
+            than 1024 count as 1024; where the system does not start as many, those that it starts do the work.
+
+    Memory: the result, and at most 2 (N + M) D values of the rows' dtype and 16 MiB, with any number of threads.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected, what came and what to do.
+        MemoryError: there is not so much memory.
 
     >>> import numpy as np
     >>> score(np.zeros((1, 2)), np.eye(2), np.array([-1.0, -2.0]), 0.5)
@@ -87,8 +95,9 @@ def topk(
         order = np.argsort(-score(query, reference, weight, bias), axis=1, kind="stable")[:, :k]
 
     Best first; equal scores by lower index; a NaN score never outranks a number. exclude: int64 [N], a reference
-    each query must not return, -1 for none. Other arguments and errors as in `score`; ValueError where a query has
-    fewer than k candidates.
+    each query must not return, -1 for none. Other arguments, memory and errors as in `score` (scores of float16 rows
+    are float32 before they are rounded; for a k above 2**19 one query's 16 k bytes may be more than 16 MiB);
+    ValueError where a query has fewer than k candidates.
 
     >>> import numpy as np
     >>> topk(np.zeros((1, 2)), np.eye(3)[:, :2], np.array([-1.0, -2.0]), k=2).indices
@@ -104,14 +113,16 @@ def topk(
         if exclude.shape != (len(query),):
             _refuse("exclude", f"shape [{len(query)}]", _shape(exclude), "Pass one reference row for each query.")
         exclude = np.ascontiguousarray(exclude)
+    if len(query) and k > len(reference):  # before anything is allocated for it
+        candidates = len(reference) - (exclude is not None and 0 <= exclude[0] < len(reference))
+        _too_few(candidates, 0, k)
     scores = np.empty((len(query), k), ACCUMULATE[query.dtype])
     indices = np.empty(scores.shape, np.int64)
     compiled.topk(
         query, reference, wide_weight, wide_bias, k, bool(largest), exclude, scores, indices, _threads(threads)
     )
     if k and (short := np.flatnonzero(indices[:, -1] < 0)).size:
-        candidates = int((indices[short[0]] >= 0).sum())
-        _refuse("k", f"at most the {candidates} candidates of query row {short[0]}", k, "Ask for fewer.")
+        _too_few(int((indices[short[0]] >= 0).sum()), short[0], k)
     return TopK(scores.astype(query.dtype, copy=False), indices)
 
 
@@ -167,11 +178,15 @@ def _threads(threads: int | None) -> int:
             if value := os.environ.get(name):
                 if not value.isdecimal() or int(value) < 1:
                     _refuse(name, "a number of threads in the environment", repr(value), "Set it to 1 or more.")
-                return int(value)
+                return min(int(value), MOST_THREADS)
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         _refuse("threads", "None or an integer of at least 1", repr(threads), "Leave it out to use all cores.")
-    return threads
+    return min(threads, MOST_THREADS)
+
+
+def _too_few(candidates: int, row: int, k: int) -> NoReturn:
+    _refuse("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
 
 
 def _refuse(argument: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError) -> NoReturn:

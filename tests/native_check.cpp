@@ -53,11 +53,11 @@ bool near(double found, double expected, double terms, int64_t steps, double las
   return std::fabs(found - expected) <= 2 * double(steps) * unit * terms + last * std::fabs(expected) + 1e-30;
 }
 
-void run_threads(int64_t count, void (*each)(void*, int64_t), void* context) {
+void run_threads(int, int64_t count, void (*each)(void*, int, int64_t), void* context) {
   std::thread other([&] {
-    for (int64_t i = 1; i < count; i += 2) each(context, i);
+    for (int64_t i = 1; i < count; i += 2) each(context, 1, i);
   });
-  for (int64_t i = 0; i < count; i += 2) each(context, i);
+  for (int64_t i = 0; i < count; i += 2) each(context, 0, i);
   other.join();
 }
 

@@ -144,7 +144,7 @@ def test_an_operation_has_one_name_in_every_layer(stem):
         assert callable(getattr(module, stem))
     for path in (p for p in SOURCES if p.is_relative_to(ROOT / "csrc") and p.suffix in (".cpp", ".cu")):
         assert re.match(
-            r"(score|topk|hinge)(_backward)?$|quantise$|certified$|isa$|launch$|\w+_bindings$", path.stem
+            r"(score|topk|hinge)(_backward)?$|quantise$|certified$|isa$|memory$|launch$|\w+_bindings$", path.stem
         ), f"no stem of ours: {path.name}"
 
 

@@ -83,7 +83,7 @@ def test_without_its_library_the_package_imports_and_says_how_to_build_it(librar
 def native_check(tmp_path, compiler, *flags, emulator=()):
     """What native_check.cpp says of every kernel, compiled with the library's own flags and these."""
     csrc = PACKAGE.parent / "csrc" / "cpu"
-    sources = [TESTS / "native_check.cpp", *(csrc / f"{kernel}.cpp" for kernel in setup_py("KERNELS"))]
+    sources = [TESTS / "native_check.cpp", *(csrc / f"{name}.cpp" for name in [*setup_py("KERNELS"), "memory"])]
 
     def compile(source):
         made = tmp_path / f"{source.stem}.o"

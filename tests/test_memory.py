@@ -1,12 +1,20 @@
-"""Peak memory beyond the inputs, of a fresh process: what the docstrings promise, in bytes by formula."""
+"""Peak memory beyond the inputs, of a fresh process: what the docstrings promise, in bytes by formula; what threads
+keep; and a process without memory or threads enough, which gets an error or the right result.
+
+tests/stress/test_memory_extremes.py tries many more shapes.
+"""
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
+from memory_probe import MIB, Case, too_large
 
+import dissim_kernels
 from dissim_kernels import testing as judge
 
 #: Allocator slack, thread stacks and code pages that a first call touches.
@@ -98,12 +106,160 @@ def test_search_and_loss_never_hold_a_matrix_of_scores(what, backend):
 def test_the_certified_search_keeps_lists_of_candidates_only():
     """4 dimensions, where quantised scores tie by the thousand: lists overflow and references are scanned again."""
     n, m = 1024, 65536
-    lists = 8 * (1 << 22)  # kMostKept of csrc/cpu/certified.cpp
+    lists = 32 << 20  # kMostCandidates of csrc/cpu/certified.cpp
     assert FLOAT * n * m > 4 * (lists + SLACK)
     assert extra_memory("certified", "cpu", n, m, 4) <= 1.25 * lists + SLACK
 
 
-@pytest.mark.parametrize(("what", "sizes", "least"), [("plain", (256, 256, 512), 256 * 256 * 512),
-                                                      ("matrix", (4096, 4096, 4), 4096 * 4096)])  # fmt: skip
-def test_the_probe_sees_what_these_tests_forbid(what, sizes, least):
-    assert extra_memory(what, "cpu", *sizes) >= FLOAT * least
+#: Few and very long rows, many and very short ones, large k, batches, heads.
+EXTREMES = (
+    Case("forward", 2, 2, 1_000_000),
+    Case("forward", 2, 2, 1_000_000, "float16"),
+    Case("forward", 20, 40, 60_000, "bfloat16"),
+    Case("forward", 130, 300, 4096),
+    Case("forward", 600, 700, 128, "float64", batch=3),
+    Case("forward", 17, 100, 20_000, heads=3),
+    Case("backward", 2, 2, 1_000_000),
+    Case("backward", 2, 2, 300_000, "float16"),
+    Case("backward", 20, 40, 20_000, heads=3),
+    Case("backward", 1, 1, 40_000, batch=64),
+    Case("backward", 20_000, 3, 16),
+    Case("topk", 9000, 1100, 4, "float16", k=1000),
+    Case("topk", 20, 400, 40_000),
+    Case("hinge", 9000, 1100, 4, k=1000),
+    Case("hinge_backward", 20, 400, 40_000, active=0.02),
+    Case("hinge_backward", 20, 400, 40_000),
+    Case("certified", 20, 30_000, 64, k=3000),
+    Case("numpy_score", 20, 40, 60_000),
+    Case("numpy_topk", 3000, 1100, 4, k=1000),
+)
+
+
+@pytest.mark.parametrize("threads", [1, 64])
+def test_no_call_takes_more_than_it_is_allowed(threads):
+    assert not too_large([case.with_threads(threads) for case in EXTREMES])
+
+
+def test_the_probe_of_extremes_sees_a_gradient_kept_for_every_pair():
+    """What `backward` of the definition takes, with 4 (N + M) D values allowed."""
+    assert too_large([Case("plain_backward", 200, 200, 300)])
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "dim"), [(40, 70, 20_000), (17, 17, 200_000), (3, 300, 30_000), (2000, 900, 3), (130, 300, 4100)]
+)
+def test_results_are_the_same_bits_where_memory_is_short(n, m, dim):
+    """64 threads get fewer references or dimensions at a time, or are not all used."""
+    labels, found = (torch.arange(n) % 7, torch.arange(m) % 7), []
+    inputs = judge.random_inputs((n, dim), (m, dim))
+    query, reference, weight = (x.clone().requires_grad_() for x in inputs[:3])
+    with torch.no_grad():
+        reference[::9] = query[torch.arange(0, m, 9) % n]  # equal rows are scored in another way
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 64):
+            torch.set_num_threads(count)
+            scores = dissim_kernels.fused_dissim_score(query, reference, weight)
+            loss = dissim_kernels.fused_dissim_hinge_loss(query, reference, weight, None, *labels, hard_negatives=5)
+            gradients = [torch.autograd.grad(x.sum(), (query, reference, weight)) for x in (scores, loss)]
+            best = dissim_kernels.fused_dissim_topk(query.detach(), reference.detach(), weight.detach(), k=min(m, 20))
+            found.append([scores, loss, *gradients[0], *gradients[1], *best])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *found))
+
+
+KEPT = """
+import ctypes, torch, dissim_kernels as d, dissim_kernels.numpy as side
+def calls():
+    x = [torch.randn(*shape, requires_grad=True) for shape in ((1000, 64), (2000, 64), (64,))]
+    labels = torch.arange(1000) % 5, torch.arange(2000) % 5
+    d.fused_dissim_score(*x).sum().backward()
+    for hard in (None, 2):
+        d.fused_dissim_hinge_loss(*x, None, *labels, hard_negatives=hard).backward()
+    with torch.no_grad():
+        x = [t.detach() for t in x]
+        d.fused_dissim_topk(*x, k=3)
+        d.certified_dissim_topk(*x, k=3, quantised=d.quantise_references(*x[1:]))
+        side.score(*(t.numpy() for t in x), threads=torch.get_num_threads())
+def in_use():
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(open("/proc/self/statm").read().split()[1]) << 12
+torch.set_num_threads(1)
+calls()
+torch.set_num_threads(16)
+torch.ones(10**6).exp()
+before = in_use()
+for _ in range(3):
+    calls()
+print(in_use() - before)
+"""
+
+
+def run(script, *arguments):
+    """What a script prints; memory that it frees goes back to the system."""
+    settings = {
+        **os.environ,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_ARENA_MAX": "1",
+    }
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_thread_that_calls_keeps_2_mib_and_its_workers_nothing():
+    assert int(run(KEPT)) <= (2 + 8) * MIB
+
+
+#: With `room` MiB of address space left each call, in a fork, returns the right result or raises.
+SHORT = """
+import os, resource, sys, torch, dissim_kernels as d, dissim_kernels.numpy as side
+threads, room, names = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+torch.set_num_threads(1)  # threads do not survive a fork
+x = [torch.randn(*shape, requires_grad=True) for shape in ((40, 20_000), (500, 20_000), (20_000,))]
+few, labels = [t.detach()[..., :64].contiguous() for t in x], (torch.arange(40) % 5, torch.arange(500) % 5)
+arrays, expected = [t.numpy() for t in few], d.fused_dissim_score(*few)
+made = d.quantise_references(*few[1:])
+scores = d.fused_dissim_score(*x).sum()
+calls = {
+    "forward": lambda: d.fused_dissim_score(*x),
+    "backward": lambda: scores.backward(),
+    "topk": lambda: d.fused_dissim_topk(*x, k=5),
+    "hinge": lambda: d.fused_dissim_hinge_loss(*x, None, *labels, hard_negatives=2),
+    "codes": lambda: d.quantise_references(*(t.detach() for t in x[1:])),
+    "certified": lambda: d.certified_dissim_topk(*few, k=500, quantised=made),
+    "numpy": lambda: side.score(*arrays, threads=threads),
+    "threads": lambda: d.fused_dissim_score(*few),
+}
+for name in names:
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(threads)
+        size = int(open("/proc/self/statm").read().split()[0]) << 12
+        resource.setrlimit(resource.RLIMIT_AS, (size + (room << 20), size + (room << 20)))
+        try:
+            result = calls[name]()
+            if name in ("threads", "numpy"):
+                assert torch.equal(torch.as_tensor(result), expected), "wrong scores"
+            print(name, "returned", flush=True)
+        except (RuntimeError, MemoryError) as error:
+            print(name, type(error).__name__, *str(error).split()[:12], flush=True)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        print(name, "ended with", code, flush=True)
+"""
+
+
+def test_without_memory_enough_a_call_raises():
+    lines = run(SHORT, "1", "1", "forward", "backward", "topk", "hinge", "codes", "certified").splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        assert re.match(r"\w+ RuntimeError .*(memory|alloc)", line), lines
+
+
+def test_without_threads_enough_those_that_start_do_the_work():
+    assert run(SHORT, "64", "40", "numpy", "threads").splitlines() == ["numpy returned", "threads returned"]

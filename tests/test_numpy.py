@@ -100,6 +100,17 @@ def test_same_bits_with_any_number_of_threads_and_the_environment_is_heard(monke
         side.score(*arrays)
 
 
+@pytest.mark.parametrize("threads", [1025, 2**29, 2**31, 10**30])
+def test_more_threads_than_make_sense_give_the_same_bits(threads, monkeypatch):
+    """Work for more than one: a count that overflows would leave scores unwritten."""
+    arrays = [x.numpy() for x in judge.random_inputs((300, 64), (3000, 64))]
+    expected = side.score(*arrays, threads=1)
+    assert np.array_equal(side.score(*arrays, threads=threads), expected)
+    assert np.array_equal(side.topk(*arrays, k=1, threads=threads).scores[:, 0], expected.max(1))
+    monkeypatch.setenv("DISSIM_THREADS", str(threads))
+    assert np.array_equal(side.score(*arrays), expected)
+
+
 def test_report_says_what_was_built():
     facts = side.report()
     assert facts["isa"] == native.isa() and facts["isas"][facts["isa"]]
@@ -153,6 +164,12 @@ PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))[
         ({"threads": 0}, ValueError, "threads: expected None or an integer of at least 1, got 0. Leave it out"),
         ({"k": -1}, ValueError, "k: expected an integer of at least 0, got -1. Pass an int"),
         ({"k": 5}, ValueError, "k: expected at most the 4 candidates of query row 0, got 5. Ask for fewer"),
+        ({"k": 2**50}, ValueError, f"k: expected at most the 4 candidates of query row 0, got {2**50}. Ask"),
+        (
+            {"k": 2**50, "exclude": np.zeros(3, np.int64)},
+            ValueError,
+            "k: expected at most the 3 candidates of query row 0",
+        ),
         ({"exclude": np.zeros(3)}, TypeError, "exclude: expected an int64 array, got float64. Use np.asarray"),
         ({"exclude": np.zeros(2, int)}, ValueError, r"exclude: expected shape \[3\], got shape \[2\]. Pass one"),
     ],

@@ -1,7 +1,9 @@
 // The scores of some queries by some references for one head: packed once, scored block by block, dimension by
 // dimension (E1) or, where that is faster, by maxima (E7). A score depends on its two rows, the weights and the bias
-// alone.
+// alone, and not on how many rows or dimensions are packed at a time.
 #pragma once
+
+#include <type_traits>
 
 #include "max_form.h"
 
@@ -11,24 +13,40 @@ namespace {
 // References of a block of scores, whole panels of them: a word of bits for hinge.
 constexpr int64_t kBlockColumns = 64;
 
-// Rows in panels [dim][width], `used` in each, and what E7 needs to know of them: see MaxForm::sum_rows.
+// How much is packed at a time: queries, references and dimensions, which are all of them or, for one block of
+// references at most, a multiple of kSlice.
+struct Blocking {
+  int64_t rows, columns, dims;
+
+  // The largest below `all` that `fits`, for which fewer references come first, then fewer dimensions; the smallest
+  // where none fits.
+  template <class Fits>
+  static Blocking largest(Blocking all, const Fits& fits) {
+    const auto half = [](int64_t size, int64_t unit) { return most(unit, size / 2 / unit * unit); };
+    while (all.columns > kBlockColumns && !fits(all)) all.columns = half(all.columns, kBlockColumns);
+    while (all.dims > kSlice && !fits(all)) all.dims = half(all.dims, kSlice);
+    return all;
+  }
+};
+
+// Rows in panels [steps][width], `used` in each, and what E7 needs to know of them: see MaxForm::sum_rows.
 template <class A, int width, int used = width>
 class Panels {
  public:
-  Panels(int64_t rows, int64_t dim, int64_t slices)
-      : dim_(dim),
+  Panels(Arena& arena, int64_t rows, int64_t steps, int64_t slices)
+      : steps_(steps),
         slices_(slices),
-        values_(blocks_of(rows, used) * width * dim),
-        sums_(blocks_of(rows, used) * width * slices),
-        least_terms_(blocks_of(rows, used) * width) {}
+        values_(arena.take<A>(blocks_of(rows, used) * width * steps)),
+        sums_(arena.take<A>(blocks_of(rows, used) * width * slices)),
+        least_terms_(arena.take<A>(blocks_of(rows, used) * width)) {}
 
-  A* values(int64_t row, int64_t step) const { return values_ + (row / used * dim_ + step) * width + row % used; }
+  A* values(int64_t row, int64_t step) const { return values_ + (row / used * steps_ + step) * width + row % used; }
   A* sums(int64_t row, int64_t slice) const { return sums_ + (row / used * slices_ + slice) * width + row % used; }
   A* least_terms(int64_t row) const { return least_terms_ + row / used * width + row % used; }
 
  private:
-  const int64_t dim_, slices_;
-  Scratch<A> values_, sums_, least_terms_;
+  const int64_t steps_, slices_;
+  A *const values_, *const sums_, *const least_terms_;
 };
 
 template <class E>
@@ -37,18 +55,22 @@ class BlockScorer {
   static constexpr int panel = kPanel<A>, lanes = kLanes<A>;
 
  public:
-  // For at most `rows` queries and `columns` references at a time, a multiple of a panel.
-  BlockScorer(int64_t dim, int64_t rows, int64_t columns)
+  // For at most so many queries and references at a time. A multiple of a panel of references, or none of both.
+  BlockScorer(Arena& arena, int64_t dim, const Blocking& blocking)
       : dim_(dim),
+        steps_(blocking.dims),
+        whole_(steps_ == dim),
         maxima_(dim >= kLeastMaxima),
-        form_(maxima_ ? dim : 0),
-        query_(rows, dim, form_.most_slices()),
-        reference_(columns, dim, form_.most_slices()),
-        positive_(maxima_ ? (rows + kTileRows) * panel : 0),
-        negative_(maxima_ ? (rows + kTileRows) * panel : 0) {}
+        form_(arena, maxima_ ? dim : 0),
+        query_(arena, blocking.rows, packed_steps(), packed_slices()),
+        reference_(arena, blocking.columns, packed_steps(), packed_slices()),
+        halves_size_((blocking.rows + kTileRows) * panel),
+        positive_(arena.take<A>(maxima_ ? halves_size_ * panels_at_once() : 0)),
+        negative_(arena.take<A>(maxima_ ? halves_size_ * panels_at_once() : 0)),
+        again_(arena.take<A>(maxima_ && !whole_ ? (blocking.rows + kTileRows) * kBlockColumns : 0)) {}
 
   // Comes before the rows of either side, which have to follow for the first head and, where it `packs_by_head`, for
-  // every other.
+  // every other. Rows are read when they are set or when they are scored.
   void set_head(const A* weight, A bias) {
     weight_ = weight;
     bias_ = bias;
@@ -57,100 +79,158 @@ class BlockScorer {
   bool packs_by_head() const { return maxima_; }
 
   void set_queries(const E* const* from, int64_t stride, int64_t rows) {
+    queries_ = from;
+    query_stride_ = stride;
     rows_ = rows;
-    for (int64_t i = 0; i < rows; i += kQueryRows) {
-      const E* some[kQueryPanel];
-      for (int64_t k = 0; k < kQueryPanel; ++k) some[k] = from[least(i + k, rows - 1)];
-      pack<kQueryPanel / lanes>(some, stride, query_, i);
-    }
+    if (whole_) pack_queries(everything());
   }
 
   // `columns` references, from[j] and the last one again up to a whole panel.
   void set_references(const E* const* from, int64_t stride, int64_t columns) {
+    references_ = from;
+    reference_stride_ = stride;
     columns_ = columns;
-    for (int64_t j = 0; j < columns; j += panel)
-      half(j) ? pack<kTileVectors / 2>(from + j, stride, reference_, j)
-              : pack<kTileVectors>(from + j, stride, reference_, j);
+    if (whole_) pack_references(everything());
   }
 
   // scores[i * kBlockColumns + j] of query i and reference first + j, as many as a block has. What follows up to a
   // whole tile is overwritten.
   void score(int64_t first, A* scores) {
+    if (!whole_) return maxima_ ? score_maxima_by_ranges(scores) : score_by_ranges(scores);
     for (int64_t j = first; j < least(first + kBlockColumns, columns_); j += panel, scores += panel)
       half(j) ? score_panel<kTileVectors / 2>(j, scores) : score_panel<kTileVectors>(j, scores);
   }
 
  private:
+  // Steps that are packed together, [first, last), which are of dimensions [begin, end). Without E7 a step is a
+  // dimension.
+  struct Range {
+    int64_t first, last, begin, end;
+    int64_t steps() const { return last - first; }
+  };
+  Range everything() const { return {0, dim_, 0, dim_}; }
+
+  // One step more for the dimensions that lie between those of a range.
+  int64_t packed_steps() const { return whole_ ? dim_ : steps_ + 1; }
+  int64_t packed_slices() const { return !maxima_ ? 0 : whole_ ? form_.most_slices() : steps_ / form_.length() + 1; }
+  int64_t panels_at_once() const { return whole_ ? 1 : kBlockColumns / panel; }
+
   // Whether half the vectors of the panel from j on hold what is left of the references.
   bool half(int64_t j) const { return columns_ - j <= panel / 2; }
 
-  template <int vectors, int width, int used>
-  void pack(const E* const* from, int64_t stride, const Panels<A, width, used>& to, int64_t row) {
-    A* values = to.values(row, 0);
-    if (maxima_) {
-      pack_rows<E, width>(from, vectors * lanes, stride, dim_, values, [&](int64_t d) { return form_.place(d); });
-      form_.template sum_rows<vectors, width>(values, to.sums(row, 0), to.least_terms(row));
-    } else {
-      pack_rows<E, width>(from, vectors * lanes, stride, dim_, values, [](int64_t d) { return d; });
+  // Calls visit(vectors, j) for each panel.
+  template <class Visit>
+  void each_panel(const Visit& visit) const {
+    for (int64_t j = 0; j < columns_; j += panel)
+      half(j) ? visit(std::integral_constant<int, kTileVectors / 2>{}, j)
+              : visit(std::integral_constant<int, kTileVectors>{}, j);
+  }
+
+  void pack_queries(const Range& range) {
+    for (int64_t i = 0; i < rows_; i += kQueryRows) {
+      const E* some[kQueryPanel];
+      for (int64_t k = 0; k < kQueryPanel; ++k) some[k] = queries_[least(i + k, rows_ - 1)];
+      pack<kQueryPanel / lanes>(range, some, query_stride_, query_, i);
     }
+  }
+
+  void pack_references(const Range& range) {
+    each_panel(
+        [&](auto vectors, int64_t j) { pack<vectors()>(range, references_ + j, reference_stride_, reference_, j); });
+  }
+
+  template <int vectors, int width, int used>
+  void pack(const Range& range, const E* const* from, int64_t stride, const Panels<A, width, used>& to, int64_t row) {
+    A* values = to.values(row, 0);
+    const auto pack = [&](const auto& place) {
+      pack_rows<E, width>(from, vectors * lanes, stride, range.begin, range.end, values, place);
+    };
+    if (!maxima_) return pack([&](int64_t d) { return d - range.begin; });
+    if (whole_) {
+      pack([&](int64_t d) { return form_.place(d); });
+    } else {
+      pack([&](int64_t d) {
+        const uint64_t step = uint64_t(form_.place(d) - range.first), steps = uint64_t(range.steps());
+        return int64_t(step < steps ? step : steps);
+      });
+    }
+    form_.template sum_rows<vectors, width>(range.first, range.last, values, to.sums(row, 0), to.least_terms(row));
   }
 
   template <int vectors>
   void score_panel(int64_t j, A* scores) {
     if (maxima_) {
-      add_steps<vectors>(0, form_.steps(0), j, positive_);
-      add_steps<vectors>(form_.steps(0), form_.steps(1), j, negative_);
-      for (int64_t i = 0; i < rows_; i += kTileRows) settle<vectors>(i, j, scores + i * kBlockColumns);
-      return;
-    }
-    int64_t d = 0;
-    do {  // slice by slice; once for no dimensions
-      const int64_t end = least(d + kSlice, dim_);
-      const A last = end == dim_ ? bias_ : A(0);
+      for (int sign = 0; sign < 2; ++sign) add_steps<vectors>(sign, everything(), j, halves(sign, j));
       for (int64_t i = 0; i < rows_; i += kTileRows)
-        score_tile<A, vectors>(query_.values(i, 0), d, end, reference_.values(j, 0), weight_, last,
-                               scores + i * kBlockColumns, kBlockColumns);
-      d = end;
-    } while (d < dim_);
+        if (!settle<vectors>(i, j, scores + i * kBlockColumns)) score_again<vectors>(i, j, scores + i * kBlockColumns);
+    } else {
+      add_dims<vectors>(everything(), j, scores);
+    }
   }
 
-  // halves[i * panel + j] of the sums of steps [first, last), of which there may be none.
+  // E1 for some of the dimensions, slice by slice; once for no dimensions.
   template <int vectors>
-  void add_steps(int64_t first, int64_t last, int64_t j, A* halves) {
+  void add_dims(const Range& range, int64_t j, A* scores) {
+    int64_t d = range.first;
+    do {
+      const int64_t end = least(d + kSlice, range.last);
+      const A last = end == dim_ ? bias_ : A(0);
+      for (int64_t i = 0; i < rows_; i += kTileRows)
+        score_tile<A, vectors>(query_.values(i, d - range.first), d == 0, end - d,
+                               reference_.values(j, d - range.first), weight_ + d, last, scores + i * kBlockColumns,
+                               kBlockColumns);
+      d = end;
+    } while (d < range.last);
+  }
+
+  // E7 for those of the steps that have a sign of weight, of which there may be none:
+  // halves[i * panel + j] (+)= their sum.
+  template <int vectors>
+  void add_steps(int sign, const Range& range, int64_t j, A* halves) {
     const auto tile = reads_in_place() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
-    if (first == last)
+    const int64_t first_slice = form_.slice(range.first);
+    const int64_t first = most(range.first, form_.begin(sign)), last = least(range.last, form_.end(sign));
+    if (form_.begin(sign) == form_.end(sign))
       for (int64_t i = 0; i < blocks_of(rows_, kTileRows) * kTileRows; ++i)
         memset(halves + i * panel, 0, vectors * kVectorBytes);
     for (int64_t step = first; step < last; step += kSlice) {
-      const int64_t slice = form_.slice(step);
+      const int64_t at = step - range.first, slice = form_.slice(step) - first_slice;
       for (int64_t i = 0; i < rows_; i += kTileRows)
-        tile(query_.values(i, step), query_.sums(i, slice), reference_.values(j, step), reference_.sums(j, slice),
-             form_.weights(step), least(kSlice, last - step), form_.length(), step == first, halves + i * panel);
+        tile(query_.values(i, at), query_.sums(i, slice), reference_.values(j, at), reference_.sums(j, slice),
+             form_.weights(step), least(kSlice, last - step), form_.length(), step == form_.begin(sign),
+             halves + i * panel);
     }
   }
 
-  // A tile's scores from the halves of its two sums, those that E7 cannot answer for made again by E1.
+  // A tile's scores from the halves of its two sums, and whether E7 answers for all of them.
   template <int vectors>
-  void settle(int64_t i, int64_t j, A* scores) {
+  bool settle(int64_t i, int64_t j, A* scores) {
+    const A *positive = halves(0, j), *negative = halves(1, j);
     Integers<A> all = ~Integers<A>{};
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
         all &= known(i, k, j, v);
-        store<A>(scores + k * kBlockColumns + v * lanes, sum(positive_, i + k, v) + sum(negative_, i + k, v) + bias_);
+        store<A>(scores + k * kBlockColumns + v * lanes, sum(positive, i + k, v) + sum(negative, i + k, v) + bias_);
       }
-    if (bits<A>(~all)) score_again<vectors>(i, j, scores);
+    return !bits<A>(~all);
   }
 
+  // Those scores of a tile that E7 does not answer for, by E1.
   template <int vectors>
   void score_again(int64_t i, int64_t j, A* scores) {
     alignas(64) A again[kTileRows * panel];
-    score_tile<A, vectors>(query_.values(i, 0), 0, dim_, reference_.values(j, 0), form_.weights(0), bias_, again,
+    score_tile<A, vectors>(query_.values(i, 0), true, dim_, reference_.values(j, 0), form_.weights(0), bias_, again,
                            panel);
+    mend<vectors>(i, j, again, panel, scores);
+  }
+
+  template <int vectors>
+  void mend(int64_t i, int64_t j, const A* again, int64_t stride, A* scores) {
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
         A* at = scores + k * kBlockColumns + v * lanes;
         const Integers<A> kept = known(i, k, j, v);
-        store<A>(at, where<A>(kept, load<A>(at)) + where<A>(~kept, load<A>(again + k * panel + v * lanes)));
+        store<A>(at, where<A>(kept, load<A>(at)) + where<A>(~kept, load<A>(again + k * stride + v * lanes)));
       }
   }
 
@@ -161,19 +241,82 @@ class BlockScorer {
   Integers<A> known(int64_t i, int k, int64_t j, int v) const {
     const A tiny = A(dim_) * (sizeof(A) == 4 ? A(0x1p-126) : A(0x1p-1022)), infinite = A(__builtin_inf());
     const Vector<A> needed = query_.least_terms(i)[k] + load<A>(reference_.least_terms(j) + v * lanes);
-    const Vector<A> spare = sum(positive_, i + k, v) - sum(negative_, i + k, v) - needed;
+    const Vector<A> spare = sum(halves(0, j), i + k, v) - sum(halves(1, j), i + k, v) - needed;
     return (spare >= tiny) & (spare < infinite);
   }
 
-  const int64_t dim_;
-  const bool maxima_;
+  // --- rows that are too long to be packed at once: range by range, in the same order of sums ------------------------
+
+  template <class Visit>
+  void each_range(const Visit& visit) {
+    const auto pack_and_visit = [&](const Range& range) {
+      pack_references(range);
+      pack_queries(range);
+      visit(range);
+    };
+    if (!maxima_)
+      for (int64_t d = 0; d < dim_; d += steps_) {
+        const int64_t end = least(d + steps_, dim_);
+        pack_and_visit(Range{d, end, d, end});
+      }
+    for (int sign = 0; maxima_ && sign < 2; ++sign)
+      for (int64_t step = form_.begin(sign); step < form_.end(sign); step += steps_) {
+        const int64_t last = least(step + steps_, form_.end(sign));
+        pack_and_visit(Range{step, last, form_.dim(step), form_.dim(last - 1) + 1});
+      }
+  }
+
+  void score_by_ranges(A* scores) {
+    each_range([&](const Range& range) {
+      each_panel([&](auto vectors, int64_t j) { add_dims<vectors()>(range, j, scores + j); });
+    });
+  }
+
+  void score_maxima_by_ranges(A* scores) {
+    each_range([&](const Range& range) {
+      each_panel([&](auto vectors, int64_t j) {
+        for (int sign = 0; sign < 2; ++sign) add_steps<vectors()>(sign, range, j, halves(sign, j));
+      });
+    });
+    bool all = true;
+    each_tile([&](auto vectors, int64_t i, int64_t j, int64_t at) { all &= settle<vectors()>(i, j, scores + at); });
+    if (all) return;
+    each_range([&](const Range& range) {
+      each_tile([&](auto vectors, int64_t i, int64_t j, int64_t at) {
+        score_tile<A, vectors()>(query_.values(i, 0), !range.first, range.steps(), reference_.values(j, 0),
+                                 form_.weights(range.first), range.last == dim_ ? bias_ : A(0), again_ + at,
+                                 kBlockColumns);
+      });
+    });
+    each_tile([&](auto vectors, int64_t i, int64_t j, int64_t at) {
+      mend<vectors()>(i, j, again_ + at, kBlockColumns, scores + at);
+    });
+  }
+
+  // Calls visit(vectors, i, j, place in a block's scores) for each tile of a block.
+  template <class Visit>
+  void each_tile(const Visit& visit) const {
+    each_panel([&](auto vectors, int64_t j) {
+      for (int64_t i = 0; i < rows_; i += kTileRows) visit(vectors, i, j, i * kBlockColumns + j);
+    });
+  }
+
+  // Halves of a panel's sums of a sign of weight.
+  A* halves(int sign, int64_t j) const {
+    return (sign ? negative_ : positive_) + (whole_ ? 0 : j / panel * halves_size_);
+  }
+
+  const int64_t dim_, steps_;
+  const bool whole_, maxima_;
   const A* weight_;
   A bias_;
-  int64_t rows_, columns_;
+  const E *const *queries_, *const *references_;
+  int64_t query_stride_, reference_stride_, rows_, columns_;
   MaxForm<A> form_;
   Panels<A, kQueryPanel, kQueryRows> query_;
   Panels<A, panel> reference_;
-  Scratch<A> positive_, negative_;  // halves of a panel's sums of either sign of weight
+  const int64_t halves_size_;
+  A *const positive_, *const negative_, *const again_;
 };
 
 }  // namespace

@@ -44,7 +44,7 @@ DISSIM_INLINE void sad_tile(const uint8_t* const (&query)[rows], const uint8_t* 
   for (int i = 0; i < rows; ++i) steps[i] = narrow_sums(sums[i][0], sums[i][1]);
 }
 
-constexpr int64_t kMostKept = 1 << 22;  // candidates of all queries that are scanned together: 32 MiB
+constexpr int64_t kMostCandidates = 32 << 20;  // bytes of candidates of all queries that are scanned together
 constexpr int64_t kMostRows = 256;
 
 struct Kept {
@@ -68,16 +68,23 @@ class Scorer {
  public:
   static constexpr int64_t kMost = kPanel<A>;
 
-  Scorer(const TopK& problem, int64_t row)
+  Scorer(Arena& arena, const TopK& problem, const Blocking& blocking)
       : p_(problem),
-        few_(p_.query.rows <= kFewRows),
-        wide_(p_.dim),
-        query_(wide_row<E>(p_.query, 0, row, p_.dim, wide_)),
-        scores_(kTileRows * kBlockColumns),
-        scorer_(p_.dim, few_ ? 0 : 1, few_ ? 0 : kMost) {
-    const E* query = row_of<E>(p_.query, 0, row);
-    scorer_.set_head(weight_, bias_);
-    if (!few_) scorer_.set_queries(&query, p_.query.dim_stride, 1);
+        few_(is_few(p_)),
+        wide_(arena.take<A>(few_ ? p_.dim : 0)),
+        scores_(arena.take<A>(kTileRows * kBlockColumns)),
+        scorer_(arena, p_.dim, blocking) {}
+
+  static bool is_few(const TopK& problem) { return problem.query.rows <= kFewRows; }
+
+  void set_query(int64_t row) {
+    from_ = row_of<E>(p_.query, 0, row);
+    if (few_) {
+      query_ = wide_row<E>(p_.query, 0, row, 0, p_.dim, wide_);
+    } else {
+      scorer_.set_head(weight_, bias_);
+      scorer_.set_queries(&from_, p_.query.dim_stride, 1);
+    }
   }
 
   // The scores of references all[i], i < count <= kMost, negated where the least are sought.
@@ -99,9 +106,9 @@ class Scorer {
   const TopK& p_;
   const bool few_;
   const A *const weight_ = static_cast<const A*>(p_.weight), bias_ = p_.bias ? *static_cast<const A*>(p_.bias) : 0;
-  Scratch<A> wide_;
-  const A* const query_;
-  Scratch<A> scores_;
+  const E* from_;
+  const A* query_;
+  A *const wide_, *const scores_;
   BlockScorer<E> scorer_;
 };
 
@@ -111,7 +118,18 @@ class Best {
   using A = Wide<E>;
 
  public:
-  Best(const TopK& problem, int64_t row, int64_t k) : scorer_(problem, row), candidates_(k), heap_{candidates_, k, 0} {}
+  Best(Arena& arena, const TopK& problem, int64_t k, const Blocking& blocking)
+      : scorer_(arena, problem, blocking), heap_{arena.take<Candidate<A>>(k), k, 0} {}
+
+  static int64_t bytes(const TopK& problem, int64_t k, const Blocking& blocking) {
+    Arena counted;
+    Best(counted, problem, k, blocking);
+    return counted.used();
+  }
+
+  Best(const Best&) = delete;
+
+  void set_query(int64_t row) { scorer_.set_query(row); }
 
   void take(int64_t m) {
     waiting_[count_++] = m;
@@ -145,7 +163,6 @@ class Best {
   }
 
   Scorer<E> scorer_;
-  Scratch<Candidate<A>> candidates_;
   Heap<A> heap_;
   int64_t waiting_[Scorer<E>::kMost], count_ = 0;
 };
@@ -157,8 +174,10 @@ class Search {
  public:
   static void run(const Certified& p, const Parallel& parallel) {
     const int64_t k = least(p.topk.k, p.topk.reference.rows), panels = blocks_of(p.topk.reference.rows, kCodePanel);
-    const int64_t parts = most(1, least(2 * parallel.threads, panels)), room = 2048 + 2 * k;
-    const int64_t rows = most(1, least(kMostRows, kMostKept / (parts * room)));
+    const int64_t room = 2048 + 2 * k;
+    const int64_t bytes = int64_t(sizeof(Offers) + k * sizeof(Candidate<double>) + room * sizeof(Kept));
+    const int64_t parts = most(1, least(least(2 * parallel.threads, panels), kMostCandidates / bytes));
+    const int64_t rows = most(1, least(kMostRows, kMostCandidates / (parts * bytes)));
     for (int64_t begin = 0; begin < p.topk.query.rows; begin += rows)
       Search(p, k, room, parts, begin, least(rows, p.topk.query.rows - begin)).search(parallel);
   }
@@ -183,8 +202,20 @@ class Search {
   }
 
   void search(const Parallel& parallel) {
-    if (k) for_each(parallel, parts, [&](int64_t part) { scan_part(part); });
-    for_each(parallel, rows, [&](int64_t i) { finish(i); });
+    const int64_t spare = forward_room<E>(p.topk.query, p.topk.reference, p.topk.dim);
+    const Blocking blocking = blocking_within(spare / parallel.threads);
+    const int64_t bytes = Best<E>::bytes(p.topk, k, blocking);
+    const auto best = [&](Arena arena) { return Best<E>(arena, p.topk, k, blocking); };
+    if (k)
+      for_each_with(bytes, spare, parallel, parts,
+                    [&](int64_t part, Arena arena) { scan_part(part, [&] { return best(arena); }); });
+    for_each_with(bytes, spare, parallel, rows, [&](int64_t i, Arena arena) { finish(i, best(arena)); });
+  }
+
+  Blocking blocking_within(int64_t bytes) const {
+    if (Scorer<E>::is_few(p.topk)) return {0, 0, p.topk.dim};
+    return Blocking::largest({1, Scorer<E>::kMost, p.topk.dim},
+                             [&](const Blocking& b) { return Best<E>::bytes(p.topk, k, b) <= bytes; });
   }
 
   // Calls visit(i, m, S) for every query i of [begin, end) of the batch and every reference whose upper bound, the
@@ -225,14 +256,16 @@ class Search {
     }
   }
 
-  void scan_part(int64_t part) {
+  template <class Make>
+  void scan_part(int64_t part, const Make& make_best) {
     scan_panels(0, rows, part * panels / parts, (part + 1) * panels / parts, [&](int64_t i, int64_t m, int32_t sum) {
       Offers& offer = offers[part * rows + i];
       offer.lower.offer({double(sum - p.reference_errors[m]), m});
       raise_by_bounds(i, offer.lower);
       if (offer.overflow) return;
       if (offer.count == room) {  // sharpen the threshold and let go of those below it
-        Best<E> best(p.topk, first + i, k);
+        Best<E> best = make_best();
+        best.set_query(first + i);
         for (int64_t j = 0; j < offer.lower.count; ++j) best.take(offer.lower.all[j].index);
         raise_by_scores(i, best.heap());
         int64_t left = 0;
@@ -266,8 +299,8 @@ class Search {
   }
 
   // The best of all parts by their bounds are scored first; with the k-th of their scores as threshold, the others.
-  void finish(int64_t i) {
-    Best<E> best(p.topk, first + i, k);
+  void finish(int64_t i, Best<E> best) {
+    best.set_query(first + i);
     Heap<double>& chosen = offers[i].lower;
     bool overflow = false;
     for (int64_t part = 0; k && part < parts; ++part) {

@@ -1,7 +1,8 @@
 // The gradients of E2 from any source of upstream gradients, for score_backward and hinge_backward. A task owns whole
 // chunks of dimensions, so no two threads ever add to one number and every sum has one fixed order. References are
-// packed, summed and written block by block; only the queries' sums stay for the length of the call. Both sides share
-// each sign, and the gradient of the weights falls out of the two sums without a third pass.
+// packed, summed and written block by block; only the queries' sums stay. Both sides share each sign, and the gradient
+// of the weights falls out of the two sums without a third pass. Chunks have nothing to do with one another, so where
+// memory is short some are done after others.
 #pragma once
 
 #include "moments.h"
@@ -24,40 +25,46 @@ class Gradient {
   static constexpr int64_t kBlock = 2 * kRows + kPadding * lanes;
 
  public:
-  // grad_weight [heads, dim] is added to, the other two are written; null: not computed.
-  Gradient(const Rows& query, const Rows& reference, int64_t heads, int64_t dim, const A* weight, E* grad_query,
-           E* grad_reference, A* grad_weight)
+  // Of dimensions [0, dim) those of some chunks, on at most `threads` threads. grad_weight [heads, chunks * lanes] is
+  // added to, the other two are written; null: not computed.
+  Gradient(Arena& arena, const Rows& query, const Rows& reference, int64_t heads, int64_t dim, const Chunks& chunks,
+           int threads, const A* weight, E* grad_query, E* grad_reference, A* grad_weight)
       : query_(query),
         reference_(reference),
         heads_(heads),
         dim_(dim),
-        chunks_(blocks_of(dim, lanes)),
+        first_(chunks.first),
+        chunks_(chunks.count),
         padded_(blocks_of(query.rows, kQueries) * kQueries),
         stride_((padded_ + kPadding) * lanes),
+        task_chunks_(blocks_of(chunks_, least(most(1, chunks_), threads))),
         weight_(weight),
         grad_query_(grad_query),
         grad_reference_(grad_reference),
         grad_weight_(grad_weight),
-        packed_(chunks_ * stride_),
-        sums_(chunks_ * stride_),
-        factors_(chunks_),
-        centre_(grad_weight ? chunks_ * lanes : 0),
-        of_weight_(grad_weight ? blocks_of(reference.rows, kTileColumns) * chunks_ * lanes : 0),
-        query_total_(heads > 1 && grad_query ? query.rows * dim : 0),
-        reference_total_(heads > 1 && grad_reference ? reference.rows * dim : 0) {}
+        packed_(arena.take<A>(chunks_ * stride_)),
+        sums_(arena.take<A>(chunks_ * stride_)),
+        factors_(arena.take<A>(chunks_)),
+        centre_(arena.take<double>(grad_weight ? chunks_ * lanes : 0)),
+        of_weight_(arena.take<double>(grad_weight ? blocks_of(reference.rows, kTileColumns) * chunks_ * lanes : 0)),
+        query_total_(arena.take<A>(heads > 1 && grad_query ? query.rows * chunks_ * lanes : 0)),
+        reference_total_(arena.take<A>(heads > 1 && grad_reference ? reference.rows * chunks_ * lanes : 0)),
+        task_blocks_(arena.take<A>(threads * task_chunks_ * kBlock)),
+        task_tiles_(arena.take<A>(threads * kTile)),
+        task_factors_(arena.take<A>(threads * padded_factors())) {}
 
   // One batch entry: packs its queries.
   void begin(int64_t batch, const Parallel& parallel) {
     batch_ = batch;
     for_each(parallel, blocks_of(padded_, kTileQueries), [&](int64_t block) {
       const int64_t n = block * kTileQueries;
-      pack_chunks<E>(query_, batch, n, least(kTileQueries, padded_ - n), dim_, 0, chunks_, packed_ + n * lanes,
-                     stride_);
+      pack_chunks<E>(query_, batch, n, least(kTileQueries, padded_ - n), dim_, first_, first_ + chunks_,
+                     packed_ + n * lanes, stride_);
     });
     for_each(parallel, chunks_, [&](int64_t chunk) {
       factors_[chunk] = scale_usual<A>(packed_ + chunk * stride_, padded_);
-      const int64_t d = chunk * lanes;
-      if (grad_weight_) find_centre<E>(reference_, batch, d, d + lanes, dim_, centre_ + d);
+      const int64_t d = (first_ + chunk) * lanes;
+      if (grad_weight_) find_centre<E>(reference_, batch, d, d + lanes, dim_, centre_ + chunk * lanes);
     });
   }
 
@@ -81,6 +88,8 @@ class Gradient {
 
  private:
   static constexpr int64_t kChunksOfTask = 16;  // whole cache lines of every row
+  static constexpr int64_t kTile = kTileQueries * kTileColumns;
+  int64_t padded_factors() const { return blocks_of(task_chunks_, 64) * 64; }  // no line is of two threads
 
   template <bool of_query, bool of_reference, class Tile>
   void sweep(int64_t head, const Parallel& parallel, int64_t cuts, const Tile& tile) {
@@ -88,11 +97,18 @@ class Gradient {
     const int64_t rows = of_reference ? query_.rows : cut_size(query_.rows, cuts, kTileQueries);
     const int64_t columns = of_query ? reference_.rows : cut_size(reference_.rows, cuts, kTileColumns);
     const int64_t row_cuts = blocks_of(query_.rows, rows), column_cuts = blocks_of(reference_.rows, columns);
-    for_each(parallel, ranges * row_cuts * column_cuts, [&](int64_t task) {
+    for_each_worker(parallel, ranges * row_cuts * column_cuts, [&](int worker, int64_t task) {
       const int64_t range = task / row_cuts / column_cuts;
       const int64_t n = task / column_cuts % row_cuts * rows, m = task % column_cuts * columns;
-      Task{*this, head, range * chunks_ / ranges, (range + 1) * chunks_ / ranges}.template run<of_query, of_reference>(
-          n, least(n + rows, query_.rows), m, least(m + columns, reference_.rows), tile);
+      Task{*this,
+           head,
+           range * chunks_ / ranges,
+           (range + 1) * chunks_ / ranges,
+           task_blocks_ + worker * task_chunks_ * kBlock,
+           task_tiles_ + worker * kTile,
+           task_factors_ + worker * padded_factors()}
+          .template run<of_query, of_reference>(n, least(n + rows, query_.rows), m, least(m + columns, reference_.rows),
+                                                tile);
     });
   }
 
@@ -104,8 +120,7 @@ class Gradient {
   struct Task {
     Gradient& all;
     const int64_t head, begin, end;
-    Scratch<A> block{(end - begin) * kBlock}, g{kTileQueries * kTileColumns};
-    Scratch<A> factors{end - begin};
+    A *const block, *const g, *const factors;
 
     A* reference(int64_t chunk) const { return block + (chunk - begin) * kBlock; }
     A* sums(int64_t chunk) const { return reference(chunk) + kRows; }
@@ -123,7 +138,7 @@ class Gradient {
           for (int64_t chunk = begin; chunk < end; ++chunk) memset(sums(chunk), 0, size_t(columns) * kVectorBytes);
         for (int64_t n = row_begin; n < row_end; n += kTileQueries) {
           const int64_t rows = least(kTileQueries, row_end - n), whole = blocks_of(rows, kQueries) * kQueries;
-          if (!tile(n, m, rows, columns, static_cast<A*>(g))) continue;  // E12: nothing of it is active
+          if (!tile(n, m, rows, columns, g)) continue;  // E12: nothing of it is active
           if (!packed) pack(m, columns);
           packed = true;
           memset(g + rows * kTileColumns, 0, size_t(whole - rows) * kTileColumns * sizeof(A));
@@ -137,7 +152,8 @@ class Gradient {
     }
 
     void pack(int64_t m, int64_t columns) {
-      pack_chunks<E>(all.reference_, all.batch_, m, columns, all.dim_, begin, end, block, kBlock);
+      pack_chunks<E>(all.reference_, all.batch_, m, columns, all.dim_, all.first_ + begin, all.first_ + end, block,
+                     kBlock);
       for (int64_t chunk = begin; chunk < end; ++chunk)
         factors[chunk - begin] = scale_usual<A>(reference(chunk), columns);
     }
@@ -176,10 +192,10 @@ class Gradient {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         double total[lanes];
         moment(chunk, packed_ + chunk * stride_, factors_[chunk], sums_ + chunk * stride_, query_.rows, total);
-        for (int64_t i = 0; i < least(lanes, dim_ - chunk * lanes); ++i) {
+        for (int64_t i = 0; i < least(lanes, dim_ - (first_ + chunk) * lanes); ++i) {
           for (int64_t block = 0; block < blocks_of(reference_.rows, kTileColumns); ++block)
             total[i] -= of_weight_[(block * chunks_ + chunk) * lanes + i];
-          grad_weight_[head * dim_ + chunk * lanes + i] += A(total[i] / kSignUnit<A>);
+          grad_weight_[(head * chunks_ + chunk) * lanes + i] += A(total[i] / kSignUnit<A>);
         }
       }
     if (grad_query_)
@@ -192,6 +208,7 @@ class Gradient {
   void write(E* grad, A* total, int64_t first, int64_t row, int64_t head, int64_t begin, int64_t end, const A* sums,
              int64_t stride, A factor) const {
     const A* weight = weight_ + head * dim_;
+    begin += first_, end += first_;
     for (int64_t d = begin * lanes; d < least(end * lanes, dim_); d += lanes, sums += stride) {
       const int64_t width = least(lanes, dim_ - d);
       A values[lanes];
@@ -202,7 +219,7 @@ class Gradient {
       }
       if (heads_ > 1)
         for (int64_t i = 0; i < width; ++i) {
-          A& sum = total[row * dim_ + d + i];
+          A& sum = total[(row * chunks_ - first_) * lanes + d + i];
           values[i] = sum = head ? sum + values[i] : values[i];
         }
       if (head + 1 == heads_) store_narrow<E>(grad + (first + row) * dim_ + d, values, width);
@@ -210,15 +227,16 @@ class Gradient {
   }
 
   const Rows &query_, &reference_;
-  const int64_t heads_, dim_, chunks_, padded_, stride_;
+  const int64_t heads_, dim_, first_, chunks_, padded_, stride_, task_chunks_;
   int64_t batch_ = 0;
   const A* weight_;
   E *grad_query_, *grad_reference_;
   A* grad_weight_;
-  Scratch<A> packed_, sums_;  // the queries: [chunks][padded rows][lanes]
-  Scratch<A> factors_;  // that undo the scales of chunks of queries
-  Scratch<double> centre_, of_weight_;  // [chunks][lanes], and for each block of references [chunks][lanes]
-  Scratch<A> query_total_, reference_total_;
+  A *const packed_, *const sums_;  // the queries: [chunks][padded rows][lanes]
+  A* const factors_;  // that undo the scales of chunks of queries
+  double *const centre_, *const of_weight_;  // [chunks][lanes], and for each block of references [chunks][lanes]
+  A *const query_total_, *const reference_total_;  // [rows][chunks][lanes]
+  A *const task_blocks_, *const task_tiles_, *const task_factors_;  // of each thread
 };
 
 }  // namespace

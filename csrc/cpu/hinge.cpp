@@ -15,25 +15,30 @@ class Violations {
 
  public:
   static void run(const Hinge& p, const Parallel& parallel) {
-    const int64_t rows = p.query.rows, hard = least(p.hard_negatives, p.reference.rows);
-    const Pairs<E> pairs{
+    const int64_t hard = least(p.hard_negatives, p.reference.rows), kept = most(0, hard);
+    const Pairs<E> all{
         p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};
-    const Cuts cuts = cut(pairs, parallel.threads, hard < 0 ? INT64_MAX : Selection<A>::most_parts(rows, hard));
-    Selection<A> negatives(rows, most(0, hard), true, cuts, {p.exclude, p.query_labels, p.reference_labels});
-    Violations violations(p, cuts);
-    scan<E>(pairs, cuts, parallel, [&](const Block<A>& block) {
-      violations.take(block);
-      if (hard > 0) negatives.take(block);
-    });
-    for_each(parallel, rows, [&](int64_t n) {
-      violations.finish(n);
-      if (hard > 0) violations.take_hard(n, negatives.best(n));
+    const int64_t of_sums = 2 * cut(all, 1).chunks * int64_t(sizeof(A)), of_part = Selection<A>::bytes(kept);
+    for_queries(all, of_sums + of_part, [&](int64_t begin, int64_t end) {
+      const int64_t rows = end - begin, spare = all.room / 2 - rows * of_sums;
+      const Cuts cuts = cut(all.of_queries(begin, end, 0), parallel.threads, most(1, spare / (rows * of_part)));
+      const Pairs<E> pairs = all.of_queries(begin, end, rows * (of_sums + cuts.parts * of_part));
+      Selection<A> negatives(begin, rows, kept, true, cuts, {p.exclude, p.query_labels, p.reference_labels});
+      Violations violations(p, begin, rows, cuts);
+      scan<E>(pairs, cuts, parallel, [&](const Block<A>& block) {
+        violations.take(block);
+        if (hard > 0) negatives.take(block);
+      });
+      for_each(parallel, rows, [&](int64_t row) {
+        violations.finish(begin + row);
+        if (hard > 0) violations.take_hard(begin + row, negatives.best(begin + row));
+      });
     });
   }
 
  private:
-  Violations(const Hinge& p, const Cuts& cuts)
-      : p_(p), cuts_(cuts), margin_(A(p.margin)), sums_(2 * p.query.rows * cuts.chunks) {}
+  Violations(const Hinge& p, int64_t first, int64_t rows, const Cuts& cuts)
+      : p_(p), first_(first), cuts_(cuts), margin_(A(p.margin)), sums_(2 * rows * cuts.chunks) {}
 
   void take(const Block<A>& block) {
     const Vector<A> margin = broadcast<A>(margin_);
@@ -80,13 +85,14 @@ class Violations {
     }
   }
 
-  A* partial(int64_t n, int kind) { return sums_ + (2 * n + kind) * cuts_.chunks; }
+  A* partial(int64_t n, int kind) { return sums_ + (2 * (n - first_) + kind) * cuts_.chunks; }
   uint8_t* row_bits(int64_t n) { return p_.active + n * blocks_of(p_.reference.rows, 8); }
 
   const Hinge& p_;
+  const int64_t first_;
   const Cuts cuts_;
   const A margin_;
-  Scratch<A> sums_;  // [rows][2][chunks]
+  Scratch<A> sums_;  // [rows from first_ on][2][chunks]
 };
 
 }  // namespace

@@ -33,21 +33,45 @@ class ActivePairs {
   A add(const Parallel& parallel) const {
     const auto word = [&](int64_t n, int64_t m) { return bits_of(n, m); };
     PairLists<A, decltype(word)> lists(p_.query.rows, p_.reference.rows, parallel, word);
-    if (lists.all() <= p_.query.rows * p_.reference.rows / kFewActive) {
-      SparseGradient<E>::run(p_, parallel, lists, [&](int64_t n, int64_t m) {
+    const int64_t room = backward_room<E>(p_.query, p_.reference, p_.dim);
+    const bool few = lists.all() <= p_.query.rows * p_.reference.rows / kFewActive && !lists.too_long();
+    if (few && p_.dim && SparseGradient<E>::fits(p_, room - lists.bytes())) {
+      SparseGradient<E>::run(p_, parallel, room - lists.bytes(), lists, [&](int64_t n, int64_t m) {
         return p_.query_labels[n] == p_.reference_labels[m] ? positive(n) : negative(n);
       });
       return A(lists.sum());
-    } else {
-      Gradient<E> gradient(p_.query, p_.reference, 1, p_.dim, static_cast<const A*>(p_.weight),
-                           static_cast<E*>(p_.grad_query), static_cast<E*>(p_.grad_reference),
-                           static_cast<A*>(p_.grad_weight));
-      gradient.begin(0, parallel);
-      gradient.add(0, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) {
+    }
+    const auto bytes = [&](int64_t chunks) {
+      Arena counted;
+      gradient(counted, Chunks{0, chunks}, parallel.threads);
+      return counted.used();
+    };
+    const auto fits = [&](int64_t chunks) { return bytes(chunks) <= room; };
+    Chunks::each(blocks_of(p_.dim, lanes), lanes, fits, [&](const Chunks& some) {
+      Scratch<char> memory(bytes(some.count));
+      Arena arena(memory);
+      Gradient<E> gradients = gradient(arena, some, parallel.threads);
+      gradients.begin(0, parallel);
+      gradients.add(0, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) {
         return tile(n, m, rows, columns, g);
       });
-      return sum(parallel);
-    }
+    });
+    return sum(parallel);
+  }
+
+  Gradient<E> gradient(Arena& arena, const Chunks& some, int threads) const {
+    A* const of_weight = static_cast<A*>(p_.grad_weight);
+    return {arena,
+            p_.query,
+            p_.reference,
+            1,
+            p_.dim,
+            some,
+            threads,
+            static_cast<const A*>(p_.weight),
+            static_cast<E*>(p_.grad_query),
+            static_cast<E*>(p_.grad_reference),
+            of_weight ? of_weight + some.first * lanes : nullptr};
   }
 
   bool tile(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) const {

@@ -23,7 +23,11 @@ class MaxForm {
   static constexpr int lanes = kLanes<A>;
 
  public:
-  explicit MaxForm(int64_t dim) : dim_(dim), dims_(dim + 1), places_(dim), weights_(dim) {
+  MaxForm(Arena& arena, int64_t dim)
+      : dim_(dim),
+        dims_(arena.take<int32_t>(dim + 1)),
+        places_(arena.take<int32_t>(dim)),
+        weights_(arena.take<A>(dim)) {
     while (2 * length_ * length_ <= dim && length_ < kSlice) length_ *= 2;  // longer ones leave E9 too little
   }
 
@@ -42,8 +46,9 @@ class MaxForm {
     }
   }
 
-  // Steps [0, steps(0)) have weights that are not below 0, steps [steps(0), steps(1)) the others.
-  int64_t steps(int sign) const { return steps_[sign]; }
+  // Steps [begin(0), end(0)) have weights that are not below 0, steps [begin(1), end(1)) the others.
+  int64_t begin(int sign) const { return sign ? steps_[0] : 0; }
+  int64_t end(int sign) const { return steps_[sign]; }
   int64_t length() const { return length_; }
   int64_t slice(int64_t step) const {
     return step < steps_[0] ? step / length_ : blocks_of(steps_[0], length_) + (step - steps_[0]) / length_;
@@ -51,18 +56,24 @@ class MaxForm {
   int64_t most_slices() const { return dim_ / length_ + 2; }
   const A* weights(int64_t step) const { return weights_ + step; }
   int64_t place(int64_t dim) const { return places_[dim]; }
+  int64_t dim(int64_t step) const { return dims_[step]; }
 
-  // Of the first `vectors` of a panel packed in order: sums [slices][width] of -w x / 2 over each slice, and a share of
-  // sum |w x|: for E9 to hold, a pair's sum of terms has to be as large as both rows' least_terms together.
+  // Of the first `vectors` of a panel of steps [first, last), whole slices of them: sums [slices][width] of -w x / 2
+  // over each slice, and a share of sum |w x|, which goes on from the steps before: for E9 to hold, a pair's sum of
+  // terms has to be as large as both rows' least_terms together.
   template <int vectors, int width>
-  void sum_rows(const A* packed, A* sums, A* least_terms) const {
+  void sum_rows(int64_t first, int64_t last, const A* packed, A* sums, A* least_terms) const {
     Vector<A> size[vectors] = {};
+    if (first)
+      for (int j = 0; j < vectors; ++j) size[j] = load<A>(least_terms + j * lanes);
     int64_t slice = 0;
     for (int sign = 0; sign < 2; ++sign)
-      for (int64_t step = sign ? steps_[0] : 0; step < steps_[sign]; ++slice) {
-        const int64_t end = least(step + length_, steps_[sign]);
+      for (int64_t step = most(first, begin(sign)); step < least(last, steps_[sign]); ++slice) {
+        const int64_t end = least(step + length_, least(last, steps_[sign]));
         Vector<A> total[vectors] = {};
-        const auto x = [&](int64_t at, int j) { return weights_[at] * load<A>(packed + at * width + j * lanes); };
+        const auto x = [&](int64_t at, int j) {
+          return weights_[at] * load<A>(packed + (at - first) * width + j * lanes);
+        };
         for (; step + 4 <= end; step += 4)  // fewer roundings than one by one
           for (int j = 0; j < vectors; ++j) {
             const Vector<A> some[] = {x(step, j), x(step + 1, j), x(step + 2, j), x(step + 3, j)};
@@ -77,15 +88,15 @@ class MaxForm {
           }
         for (int j = 0; j < vectors; ++j) store<A>(sums + slice * width + j * lanes, A(-0.5) * total[j]);
       }
-    const A share = A(length_ + length_ / 4 + 8) / A(dim_ - most_slices());
+    const A share = last == dim_ ? A(length_ + length_ / 4 + 8) / A(dim_ - most_slices()) : A(1);
     for (int j = 0; j < vectors; ++j) store<A>(least_terms + j * lanes, share * size[j]);
   }
 
  private:
   const int64_t dim_;
   int64_t length_ = 8, steps_[2];
-  Scratch<int32_t> dims_, places_;  // of steps; of dimensions
-  Scratch<A> weights_;  // of steps
+  int32_t *const dims_, *const places_;  // of steps; of dimensions
+  A* const weights_;  // of steps
 };
 
 // halves[i * panel + j] (+)= sum of w |query[.][i] - packed[.][j]| / 2 over `steps` steps in slices of `length`, for

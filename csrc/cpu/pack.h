@@ -14,14 +14,31 @@ DISSIM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 DISSIM_INLINE int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 DISSIM_INLINE constexpr int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Calls each(i) for i < count on the threads of `parallel`.
+// Calls each(worker, i) for i < count on the threads of `parallel`.
+template <class F>
+void for_each_worker(const Parallel& parallel, int64_t count, F each) {
+  if (parallel.threads > 1 && count > 1) {
+    parallel.run(
+        parallel.threads, count, [](void* context, int worker, int64_t i) { (*static_cast<F*>(context))(worker, i); },
+        &each);
+  } else {
+    for (int64_t i = 0; i < count; ++i) each(0, i);
+  }
+}
+
 template <class F>
 void for_each(const Parallel& parallel, int64_t count, F each) {
-  if (parallel.threads > 1 && count > 1) {
-    parallel.run(count, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &each);
-  } else {
-    for (int64_t i = 0; i < count; ++i) each(i);
-  }
+  for_each_worker(parallel, count, [&](int, int64_t i) { each(i); });
+}
+
+// Calls each(i, arena) for i < count, where an arena has `bytes`: as many threads take part as find so much in `room`,
+// one at least.
+template <class F>
+void for_each_with(int64_t bytes, int64_t room, const Parallel& parallel, int64_t count, F each) {
+  const int64_t threads = most(1, least(least(parallel.threads, count), room / most(1, bytes)));
+  Scratch<char> memory(threads * bytes);
+  for_each_worker(Parallel{parallel.run, int(threads)}, count,
+                  [&](int worker, int64_t i) { each(i, Arena(memory + worker * bytes)); });
 }
 
 // Maps an output, null or wholly overwritten later, before threads that first write to one page at the same time both
@@ -48,11 +65,12 @@ DISSIM_INLINE const E* row_of(const Rows& rows, int64_t batch, int64_t row) {
   return static_cast<const E*>(rows.data) + batch * rows.batch_stride + row * rows.row_stride;
 }
 
-// One row as contiguous wide values: the row itself where it is that already, else a copy in `scratch` [dim].
+// Dimensions [first, first + dim) of a row as contiguous wide values: the row itself where it is that already, else a
+// copy in `scratch` [dim].
 template <class E>
-const Wide<E>* wide_row(const Rows& rows, int64_t batch, int64_t row, int64_t dim, Wide<E>* scratch) {
+const Wide<E>* wide_row(const Rows& rows, int64_t batch, int64_t row, int64_t first, int64_t dim, Wide<E>* scratch) {
   using A = Wide<E>;
-  const E* from = row_of<E>(rows, batch, row);
+  const E* from = row_of<E>(rows, batch, row) + first * rows.dim_stride;
   int64_t d = 0;
   if (rows.dim_stride == 1) {
     if constexpr (sizeof(E) == sizeof(A)) return reinterpret_cast<const A*>(from);
@@ -83,16 +101,17 @@ DISSIM_INLINE void transpose(Vector<A> (&v)[kLanes<A>]) {
   }
 }
 
-// `rows` rows, whole vectors of them, which begin at `from`, as the first ones of a panel [dim][width] whose row
-// place(d) is dimension d.
+// Dimensions [begin, end) of `rows` rows, whole vectors of them, which begin at `from`, as the first ones of a panel
+// [..][width] whose row place(d) is dimension d.
 template <class E, int width, class Place>
-void pack_rows(const E* const* from, int rows, int64_t stride, int64_t dim, Wide<E>* panel, const Place& place) {
+void pack_rows(const E* const* from, int rows, int64_t stride, int64_t begin, int64_t end, Wide<E>* panel,
+               const Place& place) {
   using A = Wide<E>;
   constexpr int lanes = kLanes<A>;
   constexpr int64_t ahead = 256 / sizeof(E);  // so many rows not every processor foresees
-  const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
+  const int64_t whole = stride == 1 ? end - (end - begin) % lanes : begin;
   for (int group = 0; group < rows; group += lanes)
-    for (int64_t d = 0; d < whole; d += lanes) {
+    for (int64_t d = begin; d < whole; d += lanes) {
       Vector<A> square[lanes];
       for (int i = 0; i < lanes; ++i) {
         __builtin_prefetch(from[group + i] + d + ahead);
@@ -101,7 +120,7 @@ void pack_rows(const E* const* from, int rows, int64_t stride, int64_t dim, Wide
       transpose<A>(square);
       for (int i = 0; i < lanes; ++i) store<A>(panel + place(d + i) * width + group, square[i]);
     }
-  for (int64_t d = whole; d < dim; ++d)
+  for (int64_t d = whole; d < end; ++d)
     for (int i = 0; i < rows; ++i) panel[place(d) * width + i] = widen(from[i][d * stride]);
 }
 

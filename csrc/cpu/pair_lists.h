@@ -30,7 +30,12 @@ template <class A, class Word>
 class PairLists {
  public:
   PairLists(int64_t rows, int64_t references, const Parallel& parallel, const Word& word)
-      : rows_(rows), words_(blocks_of(references, 64)), word_(word), counts_(words_), begins_(words_ * 64 + 1) {
+      : rows_(rows),
+        words_(blocks_of(references, 64)),
+        word_(word),
+        counts_(words_),
+        begins_(words_ * 64 + 1),
+        sums_(words_) {
     for_each(parallel, blocks_of(words_, kLine), [&](int64_t line) {
       int64_t counts[kLine] = {};
       for (int64_t n = 0; n < rows_; ++n)
@@ -41,23 +46,30 @@ class PairLists {
   }
 
   int64_t all() const { return all_; }
-  // Room for the pairs of as many references as `make` makes at a time.
-  int64_t room() const { return least(all_, most(kPairs, most_)); }
+  // Whether 64 references have more pairs than are listed at a time.
+  bool too_long() const { return most_ > kPairs; }
+  // Pairs of as many references as `make` makes at a time.
+  int64_t size() const { return least(all_, kPairs); }
+  // Of size() pairs and what making them takes beside `room`.
+  int64_t bytes() const { return bytes_of<Pair<A>>(size()) + bytes_of<int32_t>(places()); }
+  int64_t places() const { return size() + blocks_of(words_, kLine) * kPlaces; }
 
-  // Makes the lists of references from m on, a multiple of 64, which lie in pairs [room()]: grad(n, m). Returns the
-  // first reference whose list did not fit.
+  // Makes the lists of references from m on, a multiple of 64, which lie in pairs [size()]: grad(n, m); by way of
+  // places [places()] and what fits in `room` bytes. Returns the first reference whose list did not fit.
   template <class Grad>
-  int64_t make(int64_t m, Pair<A>* pairs, const Parallel& parallel, const Grad& grad) {
+  int64_t make(int64_t m, Pair<A>* pairs, int32_t* places, int64_t room, const Parallel& parallel, const Grad& grad) {
     const int64_t first = m / 64;
     int64_t last = first, end = 0;
-    for (; last < words_ && end + counts_[last] <= room(); ++last) {
+    for (; last < words_ && end + counts_[last] <= size(); ++last) {
       begins_[last * 64] = end;
       end += counts_[last];
     }
     begins_[last * 64] = end;
-    for_each(parallel, blocks_of(last, kLine) - first / kLine, [&](int64_t i) {
-      const int64_t line = (first / kLine + i) * kLine;
-      list(most(first, line), least(last, line + kLine), pairs, grad);
+    const int64_t lines = blocks_of(last, kLine) - first / kLine;
+    for_each_with(bytes_of<int32_t>(rows_), room, parallel, lines, [&](int64_t i, Arena arena) {
+      const int64_t line = (first / kLine + i) * kLine, begin = most(first, line);
+      list(begin, least(last, line + kLine), pairs, places + begins_[begin * 64] + i * kPlaces,
+           arena.take<int32_t>(rows_), grad);
     });
     return last * 64;
   }
@@ -73,12 +85,11 @@ class PairLists {
  private:
   static constexpr int64_t kPairs = 1 << 18, kLine = 8;  // words of a cache line
 
-  // Of a line's words [first, last): places query by query, then sorted by counting.
+  // Of a line's words [first, last): places query by query, each's ends [rows], then sorted by counting.
   template <class Grad>
-  void list(int64_t first, int64_t last, Pair<A>* pairs, const Grad& grad) {
+  void list(int64_t first, int64_t last, Pair<A>* pairs, int32_t* places, int32_t* ends, const Grad& grad) {
     int64_t all = 0, begins[kLine * 64], counts[kLine * 64] = {};
     for (int64_t i = first; i < last; ++i) all += counts_[i];
-    Scratch<int32_t> places(all + kPlaces), ends(rows_);
     int32_t* to = places;
     for (int64_t n = 0; n < rows_; ++n) {
       for (int64_t i = first; i < last; ++i) to = write_places(word_(n, i * 64), int32_t(i - first) * 64, to);
@@ -90,6 +101,7 @@ class PairLists {
       begins_[first * 64 + j] = begins[j] = end;
       end += counts[j];
     }
+    double total = 0;
     for (int64_t n = 0, i = 0; n < rows_; ++n) {
       double sum = 0;
       for (; i < ends[n]; ++i) {
@@ -97,14 +109,15 @@ class PairLists {
         pairs[begins[places[i]]++] = {int32_t(n), g};
         sum += g;
       }
-      sums_[first] += sum;
+      total += sum;
     }
+    sums_[first] = total;
   }
 
   const int64_t rows_, words_;
   const Word word_;
   Scratch<int64_t> counts_, begins_;  // of 64 references together, of each
-  Scratch<double> sums_{words_};
+  Scratch<double> sums_;  // of the pairs that were listed together, at the first 64 of their references
   int64_t all_ = 0, most_ = 0;
 };
 

@@ -14,6 +14,12 @@ DISSIM_INLINE Vector<A> residue(Vector<A> v) {  // 0 below it, NaN above
   return four - four;
 }
 
+// Bytes that threads may take beside the result.
+template <class E>
+int64_t quantise_room(const Rows& rows, int64_t dim) {
+  return rows.rows * dim * int64_t(sizeof(E)) + (8 << 20);
+}
+
 template <class E>
 struct Extents {
   using A = Wide<E>;
@@ -24,23 +30,24 @@ struct Extents {
     const int64_t tasks = most(1, least(kMostTasks, blocks_of(p.rows.rows, kRowsPerTask)));
     const int64_t chunks = blocks_of(p.dim, lanes), padded = chunks * lanes;
     Scratch<A> extents(tasks * 2 * padded);
-    for_each(parallel, tasks, [&](int64_t task) {
-      A *low = extents + task * 2 * padded, *high = low + padded;
-      for (int64_t d = 0; d < padded; ++d) low[d] = A(__builtin_inf()), high[d] = -low[d];
-      Scratch<A> wide(padded);
-      for (int64_t row = task * p.rows.rows / tasks; row < (task + 1) * p.rows.rows / tasks; ++row) {
-        const A* from = wide_row<E>(p.rows, 0, row, p.dim, wide);
-        for (int64_t d = 0; d < p.dim; d += lanes) {
-          A last[lanes] = {};
-          const int64_t width = least(lanes, p.dim - d);
-          if (width < lanes) memcpy(last, from + d, size_t(width) * sizeof(A));
-          const Vector<A> v = load<A>(width < lanes ? last : from + d), l = load<A>(low + d), h = load<A>(high + d);
-          const Integers<A> known = residue<A>(v) == 0;
-          store<A>(low + d, (known & (v < l)) ? v : l);
-          store<A>(high + d, (known & (v > h)) ? v : h);
-        }
-      }
-    });
+    for_each_with(
+        bytes_of<A>(padded), quantise_room<E>(p.rows, p.dim), parallel, tasks, [&](int64_t task, Arena arena) {
+          A *low = extents + task * 2 * padded, *high = low + padded;
+          for (int64_t d = 0; d < padded; ++d) low[d] = A(__builtin_inf()), high[d] = -low[d];
+          A* const wide = arena.take<A>(padded);
+          for (int64_t row = task * p.rows.rows / tasks; row < (task + 1) * p.rows.rows / tasks; ++row) {
+            const A* from = wide_row<E>(p.rows, 0, row, 0, p.dim, wide);
+            for (int64_t d = 0; d < p.dim; d += lanes) {
+              A last[lanes] = {};
+              const int64_t width = least(lanes, p.dim - d);
+              if (width < lanes) memcpy(last, from + d, size_t(width) * sizeof(A));
+              const Vector<A> v = load<A>(width < lanes ? last : from + d), l = load<A>(low + d), h = load<A>(high + d);
+              const Integers<A> known = residue<A>(v) == 0;
+              store<A>(low + d, (known & (v < l)) ? v : l);
+              store<A>(high + d, (known & (v > h)) ? v : h);
+            }
+          }
+        });
     for (int64_t d = 0; d < p.dim; ++d) {
       A low = extents[d], high = extents[padded + d];
       for (int64_t task = 1; task < tasks; ++task) {
@@ -63,11 +70,13 @@ struct Codes {
 
   static void run(const Quantise& p, const Parallel& parallel) {
     const int64_t rows = blocks_of(p.rows.rows, kCodePanel) * kCodePanel;
-    for_each(parallel, blocks_of(rows, kRowsPerTask), [&](int64_t task) {
-      const int64_t columns = p.groups * kCodeGroup;
-      Scratch<A> wide(p.dim + lanes), ordered(columns + lanes);
-      Scratch<uint8_t> codes(columns + lanes);
-      const int64_t stride = kCodePanel * kCodeGroup;
+    const int64_t columns = p.groups * kCodeGroup, stride = kCodePanel * kCodeGroup;
+    const int64_t bytes =
+        bytes_of<A>(p.dim + lanes) + bytes_of<A>(columns + lanes) + bytes_of<uint8_t>(columns + lanes);
+    const int64_t tasks = blocks_of(rows, kRowsPerTask);
+    for_each_with(bytes, quantise_room<E>(p.rows, p.dim), parallel, tasks, [&](int64_t task, Arena arena) {
+      A *const wide = arena.take<A>(p.dim + lanes), *const ordered = arena.take<A>(columns + lanes);
+      uint8_t* const codes = arena.take<uint8_t>(columns + lanes);
       for (int64_t row = task * kRowsPerTask; row < least((task + 1) * kRowsPerTask, rows); ++row) {
         uint8_t* to = p.codes + row / kCodePanel * p.groups * stride + row % kCodePanel * kCodeGroup;
         if (row < p.rows.rows) {
@@ -84,7 +93,7 @@ struct Codes {
  private:
   // Writes the codes of a row and returns its error.
   static int32_t encode(const Quantise& p, int64_t row, A* wide, A* ordered, uint8_t* codes) {
-    const A* from = wide_row<E>(p.rows, 0, row, p.dim, wide);
+    const A* from = wide_row<E>(p.rows, 0, row, 0, p.dim, wide);
     const int64_t columns = p.groups * kCodeGroup;
     A unknown = 0;
     {

@@ -1,6 +1,7 @@
 // The scores of all pairs (E1), block by block, to whoever consumes them: score stores, topk selects, hinge adds up.
 // Lanes are reference rows in packed panels (score_tile) or, for few queries, dimensions (score_rows). Every score
-// is a sum in an order that depends on the shape and the weights alone, however the work is cut.
+// is a sum in an order that depends on the shape and the weights alone, however the work is cut and however much is
+// packed at a time.
 #pragma once
 
 #include "block_scorer.h"
@@ -14,8 +15,15 @@ constexpr int64_t kBlockRows = 120;
 template <class A>
 constexpr int64_t kChunk = 4096 / sizeof(A);
 constexpr int64_t kFewRows = 4 * kRowQueries;  // packing references costs what it saves in scoring them so often
+constexpr int64_t kSpareRoom = 8 << 20;  // bytes that a call may take beside twice its rows
 constexpr int64_t kBytesAhead = 6144;  // of references that are read once
 constexpr int64_t kTaskWork = 1 << 21;  // pairs times dimensions worth a task: some 50 us, as long as a thread wakes
+
+// Bytes that a forward pass may take beside its result.
+template <class E>
+int64_t forward_room(const Rows& query, const Rows& reference, int64_t dim) {
+  return 2 * (query.rows + reference.rows) * dim * int64_t(sizeof(E)) + kSpareRoom;
+}
 
 template <class E>
 struct Pairs {
@@ -23,6 +31,19 @@ struct Pairs {
   int64_t batch, heads, dim;
   const Wide<E>* weight;  // [heads, dim]
   const Wide<E>* bias;  // [heads], or null for 0
+  int64_t room = forward_room<E>(query, reference, dim);  // bytes
+  bool few = query.rows <= kFewRows;
+  int64_t first = 0;  // of the queries, in those of the problem
+
+  // Those of queries [begin, end), scored as they are with the others, in the room that is left.
+  Pairs of_queries(int64_t begin, int64_t end, int64_t taken) const {
+    Pairs some = *this;
+    some.query.data = row_of<E>(query, 0, begin);
+    some.query.rows = end - begin;
+    some.room -= taken;
+    some.first = begin;
+    return some;
+  }
 };
 
 // Scores of queries [row, row + rows) and references [column, column + columns), which are of one chunk.
@@ -47,7 +68,7 @@ struct Cuts {
 };
 
 template <class E>
-Cuts cut(const Pairs<E>& p, int threads, int64_t most_parts = INT64_MAX) {
+Cuts cut(const Pairs<E>& p, int64_t threads, int64_t most_parts = INT64_MAX) {
   const int64_t unit = most(kPanel<Wide<E>>, 8);  // whole panels, and whole bytes of hinge's bits
   const int64_t rows = p.query.rows, columns = p.reference.rows, work = rows * columns * p.dim;
   const int64_t tasks = least(4 * threads, most(1, p.batch * work / kTaskWork));
@@ -66,34 +87,47 @@ class Scanner {
   using A = Wide<E>;
 
  public:
-  Scanner(const Pairs<E>& pairs, const Cuts& cuts)
+  Scanner(Arena& arena, const Pairs<E>& pairs, const Cuts& cuts, const Blocking& blocking)
       : p_(pairs),
         width_(cuts.width),
-        few_(p_.query.rows <= kFewRows),
-        scores_(blocks_of(least(p_.query.rows, kBlockRows), kTileRows) * kTileRows * kBlockColumns),
-        wide_(few_ ? p_.query.rows * p_.dim : 0),
-        from_(width_),
-        scorer_(p_.dim, few_ ? 0 : least(p_.query.rows, kBlockRows), few_ ? 0 : width_) {}
+        packed_(blocking.columns),
+        scores_(arena.take<A>(blocks_of(blocking.rows, kTileRows) * kTileRows * kBlockColumns)),
+        wide_(arena.take<A>(p_.few && copies() ? blocking.rows * p_.dim : 0)),
+        from_(arena.take<const E*>(packed_)),
+        scorer_(arena, p_.dim, p_.few ? Blocking{0, 0, p_.dim} : blocking) {}
+
+  // What fits `threads` of them into the room of a call, if anything does.
+  static Blocking blocking(const Pairs<E>& p, const Cuts& cuts, int64_t threads) {
+    const int64_t tiles = blocks_of(p.query.rows, kTileRows);
+    const int64_t rows = least(p.query.rows, least(kBlockRows, blocks_of(tiles, cuts.row_parts) * kTileRows));
+    return Blocking::largest({rows, cuts.width, p.dim},
+                             [&](const Blocking& b) { return threads * bytes(p, cuts, b) <= p.room; });
+  }
+  static int64_t bytes(const Pairs<E>& p, const Cuts& cuts, const Blocking& blocking) {
+    Arena counted;
+    Scanner(counted, p, cuts, blocking);
+    return counted.used();
+  }
 
   template <class Consume>
   void scan(int64_t batch, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
             const Consume& consume) {
-    for (int64_t m = column_begin; m < column_end; m += width_) {
-      const int64_t columns = least(width_, column_end - m);
-      for (int64_t j = 0; j < width_; ++j) from_[j] = row_of<E>(p_.reference, batch, m + least(j, columns - 1));
+    for (int64_t m = column_begin, columns; m < column_end; m += columns) {
+      columns = least(packed_, least(width_ - m % width_, column_end - m));
+      for (int64_t j = 0; j < packed_; ++j) from_[j] = row_of<E>(p_.reference, batch, m + least(j, columns - 1));
       for (int64_t head = 0; head < p_.heads; ++head) {
         const A* weight = p_.weight + head * p_.dim;
         const A bias = p_.bias ? p_.bias[head] : 0;
         scorer_.set_head(weight, bias);
-        if (!few_ && (!head || scorer_.packs_by_head()))
+        if (!p_.few && (!head || scorer_.packs_by_head()))
           scorer_.set_references(from_, p_.reference.dim_stride, columns);
         for (int64_t n = row_begin; n < row_end; n += kBlockRows) {
           const int64_t rows = least(kBlockRows, row_end - n);
           set_queries(batch, n, rows);
           for (int64_t j = 0; j < columns; j += kBlockColumns) {
             const int64_t some = least(kBlockColumns, columns - j);
-            few_ ? score_few(j, rows, some, weight, bias) : scorer_.score(j, scores_);
-            consume(Block<A>{batch, head, n, rows, m + j, some, scores_});
+            p_.few ? score_few(j, rows, some, weight, bias) : scorer_.score(j, scores_);
+            consume(Block<A>{batch, head, p_.first + n, rows, m + j, some, scores_});
           }
         }
       }
@@ -102,12 +136,11 @@ class Scanner {
 
  private:
   void set_queries(int64_t batch, int64_t n, int64_t rows) {
-    if (few_) {
-      for (int64_t i = 0; i < rows; ++i) query_[i] = wide_row<E>(p_.query, batch, n + i, p_.dim, wide_ + i * p_.dim);
+    if (p_.few) {
+      for (int64_t i = 0; i < rows; ++i) query_[i] = wide_row<E>(p_.query, batch, n + i, 0, p_.dim, wide_ + i * p_.dim);
     } else {
-      const E* query[kBlockRows];
-      for (int64_t i = 0; i < rows; ++i) query[i] = row_of<E>(p_.query, batch, n + i);
-      scorer_.set_queries(query, p_.query.dim_stride, rows);
+      for (int64_t i = 0; i < rows; ++i) rows_[i] = row_of<E>(p_.query, batch, n + i);
+      scorer_.set_queries(rows_, p_.query.dim_stride, rows);
     }
   }
 
@@ -125,12 +158,15 @@ class Scanner {
     }
   }
 
+  // Whether wide_row copies.
+  bool copies() const { return sizeof(E) != sizeof(A) || p_.query.dim_stride != 1; }
+
   const Pairs<E>& p_;
-  const int64_t width_;
-  const bool few_;
+  const int64_t width_, packed_;  // references of a chunk, and packed at a time
   const A* query_[kFewRows];
-  Scratch<A> scores_, wide_;
-  Scratch<const E*> from_;
+  const E* rows_[kBlockRows];
+  A *const scores_, *const wide_;
+  const E** const from_;
   BlockScorer<E> scorer_;
 };
 
@@ -139,7 +175,10 @@ class Scanner {
 template <class E, class Consume>
 void scan(const Pairs<E>& p, const Cuts& cuts, const Parallel& parallel, const Consume& consume) {
   const int64_t rows = p.query.rows, columns = p.reference.rows;
-  for_each(parallel, blocks_of(p.batch, cuts.entries) * cuts.parts * cuts.row_parts, [&](int64_t task) {
+  const int64_t tasks = blocks_of(p.batch, cuts.entries) * cuts.parts * cuts.row_parts;
+  const Blocking blocking = Scanner<E>::blocking(p, cuts, least(tasks, parallel.threads));
+  const int64_t bytes = Scanner<E>::bytes(p, cuts, blocking);
+  for_each_with(bytes, p.room, parallel, tasks, [&](int64_t task, Arena arena) {
     const int64_t row_part = task % cuts.row_parts, part = task / cuts.row_parts % cuts.parts;
     const int64_t entry = task / cuts.row_parts / cuts.parts * cuts.entries;
     const int64_t tiles = blocks_of(rows, kTileRows);
@@ -147,7 +186,7 @@ void scan(const Pairs<E>& p, const Cuts& cuts, const Parallel& parallel, const C
     const int64_t row_end = least((row_part + 1) * tiles / cuts.row_parts * kTileRows, rows);
     const int64_t column_begin = part * cuts.chunks / cuts.parts * cuts.width;
     const int64_t column_end = least((part + 1) * cuts.chunks / cuts.parts * cuts.width, columns);
-    Scanner<E> scanner(p, cuts);
+    Scanner<E> scanner(arena, p, cuts, blocking);
     for (int64_t batch = entry; batch < least(entry + cuts.entries, p.batch); ++batch)
       scanner.scan(batch, row_begin, row_end, column_begin, column_end, consume);
   });

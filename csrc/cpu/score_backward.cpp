@@ -13,41 +13,85 @@ struct Backward {
   static constexpr int lanes = kLanes<A>;
 
   static void run(const ScoreBackward& p, const Parallel& parallel) {
-    const int64_t groups = least(p.batch, kEntryGroups), size = p.heads * p.dim;
-    Scratch<A> partial(groups * size);
-    memset(partial, 0, size_t(groups * size) * sizeof(A));
     map_output(p.grad_query, p.batch * p.query.rows * p.dim * int64_t(sizeof(E)), parallel);
     map_output(p.grad_reference, p.batch * p.reference.rows * p.dim * int64_t(sizeof(E)), parallel);
-    const auto group = [&](int64_t i, const Parallel& inner) {
-      const int64_t begin = i * p.batch / groups, end = (i + 1) * p.batch / groups;
-      A* grad_weight = p.grad_weight ? partial + i * size : nullptr;
-      if (p.query.rows == 1 && p.reference.rows == 1) {
-        Scratch<A> scratch(2 * p.dim);
-        for (int64_t batch = begin; batch < end; ++batch) paired(p, batch, grad_weight, scratch);
-      } else {
-        entries(p, begin, end, grad_weight, inner);
-      }
+    const int64_t chunks = blocks_of(p.dim, lanes), groups = least(p.batch, kEntryGroups);
+    const int64_t room = backward_room<E>(p.query, p.reference, p.dim);
+    // Entries at once take more memory, one after another more turns.
+    const bool at_once = groups >= parallel.threads &&
+                         bytes(p, least(chunks, Chunks::kMostDims / lanes), 1) * parallel.threads / 2 <= room;
+    const int64_t sums = p.grad_weight ? groups * p.heads * lanes * int64_t(sizeof(A)) : 0;  // of a chunk
+    const auto fits = [&](int64_t count) {
+      return count * sums + bytes(p, count, at_once ? 1 : parallel.threads) <= room;
     };
-    if (groups >= parallel.threads) {
-      for_each(parallel, groups, [&](int64_t i) { group(i, Parallel{nullptr, 1}); });
-    } else {
-      for (int64_t i = 0; i < groups; ++i) group(i, parallel);
-    }
-    if (A* grad_weight = static_cast<A*>(p.grad_weight))
-      for (int64_t i = 0; i < size; ++i) {
-        grad_weight[i] = 0;
-        for (int64_t part = 0; part < groups; ++part) grad_weight[i] += partial[part * size + i];
+    Chunks::each(chunks, lanes, fits, [&](const Chunks& some) {
+      const int64_t left = room - some.count * sums;
+      const int64_t dims = least(some.count * lanes, p.dim - some.first * lanes), size = some.count * lanes;
+      Scratch<A> partial(p.grad_weight ? groups * p.heads * size : 0);  // [groups][heads][size]
+      if (p.grad_weight) memset(partial, 0, size_t(groups * p.heads * size) * sizeof(A));
+      const auto group = [&](int64_t i, Arena& arena, const Parallel& inner) {
+        const int64_t begin = i * p.batch / groups, end = (i + 1) * p.batch / groups;
+        entries(p, begin, end, some, p.grad_weight ? partial + i * p.heads * size : nullptr, arena, inner);
+      };
+      if (at_once) {
+        for_each_with(bytes(p, some.count, 1), left, parallel, groups,
+                      [&](int64_t i, Arena arena) { group(i, arena, Parallel{nullptr, 1}); });
+      } else {
+        Scratch<char> memory(bytes(p, some.count, parallel.threads));
+        for (int64_t i = 0; i < groups; ++i) {
+          Arena arena(memory);
+          group(i, arena, parallel);
+        }
       }
+      for (int64_t head = 0; p.grad_weight && head < p.heads; ++head)
+        for (int64_t d = 0; d < dims; ++d) {
+          A& sum = static_cast<A*>(p.grad_weight)[head * p.dim + some.first * lanes + d] = 0;
+          for (int64_t i = 0; i < groups; ++i) sum += partial[(i * p.heads + head) * size + d];
+        }
+    });
   }
 
-  static void entries(const ScoreBackward& p, int64_t begin, int64_t end, A* grad_weight, const Parallel& parallel) {
-    Gradient<E> gradient(p.query, p.reference, p.heads, p.dim, static_cast<const A*>(p.weight),
-                         static_cast<E*>(p.grad_query), static_cast<E*>(p.grad_reference), grad_weight);
+ private:
+  // What `entries` takes of an arena.
+  static int64_t bytes(const ScoreBackward& p, int64_t chunks, int threads) {
+    Arena counted;
+    if (is_paired(p)) {
+      counted.take<A>(2 * chunks * lanes);
+    } else {
+      gradient(p, Chunks{0, chunks}, static_cast<A*>(p.grad_weight), counted, threads);
+    }
+    return counted.used();
+  }
+
+  static Gradient<E> gradient(const ScoreBackward& p, const Chunks& some, A* grad_weight, Arena& arena, int threads) {
+    return {arena,
+            p.query,
+            p.reference,
+            p.heads,
+            p.dim,
+            some,
+            threads,
+            static_cast<const A*>(p.weight),
+            static_cast<E*>(p.grad_query),
+            static_cast<E*>(p.grad_reference),
+            grad_weight};
+  }
+
+  static bool is_paired(const ScoreBackward& p) { return p.query.rows == 1 && p.reference.rows == 1; }
+
+  static void entries(const ScoreBackward& p, int64_t begin, int64_t end, const Chunks& some, A* grad_weight,
+                      Arena& arena, const Parallel& parallel) {
+    if (is_paired(p)) {
+      A* scratch = arena.take<A>(2 * some.count * lanes);
+      for (int64_t batch = begin; batch < end; ++batch) paired(p, batch, some, grad_weight, scratch);
+      return;
+    }
+    Gradient<E> gradients = gradient(p, some, grad_weight, arena, parallel.threads);
     for (int64_t batch = begin; batch < end; ++batch) {
-      gradient.begin(batch, parallel);
+      gradients.begin(batch, parallel);
       for (int64_t head = 0; head < p.heads; ++head) {
         const E* grad = static_cast<const E*>(p.grad) + batch * p.grad_batch_stride + head * p.grad_head_stride;
-        gradient.add(head, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) {
+        gradients.add(head, parallel, [&](int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) {
           copy_tile(p, grad + n * p.grad_row_stride + m * p.grad_column_stride, rows, columns, g);
           return true;
         });
@@ -66,17 +110,19 @@ struct Backward {
   }
 
   // One pair an entry: dimension by dimension, nothing to share between pairs.
-  static void paired(const ScoreBackward& p, int64_t batch, A* grad_weight, A* scratch) {
-    const A* query = wide_row<E>(p.query, batch, 0, p.dim, scratch);
-    const A* reference = wide_row<E>(p.reference, batch, 0, p.dim, scratch + p.dim);
-    for (int64_t d = 0; d < p.dim; ++d) {
-      const A t = query[d] - reference[d];
+  static void paired(const ScoreBackward& p, int64_t batch, const Chunks& some, A* grad_weight, A* scratch) {
+    const int64_t first = some.first * lanes, size = some.count * lanes, dims = least(size, p.dim - first);
+    const A* query = wide_row<E>(p.query, batch, 0, first, dims, scratch);
+    const A* reference = wide_row<E>(p.reference, batch, 0, first, dims, scratch + size);
+    for (int64_t i = 0; i < dims; ++i) {
+      const int64_t d = first + i;
+      const A t = query[i] - reference[i];
       A of_query = 0;
       for (int64_t head = 0; head < p.heads; ++head) {
         const E* grads = static_cast<const E*>(p.grad);
         const A g = widen(grads[batch * p.grad_batch_stride + head * p.grad_head_stride]);
         of_query += g * static_cast<const A*>(p.weight)[head * p.dim + d] * A((t > 0) - (t < 0));
-        if (grad_weight) grad_weight[head * p.dim + d] += g * (t < 0 ? -t : t);
+        if (grad_weight) grad_weight[head * size + i] += g * (t < 0 ? -t : t);
       }
       if (p.grad_query) static_cast<E*>(p.grad_query)[batch * p.dim + d] = narrow<E>(of_query);
       if (p.grad_reference) static_cast<E*>(p.grad_reference)[batch * p.dim + d] = narrow<E>(-of_query);

@@ -24,19 +24,19 @@ constexpr int kQueryPanel = 16, kQueryRows = kQueryPanel / kTileRows * kTileRows
 // Dimensions of a panel that stay in L1 for all rows of a block: 32 KiB.
 constexpr int64_t kSlice = 32768 / (kTileVectors * kVectorBytes);
 
-// scores[i][j] (+)= sum_d weight[d] |query[d][i] - panel[d][j]|, then + bias, in the first `vectors` of a panel: one
-// running sum a pair, d ascending. The first call for a tile starts it, later ones go on with further dimensions.
-// `stride` is that of the scores' rows. Not inlined: a step needs every register.
+// scores[i][j] (+)= sum_d weight[d] |query[d][i] - panel[d][j]| of `dims` dimensions, then + bias, in the first
+// `vectors` of a panel: one running sum a pair, d ascending. The call for a tile that `begins` starts it, later ones go
+// on with further dimensions. `stride` is that of the scores' rows. Not inlined: a step needs every register.
 template <class A, int vectors>
-__attribute__((noinline)) void score_tile(const A* query, int64_t first, int64_t last, const A* panel, const A* weight,
+__attribute__((noinline)) void score_tile(const A* query, bool begins, int64_t dims, const A* panel, const A* weight,
                                           A bias, A* scores, int64_t stride) {
   constexpr int lanes = kLanes<A>;
   Vector<A> sums[kTileRows][vectors] = {};
-  if (first)
+  if (!begins)
     for (int i = 0; i < kTileRows; ++i)
       for (int j = 0; j < vectors; ++j) sums[i][j] = load<A>(scores + i * stride + j * lanes);
 #pragma GCC unroll 2
-  for (int64_t d = first; d < last; ++d) {
+  for (int64_t d = 0; d < dims; ++d) {
     const Vector<A> w = broadcast<A>(weight[d]);
     Vector<A> r[vectors];
     for (int j = 0; j < vectors; ++j) r[j] = load<A>(panel + d * kPanel<A> + j * lanes);

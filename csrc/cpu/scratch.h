@@ -1,57 +1,53 @@
-// Memory of one task. Each thread keeps a little for its next call of the same kernel: fresh memory costs a small call
-// more to map than to use, and whether freed memory comes back mapped is the allocator's mood.
+// Memory of a call. The thread that calls takes it before any task begins, so that a task never asks the system for
+// memory and cannot fail; tasks get their shares of it.
 #pragma once
 
-#include <cstdlib>
-
-#include "large_pages.h"
+#include <cstdint>
 
 namespace dissim {
+
+// In memory.cpp: `bytes`, a multiple of 64, at such an address, of the thread that calls. Throws a std::bad_alloc that
+// says how many. What is taken last is given back first.
+void* take_memory(int64_t bytes);
+void give_memory(void* memory);
+
 namespace {
 
-struct ThreadMemory {
-  static constexpr int64_t size = kLargePage;  // more than a call takes whose time its mapping would show in
-  char* memory = nullptr;
-  int64_t used = 0;
-  ~ThreadMemory() { free(memory); }
-};
-thread_local ThreadMemory kept;
-
-inline void* allocate(int64_t alignment, int64_t bytes) {
-  void* memory = aligned_alloc(size_t(alignment), size_t(bytes));
-  if (!memory) abort();  // as operator new under -fno-exceptions: nothing sensible is left to do
-  ask_for_large_pages(memory, bytes);
-  return memory;
+// Cache-line aligned, and a line behind the last may be used too.
+template <class A>
+constexpr int64_t bytes_of(int64_t count) {
+  return (count * int64_t(sizeof(A)) + 127) / 64 * 64;
 }
 
-// Cache-line aligned. What a thread takes last it gives back first.
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) {
-    const int64_t bytes = (count * int64_t(sizeof(A)) + 127) / 64 * 64;  // a line behind the last may be used too
-    if (bytes > ThreadMemory::size - kept.used) {
-      data_ = static_cast<A*>(allocate(64, bytes));
-      return;
-    }
-    if (!kept.memory) kept.memory = static_cast<char*>(allocate(kLargePage, ThreadMemory::size));
-    data_ = reinterpret_cast<A*>(kept.memory + kept.used);
-    kept.used += bytes;
-  }
-  ~Scratch() {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(data_) - reinterpret_cast<uintptr_t>(kept.memory);
-    if (kept.memory && at < ThreadMemory::size) {
-      kept.used = int64_t(at);
-    } else {
-      free(data_);
-    }
-  }
+  explicit Scratch(int64_t count) : data_(static_cast<A*>(take_memory(bytes_of<A>(count)))) {}
+  ~Scratch() { give_memory(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   operator A*() const { return data_; }
 
  private:
-  A* data_;
+  A* const data_;
+};
+
+// Memory that is handed out from its beginning on. Without any it only counts what is asked for.
+class Arena {
+ public:
+  explicit Arena(char* memory = nullptr) : memory_(memory) {}
+
+  template <class A>
+  A* take(int64_t count) {
+    char* const at = memory_ ? memory_ + used_ : nullptr;
+    used_ += bytes_of<A>(count);
+    return reinterpret_cast<A*>(at);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  int64_t used_ = 0;
 };
 
 }  // namespace

@@ -66,18 +66,18 @@ struct Heap {
   }
 };
 
-constexpr int64_t kMostPartial = 1 << 20;  // candidates of all parts beyond the result: 16 MiB
-
-// Takes the blocks of a scan whose parts are at most `most_parts`; each part of the columns has heaps of its own.
+// Takes the blocks of a scan of queries from `first` on; each part of the columns has heaps of its own.
 template <class A>
 class Selection {
   static constexpr int lanes = kLanes<A>;
 
  public:
-  static int64_t most_parts(int64_t rows, int64_t k) { return most(1, kMostPartial / most(1, rows * k)); }
+  // Of one query in one part.
+  static int64_t bytes(int64_t k) { return k * int64_t(sizeof(Candidate<A>)) + int64_t(sizeof(int64_t)); }
 
-  Selection(int64_t rows, int64_t k, bool largest, const Cuts& cuts, const Filter& filter)
-      : rows_(rows),
+  Selection(int64_t first, int64_t rows, int64_t k, bool largest, const Cuts& cuts, const Filter& filter)
+      : first_(first),
+        rows_(rows),
         k_(k),
         sign_(largest ? 1 : -1),
         cuts_(cuts),
@@ -92,7 +92,7 @@ class Selection {
     const int64_t part = cuts_.part_of(block.column);
     for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t n = block.row + i;
-      Heap<A> heap = heap_of(part, n);
+      Heap<A> heap = heap_of(part, n - first_);
       Vector<A> threshold = broadcast<A>(heap.threshold());
       for (int64_t j = 0; j < block.columns; j += lanes) {
         // "not at or below" lets NaN through on both sides; what stands behind the last column does not count
@@ -105,15 +105,15 @@ class Selection {
           threshold = broadcast<A>(heap.threshold());
         }
       }
-      counts_[part * rows_ + n] = heap.count;
+      counts_[part * rows_ + n - first_] = heap.count;
     }
   }
 
   // The best of all parts, best first; once a row, after the scan.
   Heap<A> best(int64_t n) {
-    Heap<A> heap = heap_of(0, n);
+    Heap<A> heap = heap_of(0, n - first_);
     for (int64_t part = 1; part < cuts_.parts; ++part) {
-      const Heap<A> other = heap_of(part, n);
+      const Heap<A> other = heap_of(part, n - first_);
       for (int64_t i = 0; i < other.count; ++i) heap.offer(other.all[i]);
     }
     heap.sort();
@@ -123,17 +123,25 @@ class Selection {
   A score(const Candidate<A>& candidate) const { return sign_ * candidate.score; }
 
  private:
-  Heap<A> heap_of(int64_t part, int64_t n) {
-    return {candidates_ + (part * rows_ + n) * k_, k_, counts_[part * rows_ + n]};
+  Heap<A> heap_of(int64_t part, int64_t row) {
+    return {candidates_ + (part * rows_ + row) * k_, k_, counts_[part * rows_ + row]};
   }
 
-  const int64_t rows_, k_;
+  const int64_t first_, rows_, k_;
   const A sign_;
   const Cuts cuts_;
   const Filter filter_;
   Scratch<int64_t> counts_;
   Scratch<Candidate<A>> candidates_;
 };
+
+// Calls each(begin, end) for runs of queries that together are all, each so many as find `bytes` a query in half the
+// room.
+template <class E, class Each>
+void for_queries(const Pairs<E>& pairs, int64_t bytes, const Each& each) {
+  const int64_t rows = pairs.query.rows, some = most(1, pairs.room / 2 / bytes);
+  for (int64_t begin = 0; begin < rows; begin += some) each(begin, least(begin + some, rows));
+}
 
 }  // namespace
 }  // namespace dissim

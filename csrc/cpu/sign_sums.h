@@ -15,6 +15,29 @@ constexpr int kQueries = 8, kChains = 1;
 constexpr int kQueries = 4, kChains = 2;
 #endif
 
+constexpr int64_t kSpareOfBackward = 8 << 20;  // bytes that a call may take beside three times its rows
+
+// Bytes that a backward pass may take beside its results.
+template <class E>
+int64_t backward_room(const Rows& query, const Rows& reference, int64_t dim) {
+  return 3 * (query.rows + reference.rows) * dim * int64_t(sizeof(E)) + kSpareOfBackward;
+}
+
+// Chunks [first, first + count) of all, of some dimensions each.
+struct Chunks {
+  int64_t first, count;
+
+  static constexpr int64_t kMostDims = 1024;  // at a time: a chunk for each of 64 threads
+
+  // Calls each(chunks) for runs that together are all: as long as fits(count), or of one chunk where none fits.
+  template <class Fits, class Each>
+  static void each(int64_t all, int64_t dims, const Fits& fits, const Each& each) {
+    int64_t count = most(1, least(all, kMostDims / dims));
+    while (count > 1 && !fits(count)) count = blocks_of(count, 2);
+    for (int64_t first = 0; first < all; first += count) each(Chunks{first, least(count, all - first)});
+  }
+};
+
 // All pairs of a tile of g [rows][kTileColumns]. `rows` is a multiple of kQueries, the query rows in registers. Both
 // sides are packed and `usual`, or to be multiplied by what undoes their scales.
 template <class A, bool of_query, bool of_reference, bool usual>

@@ -1,6 +1,7 @@
 // The gradients of E2 where few pairs have an upstream gradient: by their lists. A reference's sums stay in registers
 // over all its pairs, so its row is read once and its gradient written once. A task owns a range of dimensions of all
-// rows, so no two threads ever add to one number and every sum has one fixed order.
+// rows, so no two threads ever add to one number and every sum has one fixed order. Where memory is short some
+// dimensions are done after others.
 #pragma once
 
 #include "moments.h"
@@ -41,37 +42,67 @@ class SparseGradient {
   static constexpr int64_t kReferences = 512;  // at a time: their lists stay in L1 for all windows
 
  public:
+  // Whether one window fits in.
+  static bool fits(const HingeBackward& p, int64_t room) { return bytes(p, 1) <= room; }
+
+  // Lists are made once for all dimensions that fit in, and again for others.
   template <class Lists, class Grad>
-  static void run(const HingeBackward& p, const Parallel& parallel, Lists& lists, const Grad& grad) {
-    SparseGradient gradient(p);
-    Scratch<Pair<A>> pairs(lists.room());
-    const int64_t windows = blocks_of(p.dim, kWidth), ranges = least(windows, parallel.threads);
-    int64_t first = 0, last = 0;
-    do {
-      last = lists.make(first, pairs, parallel, grad);
-      for_each(parallel, ranges, [&](int64_t i) {
-        const int64_t begin = i * windows / ranges * kWidth, end = (i + 1) * windows / ranges * kWidth;
-        if (first == 0) gradient.begin(begin, end);
-        p.grad_query || p.grad_weight ? gradient.template add<true>(lists, pairs, first, last, begin, end)
-                                      : gradient.template add<false>(lists, pairs, first, last, begin, end);
-        if (last >= p.reference.rows) gradient.finish(begin, end);
-      });
-      first = last;
-    } while (last < p.reference.rows);
+  static void run(const HingeBackward& p, const Parallel& parallel, int64_t room, Lists& lists, const Grad& grad) {
+    Scratch<Pair<A>> pairs(lists.size());
+    Scratch<int32_t> places(lists.places());
+    const auto fits = [&](int64_t windows) { return bytes(p, windows) <= room; };
+    Chunks::each(blocks_of(p.dim, kWidth), kWidth, fits, [&](const Chunks& windows) {
+      const int64_t taken = bytes(p, windows.count);
+      Scratch<char> memory(taken);
+      Arena arena(memory);
+      SparseGradient gradient(arena, p, windows);
+      gradient.run(parallel, lists, pairs, places, room - taken, grad);
+    });
   }
 
  private:
-  explicit SparseGradient(const HingeBackward& p) : p_(p) {}
+  SparseGradient(Arena& arena, const HingeBackward& p, const Chunks& windows)
+      : p_(p),
+        windows_(windows),
+        query_(arena.take<A>(p.query.rows * windows.count * kWidth)),
+        sums_q_(arena.take<A>(p.query.rows * windows.count * kWidth)),
+        factor_(arena.take<A>(windows.count)),
+        centre_(arena.take<double>(windows.count * kWidth)),
+        total_(arena.take<double>(windows.count * kWidth)) {}
 
+  static int64_t bytes(const HingeBackward& p, int64_t windows) {
+    Arena counted;
+    SparseGradient(counted, p, Chunks{0, windows});
+    return counted.used();
+  }
+  template <class Lists, class Grad>
+  void run(const Parallel& parallel, Lists& lists, Pair<A>* pairs, int32_t* places, int64_t room, const Grad& grad) {
+    const int64_t ranges = least(windows_.count, parallel.threads);
+    int64_t first = 0, last = 0;
+    do {
+      last = lists.make(first, pairs, places, room, parallel, grad);
+      for_each(parallel, ranges, [&](int64_t i) {
+        const int64_t begin = i * windows_.count / ranges * kWidth, end = (i + 1) * windows_.count / ranges * kWidth;
+        if (first == 0) this->begin(begin, end);
+        p_.grad_query || p_.grad_weight ? add<true>(lists, pairs, first, last, begin, end)
+                                        : add<false>(lists, pairs, first, last, begin, end);
+        if (last >= p_.reference.rows) finish(begin, end);
+      });
+      first = last;
+    } while (last < p_.reference.rows);
+  }
+
+  // Dimensions [begin, end) of those of these windows; below too, all but first_ are such.
   void begin(int64_t begin, int64_t end) {
     for (int64_t d = begin; d < end; d += kWidth) {
       for (int64_t n = 0; n < p_.query.rows; ++n)
-        pack_chunks<E>(p_.query, 0, n, 1, p_.dim, d / lanes, (d + kWidth) / lanes, query_ + at(d, n), lanes);
+        pack_chunks<E>(p_.query, 0, n, 1, p_.dim, (first_ + d) / lanes, (first_ + d + kWidth) / lanes,
+                       query_ + at(d, n), lanes);
       factor_[d / kWidth] = scale_usual<A>(query_ + at(d, 0), p_.query.rows * kWindow);
     }
     memset(sums_q_ + at(begin, 0), 0, size_t(at(end, 0) - at(begin, 0)) * sizeof(A));
     memset(total_ + begin, 0, size_t(end - begin) * sizeof(double));
-    if (p_.grad_weight) find_centre<E>(p_.reference, 0, begin, end, p_.dim, centre_ + begin);
+    if (p_.grad_weight) find_centre<E>(p_.reference, 0, first_ + begin, first_ + end, p_.dim, centre_ + begin);
   }
 
   template <bool of_query, class Lists>
@@ -90,7 +121,7 @@ class SparseGradient {
     Vector<A> sums_r[kWindow] = {};
     if (pair < last) {
       Vector<A> r[kWindow], scaled[kWindow];
-      load_chunks<E>(p_.reference, 0, m, p_.dim, d / lanes, r);
+      load_chunks<E>(p_.reference, 0, m, p_.dim, (first_ + d) / lanes, r);
       for (int i = 0; i < kWindow; ++i) store<A>(reference + i * lanes, r[i]), scaled[i] = kSignScale<A> * r[i];
       const A factor = factor_[d / kWidth], *query = query_ + at(d, 0);
       A* sums_q = sums_q_ + at(d, 0);
@@ -114,16 +145,16 @@ class SparseGradient {
         write(p_.grad_query, n, d, sums_q_ + at(d, n), 1 / kSignUnit<A>);
       }
     if (p_.grad_weight)
-      for (int64_t d = begin; d < least(end, p_.dim); ++d)
-        static_cast<A*>(p_.grad_weight)[d] = A(total_[d] / kSignUnit<A>);
+      for (int64_t d = begin; d < least(end, p_.dim - first_); ++d)
+        static_cast<A*>(p_.grad_weight)[first_ + d] = A(total_[d] / kSignUnit<A>);
   }
 
-  // grad[row][d] = factor weight[d] sums[d] in one window.
+  // grad[row][first_ + d] = factor weight[first_ + d] sums[d] in one window.
   void write(void* grad, int64_t row, int64_t d, const A* sums, A factor) const {
     if (!grad) return;
-    const int64_t count = least(kWidth, p_.dim - d);
-    const A* weight = static_cast<const A*>(p_.weight) + d;
-    E* to = static_cast<E*>(grad) + row * p_.dim + d;
+    const int64_t count = least(kWidth, p_.dim - first_ - d);
+    const A* weight = static_cast<const A*>(p_.weight) + first_ + d;
+    E* to = static_cast<E*>(grad) + row * p_.dim + first_ + d;
     for (int64_t i = 0; i < count; i += 64 / sizeof(E)) __builtin_prefetch(to + kRowsAhead * p_.dim + i, 1);
     int64_t i = 0;
     for (; i + lanes <= count; i += lanes)
@@ -134,10 +165,11 @@ class SparseGradient {
   int64_t at(int64_t d, int64_t n) const { return d * p_.query.rows + n * kWidth; }
 
   const HingeBackward& p_;
-  const int64_t dim_ = blocks_of(p_.dim, kWidth) * kWidth;
-  Scratch<A> query_{p_.query.rows * dim_}, sums_q_{p_.query.rows * dim_};  // [windows][rows][kWidth]
-  Scratch<A> factor_{dim_ / kWidth};  // undoes the scales of the queries
-  Scratch<double> centre_{dim_}, total_{dim_};
+  const Chunks windows_;  // of kWidth dimensions
+  const int64_t first_ = windows_.first * kWidth;
+  A *const query_, *const sums_q_;  // [windows][rows][kWidth]
+  A* const factor_;  // undoes the scales of the queries
+  double *const centre_, *const total_;  // [windows][kWidth]
 };
 
 }  // namespace

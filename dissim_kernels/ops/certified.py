@@ -117,14 +117,15 @@ def certified_dissim_topk(
     the faster; data on which every row is near is rescored whole and takes longer than `fused_dissim_topk`. Backend
     "triton" has no such search; "reference" looks at no codes and scores every row.
 
-    Cost: N M D steps on bytes (with AVX2 two instructions do 32 of them, where three do 8 of a float32 score; on CUDA
-    one does 4, where two do 1), and the rescored rows. Memory: the result, the codes of the queries and some 40 MiB
-    of candidates at most, or a few for each of k; on CUDA 64 MiB of bounds and candidates at most, or what 128
-    queries need, a byte for each 4 references and some for each of k. Refuses a derivative and vmap. Errors as in
-    `fused_dissim_topk`, and ValueError for `quantised` of other weights, another number of references, another device
-    or a damaged one: each tensor's dtype, shape and contiguity and the range of its columns are checked, codes and
-    errors themselves are not. On CUDA the check of weights and columns waits for the device, and is left out while a
-    graph is captured, as is the one of `fused_dissim_topk`; with `quantised` given nothing else waits.
+    Cost: N M D steps on bytes (with AVX2 two instructions do 32 of them, where three do 8 of a float32 score; on
+    CUDA one does 4, where two do 1), and the rescored rows. Memory on the CPU: what `fused_dissim_topk` takes, the
+    codes of the queries and 32 MiB of candidates at most, or 48 k bytes if these are more; on CUDA 64 MiB of bounds
+    and candidates at most, or what 128 queries need, a byte for each 4 references and some for each of k. Refuses a
+    derivative and vmap. Errors as in `fused_dissim_topk`, and ValueError for `quantised` of other weights, another
+    number of references, another device or a damaged one: each tensor's dtype, shape and contiguity and the range of
+    its columns are checked, codes and errors themselves are not. On CUDA the check of weights and columns waits for
+    the device, and is left out while a graph is captured, as is the one of `fused_dissim_topk`; with `quantised`
+    given nothing else waits.
 
     >>> import torch
     >>> found = certified_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)

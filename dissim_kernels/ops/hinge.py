@@ -68,8 +68,9 @@ def fused_dissim_hinge_loss(
         gradient; frozen inputs cost nothing. Double backward and jvp raise NotImplementedError.
 
     Cost: forward as the score; backward a step for each active pair and dimension where these are few (one in 4, on
-    GPUs one in 16), else as score's. Memory: one bit a pair and a block of scores; in backward sums of the queries'
-    size, on GPUs some float32 copies of both sides' rows and sums. Errors as in `fused_dissim_score`.
+    GPUs one in 16), else as score's. Memory on the CPU: one bit a pair and at most 2(N + M)D values and 16 MiB in
+    forward, the gradients and at most 3(N + M)D values and 16 MiB in backward; on GPUs one bit a pair and a block of
+    scores, in backward some float32 copies of both sides' rows and sums. Errors as in `fused_dissim_score`.
 
     >>> import torch
     >>> x, labels = torch.tensor([[0.0], [0.5], [4.0]]), torch.tensor([0, 0, 1])

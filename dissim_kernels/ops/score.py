@@ -54,13 +54,14 @@ def fused_dissim_score(
     They are differentiable once more; a third derivative is refused. Under autocast the call runs in float32,
     as torch.cdist does. Deterministic: the same input gives the same bits, whatever the number of threads.
 
-    Cost: B*C*N*M*D element steps; memory: the result, plus packed blocks in forward and at most
-    4(N + M)D values in backward; on the CPU each thread keeps 2 MiB for its next call. Leading dimensions that
-    broadcast against each other are copied out unless they are absent or 1 on one side.
+    Cost: B*C*N*M*D element steps. Memory on the CPU, with any number of threads: the result and at most 2(N + M)D
+    values and 16 MiB in forward, the gradients and at most 3(N + M)D values and 16 MiB in backward, values being
+    the embeddings'; of it the thread that calls keeps 2 MiB for its next call. Leading dimensions that broadcast
+    against each other are copied out unless they are absent or 1 on one side.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected, what came and what to do.
-        RuntimeError: the named backend cannot run this call, with its reason.
+        RuntimeError: the named backend cannot run this call, with its reason; or there is not memory enough.
 
     >>> import torch
     >>> query, reference = torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]])

@@ -1,0 +1,151 @@
+"""By how much calls raise the peak memory of a process of their own, and what the docstrings allow them.
+
+`measured` runs this file in a process of its own, which prints the bytes of each case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A call: forward, backward, topk, hinge, hinge_backward, certified, numpy_score or numpy_topk."""
+
+    operation: str
+    query: int
+    reference: int
+    dim: int
+    dtype: str = "float32"
+    threads: int = 1
+    batch: int = 1
+    heads: int = 1
+    k: int = 5
+    active: float = 1.0  # hinge_backward: the share of pairs that count
+
+    def with_threads(self, threads: int) -> Case:
+        return dataclasses.replace(self, threads=threads)
+
+    @property
+    def item(self) -> int:
+        return {"float64": 8, "float32": 4}.get(self.dtype, 2)
+
+    @property
+    def values(self) -> int:
+        """Bytes of (N + M) D values."""
+        return (self.query + self.reference) * self.dim * self.item
+
+    @property
+    def results(self) -> int:
+        """Bytes of what a call returns; scores of k are wide before they are narrow."""
+        pairs, wide = self.query * self.reference, max(4, self.item)
+        if self.operation in ("forward", "numpy_score"):
+            return self.batch * self.heads * pairs * self.item
+        if self.operation.endswith("backward"):
+            return self.batch * self.values + self.heads * self.dim * (wide + self.item)
+        if self.operation == "hinge":
+            return pairs // 8 + self.query * (2 * wide + 1)
+        return self.query * self.k * (8 + wide + self.item)
+
+    @property
+    def allowed(self) -> int:
+        """Bytes beside the inputs."""
+        rows = 3 if self.operation.endswith("backward") else 2
+        candidates = 32 * MIB if self.operation == "certified" else 0
+        return self.results + rows * self.values + candidates + 16 * MIB
+
+
+def measured(cases: list[Case]) -> list[int]:
+    """The bytes by which each call raised the peak, in one process."""
+    settings = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    given = json.dumps([dataclasses.asdict(case) for case in cases])
+    done = subprocess.run([sys.executable, __file__], input=given, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def too_large(cases: list[Case]) -> list[str]:
+    """Those that take more than they are allowed, in words."""
+    return [
+        f"{case}: {found / MIB:.1f} MiB, allowed are {case.allowed / MIB:.1f}"
+        for case, found in zip(cases, measured(cases), strict=True)
+        if found > case.allowed
+    ]
+
+
+def call_of(case: Case):
+    """The call, its inputs made."""
+    import torch
+
+    import dissim_kernels
+    import dissim_kernels.numpy
+
+    torch.manual_seed(0)
+    torch.set_num_threads(case.threads)
+    torch.ones(10**6).exp()  # starts the threads
+    dtype, leading = getattr(torch, case.dtype), () if case.batch == 1 else (case.batch,)
+    query = torch.randn(*leading, case.query, case.dim, dtype=dtype)
+    reference = torch.randn(*leading, case.reference, case.dim, dtype=dtype)
+    weight = -torch.rand(*(() if case.heads == 1 else (case.heads,)), case.dim, dtype=dtype)
+    inputs, labels = (query, reference, weight), (torch.arange(case.query) % 7, torch.arange(case.reference) % 7)
+    if case.operation == "numpy_score":
+        arrays = [x.numpy() for x in inputs]
+        return lambda: dissim_kernels.numpy.score(*arrays, threads=case.threads)
+    if case.operation == "numpy_topk":
+        arrays = [x.numpy() for x in inputs]
+        return lambda: dissim_kernels.numpy.topk(*arrays, k=case.k, threads=case.threads)
+    if case.operation == "forward":
+        return lambda: dissim_kernels.fused_dissim_score(*inputs)
+    if case.operation == "topk":
+        return lambda: dissim_kernels.fused_dissim_topk(*inputs, k=case.k)
+    if case.operation == "certified":
+        codes = dissim_kernels.quantise_references(reference, weight)
+        return lambda: dissim_kernels.certified_dissim_topk(*inputs, k=case.k, quantised=codes)
+    if case.operation == "hinge":
+        return lambda: dissim_kernels.fused_dissim_hinge_loss(*inputs, None, *labels, hard_negatives=case.k)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    if case.operation == "plain_backward":  # the definition, to prove that this sees what it should
+        scores = torch.nn.functional.linear((query[:, None] - reference).abs(), weight)
+        upstream = torch.ones_like(scores)
+        return lambda: scores.backward(upstream)
+    if case.operation == "backward":
+        scores = dissim_kernels.fused_dissim_score(*inputs)
+        upstream = torch.ones_like(scores)
+        return lambda: scores.backward(upstream)
+    scores = dissim_kernels.fused_dissim_score(query[:50], reference[:50], weight).flatten().float()
+    bias = -1 - scores.quantile(1 - case.active).item()  # negatives count where score + bias > -1
+    loss = dissim_kernels.fused_dissim_hinge_loss(*inputs, bias, *labels, margin=1)
+    return lambda: loss.backward(torch.ones_like(loss))
+
+
+def status(name: str) -> int:
+    """Bytes of a line of /proc/self/status: VmRSS in use, VmHWM at the peak."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+
+
+def main() -> None:
+    found = []
+    for given in json.load(sys.stdin):
+        case = Case(**given)
+        small = {"query": 30, "reference": 40, "dim": 16, "batch": 1, "k": 5}
+        call_of(dataclasses.replace(case, **small))()  # code is loaded
+        call = call_of(case)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = status("VmRSS")
+        result = call()
+        found.append(status("VmHWM") - before)
+        del call, result
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
