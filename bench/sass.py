@@ -113,9 +113,7 @@ def main() -> int:
     print(text)
     if options.write:
         tools = f"{version()}, Triton {metadata.version('triton')}"
-        files.replace(ROOT / "bench" / "results" / "sass.md", f"{HEAD.format(tools=tools)}
-{text}
-")
+        files.replace(ROOT / "bench" / "results" / "sass.md", f"{HEAD.format(tools=tools)}\n{text}\n")
     complaints = [f"{c.budget.name} for sm_{c.kernel.arch}: {text}" for c in counts for text in c.complaints]
     print("\n".join(complaints), file=sys.stderr)
     return 1 if complaints else 0

@@ -52,11 +52,11 @@ def fused_dissim_topk(
     `paired_dissim_score`.
 
     Cost: that of the score, and of a sort of k. Memory on the CPU: the result, for half types once more in float32,
-    and at most 2(N + M)D values and 16 MiB, or 16 k bytes if these are more; on GPUs the result and a block of scores,
-    on CUDA lists of 1.25 k + 32 candidates a query, or more of them up to 1 GiB. Raises ValueError when k is above M,
-    before anything is allocated, or when a query has fewer than k candidates; other errors as in
-    `fused_dissim_score`. On CUDA the count of candidates waits for the result where a filter is given, and is left out
-    while a graph is captured: places without a candidate then hold index -1.
+    and at most 2(N + M)D values and 16 MiB, or 16 k bytes if these are more; on GPUs the result and a block of
+    scores, on CUDA lists of 1.25 k + 32 candidates a query, or more of them up to 1 GiB. Raises ValueError when k is
+    above M, before anything is allocated, or when a query has fewer than k candidates; other errors as in
+    `fused_dissim_score`. On CUDA the count of candidates waits for the result where a filter is given, and is left
+    out while a graph is captured: places without a candidate then hold index -1.
 
     >>> import torch
     >>> found = fused_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
