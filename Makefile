@@ -95,7 +95,7 @@ clean:  ## leaves the environment; `rm -r .venv` removes that too
 
 .compat/torch-%/installed:
 	$(PYTHON) -m venv .compat/torch-$*
-	.compat/torch-$*/bin/pip install -q torch==$* numpy pytest pytest-xdist hypothesis 'setuptools>=77' ninja
+	.compat/torch-$*/bin/pip install -q torch==$* numpy pytest pytest-xdist hypothesis 'setuptools>=77' ninja 'pybind11>=2.13'
 	touch $@
 
 .compat/triton-%/installed: | .venv/installed

@@ -68,11 +68,12 @@ def check_machine():
 
 
 def check_python():
-    if not importlib.util.find_spec("torch"):
-        raise SystemExit(
-            f"dissim-kernels: expected torch in {sys.executable}, found none. Run `pip install 'torch>=2.10'` first, "
-            "or leave out --no-build-isolation."
-        )
+    for package, requirement in (("torch", "torch>=2.10"), ("pybind11", "pybind11>=2.13")):
+        if not importlib.util.find_spec(package):
+            raise SystemExit(
+                f"dissim-kernels: expected {package} in {sys.executable}, found none. Run `pip install "
+                f"'{requirement}'` first, or leave out --no-build-isolation."
+            )
     import torch
 
     if torch.__version__ < (2, 10):
@@ -332,16 +333,15 @@ class NinjaBuild(build_ext):
         return f"compiled for {archs} by {nvcc}" + (f"; left out {left_out}" if left_out else "")
 
     def write_numpy(self, rules, compile, core, output):
-        """The module for NumPy arrays, from the same objects; torch brings the headers of pybind11."""
-        import torch
+        """The module for NumPy arrays, from the same objects."""
+        import pybind11
 
         facts = {
             "DISSIM_VERSION": self.distribution.get_version(),
             "DISSIM_FLAGS": f"{FLAGS} {os.environ.get('CXXFLAGS', '')}".strip(),
             "DISSIM_KERNELS": " ".join(KERNELS),
         }
-        headers = Path(torch.__file__).parent / "include"
-        include = ["-O1", "-isystem", headers, "-isystem", sysconfig.get_path("include")]
+        include = ["-O1", "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
         extra = [*include, *(define(name, text) for name, text in facts.items())]
         objects = core + compile("numpy_bindings.cpp", "numpy_bindings", extra)
         rules.build(output, "link", objects, ["-pthread"])

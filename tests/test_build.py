@@ -144,6 +144,9 @@ def test_missing_headers_and_modules_are_told(setup_py, monkeypatch, tmp_path):
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(SystemExit, match=r"expected torch in .*, found none\. Run `pip install 'torch>=2\.10'`"):
             setup_py.check_python()
+        patch.setattr(importlib.util, "find_spec", lambda name: name if name == "torch" else None)
+        with pytest.raises(SystemExit, match=r"expected pybind11 in .*, found none\. Run `pip install 'pybind11>="):
+            setup_py.check_python()
     monkeypatch.setattr(setup_py.shutil, "which", lambda *_, **__: None)
     with pytest.raises(SystemExit, match=r"expected the program ninja in .*, found none\. Run `pip install ninja`"):
         setup_py.find_ninja()
