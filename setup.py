@@ -221,9 +221,11 @@ def gencodes(archs):
 def cuda_libraries(nvcc):
     """The linker's flags for CUDA's runtime. nvcc tells where it is: its own folder may be that of a wrapper."""
     told = ask_nvcc(nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", "none")
-    if not (folders := re.search(r"^#\$ LIBRARIES=(.*)$", told, re.M)):
-        raise SystemExit(f"{nvcc} --dryrun: expected a line with LIBRARIES=, got: {told.strip()}")
-    return [*shlex.split(folders[1]), "-lcudart_static", "-lrt", "-ldl"]
+    folders, top = (re.search(rf"^#\$ {name}=(.*)$", told, re.M) for name in ("LIBRARIES", "TOP"))
+    if not folders or not top:
+        raise SystemExit(f"{nvcc} --dryrun: expected lines with LIBRARIES= and TOP=, got: {told.strip()}")
+    wheels = f"-L{top[1]}/lib"  # where pip installs what nvcc looks for in lib64
+    return [*shlex.split(folders[1]), wheels, "-lcudart_static", "-lrt", "-ldl"]
 
 
 # The build.

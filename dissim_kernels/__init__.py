@@ -41,7 +41,9 @@ class _TorchComes:
 
         def exec_module(module):
             execute(module)
-            from . import ops  # noqa: F401
+            ours = {name.removeprefix(f"{__name__}.") for name in _sys.modules if name.startswith(f"{__name__}.")}
+            if ours <= {"numpy", "_numpy"}:  # any other module of ours is importing torch for itself
+                from . import ops  # noqa: F401
 
         spec.loader.exec_module = exec_module
         return spec

@@ -39,7 +39,8 @@ done
 FAKE_NVCC = """#!/bin/sh
 case $1 in
   --list-gpu-arch) for n in 50 75 80 86 90; do echo compute_$n; done; exit ;;
-  --dryrun) echo '#$ LIBRARIES=  "-L/elsewhere/a toolkit/lib64/stubs" "-L/elsewhere/a toolkit/lib64"' >&2; exit ;;
+  --dryrun) echo '#$ TOP=/elsewhere/a toolkit' >&2
+            echo '#$ LIBRARIES=  "-L/elsewhere/a toolkit/lib64/stubs" "-L/elsewhere/a toolkit/lib64"' >&2; exit ;;
 esac
 """ + FAKE_COMPILER.removeprefix("#!/bin/sh\n")
 
@@ -91,7 +92,8 @@ def test_paths_with_spaces_and_a_wrapper_of_nvcc(checkout):
     calls = (tools / "c++.log").read_text()
     assert '-DDISSIM_CUDA_ARCHS="8.0;9.0+PTX"' in calls
     (link,) = (line for line in calls.splitlines() if "-shared" in line and "_native.so" in line)
-    assert "-L/elsewhere/a toolkit/lib64 -lcudart_static" in link and "--no-as-needed,-ltorch," in link
+    assert "-L/elsewhere/a toolkit/lib64 -L/elsewhere/a toolkit/lib -lcudart_static" in link
+    assert "--no-as-needed,-ltorch," in link
     compiled = (tools / "nvcc.log").read_text().splitlines()
     assert len(compiled) == len(list(ROOT.glob("csrc/cuda/*.cu")))
     for call in compiled:

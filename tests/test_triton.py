@@ -21,11 +21,6 @@ from dissim_kernels.contract import Hinge, HingeBackward, Problem, Search
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 ROOT = Path(__file__).parents[1]
-#: Where the installed Triton is, and those that `pip install --no-deps --target FOLDER triton==VERSION` has made.
-TRITONS = [
-    str(Path(triton.__file__).parents[1]),
-    *filter(None, os.environ.get("TRITON_FOLDERS", "").split(os.pathsep)),
-]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_the_interpreted_kernels_pass_the_same_tests")
 HALF = (torch.float16, torch.bfloat16)
@@ -154,13 +149,12 @@ def run_python(arguments, folder):
     return subprocess.run([sys.executable, *arguments], env=settings, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("folder", TRITONS, ids=lambda folder: Path(folder).name)
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
-def test_every_kernel_compiles(folder):
-    version = next(iter(metadata.distributions(name="triton", path=[folder]))).version
-    done = run_python(["tests/triton_compile.py"], folder)
+def test_every_kernel_compiles():
+    """For one target; `make compat` has three, with every Triton."""
+    done = run_python(["tests/triton_compile.py", "sm_80"], ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert done.stdout.count(f"Triton {version}, ") == 3
+    assert f"Triton {metadata.version('triton')}, " in done.stdout
 
 
 @pytest.mark.skipif(INTERPRETED, reason="one process is enough")
