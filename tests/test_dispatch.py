@@ -1,5 +1,6 @@
 """Which backend runs: the one asked for, the first that can, or an error with every reason. Never a silent other."""
 
+import runpy
 import threading
 
 import pytest
@@ -184,6 +185,16 @@ def test_every_backend_in_the_tables_is_whole():
         assert module.__doc__
         for function in ("why_not", "score", "score_backward", "topk", "hinge", "hinge_backward"):
             assert callable(getattr(module, function))
+
+
+def test_python_m_dissim_kernels_tells_what_runs_and_why_not(monkeypatch, capsys):
+    monkeypatch.setenv("DISSIM_THREADS", "3")
+    runpy.run_module("dissim_kernels", run_name="__main__")
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    for name, reason in available_backends().items():
+        assert rows[f"backend {name}"].strip() == (reason or "runs")
+    assert torch.__version__ in rows["torch"] and "DISSIM_THREADS=3" in rows["environment"]
+    assert native.isa() in rows["instruction set"]
 
 
 def test_last_backend_is_of_this_thread():
