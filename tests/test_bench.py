@@ -1,6 +1,9 @@
 """The benchmark's own promises: its formulas, its gate, its turns, its report. Nothing here is timed in earnest."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from bench.gate import Gate, RowSums
 from bench.problem import make
 from bench.registry import COMPETITORS, Competitor, competitors_of
 from bench.run import Effort, Outcome, Row, run
+
+ROOT = Path(__file__).parents[1]
 
 TINY = {
     "score": Case("score", "score", 6, 70, 24),
@@ -200,3 +205,12 @@ def test_the_report_prints_every_row_with_or_without_times(tmp_path):
     assert [row["stats"]["median"] for row in document["benchmarks"]] == [0.2, 0.01]
     assert document["not_timed"][0]["name"] == "absent"
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_trees_take_turns_and_their_bits_are_compared():
+    """This tree against itself; that ratios are found is seen by a limit that no ratio keeps."""
+    command = [sys.executable, "-m", "bench.compare", str(ROOT), "--only", "small 128", "--rounds", "2"]
+    done = subprocess.run([*command, "--limit", "100"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "identical" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([*command, "--limit", "0"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "slower than 0.0 times" in done.stdout
