@@ -131,7 +131,7 @@ def admit(
     except Unavailable as reason:
         row.reason = str(reason)
         return row, None
-    except torch.OutOfMemoryError:  # of a GPU: whoever asks may ask for fewer queries
+    except torch.OutOfMemoryError:  # of a GPU: the caller may try fewer queries
         raise
     except Exception as error:  # who breaks is a row that says so; if it is ours, the case and the run have failed
         row.wrong, row.reason = (

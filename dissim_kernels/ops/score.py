@@ -56,8 +56,9 @@ def fused_dissim_score(
 
     Cost: B*C*N*M*D element steps. Memory on the CPU, with any number of threads: the result and at most 2(N + M)D
     values and 16 MiB in forward, the gradients and at most 3(N + M)D values and 16 MiB in backward, values being
-    the embeddings'; of it the thread that calls keeps 2 MiB for its next call. Leading dimensions that broadcast
-    against each other are copied out unless they are absent or 1 on one side.
+    the embeddings'; of it the thread that calls keeps 2 MiB for its next call. Backward may take more with fewer than
+    4 dimensions and more than 300,000 rows on both sides. Leading dimensions that broadcast against each other are
+    copied out unless they are absent or 1 on one side.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected, what came and what to do.
