@@ -13,7 +13,7 @@ NEWEST_TORCH := 2.14.1
 # What torch from the oldest to the newest brings, and the newest.
 TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
 # What must pass with both torches, and of it what must pass where there is no compiler, as torch.compile needs.
-OPERATORS := library contract dispatch operators score topk hinge certified derivatives training numpy torch
+OPERATORS := library contract dispatch operators score topk hinge quantized_topk derivatives training numpy torch
 WITHOUT_COMPILER := $(filter-out torch,$(OPERATORS))
 
 .PHONY: demo test check bench gpu docs clean
@@ -74,7 +74,7 @@ compat-triton-%: .compat/triton-%/installed
 
 bench: .venv/built  ## tests of the operations first, then the measurement
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'
-	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_certified.py tests/test_bench.py
+	$(BIN)/python -m pytest tests/test_score.py tests/test_topk.py tests/test_hinge.py tests/test_quantized_topk.py tests/test_bench.py
 	$(BIN)/python -m bench
 
 # It installs nothing: $(PYTHON) has torch, pytest and what setup.py needs. Fewer parts: make gpu PARTS="tests bench"

@@ -32,7 +32,7 @@ INSTRUCTION_SETS = {
     },
     "aarch64": {"neon": ""},
 }
-KERNELS = ["score", "score_backward", "topk", "hinge", "hinge_backward", "quantise", "certified"]
+KERNELS = ["score", "score_backward", "topk", "hinge", "hinge_backward", "quantize", "quantized_topk"]
 FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wno-psabi -Wno-maybe-uninitialized"
     " -fno-math-errno -fno-trapping-math"

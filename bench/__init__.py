@@ -5,7 +5,7 @@ problem.py    the inputs of a case
 ours.py       what is measured: the public functions of dissim_kernels
 peers/        what it is measured against, each with its best settings
 ceiling.*     how fast the same instructions run in registers, and how fast memory is read
-gate.py       float64 truth: nothing is timed before its result was checked
+correctness.py float64 truth: nothing is timed before its result was checked
 measure.py    interleaved rounds in one process; peak memory
 run.py        gate, memory and rounds of one case
 machine.py    what the numbers were measured on

@@ -23,8 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> int:
     options = _options()
-    reason = dissim_kernels.available_backends()["cpu"]
-    if reason:
+    if reason := dissim_kernels.unavailable_backends().get("cpu"):
         sys.exit(f"bench: the kernels cannot run: {reason}")
     effort = Effort(rounds=3, least=0.02, whole=0.2, part=0.1) if options.quick else Effort()
     wanted = [case for case in CASES if any(text in case.name for text in options.only)]

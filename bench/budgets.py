@@ -153,7 +153,7 @@ def _triton_rows() -> list[Budget]:
             rows.append(
                 _triton_row(name, "score_backward", "row_sums_kernel", "row_sums", wide, given | grad, backward[side])
             )
-        filters = "exclude query_labels reference_labels"
+        filters = "exclude_index query_labels reference_labels"
         given = _arguments(
             "k parts part_columns", **{wide: "query reference weight bias out", "i64": f"{filters} indices"}
         )
@@ -297,8 +297,8 @@ BUDGETS: tuple[Budget, ...] = (
     ),
     # E10: four elements an instruction, whatever dtype the rows have. 64 pairs of a thread by 16 groups of 8 columns.
     Budget(
-        "certified fp32",
-        cuda("certified", "certified_scan_kernel", 65536),
+        "quantized fp32",
+        cuda("quantized_topk", "quantized_scan_kernel", 65536),
         _all(0.3),
         ("VABSDIFF4",),
         elements=(8192,),

@@ -20,7 +20,7 @@ STEPS = {
     "score_backward": {"backward": 1.0},
     "score_step": {"score": 1.0, "backward": 1.0},
     "topk": {"score": 1.0},
-    "certified": {"sad": 1.0},
+    "quantized_topk": {"sad": 1.0},
     "hinge_backward": {"backward": None},
     "hinge_step": {"score": 1.0, "backward": None},
 }
@@ -36,7 +36,7 @@ class Case:
     references: int
     dim: int
     dtype: str = "float32"
-    k: int = 10  # topk, certified
+    k: int = 10  # topk, quantized_topk
     active: float = 1.0  # hinge: the share of pairs inside the margin
     quick: bool = False  # part of `--quick`, with fewer rows
 
@@ -47,7 +47,7 @@ class Case:
     @property
     def bytes(self) -> int:
         """Memory traffic that no implementation avoids: each input read once, each output written once. For a
-        certified search the references are their codes, a byte each."""
+        quantized search the references are their codes, a byte each."""
         item, rows, pairs = ITEM_BYTES[self.dtype], self.queries + self.references, self.queries * self.references
         inputs, scores = rows * self.dim * item, pairs * item
         read = {
@@ -55,7 +55,7 @@ class Case:
             "score_backward": inputs + scores,
             "score_step": inputs + scores,
             "topk": inputs,
-            "certified": self.references * self.dim + self.queries * self.dim * item,
+            "quantized_topk": self.references * self.dim + self.queries * self.dim * item,
             "hinge_backward": inputs + 8 * rows + pairs // 8,
             "hinge_step": inputs + 8 * rows,
         }[self.operation]
@@ -73,7 +73,7 @@ class Case:
             "score_backward": gradients,
             "score_step": (scores, *gradients),
             "topk": best,
-            "certified": best,
+            "quantized_topk": best,
             "hinge_backward": gradients,
             "hinge_step": gradients,
         }[self.operation]
@@ -126,7 +126,7 @@ CASES = (
     Case("forward+backward fp32 4096", "score_step", 4096, 4096, 512),
     Case("forward+backward fp32 2048", "score_step", 2048, 2048, 512),
     Case("top-10 of 200,000", "topk", 256, 200_000, 512, quick=True),
-    Case("certified top-10 of 200,000", "certified", 256, 200_000, 512),
+    Case("quantized top-10 of 200,000", "quantized_topk", 256, 200_000, 512),
     Case("one query of 1,000,000", "score", 1, 1_000_000, 128, quick=True),
     Case("eight queries of 200,000", "score", 8, 200_000, 512),
     Case("hinge step, all negatives active", "hinge_step", 512, 16_384, 512),
@@ -144,7 +144,7 @@ GPU_CASES = (
     Case("top-10 of 1,000,000", "topk", 1024, 1_000_000, 512),
     Case("hinge step, 1 % active", "hinge_step", 4096, 16_384, 512, active=0.01),
     Case("forward+backward fp32", "score_step", 4096, 65_536, 512),
-    Case("certified top-10 of 1,000,000", "certified", 1024, 1_000_000, 512),
+    Case("quantized top-10 of 1,000,000", "quantized_topk", 1024, 1_000_000, 512),
     Case("score fp16", "score", 4096, 65_536, 512, "float16"),
     Case("one query of 4,000,000", "score", 1, 4_000_000, 128),
     Case("hinge step, all negatives active", "hinge_step", 4096, 16_384, 512),

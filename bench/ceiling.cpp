@@ -37,7 +37,7 @@ struct Packed {
       : rows(its_rows),
         columns(its_columns),
         dim(its_dim),
-        width(blocks_of(columns, kPanel<float>) * kPanel<float>),
+        width(ceil_div(columns, kPanel<float>) * kPanel<float>),
         values((rows + columns) * dim),
         weight(dim),
         scores((rows + kTileRows) * kBlockColumns),
@@ -48,7 +48,7 @@ struct Packed {
     uint32_t any = 1;  // rows that differ: E7 does not answer for equal ones
     for (int64_t i = 0; i < (rows + columns) * dim; ++i) values[i] = float((any = any * 1664525 + 1013904223) >> 8);
     for (int64_t d = 0; d < dim; ++d) weight[d] = d % 3 ? 1e-3f : -1e-3f;
-    for (int64_t i = 0; i < rows + width; ++i) from[i] = values + least(i, rows + columns - 1) * dim;
+    for (int64_t i = 0; i < rows + width; ++i) from[i] = values + min(i, rows + columns - 1) * dim;
     scorer.set_head(weight, 0);
     scorer.set_references(from + rows, 1, columns);
   }
@@ -111,7 +111,7 @@ CEILING ceiling_tile(int64_t steps) {
 // elements.
 CEILING ceiling_block(int64_t steps, int64_t rows, int64_t columns, int64_t dim) {
   thread_local std::unique_ptr<Packed> block;
-  rows = least(rows, kBlockRows), columns = least(columns, kChunk<float>);
+  rows = min(rows, kBlockRows), columns = min(columns, kChunk<float>);
   if (!block || block->rows != rows || block->columns != columns || block->dim != dim) {
     block.reset();  // first, since scratch is given back in order
     block = std::make_unique<Packed>(rows, columns, dim);

@@ -4,10 +4,10 @@ Each case has a process of its own (gpu_session.py), because a kernel that reads
 takes the process with it. FOLDER/trying holds the name of the competitor that is tried; `--without NAME` leaves one
 out that ended an earlier try.
 
-Every competitor passes the correctness check first, as on the CPU (gate.py), and a call that is replayed as a CUDA
-graph once more, by what the replay wrote. Times are of CUDA events around one call, in turns, after the cache was
-overwritten. Who needs more memory than there is gets a sixteenth of the queries, and again. Memory is the
-allocator's peak.
+Every competitor passes the correctness check first, as on the CPU (correctness.py). A call that is replayed as a CUDA
+graph passes it once more, by what the replay wrote. CUDA events time one call after the
+cache was overwritten, the competitors in turns. One that needs more memory than there is gets a sixteenth of the
+queries, and again. Memory is the allocator's peak.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from .cases import GPU_CASES, Case
+from .correctness import Gate
 from .data_sheets import data_sheet
-from .gate import Gate
 from .gpu_session import OURS_FAILED
 from .peers import on_gpu  # noqa: F401  (competitors register themselves)
 from .problem import make

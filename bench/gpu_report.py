@@ -58,7 +58,7 @@ def table(line: dict) -> str:
     titles = ("", "ms, median", "ms, min", "Gelem/s", "of the peak", "ours is faster, times", "peak extra memory",
               "error", "measured on", "rounds")  # fmt: skip
     title = "## {name}\n\n{operation}, N={queries:,} M={references:,} D={dim} {dtype}".format(**case)
-    title += f", k={case['k']:,}" if case["operation"] in ("topk", "certified") else ""
+    title += f", k={case['k']:,}" if case["operation"] in ("topk", "quantized_topk") else ""
     title += f", {case['active']:.1%} of pairs active" if case["operation"].startswith("hinge") else ""
     return f"{title}; {line['seconds']} s.\n\n{grid(titles, cells)}"
 

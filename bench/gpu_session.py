@@ -54,7 +54,7 @@ def build(results: Path, seconds: float, facts: dict) -> str:
     wanted = {"TORCH_CUDA_ARCH_LIST": facts["capability"], "FORCE_CUDA": "1"}
     if execute([sys.executable, "setup.py", "build_ext", "--inplace"], log, seconds, wanted):
         raise Failed(f"{last_line(log)} (build.log)")
-    use = "import dissim_kernels; print(dissim_kernels.available_backends()['cuda'])"
+    use = "import dissim_kernels; print(dissim_kernels.unavailable_backends().get('cuda'))"
     execute([sys.executable, "-c", use], log, end - time.monotonic())
     if (reason := last_line(log)) != "None":
         raise Failed(f"built, but the backend cuda cannot run: {reason}")

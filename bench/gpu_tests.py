@@ -32,7 +32,7 @@ TYPES = {
 #: The edge-case inputs are cut in so many parts (test_gpu.py).
 PARTS = 4
 #: Files with the tests of every backend.
-OF_EVERY_BACKEND = {"cuda": ("score", "topk", "hinge", "certified"), "triton": ("score", "topk", "hinge")}
+OF_EVERY_BACKEND = {"cuda": ("score", "topk", "hinge", "quantized_topk"), "triton": ("score", "topk", "hinge")}
 
 
 def selections() -> dict[str, list[str]]:

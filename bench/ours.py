@@ -1,18 +1,17 @@
 """What is measured: the public functions of dissim_kernels, as a user calls them.
 
 Results, here and of every competitor: "score" [N, M] (or RowSums); "score_backward", "score_step" and
-"hinge_backward" the gradients of query, reference and weight; "topk" and "certified" scores and indices; "hinge_step"
-the loss and the three gradients.
+"hinge_backward" the gradients of query, reference and weight; "topk" and "quantized_topk" scores and indices;
+"hinge_step" the loss and the three gradients.
 """
 
 from __future__ import annotations
 
 from dissim_kernels import (
-    certified_dissim_topk,
     fused_dissim_hinge_loss,
     fused_dissim_score,
     fused_dissim_topk,
-    quantise_references,
+    quantize_references,
 )
 
 from .differentiate import backward_of, step_of
@@ -45,21 +44,26 @@ def _topk(problem: Problem) -> Call:
     return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k)
 
 
-@competitor("dissim_kernels", {"certified": WHOLE}, ours=True)
-def _certified(problem: Problem) -> Call:
+@competitor("dissim_kernels", {"quantized_topk": WHOLE}, ours=True)
+def _quantized_topk(problem: Problem) -> Call:
     p, k = problem, problem.case.k
-    quantised = quantise_references(p.reference, p.weight)
-    return lambda: certified_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantised=quantised)
+    quantized = quantize_references(p.reference, p.weight)
+    return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantized=quantized)
 
 
-@competitor("dissim_kernels, codes made in the call", {"certified": WHOLE}, ours=True)
-def _certified_anew(problem: Problem) -> Call:
+@competitor("dissim_kernels, codes made in the call", {"quantized_topk": WHOLE}, ours=True)
+def _quantized_topk_anew(problem: Problem) -> Call:
     p, k = problem, problem.case.k
-    return lambda: certified_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k)
+
+    def run():
+        quantized = quantize_references(p.reference, p.weight)
+        return fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantized=quantized)
+
+    return run
 
 
-@competitor("dissim_kernels, float32 top-k", {"certified": 20})
-def _certified_peer(problem: Problem) -> Call:
+@competitor("dissim_kernels, float32 top-k", {"quantized_topk": 20})
+def _quantized_topk_peer(problem: Problem) -> Call:
     return _topk(problem)
 
 

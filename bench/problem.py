@@ -58,7 +58,7 @@ def _make(case: Case) -> Problem:
     dtype = getattr(torch, case.dtype)
     if case.operation.startswith("hinge"):
         return _labelled(case)
-    if case.operation == "certified":
+    if case.operation == "quantized_topk":
         return _clustered(case)
     query, reference = torch.randn(case.queries, case.dim), torch.randn(case.references, case.dim)
     differentiated = case.operation in ("score_backward", "score_step")

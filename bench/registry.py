@@ -34,7 +34,7 @@ class Competitor:
     ours: bool = False
     device: str = "cpu"
 
-    def why_not(self) -> str | None:
+    def unsupported_reason(self) -> str | None:
         if self.device == "cuda" and not torch.cuda.is_available():
             return "this machine has no CUDA device"
         missing = [name for name in self.needs if find_spec(name) is None]

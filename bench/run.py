@@ -12,7 +12,7 @@ import torch
 
 from .cases import Case
 from .ceiling import LEAST_PAGES, ceilings
-from .gate import Gate
+from .correctness import Gate
 from .measure import interleave, peak_extra_bytes
 from .problem import Problem, make
 from .registry import Competitor, Unavailable, competitors_of
@@ -119,7 +119,7 @@ def admit(
     queries = competitor.rows(problem.case, effort.whole, effort.part)
     part = problem.first(queries)
     row = Row(competitor.name, competitor.ours, competitor.one_sign, queries, part.case.elements)
-    row.reason = competitor.why_not()
+    row.reason = competitor.unsupported_reason()
     if row.reason:
         return row, None
     if competitor.one_sign:

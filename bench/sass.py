@@ -17,7 +17,7 @@ from .budgets import ARCHITECTURES, BUDGETS, Budget
 from .machine_code import Kernel, MainLoop, read
 from .occupancy import Occupancy, occupancy
 from .report import grid
-from .toolchain import ROOT, version, why_not
+from .toolchain import ROOT, unsupported_reason, version
 
 HEAD = """# GPU kernels, counted
 
@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write bench/results/sass.md")
     options = parser.parse_args()
     rows = [budget for budget in BUDGETS if options.only in budget.name]
-    if missing := why_not(*{need for row in rows for need in row.needs}):
+    if missing := unsupported_reason(*{need for row in rows for need in row.needs}):
         sys.exit(f"bench.sass: {missing}")
     counts = [count(row, arch) for row in rows for arch in ARCHITECTURES]
     text = table(counts)

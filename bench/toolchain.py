@@ -59,7 +59,7 @@ def toolkit() -> Path:
     return tool("nvcc").parents[1]
 
 
-def why_not(*names: str) -> str | None:
+def unsupported_reason(*names: str) -> str | None:
     """The reason why these tools cannot be used here, or None."""
     try:
         for name in names:

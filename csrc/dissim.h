@@ -1,7 +1,7 @@
 // The contract of every compiled entry point: shapes, units, who owns what. Torch-free: the bindings
 // (torch_bindings.cpp, numpy_bindings.cpp) fill these structs from their own tensors. Pointers are borrowed for the
 // length of a call; strides count elements; outputs are contiguous and wholly overwritten.
-// "Wide" is the accumulate type: double for float64, float for the other three (contract.py has the same table).
+// "Acc" is the accumulate type: double for float64, float for the other three (contract.py has the same table).
 #pragma once
 
 #include <cstdint>
@@ -63,31 +63,31 @@ struct TopK {
   Rows query, reference;  // one batch entry
   const void* weight;     // wide [dim]
   const void* bias;       // wide [1], or null for 0
-  const int64_t* exclude;                          // [query.rows] or null: a reference row barred, -1 for none
+  const int64_t* exclude_index;                          // [query.rows] or null: a reference row barred, -1 for none
   const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows] or both null: equal is barred
   void* scores;      // wide [query.rows, k]
   int64_t* indices;  // [query.rows, k]
 };
 
-// Rows as codes of 8 bits (E10). Column c of the codes is dimension columns[c] of the rows, of one sign of weight
-// within a group of kCodeGroup columns: code = round((x - low) * inverse), clamped to 0 and top. Steps are |weight| /
-// inverse, the same in every column, so that sums over columns are in steps; spare columns of a group have inverse and
-// top 0. Codes lie in panels of kCodePanel rows, [panels, groups, kCodePanel, kCodeGroup]; rows and columns that fill
-// up a panel or a group have code 0, and such rows error 0.
+// Rows as codes of 8 bits (E10). Column c of the codes is dimension dim_order[c] of the rows, of one sign of weight
+// within a group of kCodeGroup columns: code = round((x - offset) * inv_scale), clamped to 0 and max_code. Steps are
+// |weight| / inv_scale, the same in every column, so that sums over columns are in steps; spare columns of a group have
+// inv_scale and max_code 0. Codes lie in panels of kCodePanel rows, [panels, groups, kCodePanel, kCodeGroup]; rows and
+// columns that fill up a panel or a group have code 0, and such rows error 0.
 constexpr int64_t kCodePanel = 16, kCodeGroup = 8;
 // Errors are steps; this many for a row that no bound is known for, which any row of scores may beat or not.
 constexpr int32_t kUnbounded = 1 << 29;
 
-struct Quantise {
+struct Quantize {
   Dtype dtype;
   int64_t dim, groups;
   Rows rows;  // one batch entry
-  const int64_t* columns;                // [groups * kCodeGroup]
-  const void *low, *inverse, *top;       // wide [groups * kCodeGroup]
-  int64_t positive;                      // so many groups have weights above 0, the others below
-  double step, extra;                    // what a step is worth; steps to add to each error
+  const int64_t* dim_order;  // [groups * kCodeGroup]
+  const void *offset, *inv_scale, *max_code;  // wide [groups * kCodeGroup]
+  int64_t positive;  // so many groups have weights above 0, the others below
+  double step, extra;  // what a step is worth; steps to add to each error
   uint8_t* codes;
-  int32_t* errors;  // [panels * kCodePanel]
+  int32_t* error_bounds;  // [panels * kCodePanel]
   double* bases;  // [rows] for queries: the score without bias of a reference at no step from it; null for references
 };
 
@@ -101,10 +101,10 @@ struct Extent {
 
 // `TopK` by way of the codes: only references whose bound allows it are scored, `rescored` [query.rows] of them: those
 // whose bound reaches a score that the k best reach, the k-th best itself or one that is known before.
-struct Certified {
+struct QuantizedTopK {
   TopK topk;
   int64_t groups;
-  const int64_t* positive;  // [1], as in `Quantise`; where the codes are, so that no host waits for a device
+  const int64_t* positive;  // [1], as in `Quantize`; where the codes are, so that no host waits for a device
   const double* step;  // [1], likewise
   const uint8_t *query_codes, *reference_codes;
   const int32_t *query_errors, *reference_errors;
@@ -121,9 +121,9 @@ struct Hinge {
   const void* weight;  // wide [dim]
   const void* bias;  // wide [1], or null for 0
   const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]
-  const int64_t* exclude;  // [query.rows] or null: a reference row that makes no pair with the query, -1 for none
+  const int64_t* exclude_index;  // [query.rows] or null: a reference row that makes no pair with the query, -1 for none
   double margin;
-  int64_t hard_negatives;  // of a query's negatives only this many with the highest scores are kept; -1: all
+  int64_t num_hard_negatives;  // of a query's negatives only this many with the highest scores are kept; -1: all
   void *positive, *negative;  // wide [query.rows]
   uint8_t* active;  // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
 };
@@ -148,8 +148,8 @@ struct HingeBackward {
 // in plain torch (backends/codes.py).
 #define DISSIM_CUDA_ENTRY_POINTS(row)                                                    \
   row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge) \
-      row(HingeBackward, hinge_backward) row(Certified, certified)
-#define DISSIM_ENTRY_POINTS(row) DISSIM_CUDA_ENTRY_POINTS(row) row(Extent, extent) row(Quantise, quantise)
+      row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk)
+#define DISSIM_ENTRY_POINTS(row) DISSIM_CUDA_ENTRY_POINTS(row) row(Extent, extent) row(Quantize, quantize)
 
 // The entry points as one instruction set compiled them.
 struct Kernels {

@@ -59,7 +59,7 @@ const dissim::Kernels& kernels() {
   const dissim::Kernels* chosen = dissim::kernels();
   if (!chosen)
     throw std::runtime_error(std::string("DISSIM_ISA: expected one of the instruction sets that were compiled and that "
-                                         "this machine runs (dissim_kernels.numpy.report()), got ") +
+                                         "this machine runs (dissim_kernels.numpy.build_info()), got ") +
                              getenv("DISSIM_ISA"));
   return *chosen;
 }
@@ -75,7 +75,8 @@ void score(const py::array& query, const py::array& reference, const py::array& 
 }
 
 void topk(const py::array& query, const py::array& reference, const py::array& weight, const py::array& bias, int64_t k,
-          bool largest, const std::optional<py::array>& exclude, py::array& scores, py::array& indices, int threads) {
+          bool largest, const std::optional<py::array>& exclude_index, py::array& scores, py::array& indices,
+          int threads) {
   const dissim::TopK problem{dtype_of(query),
                              query.shape(1),
                              k,
@@ -84,7 +85,7 @@ void topk(const py::array& query, const py::array& reference, const py::array& w
                              rows_of(reference),
                              weight.data(),
                              bias.data(),
-                             integers(exclude),
+                             integers(exclude_index),
                              nullptr,
                              nullptr,
                              scores.mutable_data(),
@@ -94,7 +95,7 @@ void topk(const py::array& query, const py::array& reference, const py::array& w
   set.topk(problem, parallel(threads));
 }
 
-py::dict report() {
+py::dict build_info() {
   py::dict sets;
   for (const dissim::Kernels* const* set = dissim::compiled_kernels(); *set; ++set)
     sets[(*set)->isa] = dissim::can_run(**set);
@@ -118,5 +119,5 @@ PYBIND11_MODULE(_numpy, module) {
   module.doc() = "The compiled side of dissim_kernels.numpy, which checks every argument first.";
   module.def("score", &score);
   module.def("topk", &topk);
-  module.def("report", &report);
+  module.def("build_info", &build_info);
 }

@@ -77,7 +77,7 @@ inline std::optional<dissim::ScoreBackward> make_score_backward(Tensor grad, Ten
 }
 
 inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tensor& reference, const Tensor& weight,
-                               const Optional& bias, int64_t k, bool largest, const Optional& exclude,
+                               const Optional& bias, int64_t k, bool largest, const Optional& exclude_index,
                                const Optional& query_labels, const Optional& reference_labels, const Tensor& scores,
                                const Tensor& indices) {
   const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
@@ -93,7 +93,7 @@ inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tens
           references,
           given.input("weight", weight, given.acc(), {dim}),
           given.input("bias", bias, given.acc(), {1}),
-          given.input<int64_t>("exclude", exclude, {queries.rows}),
+          given.input<int64_t>("exclude_index", exclude_index, {queries.rows}),
           given.input<int64_t>("query_labels", query_labels, {queries.rows}),
           given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
           given.output("scores", scores, given.acc(), {queries.rows, k}),
@@ -101,19 +101,19 @@ inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tens
 }
 
 inline dissim::TopK make_topk(Tensor query, Tensor reference, Tensor weight, Optional bias, int64_t k, bool largest,
-                              Optional exclude, Optional query_labels, Optional reference_labels, Tensor scores,
+                              Optional exclude_index, Optional query_labels, Optional reference_labels, Tensor scores,
                               Tensor indices) {
   Arguments given(query);
-  return check_topk(given, query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, scores,
-                    indices);
+  return check_topk(given, query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels,
+                    scores, indices);
 }
 
 inline dissim::Hinge make_hinge(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor query_labels,
-                                Tensor reference_labels, Optional exclude, double margin, int64_t hard_negatives,
-                                Tensor positive, Tensor negative, Tensor active) {
+                                Tensor reference_labels, Optional exclude_index, double margin,
+                                int64_t num_hard_negatives, Tensor positive, Tensor negative, Tensor active) {
   Arguments given(query);
   const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
-  check_integer("hard_negatives", hard_negatives, -1, INT64_MAX);
+  check_integer("num_hard_negatives", num_hard_negatives, -1, INT64_MAX);
   return {given.dtype(),
           dim,
           queries,
@@ -122,9 +122,9 @@ inline dissim::Hinge make_hinge(Tensor query, Tensor reference, Tensor weight, O
           given.input("bias", bias, given.acc(), {1}),
           given.input<int64_t>("query_labels", query_labels, {queries.rows}),
           given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
-          given.input<int64_t>("exclude", exclude, {queries.rows}),
+          given.input<int64_t>("exclude_index", exclude_index, {queries.rows}),
           margin,
-          hard_negatives,
+          num_hard_negatives,
           given.output("positive", positive, given.acc(), {queries.rows}),
           given.output("negative", negative, given.acc(), {queries.rows}),
           given.output<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)})};
@@ -177,41 +177,42 @@ inline dissim::Extent make_extent(Tensor rows, Tensor low, Tensor high) {
 
 using dissim::kCodeGroup, dissim::kCodePanel;
 
-inline dissim::Quantise make_quantise(Tensor rows, Tensor columns, Tensor low, Tensor inverse, Tensor top,
-                                      int64_t positive, double step, double extra, Tensor codes, Tensor errors,
+inline dissim::Quantize make_quantize(Tensor rows, Tensor dim_order, Tensor offset, Tensor inv_scale, Tensor max_code,
+                                      int64_t positive, double step, double extra, Tensor codes, Tensor error_bounds,
                                       Optional bases) {
   Arguments given(rows, "rows");
   const dissim::Rows all = given.rows("rows", rows, 1, kAny);
   const int64_t dim = rows.size(2);
-  const int64_t* dims = given.input<int64_t>("columns", columns, {kAny});
-  const int64_t width = columns.size(0), groups = width / kCodeGroup, panels = ceil_div(all.rows, kCodePanel);
+  const int64_t* dims = given.input<int64_t>("dim_order", dim_order, {kAny});
+  const int64_t width = dim_order.size(0), groups = width / kCodeGroup, panels = ceil_div(all.rows, kCodePanel);
   if (width % kCodeGroup)
-    raise_argument_error("columns", "a multiple of 8 of them", std::to_string(width), "Fill up the last group.");
-  for (int64_t c = 0; c < width; ++c) check_integer("columns", dims[c], 0, dim - 1);
+    raise_argument_error("dim_order", "a multiple of 8 of them", std::to_string(width), "Fill up the last group.");
+  for (int64_t c = 0; c < width; ++c) check_integer("dim_order", dims[c], 0, dim - 1);
   check_integer("positive", positive, 0, groups);
   return {given.dtype(),
           dim,
           groups,
           all,
           dims,
-          given.input("low", low, given.acc(), {width}),
-          given.input("inverse", inverse, given.acc(), {width}),
-          given.input("top", top, given.acc(), {width}),
+          given.input("offset", offset, given.acc(), {width}),
+          given.input("inv_scale", inv_scale, given.acc(), {width}),
+          given.input("max_code", max_code, given.acc(), {width}),
           positive,
           step,
           extra,
           given.output<uint8_t>("codes", codes, {panels, groups, kCodePanel, kCodeGroup}),
-          given.output<int32_t>("errors", errors, {panels * kCodePanel}),
+          given.output<int32_t>("error_bounds", error_bounds, {panels * kCodePanel}),
           given.output<double>("bases", bases, {all.rows})};
 }
 
-inline dissim::Certified make_certified(Tensor query, Tensor reference, Tensor weight, Optional bias, int64_t k,
-                                        bool largest, Optional exclude, Optional query_labels,
-                                        Optional reference_labels, Tensor positive, Tensor step, Tensor query_codes,
-                                        Tensor query_errors, Tensor query_bases, Tensor reference_codes,
-                                        Tensor reference_errors, Tensor scores, Tensor indices, Tensor rescored) {
+inline dissim::QuantizedTopK make_quantized_topk(Tensor query, Tensor reference, Tensor weight, Optional bias,
+                                                 int64_t k, bool largest, Optional exclude_index, Optional query_labels,
+                                                 Optional reference_labels, Tensor positive, Tensor step,
+                                                 Tensor query_codes, Tensor query_errors, Tensor query_bases,
+                                                 Tensor reference_codes, Tensor reference_errors, Tensor scores,
+                                                 Tensor indices, Tensor rescored) {
   Arguments given(query);
-  const dissim::TopK topk = check_topk(given, query, reference, weight, bias, k, largest, exclude, query_labels,
+  const dissim::TopK topk = check_topk(given, query, reference, weight, bias, k, largest, exclude_index, query_labels,
                                        reference_labels, scores, indices);
   check_integer("D", topk.dim, 0, (1 << 19) - 1);  // sums of codes fit 31 bits,
   check_integer("M", topk.reference.rows, 0, (int64_t(1) << 32) - 1);  // row numbers 32
@@ -241,11 +242,11 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
       "score_backward(Tensor grad, Tensor query, Tensor reference, Tensor weight, Tensor(a!)? grad_query, "
       "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight) -> ()");
   library.def(
-      "topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? exclude, "
+      "topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? exclude_index, "
       "Tensor? query_labels, Tensor? reference_labels, Tensor(a!) scores, Tensor(b!) indices) -> ()");
   library.def(
       "hinge(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor query_labels, "
-      "Tensor reference_labels, Tensor? exclude, float margin, int hard_negatives, Tensor(a!) positive, "
+      "Tensor reference_labels, Tensor? exclude_index, float margin, int num_hard_negatives, Tensor(a!) positive, "
       "Tensor(b!) negative, Tensor(c!) active) -> ()");
   library.def(
       "hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active, Tensor query, Tensor reference, "
@@ -253,10 +254,12 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
       "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight, Tensor(d!)? grad_bias) -> ()");
   library.def("extent(Tensor rows, Tensor(a!) low, Tensor(b!) high) -> ()");
   library.def(
-      "quantise(Tensor rows, Tensor columns, Tensor low, Tensor inverse, Tensor top, int positive, float step, "
-      "float extra, Tensor(a!) codes, Tensor(b!) errors, Tensor(c!)? bases) -> ()");
+      "quantize(Tensor rows, Tensor dim_order, Tensor offset, Tensor inv_scale, Tensor max_code, int positive, float "
+      "step, "
+      "float extra, Tensor(a!) codes, Tensor(b!) error_bounds, Tensor(c!)? bases) -> ()");
   library.def(
-      "certified(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? exclude, "
+      "quantized_topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? "
+      "exclude_index, "
       "Tensor? query_labels, Tensor? reference_labels, Tensor positive, Tensor step, Tensor query_codes, "
       "Tensor query_errors, Tensor query_bases, Tensor reference_codes, Tensor reference_errors, Tensor(a!) scores, "
       "Tensor(b!) indices, Tensor(c!) rescored) -> ()");

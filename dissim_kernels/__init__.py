@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING or "torch" in _sys.modules:
     from .ops import (
-        CertifiedTopK,
-        Quantised,
+        QuantizedReferences,
         TopK,
+        TopKStats,
         available_backends,
-        certified_dissim_topk,
         fused_dissim_hinge_loss,
         fused_dissim_score,
         fused_dissim_topk,
         last_backend,
         paired_dissim_score,
-        quantise_references,
+        quantize_references,
+        unavailable_backends,
     )
 
 
@@ -53,17 +53,17 @@ if "torch" not in _sys.modules:
     _sys.meta_path.insert(0, _TorchComes)
 
 __all__ = [
-    "CertifiedTopK",
-    "Quantised",
+    "QuantizedReferences",
     "TopK",
+    "TopKStats",
     "available_backends",
-    "certified_dissim_topk",
     "fused_dissim_hinge_loss",
     "fused_dissim_score",
     "fused_dissim_topk",
     "last_backend",
     "paired_dissim_score",
-    "quantise_references",
+    "quantize_references",
+    "unavailable_backends",
 ]
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .ops import available_backends
+from .ops import available_backends, unavailable_backends
 
 #: Environment variables that change what runs.
 VARIABLES = ("DISSIM_ISA", "DISSIM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TRITON_INTERPRET")
@@ -24,9 +24,10 @@ def installed(package: str) -> str:
 def facts() -> dict[str, str]:
     """What a report of a fault should tell, by heading."""
     native = torch.ops.dissim_native
-    reasons = available_backends()
-    loaded = reasons["cpu"] is None
-    backends = {f"backend {name}": "runs" if why is None else why for name, why in reasons.items()}
+    available = available_backends()
+    loaded = "cpu" in available
+    backends = {f"backend {name}": "available" for name in available}
+    backends |= {f"backend {name}": f"not available: {reason}" for name, reason in unavailable_backends().items()}
     set_here = sorted(f"{name}={value}" for name, value in os.environ.items() if name in VARIABLES)
     return {
         "dissim-kernels": installed("dissim-kernels"),

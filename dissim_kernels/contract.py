@@ -7,7 +7,7 @@ checks run the same under FakeTensor, torch.compile and torch.export.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ REDUCTIONS = ("mean", "sum", "none")
 class Problem(NamedTuple):
     """What a backend needs to know to accept or refuse a call (see dispatch.py)."""
 
-    operation: str  # "score", "topk", "certified" or "hinge"
+    operation: str  # "score", "topk", "quantized_topk" or "hinge"
     device: torch.device  # of its tensors: devices of one machine may differ
 
 
@@ -40,13 +40,13 @@ class Search(NamedTuple):
     bias: Tensor | None  # [1]
     k: int
     largest: bool
-    exclude: Tensor | None  # [N]
+    exclude_index: Tensor | None  # [N]
     query_labels: Tensor | None  # [N]
     reference_labels: Tensor | None  # [M]
 
     @property
     def filters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.exclude, self.query_labels, self.reference_labels
+        return self.exclude_index, self.query_labels, self.reference_labels
 
 
 class Hinge(NamedTuple):
@@ -58,9 +58,9 @@ class Hinge(NamedTuple):
     bias: Tensor | None  # [1]
     query_labels: Tensor  # [N]
     reference_labels: Tensor  # [M]
-    exclude: Tensor | None  # [N]
+    exclude_index: Tensor | None  # [N]
     margin: float
-    hard_negatives: int | None
+    num_hard_negatives: int | None
 
 
 class HingeBackward(NamedTuple):
@@ -76,7 +76,9 @@ class HingeBackward(NamedTuple):
     reference_labels: Tensor  # [M]
 
 
-def refuse(argument: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError) -> None:
+def raise_argument_error(
+    argument: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError
+) -> NoReturn:
     raise error(f"{argument}: expected {expected}, got {got}. {remedy}")
 
 
@@ -85,7 +87,9 @@ def check_score_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: o
     _check_tensors(query, reference, weight, bias)
     for name, tensor in (("query", query), ("reference", reference)):
         if tensor.dim() < 2:
-            refuse(name, "at least 2 dimensions [..., rows, D]", shape(tensor), "Add a row dimension: unsqueeze(0).")
+            raise_argument_error(
+                name, "at least 2 dimensions [..., rows, D]", shape(tensor), "Add a row dimension: unsqueeze(0)."
+            )
     _check_dimension(query, reference, weight)
     _check_leading(query.shape[:-2], reference.shape[:-2], "[..., N, D]", "[..., M, D]")
 
@@ -95,7 +99,7 @@ def check_paired_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
     _check_tensors(query, reference, weight, bias)
     for name, tensor in (("query", query), ("reference", reference)):
         if tensor.dim() < 1:
-            refuse(name, "at least 1 dimension [..., D]", shape(tensor), "Pass rows of embeddings.")
+            raise_argument_error(name, "at least 1 dimension [..., D]", shape(tensor), "Pass rows of embeddings.")
     _check_dimension(query, reference, weight)
     _check_leading(query.shape[:-1], reference.shape[:-1], "[..., D]", "[..., D]")
 
@@ -105,9 +109,11 @@ def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
     check_score_inputs(query, reference, weight, bias)
     for name, tensor, dims in (("query", query, "[N, D]"), ("reference", reference, "[M, D]")):
         if tensor.dim() != 2:
-            refuse(name, f"2 dimensions {dims}", shape(tensor), "Loop over or flatten the leading dimensions.")
+            raise_argument_error(
+                name, f"2 dimensions {dims}", shape(tensor), "Loop over or flatten the leading dimensions."
+            )
     if weight.dim() != 1:
-        refuse("weight", "one head [D]", shape(weight), "Call once per head: weight[c].")
+        raise_argument_error("weight", "one head [D]", shape(weight), "Call once per head: weight[c].")
 
 
 def check_reference_inputs(reference: Tensor, weight: Tensor) -> None:
@@ -117,9 +123,11 @@ def check_reference_inputs(reference: Tensor, weight: Tensor) -> None:
     _check_embeddings("reference", reference)
     _check_parameter("weight", weight, reference)
     if reference.dim() != 2:
-        refuse("reference", "2 dimensions [M, D]", shape(reference), "Make codes of one matrix at a time.")
+        raise_argument_error(
+            "reference", "2 dimensions [M, D]", shape(reference), "Make codes of one matrix at a time."
+        )
     if weight.shape != reference.shape[1:]:
-        refuse(
+        raise_argument_error(
             "weight", f"shape [{reference.shape[1]}] as D of reference", shape(weight), "Pass one head: weight[c]."
         )
     _check_device("weight", weight, reference, "reference")
@@ -128,16 +136,16 @@ def check_reference_inputs(reference: Tensor, weight: Tensor) -> None:
 def check_filters(
     query: Tensor,
     reference: Tensor,
-    exclude: Tensor | None,
+    exclude_index: Tensor | None,
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
 ) -> None:
     """Who is left out of a search: each None or int64 [N], [N] and [M], labels of both sides or of none."""
     if (query_labels is None) != (reference_labels is None):
         missing = "query_labels" if query_labels is None else "reference_labels"
-        refuse(missing, "labels, since the other side has them", None, "Pass both or neither.")
+        raise_argument_error(missing, "labels, since the other side has them", None, "Pass both or neither.")
     for name, labels, rows in (
-        ("exclude", exclude, query.shape[0]),
+        ("exclude_index", exclude_index, query.shape[0]),
         ("query_labels", query_labels, query.shape[0]),
         ("reference_labels", reference_labels, reference.shape[0]),
     ):
@@ -148,31 +156,36 @@ def check_filters(
 def check_labels(name: str, labels: object, rows: int, device: torch.device) -> None:
     """Integer row labels (or row numbers) int64 [rows], on the embeddings' device."""
     if not isinstance(labels, Tensor):
-        refuse(name, "an int64 tensor", type(labels).__name__, "Use torch.tensor(values).", TypeError)
-    assert isinstance(labels, Tensor)
+        raise_argument_error(name, "an int64 tensor", type(labels).__name__, "Use torch.tensor(values).", TypeError)
     if labels.layout != torch.strided:
-        refuse(name, "a dense tensor", labels.layout, "Use .to_dense().", TypeError)
+        raise_argument_error(name, "a dense tensor", labels.layout, "Use .to_dense().", TypeError)
     if labels.dtype != torch.int64:
-        refuse(name, "dtype int64", labels.dtype, "Use .long(): floats merge labels above 2**24.", TypeError)
+        raise_argument_error(
+            name, "dtype int64", labels.dtype, "Use .long(): floats merge labels above 2**24.", TypeError
+        )
     if labels.shape != (rows,):
-        refuse(name, f"shape [{rows}], one entry a row", shape(labels), "Pass one label for each row.")
+        raise_argument_error(name, f"shape [{rows}], one entry a row", shape(labels), "Pass one label for each row.")
     if labels.device != device:
-        refuse(name, f"device {device}", labels.device, "Move it beside the embeddings with .to(device).")
+        raise_argument_error(
+            name, f"device {device}", labels.device, "Move it beside the embeddings with .to(device)."
+        )
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        refuse(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
+        raise_argument_error(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
 
 
 def check_count(name: str, value: object, least: int) -> None:
     if not isinstance(value, int | torch.SymInt) or isinstance(value, bool) or value < least:
-        refuse(name, f"an integer of at least {least}", repr(value), "Pass a Python int.")
+        raise_argument_error(name, f"an integer of at least {least}", repr(value), "Pass a Python int.")
 
 
 def check_number(name: str, value: object) -> None:
     if not isinstance(value, int | float):
-        refuse(name, "a number", type(value).__name__, f"It is not learned: use float({name}).", TypeError)
+        raise_argument_error(
+            name, "a number", type(value).__name__, f"It is not learned: use float({name}).", TypeError
+        )
 
 
 def shape(tensor: Tensor) -> str:
@@ -184,7 +197,9 @@ def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: objec
         _check_tensor(name, value)
     _check_embeddings("query", query)
     if reference.dtype != query.dtype:
-        refuse("reference", f"query's dtype {query.dtype}", reference.dtype, "Convert one of them.", TypeError)
+        raise_argument_error(
+            "reference", f"query's dtype {query.dtype}", reference.dtype, "Convert one of them.", TypeError
+        )
     if isinstance(bias, Tensor):
         _check_tensor("bias", bias)
         _check_parameter("bias", bias, query)
@@ -192,44 +207,47 @@ def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: objec
         heads = 1 if weight.dim() == 1 else weight.shape[0]
         allowed = "a number or shape []" + (f" or [{heads}]" if weight.dim() == 2 else "")
         if bias.dim() > weight.dim() - 1 or (bias.dim() == 1 and bias.shape[0] != heads):
-            refuse("bias", f"{allowed} for weight {shape(weight)}", shape(bias), "Reshape it.")
+            raise_argument_error("bias", f"{allowed} for weight {shape(weight)}", shape(bias), "Reshape it.")
     elif bias is not None and not isinstance(bias, int | float):
-        refuse("bias", "None, a number or a tensor", type(bias).__name__, "Use float(bias).", TypeError)
+        raise_argument_error("bias", "None, a number or a tensor", type(bias).__name__, "Use float(bias).", TypeError)
     _check_parameter("weight", weight, query)
 
 
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        refuse(name, "a torch.Tensor", type(value).__name__, "Use torch.as_tensor(value).", TypeError)
-    assert isinstance(value, Tensor)
+        raise_argument_error(name, "a torch.Tensor", type(value).__name__, "Use torch.as_tensor(value).", TypeError)
     if value.layout != torch.strided:
-        refuse(name, "a dense tensor", value.layout, "Use .to_dense().", TypeError)
+        raise_argument_error(name, "a dense tensor", value.layout, "Use .to_dense().", TypeError)
 
 
 def _check_embeddings(name: str, rows: Tensor) -> None:
     if rows.dtype not in ACCUMULATE:
         names = ", ".join(str(dtype) for dtype in ACCUMULATE)
-        refuse(name, f"one of {names}", rows.dtype, "Convert it with .float().", TypeError)
+        raise_argument_error(name, f"one of {names}", rows.dtype, "Convert it with .float().", TypeError)
 
 
 def _check_parameter(name: str, value: Tensor, rows: Tensor) -> None:
     allowed = {rows.dtype, ACCUMULATE[rows.dtype]}
     if value.dtype not in allowed:
         expected = " or ".join(sorted(map(str, allowed)))
-        refuse(name, f"{expected} beside {rows.dtype} embeddings", value.dtype, "Convert it.", TypeError)
+        raise_argument_error(
+            name, f"{expected} beside {rows.dtype} embeddings", value.dtype, "Convert it.", TypeError
+        )
 
 
 def _check_device(name: str, value: Tensor, other: Tensor, owner: str) -> None:
     if value.device != other.device:
-        refuse(name, f"{owner}'s device {other.device}", value.device, f"Move it with .to({owner}.device).")
+        raise_argument_error(
+            name, f"{owner}'s device {other.device}", value.device, f"Move it with .to({owner}.device)."
+        )
 
 
 def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
     if weight.dim() not in (1, 2):
-        refuse("weight", "[D] or [C, D]", shape(weight), "One row of weights for each head.")
+        raise_argument_error("weight", "[D] or [C, D]", shape(weight), "One row of weights for each head.")
     for name, tensor in (("reference", reference), ("weight", weight)):
         if tensor.shape[-1] != query.shape[-1]:
-            refuse(
+            raise_argument_error(
                 name,
                 f"a last dimension of {query.shape[-1]} as in query",
                 shape(tensor),
@@ -242,7 +260,7 @@ def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
 def _check_leading(left: torch.Size, right: torch.Size, query_form: str, reference_form: str) -> None:
     for a, b in zip(reversed(left), reversed(right), strict=False):
         if a != b and a != 1 and b != 1:
-            refuse(
+            raise_argument_error(
                 "reference",
                 f"leading dimensions of {reference_form} that broadcast with {list(left)} of query {query_form}",
                 list(right),
@@ -293,7 +311,7 @@ def check_topk_operands(
     bias: Tensor | None,
     k: int,
     largest: bool,
-    exclude: Tensor | None,
+    exclude_index: Tensor | None,
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
     *_,
@@ -301,7 +319,7 @@ def check_topk_operands(
     """query [N, D], reference [M, D], weight [D], bias [1] or None, k at least 0, filters as in `check_filters`."""
     _check_operands(query, reference, weight, bias, 2)
     check_count("k", k, 0)
-    check_filters(query, reference, exclude, query_labels, reference_labels)
+    check_filters(query, reference, exclude_index, query_labels, reference_labels)
 
 
 def check_hinge_operands(
@@ -311,16 +329,16 @@ def check_hinge_operands(
     bias: Tensor | None,
     query_labels: Tensor,
     reference_labels: Tensor,
-    exclude: Tensor | None,
+    exclude_index: Tensor | None,
     margin: float,
-    hard_negatives: int | None,
+    num_hard_negatives: int | None,
     *_,
 ) -> None:
-    """As of the top-k, with labels of both sides; hard_negatives None or at least 0."""
+    """As of the top-k, with labels of both sides; num_hard_negatives None or at least 0."""
     _check_operands(query, reference, weight, bias, 2)
-    check_filters(query, reference, exclude, query_labels, reference_labels)
-    if hard_negatives is not None:
-        check_count("hard_negatives", hard_negatives, 0)
+    check_filters(query, reference, exclude_index, query_labels, reference_labels)
+    if num_hard_negatives is not None:
+        check_count("num_hard_negatives", num_hard_negatives, 0)
 
 
 def check_hinge_backward_operands(
@@ -343,7 +361,9 @@ def check_hinge_backward_operands(
     _check_operand("grad_negative", grad_negative, acc, (rows,), query.device)
     _check_operand("active", active, (torch.uint8,), (rows, (reference.shape[0] + 7) // 8), query.device)
     if len(needs) != 4:
-        refuse("needs", "4 flags: of query, reference, weight and bias", len(needs), "Pass a bool for each.")
+        raise_argument_error(
+            "needs", "4 flags: of query, reference, weight and bias", len(needs), "Pass a bool for each."
+        )
 
 
 def _parameters(query: Tensor) -> tuple[torch.dtype, ...]:
@@ -377,4 +397,4 @@ def _check_operand(
     form = ", ".join("any" if size is None else str(size) for size in sizes)
     got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
     remedy = "The public functions of dissim_kernels bring their arguments into this form."
-    refuse(name, f"{wanted} [{form}] on {device}", got, remedy)
+    raise_argument_error(name, f"{wanted} [{form}] on {device}", got, remedy)

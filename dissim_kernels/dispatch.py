@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 
 from .backends import cuda, native, reference, triton
-from .contract import Problem, refuse
+from .contract import Problem, raise_argument_error
 
 #: Every backend by name. A new one is one module, one row here and its place in AUTO.
 BACKENDS: dict[str, ModuleType] = {"cpu": native, "cuda": cuda, "triton": triton, "reference": reference}
@@ -22,7 +22,9 @@ _ran = threading.local()
 
 def check_backend(name: str) -> None:
     if name != "auto" and name not in BACKENDS:
-        refuse("backend", "'auto' or one of " + ", ".join(map(repr, BACKENDS)), repr(name), "Choose one of these.")
+        raise_argument_error(
+            "backend", "'auto' or one of " + ", ".join(map(repr, BACKENDS)), repr(name), "Choose one of these."
+        )
 
 
 def resolve(name: str, problem: Problem) -> ModuleType:
@@ -31,24 +33,42 @@ def resolve(name: str, problem: Problem) -> ModuleType:
     candidates = AUTO.get(problem.device.type, ("reference",)) if name == "auto" else (name,)
     reasons = {}
     for candidate in candidates:
-        reasons[candidate] = BACKENDS[candidate].why_not(problem)
+        reasons[candidate] = BACKENDS[candidate].unsupported_reason(problem)
         if reasons[candidate] is None:
             _ran.name = candidate
             return BACKENDS[candidate]
     raise RuntimeError("; ".join(f"backend {row!r} cannot run this call: {why}" for row, why in reasons.items()))
 
 
-def available_backends() -> dict[str, str | None]:
-    """Each backend's name with the reason why it cannot run here, or None where it can.
+def available_backends() -> list[str]:
+    """The backends that run on this machine: a score, on the CPU or on a CUDA device.
 
-    The question asked is a score, on the CPU and on every CUDA device; where a backend runs on none, the reason is
-    that of the last.
+    `unavailable_backends` has the others.
+
+    >>> "reference" in available_backends()
+    True
+    """
+    reasons = unavailable_backends()
+    return [name for name in BACKENDS if name not in reasons]
+
+
+def unavailable_backends() -> dict[str, str]:
+    """Each backend that runs on no device of this machine, and the reason; on several devices, that of the last.
+
+    `python -m dissim_kernels` prints it.
+
+    >>> set(unavailable_backends()).isdisjoint(available_backends())
+    True
     """
     cuda_devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in cuda_devices)]
     problems = [Problem("score", device) for device in devices]
-    reasons = {name: [module.why_not(p) for p in problems] for name, module in BACKENDS.items()}
-    return {name: None if None in answers else answers[-1] for name, answers in reasons.items()}
+    unavailable = {}
+    for name, module in BACKENDS.items():
+        reasons = [module.unsupported_reason(problem) for problem in problems]
+        if None not in reasons:
+            unavailable[name] = reasons[-1]
+    return unavailable
 
 
 def last_backend() -> str:

@@ -27,7 +27,7 @@ LAYOUTS = ("contiguous", "transposed", "sliced", "unaligned", "repeated rows", "
 def runnable_backends() -> list[str]:
     """Names of the backends that run tensors on the CPU here."""
     problem = Problem("score", torch.device("cpu"))
-    return [name for name, module in BACKENDS.items() if module.why_not(problem) is None]
+    return [name for name, module in BACKENDS.items() if module.unsupported_reason(problem) is None]
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------
@@ -206,13 +206,13 @@ def plain_score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
 
 
 def plain_candidates(
-    rows: int, columns: int, exclude: Tensor | None = None,
+    rows: int, columns: int, exclude_index: Tensor | None = None,
     query_labels: Tensor | None = None, reference_labels: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Which references each query of a top-k may return: bool [N, M]."""
     allowed = torch.ones(rows, columns, dtype=torch.bool)
-    if exclude is not None:
-        allowed &= exclude[:, None] != torch.arange(columns)
+    if exclude_index is not None:
+        allowed &= exclude_index[:, None] != torch.arange(columns)
     if query_labels is not None and reference_labels is not None:
         allowed &= query_labels[:, None] != reference_labels
     return allowed
@@ -220,14 +220,14 @@ def plain_candidates(
 
 def plain_hinge_weights(
     scores: Tensor, query_labels: Tensor, reference_labels: Tensor, *, balance: str = "pairs",
-    hard_negatives: int | None = None, exclude: Tensor | None = None, reduction: str = "mean",
+    num_hard_negatives: int | None = None, exclude_index: Tensor | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """What the hinge of each pair weighs in `fused_dissim_hinge_loss`: [N, M], 0 for a pair left out."""
     same = query_labels[:, None] == reference_labels
-    kept = plain_candidates(scores.shape[0], scores.shape[1], exclude)
-    if hard_negatives is not None:
+    kept = plain_candidates(scores.shape[0], scores.shape[1], exclude_index)
+    if num_hard_negatives is not None:
         order = scores.detach().masked_fill(same | ~kept, -math.inf).sort(dim=1, descending=True, stable=True).indices
-        kept = kept & (same | (order.argsort(dim=1) < hard_negatives))
+        kept = kept & (same | (order.argsort(dim=1) < num_hard_negatives))
     groups = [kept] if balance == "pairs" else [part for part in (same & kept, ~same & kept) if part.any()]
     share = sum(
         (part.double() / part.sum().clamp(min=1) for part in groups), torch.zeros(scores.shape).double()

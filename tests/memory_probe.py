@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A call: forward, backward, topk, hinge, hinge_backward, certified, numpy_score or numpy_topk."""
+    """A call: forward, backward, topk, hinge, hinge_backward, quantized_topk, numpy_score or numpy_topk."""
 
     operation: str
     query: int
@@ -59,7 +59,7 @@ class Case:
     def allowed(self) -> int:
         """Bytes beside the inputs."""
         rows = 3 if self.operation.endswith("backward") else 2
-        candidates = 32 * MIB if self.operation == "certified" else 0
+        candidates = 32 * MIB if self.operation == "quantized_topk" else 0
         return self.results + rows * self.values + candidates + 16 * MIB
 
 
@@ -106,11 +106,11 @@ def call_of(case: Case):
         return lambda: dissim_kernels.fused_dissim_score(*inputs)
     if case.operation == "topk":
         return lambda: dissim_kernels.fused_dissim_topk(*inputs, k=case.k)
-    if case.operation == "certified":
-        codes = dissim_kernels.quantise_references(reference, weight)
-        return lambda: dissim_kernels.certified_dissim_topk(*inputs, k=case.k, quantised=codes)
+    if case.operation == "quantized_topk":
+        codes = dissim_kernels.quantize_references(reference, weight)
+        return lambda: dissim_kernels.fused_dissim_topk(*inputs, k=case.k, quantized=codes)
     if case.operation == "hinge":
-        return lambda: dissim_kernels.fused_dissim_hinge_loss(*inputs, None, *labels, hard_negatives=case.k)
+        return lambda: dissim_kernels.fused_dissim_hinge_loss(*inputs, None, *labels, num_hard_negatives=case.k)
     for tensor in inputs:
         tensor.requires_grad_()
     if case.operation == "plain_backward":  # the definition, to prove that this sees what it should

@@ -34,7 +34,7 @@ double draw() {  // -2, -1.75 ... 1.75
 template <class E>
 std::vector<E> narrowed(const std::vector<double>& values) {
   std::vector<E> stored;
-  for (double x : values) stored.push_back(narrow<E>(Wide<E>(x)));
+  for (double x : values) stored.push_back(narrow<E>(Acc<E>(x)));
   return stored;
 }
 
@@ -97,7 +97,7 @@ Coded coded(const std::vector<double>& rows, const std::vector<double>& weight) 
 
 template <class E>
 void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m, int64_t d, const Parallel& parallel) {
-  using A = Wide<E>;
+  using A = Acc<E>;
   const std::vector<double> q = drawn(n * d), w = drawn(d), up = drawn(n * m);
   std::vector<double> r = drawn(m * d);
   for (int64_t j = 0; j < m; j += 9) std::copy_n(&q[j % n * d], d, &r[j * d]);  // E7 does not answer for equal rows
@@ -152,13 +152,13 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
                                                                                       // least for others
   DISSIM_ISA::topk(problem, parallel);
   problem.scores = found.data(), problem.indices = found_indices.data();
-  DISSIM_ISA::certified(
+  DISSIM_ISA::quantized_topk(
       {problem, of_query.groups, &of_query.positive, &step, of_query.codes.data(), of_reference.codes.data(),
        of_query.errors.data(), of_reference.errors.data(), bases.data(), rescored.data()},
       parallel);
   right = found == best && found_indices == indices;
   for (int64_t count : rescored) right &= k <= count && count <= m;
-  check(right, "certified", name, n, m, d);
+  check(right, "quantized_topk", name, n, m, d);
 
   const auto gradients = [&](const std::vector<double>& g, const char* what, auto&& call) {
     std::vector<E> of_query(n * d), of_reference(m * d);
@@ -192,10 +192,10 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
   std::vector<int64_t> query_labels(n), reference_labels(m);
   for (int64_t i = 0; i < n; ++i) query_labels[i] = i % 3;
   for (int64_t j = 0; j < m; ++j) reference_labels[j] = j % 4;
-  std::vector<double> least(n * m);  // margin from which on a pair is active
-  for (int64_t i = 0; i < n * m; ++i) least[i] = (query_labels[i / m] == reference_labels[i % m] ? 1 : -1) * exact[i];
-  std::sort(least.begin(), least.end());
-  const double few = least[n * m / 30] + 0.125;  // between the grid's scores
+  std::vector<double> margins(n * m);  // margin from which on a pair is active
+  for (int64_t i = 0; i < n * m; ++i) margins[i] = (query_labels[i / m] == reference_labels[i % m] ? 1 : -1) * exact[i];
+  std::sort(margins.begin(), margins.end());
+  const double few = margins[n * m / 30] + 0.125;  // between the grid's scores
   for (const double margin : {1.0, few, -1e9, 2.0 + double(d)}) {  // some pairs, few, none, nearly all
     const int64_t bytes = (m + 7) / 8;
     std::vector<A> positive(n), negative(n);

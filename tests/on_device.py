@@ -11,12 +11,12 @@ import torch
 
 from dissim_kernels import dispatch
 
-FUNCTIONS = ("score", "score_backward", "topk", "hinge", "hinge_backward", "certified", "quantise_references")
+FUNCTIONS = ("score", "score_backward", "topk", "hinge", "hinge_backward", "quantized_topk", "quantize_references")
 
 
 def pytest_configure(config):
     for name in ("cuda", "triton"):
-        if reason := dispatch.available_backends()[name]:
+        if reason := dispatch.unavailable_backends().get(name):
             raise pytest.UsageError(f"backend {name!r} cannot run: {reason}")
         dispatch.BACKENDS[name] = moved(dispatch.BACKENDS[name], "cuda")
 
@@ -24,7 +24,9 @@ def pytest_configure(config):
 def moved(module, device):
     """The backend `module`, whose tensors are on `device`, as a backend of tensors on the CPU."""
     found = ModuleType(module.__name__, module.__doc__)
-    found.why_not = lambda problem: module.why_not(problem._replace(device=type(problem.device)(device)))
+    found.unsupported_reason = lambda problem: module.unsupported_reason(
+        problem._replace(device=type(problem.device)(device))
+    )
     for name in FUNCTIONS:
         if hasattr(module, name):
             setattr(found, name, there_and_back(getattr(module, name), device))

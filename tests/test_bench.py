@@ -12,7 +12,7 @@ import bench.ours
 import bench.peers
 from bench import ceiling, measure, report
 from bench.cases import CASES, STEPS, Case
-from bench.gate import Gate, RowSums
+from bench.correctness import Gate, RowSums
 from bench.problem import make
 from bench.registry import COMPETITORS, Competitor, competitors_of
 from bench.run import Effort, Outcome, Row, run
@@ -24,7 +24,7 @@ TINY = {
     "score_backward": Case("backward", "score_backward", 6, 70, 24),
     "score_step": Case("step", "score_step", 6, 70, 24),
     "topk": Case("topk", "topk", 6, 70, 24, k=3),
-    "certified": Case("certified", "certified", 6, 300, 24, k=3),
+    "quantized_topk": Case("quantized_topk", "quantized_topk", 6, 300, 24, k=3),
     "hinge_backward": Case("hinge backward", "hinge_backward", 8, 72, 24, active=0.1),
     "hinge_step": Case("hinge", "hinge_step", 8, 72, 24, active=0.1),
 }
@@ -83,8 +83,8 @@ def test_the_share_of_active_pairs_is_the_one_asked_for():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda row: f"{row.name}: {'/'.join(row.rates)}")
 def test_every_competitor_computes_what_it_is_compared_for(competitor, dtype):
-    if competitor.why_not() or competitor.name.startswith(COMPILES):
-        pytest.skip(competitor.why_not() or "compiles at first use: `python -m bench --quick` runs it")
+    if competitor.unsupported_reason() or competitor.name.startswith(COMPILES):
+        pytest.skip(competitor.unsupported_reason() or "compiles at first use: `python -m bench --quick` runs it")
     for operation in competitor.rates:
         if dtype != "float32" and operation != "score":
             continue  # no such case

@@ -19,7 +19,7 @@ USE = """
 import torch, dissim_kernels
 x = torch.randn(3, 4)
 assert dissim_kernels.fused_dissim_score(x, x, x[0]).shape == (3, 3)
-print(torch.ops.dissim_native.cuda_archs(), "|", dissim_kernels.available_backends()["cuda"])
+print(torch.ops.dissim_native.cuda_archs(), "|", dissim_kernels.unavailable_backends().get("cuda"))
 """
 #: Compiles nothing, but fails where a path among its arguments came in pieces, and notes how it was called.
 FAKE_COMPILER = """#!/bin/sh
@@ -209,7 +209,9 @@ def test_lists_of_architectures(setup_py, monkeypatch):
     ]
 
 
-@pytest.mark.skipif(toolchain.why_not("nvcc") is not None, reason=str(toolchain.why_not("nvcc")))
+@pytest.mark.skipif(
+    toolchain.unsupported_reason("nvcc") is not None, reason=str(toolchain.unsupported_reason("nvcc"))
+)
 def test_forced_cuda_kernels_load_beside_a_torch_without_cuda(tmp_path):
     """One architecture: the budgets compile the others. The CPU's objects are taken from the last build, if any."""
     for objects in (ROOT / "build").glob("temp.*"):

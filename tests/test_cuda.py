@@ -17,9 +17,9 @@ from dissim_kernels import testing as judge
 from dissim_kernels.contract import Hinge, HingeBackward, Search
 
 TESTS = Path(__file__).parent
-pytestmark = pytest.mark.skipif(backend.why_not() is not None, reason=str(backend.why_not()))
+pytestmark = pytest.mark.skipif(backend.unsupported_reason() is not None, reason=str(backend.unsupported_reason()))
 #: file -> how many of its tests take a backend, at least
-OF_EVERY_BACKEND = {"test_score.py": 230, "test_topk.py": 26, "test_hinge.py": 85, "test_certified.py": 28}
+OF_EVERY_BACKEND = {"test_score.py": 230, "test_topk.py": 26, "test_hinge.py": 85, "test_quantized_topk.py": 28}
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def calls_of_every_kernel(cuda):
     hinge = Hinge(query, reference, weight, bias, labels, other_labels, None, 1.0, 3)
     active = torch.full((130, 17), 1, dtype=torch.uint8)
     backward = HingeBackward(torch.ones(130), torch.ones(130), active, *hinge[:3], labels, other_labels)
-    codes = cuda.quantise_references(reference, weight)
+    codes = cuda.quantize_references(reference, weight)
     return {
         "score": lambda: cuda.score(query[None], reference[None], weight[None], bias),
         "score of few rows": lambda: cuda.score(query[None, :2], reference[None], weight[None], bias),
@@ -96,7 +96,7 @@ def calls_of_every_kernel(cuda):
         "topk": lambda: cuda.topk(search),
         "hinge": lambda: cuda.hinge(hinge),
         "hinge_backward": lambda: cuda.hinge_backward(backward, (True, True, True, True)),
-        "certified": lambda: cuda.certified(search, codes),
+        "quantized_topk": lambda: cuda.quantized_topk(search, codes),
     }
 
 

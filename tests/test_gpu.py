@@ -14,15 +14,14 @@ from on_device import move
 from bench.gpu_tests import PARTS
 from bench.processes import ROOT
 from dissim_kernels import (
-    available_backends,
-    certified_dissim_topk,
     dispatch,
     fused_dissim_hinge_loss,
     fused_dissim_score,
     fused_dissim_topk,
     last_backend,
     paired_dissim_score,
-    quantise_references,
+    quantize_references,
+    unavailable_backends,
 )
 from dissim_kernels import testing as judge
 from dissim_kernels.contract import ACCUMULATE
@@ -36,7 +35,7 @@ dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
 def backend(request):
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU that it can use")
-    if reason := available_backends()[request.param]:
+    if reason := unavailable_backends().get(request.param):
         pytest.fail(f"backend {request.param!r} cannot run: {reason}")
     yield request.param
     torch.cuda.synchronize()  # a kernel that failed late is this test's failure, not the next one's
@@ -66,7 +65,7 @@ def calls(inputs, backend):
         return scores.detach(), *torch.autograd.grad(scores, trained, upstream)
 
     def hinge_step():
-        loss = fused_dissim_hinge_loss(*trained, *sides, hard_negatives=3, backend=backend)
+        loss = fused_dissim_hinge_loss(*trained, *sides, num_hard_negatives=3, backend=backend)
         return loss.detach(), *torch.autograd.grad(loss, trained)
 
     found = {
@@ -76,8 +75,10 @@ def calls(inputs, backend):
         "hinge step": hinge_step,
     }
     if backend == "cuda":
-        made = quantise_references(inputs.reference, inputs.weight)
-        found["certified"] = lambda: certified_dissim_topk(*inputs, k=5, quantised=made, backend=backend)
+        made = quantize_references(inputs.reference, inputs.weight)
+        found["quantized_topk"] = lambda: fused_dissim_topk(
+            *inputs, k=5, quantized=made, return_stats=True, backend=backend
+        )
     return found
 
 
@@ -132,19 +133,21 @@ def test_a_thousand_best_of_tied_references(k, largest, backend):
     found = fused_dissim_topk(*on_device(inputs), k=k, largest=largest, backend=backend)
     judge.assert_topk_equal(*move(tuple(found), "cpu"), expected, none, largest=largest)
     if backend == "cuda":
-        searched = certified_dissim_topk(*on_device(inputs), k=k, largest=largest, backend=backend)
-        assert same(searched[:2], found)
+        query, reference, weight, bias = on_device(inputs)
+        quantized = quantize_references(reference, weight)
+        options = {"k": k, "largest": largest, "backend": backend}
+        assert same(fused_dissim_topk(query, reference, weight, bias, quantized=quantized, **options), found)
 
 
 @on_gpu
 @pytest.mark.parametrize("k", [10, 1000])
 @pytest.mark.parametrize("largest", [True, False])
-def test_the_certified_search_finds_what_topk_finds(largest, k):
+def test_the_quantized_search_finds_what_topk_finds(largest, k):
     """More queries than are searched together, and more references than a list of candidates holds."""
     inputs = on_device(judge.random_inputs((700, 64), (200_000, 64)))
-    made = quantise_references(inputs.reference, inputs.weight)
+    made = quantize_references(inputs.reference, inputs.weight)
     with judge.poisoned_memory():
-        found = certified_dissim_topk(*inputs, k=k, quantised=made, largest=largest, backend="cuda")
+        found = fused_dissim_topk(*inputs, k=k, quantized=made, largest=largest, return_stats=True, backend="cuda")
     expected = fused_dissim_topk(*inputs, k=k, largest=largest, backend="cuda")
     assert same(found[:2], expected)
     assert (found.rescored >= k).all() and found.rescored.double().mean() < 0.01 * 200_000 + 5 * k
@@ -198,11 +201,11 @@ def test_a_captured_graph_follows_its_inputs(shape, backend):
         with torch.cuda.graph(graph):
             captured = call()
         with torch.no_grad():
-            for to, values in zip(inputs, first if name == "certified" else second, strict=True):
+            for to, values in zip(inputs, first if name == "quantized_topk" else second, strict=True):
                 to.copy_(values)  # codes are those of the first references
         graph.replay()
         torch.cuda.synchronize()
-        assert same(captured, call() if name == "certified" else expected[name]), name
+        assert same(captured, call() if name == "quantized_topk" else expected[name]), name
         with torch.no_grad():
             for to, values in zip(inputs, first, strict=True):
                 to.copy_(values)
@@ -215,7 +218,7 @@ def test_kernels_run_on_the_current_stream(backend):
     inputs = judge.Inputs(*(x.clone() for x in given))
     for name, call in calls(inputs, backend).items():
         with torch.no_grad():
-            for x in inputs[: 1 if name == "certified" else 4]:  # codes are those of the references
+            for x in inputs[: 1 if name == "quantized_topk" else 4]:  # codes are those of the references
                 x.zero_()
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
@@ -307,7 +310,7 @@ def test_a_device_below_every_image_is_an_error_in_words():
 def test_a_device_without_an_image_goes_on_to_triton(monkeypatch):
     """A build for this card alone, on one of a later generation."""
     reason = "it has no image for this device, in this test"
-    monkeypatch.setattr(dispatch.BACKENDS["cuda"], "why_not", lambda problem: reason)
+    monkeypatch.setattr(dispatch.BACKENDS["cuda"], "unsupported_reason", lambda problem: reason)
     inputs = judge.random_inputs((4, 5), (6, 5))
     found = fused_dissim_score(*on_device(inputs))
     assert last_backend() == "triton"

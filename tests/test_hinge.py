@@ -67,10 +67,10 @@ def check(inputs, sides, backend, upstream=1.0, needs=(True,) * 4, exact=False, 
 def test_every_choice_is_that_of_the_definition(reduction, balance, dtype, backend):
     inputs, sides = judge.random_inputs((37, 20), (70, 20), dtype=dtype), labels(37, 70)
     rng = torch.Generator().manual_seed(5)
-    for hard, exclude in itertools.product((None, 0, 1, 2, 1000), (None, torch.arange(37) - 1)):
+    for hard, exclude_index in itertools.product((None, 0, 1, 2, 1000), (None, torch.arange(37) - 1)):
         upstream = torch.randn(37, generator=rng) if reduction == "none" else -1.75
-        check(inputs, sides, backend, upstream, balance=balance, reduction=reduction, hard_negatives=hard,
-              exclude=exclude)  # fmt: skip
+        check(inputs, sides, backend, upstream, balance=balance, reduction=reduction, num_hard_negatives=hard,
+              exclude_index=exclude_index)  # fmt: skip
 
 
 @backends
@@ -82,13 +82,13 @@ def test_ties_and_pairs_on_the_margin(backend, data):
     rows, columns, dim = data.draw(sizes), data.draw(sizes), data.draw(draw.sampled_from([1, 2, 17]))
     inputs = judge.tie_grid(rows, columns, dim, seed=data.draw(draw.integers(0, 99)))
     sides = labels(rows, columns, data.draw(draw.sampled_from([1, 2, 5])))
-    exclude = labels(rows, columns + 1, columns + 1)[0] - 1 if data.draw(draw.booleans()) else None
+    exclude_index = labels(rows, columns + 1, columns + 1)[0] - 1 if data.draw(draw.booleans()) else None
     check(
-        inputs, sides, backend, exact=True, exclude=exclude,
+        inputs, sides, backend, exact=True, exclude_index=exclude_index,
         margin=data.draw(draw.sampled_from([1.0, 0.0, -0.5, 2.25])),
         balance=data.draw(draw.sampled_from(BALANCES)),
         reduction=data.draw(draw.sampled_from(REDUCTIONS)),
-        hard_negatives=data.draw(draw.sampled_from([None, 0, 1, 2, 50])),
+        num_hard_negatives=data.draw(draw.sampled_from([None, 0, 1, 2, 50])),
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_frozen_inputs_get_no_gradient(needs, backend):
 def test_empty_and_thin_sizes(sizes, hard, reduction, backend):
     rows, columns, dim = sizes
     inputs = judge.random_inputs((rows, dim), (columns, dim))
-    check(inputs, labels(rows, columns), backend, hard_negatives=hard, reduction=reduction)
+    check(inputs, labels(rows, columns), backend, num_hard_negatives=hard, reduction=reduction)
 
 
 @backends
@@ -125,25 +125,25 @@ def test_few_and_all_pairs_of_many_tiles(hard, dtype, backend):
     for offset, layout in ((0, "contiguous"), (100, "sliced")):
         rows = [judge.lay_out(x + offset, layout) for x in inputs[:2]]
         check(inputs._replace(query=rows[0], reference=rows[1]), labels(40, 600, 1000), backend, margin=1000.0,
-              hard_negatives=hard)  # fmt: skip
+              num_hard_negatives=hard)  # fmt: skip
 
 
 @pytest.mark.parametrize("hard", [None, 3])
 def test_many_tasks_of_the_cpu(hard):
-    check(judge.tie_grid(256, 5000, 20), labels(256, 5000, 40), "cpu", exact=True, hard_negatives=hard)
+    check(judge.tie_grid(256, 5000, 20), labels(256, 5000, 40), "cpu", exact=True, num_hard_negatives=hard)
 
 
 def test_few_pairs_that_are_more_than_the_lists_of_the_cpu_hold():
     """275,000 pairs are active, 24 % of all: above 2^18, below a quarter."""
     inputs = judge.tie_grid(1100, 1060, 20)
-    check(inputs, labels(1100, 1060, 10**6), "cpu", exact=True, margin=1000.0, hard_negatives=250)
+    check(inputs, labels(1100, 1060, 10**6), "cpu", exact=True, margin=1000.0, num_hard_negatives=250)
 
 
 @backends
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_few_pairs_of_more_dimensions_and_references_than_a_task_takes_at_a_time(dtype, backend):
     inputs = judge.tie_grid(12, 2500, 600, dtype)
-    check(inputs, labels(12, 2500, 10**6), backend, exact=True, margin=1000.0, hard_negatives=100)
+    check(inputs, labels(12, 2500, 10**6), backend, exact=True, margin=1000.0, num_hard_negatives=100)
 
 
 @backends
@@ -151,7 +151,7 @@ def test_one_reference_that_is_hardest_for_every_query(backend):
     inputs = judge.random_inputs((1500, 3), (200, 3))
     inputs = inputs._replace(weight=-inputs.weight.abs(), reference=inputs.reference * 9 + 9)
     inputs.reference[70] = 0
-    check(inputs, labels(1500, 200, 10**6), backend, margin=1000.0, hard_negatives=1)
+    check(inputs, labels(1500, 200, 10**6), backend, margin=1000.0, num_hard_negatives=1)
 
 
 @backends
@@ -164,7 +164,7 @@ def test_infinities_have_the_gradients_of_the_definition(hard, backend):
     inputs.weight[3] = inputs.weight[19] = 0.25
     sides = torch.zeros(8, dtype=torch.int64), torch.ones(64, dtype=torch.int64)
     leaves = [[x.detach().requires_grad_() for x in xs[:3]] for xs in (inputs, inputs.double())]
-    choices = {"hard_negatives": hard, "margin": 100.0}
+    choices = {"num_hard_negatives": hard, "margin": 100.0}
     fused_dissim_hinge_loss(*leaves[0], 0.5, *sides, **choices, backend=backend).backward()
     judge.plain_hinge_loss(judge.plain_score(*leaves[1], 0.5), *sides, **choices).backward()
     defined = ~torch.isin(torch.arange(20), torch.tensor([3, 19])) | (hard is None)
@@ -191,7 +191,7 @@ def test_strided_and_shared_inputs(backend):
         if name.startswith(("query ", "reference ")) and inputs.query.numel():
             check(inputs, labels(33, len(inputs.reference)), backend)
     x, sides = judge.random_inputs((40, 9), (40, 9), seed=3), labels(40, 40)[0]
-    check(x._replace(reference=x.query), (sides, sides), backend, exclude=torch.arange(40))
+    check(x._replace(reference=x.query), (sides, sides), backend, exclude_index=torch.arange(40))
 
 
 @backends

@@ -52,23 +52,23 @@ def test_rows_may_share_an_id_and_ties_keep_the_order_of_adding(head):
     assert index.search(torch.ones(1, 6), 3).ids.tolist() == [[9, 4, 9]]
 
 
-def test_a_quantised_index_finds_the_same_bits_as_rows_come_and_weights_change(head, gallery, query, tmp_path):
-    plain, quantised = filled(head, gallery), DissimilarityIndex(head, quantised=True)
-    quantised.add(gallery, torch.arange(50) + 100)
+def test_a_quantized_index_finds_the_same_bits_as_rows_come_and_weights_change(head, gallery, query, tmp_path):
+    plain, quantized = filled(head, gallery), DissimilarityIndex(head, quantized=True)
+    quantized.add(gallery, torch.arange(50) + 100)
 
     def same():
-        pairs = zip(plain.search(query, 9), quantised.search(query, 9), strict=True)
+        pairs = zip(plain.search(query, 9), quantized.search(query, 9), strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
 
     assert same() and same()
-    for index in (plain, quantised):
+    for index in (plain, quantized):
         index.add(query + 0.01, torch.arange(7))
     assert same()
     with torch.no_grad():
         head.weight.neg_()
     assert same()
     plain.save(tmp_path / "index")
-    quantised = DissimilarityIndex.load(tmp_path / "index", quantised=True)
+    quantized = DissimilarityIndex.load(tmp_path / "index", quantized=True)
     assert same()
 
 

@@ -7,8 +7,8 @@ import dissim_kernels.numpy
 
 
 def test_it_loads():
-    assert dissim_kernels.available_backends()["cpu"] is None
-    assert dissim_kernels.numpy.report()["isa"]
+    assert "cpu" in dissim_kernels.available_backends()
+    assert dissim_kernels.numpy.build_info()["isa"]
 
 
 def test_it_names_libtorch_as_needed():

@@ -101,7 +101,7 @@ def test_e9_rounding_bound():
     assert (total - judge.plain_score(*ones.double())).abs() > judge.score_bound(*ones) / 100
 
 
-def test_e10_bound_of_quantised_rows():
+def test_e10_bound_of_quantized_rows():
     coarse = [(x * 8).round() / 8 for x in (Q, R)]
     error = [(x - y).abs() @ W.abs() for x, y in zip((Q, R), coarse, strict=True)]
     gap = (judge.plain_score(Q, R, W, B) - judge.plain_score(*coarse, W, B)).abs()

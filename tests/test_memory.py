@@ -39,9 +39,9 @@ def peak():
 def steps(x, sides):
     if what == "topk":
         return lambda: d.fused_dissim_topk(*x, k=5, backend=backend)
-    if what == "certified":
-        made = d.quantise_references(x[1], x[2])
-        return lambda: d.certified_dissim_topk(*x, k=5, quantised=made)
+    if what == "quantized_topk":
+        made = d.quantize_references(x[1], x[2])
+        return lambda: d.fused_dissim_topk(*x, k=5, quantized=made)
     if what == "hinge":
         return lambda: d.fused_dissim_hinge_loss(*x, *sides, backend=backend).backward()
     if what == "plain":  # the definition, to prove that this probe sees what it should
@@ -103,12 +103,12 @@ def test_search_and_loss_never_hold_a_matrix_of_scores(what, backend):
     assert extra_memory(what, backend, n, m, dim) <= FLOAT * n * m // 4
 
 
-def test_the_certified_search_keeps_lists_of_candidates_only():
-    """4 dimensions, where quantised scores tie by the thousand: lists overflow and references are scanned again."""
+def test_the_quantized_search_keeps_lists_of_candidates_only():
+    """4 dimensions, where quantized scores tie by the thousand: lists overflow and references are scanned again."""
     n, m = 1024, 65536
-    lists = 32 << 20  # kMostCandidates of csrc/cpu/certified.cpp
+    lists = 32 << 20  # kMostCandidates of csrc/cpu/quantized_topk.cpp
     assert FLOAT * n * m > 4 * (lists + SLACK)
-    assert extra_memory("certified", "cpu", n, m, 4) <= 1.25 * lists + SLACK
+    assert extra_memory("quantized_topk", "cpu", n, m, 4) <= 1.25 * lists + SLACK
 
 
 #: Few and very long rows, many and very short ones, large k, batches, heads.
@@ -129,7 +129,7 @@ EXTREMES = (
     Case("hinge", 9000, 1100, 4, k=1000),
     Case("hinge_backward", 20, 400, 40_000, active=0.02),
     Case("hinge_backward", 20, 400, 40_000),
-    Case("certified", 20, 30_000, 64, k=3000),
+    Case("quantized_topk", 20, 30_000, 64, k=3000),
     Case("numpy_score", 20, 40, 60_000),
     Case("numpy_topk", 3000, 1100, 4, k=1000),
 )
@@ -160,7 +160,9 @@ def test_results_are_the_same_bits_where_memory_is_short(n, m, dim):
         for count in (1, 64):
             torch.set_num_threads(count)
             scores = dissim_kernels.fused_dissim_score(query, reference, weight)
-            loss = dissim_kernels.fused_dissim_hinge_loss(query, reference, weight, None, *labels, hard_negatives=5)
+            loss = dissim_kernels.fused_dissim_hinge_loss(
+                query, reference, weight, None, *labels, num_hard_negatives=5
+            )
             gradients = [torch.autograd.grad(x.sum(), (query, reference, weight)) for x in (scores, loss)]
             best = dissim_kernels.fused_dissim_topk(query.detach(), reference.detach(), weight.detach(), k=min(m, 20))
             found.append([scores, loss, *gradients[0], *gradients[1], *best])
@@ -176,11 +178,11 @@ def calls():
     labels = torch.arange(1000) % 5, torch.arange(2000) % 5
     d.fused_dissim_score(*x).sum().backward()
     for hard in (None, 2):
-        d.fused_dissim_hinge_loss(*x, None, *labels, hard_negatives=hard).backward()
+        d.fused_dissim_hinge_loss(*x, None, *labels, num_hard_negatives=hard).backward()
     with torch.no_grad():
         x = [t.detach() for t in x]
         d.fused_dissim_topk(*x, k=3)
-        d.certified_dissim_topk(*x, k=3, quantised=d.quantise_references(*x[1:]))
+        d.fused_dissim_topk(*x, k=3, quantized=d.quantize_references(*x[1:]))
         side.score(*(t.numpy() for t in x), threads=torch.get_num_threads())
 def in_use():
     ctypes.CDLL(None).malloc_trim(0)
@@ -222,15 +224,15 @@ torch.set_num_threads(1)  # threads do not survive a fork
 x = [torch.randn(*shape, requires_grad=True) for shape in ((40, 20_000), (500, 20_000), (20_000,))]
 few, labels = [t.detach()[..., :64].contiguous() for t in x], (torch.arange(40) % 5, torch.arange(500) % 5)
 arrays, expected = [t.numpy() for t in few], d.fused_dissim_score(*few)
-made = d.quantise_references(*few[1:])
+made = d.quantize_references(*few[1:])
 scores = d.fused_dissim_score(*x).sum()
 calls = {
     "forward": lambda: d.fused_dissim_score(*x),
     "backward": lambda: scores.backward(),
     "topk": lambda: d.fused_dissim_topk(*x, k=5),
-    "hinge": lambda: d.fused_dissim_hinge_loss(*x, None, *labels, hard_negatives=2),
-    "codes": lambda: d.quantise_references(*(t.detach() for t in x[1:])),
-    "certified": lambda: d.certified_dissim_topk(*few, k=500, quantised=made),
+    "hinge": lambda: d.fused_dissim_hinge_loss(*x, None, *labels, num_hard_negatives=2),
+    "codes": lambda: d.quantize_references(*(t.detach() for t in x[1:])),
+    "quantized_topk": lambda: d.fused_dissim_topk(*few, k=500, quantized=made),
     "numpy": lambda: side.score(*arrays, threads=threads),
     "threads": lambda: d.fused_dissim_score(*few),
 }
@@ -255,7 +257,7 @@ for name in names:
 
 
 def test_without_memory_enough_a_call_raises():
-    lines = run(SHORT, "1", "1", "forward", "backward", "topk", "hinge", "codes", "certified").splitlines()
+    lines = run(SHORT, "1", "1", "forward", "backward", "topk", "hinge", "codes", "quantized_topk").splitlines()
     assert len(lines) == 6
     for line in lines:
         assert re.match(r"\w+ RuntimeError .*(memory|alloc)", line), lines

@@ -43,7 +43,7 @@ def same_bits(found, expected):
 
 def test_torch_is_not_imported():
     script = "import sys, numpy as np, dissim_kernels.numpy as d; x = np.ones((3, 4)); d.score(x, x, x[0]); {}"
-    script += "assert 'torch' not in sys.modules; print(d.report()['isa'])"
+    script += "assert 'torch' not in sys.modules; print(d.build_info()['isa'])"
     assert run(script.format("d.topk(x, x, x[0], k=1); ")).strip() in native.isa()
 
 
@@ -76,9 +76,9 @@ def test_topk_is_the_bits_of_torch(dtype, largest):
 
 def test_exclude_and_a_random_order_of_strides():
     inputs = judge.random_inputs((40, 9), (50, 9))
-    exclude = torch.arange(80)[::2] % 50 - 1
-    found = side.topk(*(x.numpy() for x in inputs), k=6, exclude=exclude.numpy())
-    assert same_bits(found.indices, fused_dissim_topk(*inputs, k=6, exclude=exclude).indices)
+    exclude_index = torch.arange(80)[::2] % 50 - 1
+    found = side.topk(*(x.numpy() for x in inputs), k=6, exclude_index=exclude_index.numpy())
+    assert same_bits(found.indices, fused_dissim_topk(*inputs, k=6, exclude_index=exclude_index).indices)
     query, reference, weight = (x.numpy() for x in inputs[:3])
     turned = side.score(query[::-1, ::-1], reference[::2, ::-1], weight[::-1])
     assert same_bits(turned, fused_dissim_score(*(torch.from_numpy(x.copy()) for x in (
@@ -111,15 +111,15 @@ def test_more_threads_than_make_sense_give_the_same_bits(threads, monkeypatch):
     assert np.array_equal(side.score(*arrays), expected)
 
 
-def test_report_says_what_was_built():
-    facts = side.report()
+def test_build_info_says_what_was_built():
+    facts = side.build_info()
     assert facts["isa"] == native.isa() and facts["isas"][facts["isa"]]
     listed = torch.ops.dissim_native.isas().split()
     assert facts["isas"] == {name.strip("[]"): not name.startswith("[") for name in listed}
     assert {"score", "topk"} <= set(facts["kernels"]) and "-O3" in facts["flags"] and facts["compiler"]
     assert facts["version"][0].isdigit()
     chosen = [name for name, runs in facts["isas"].items() if runs][-1]
-    assert run("import dissim_kernels.numpy as d; print(d.report()['isa'])", DISSIM_ISA=chosen).strip() == chosen
+    assert run("import dissim_kernels.numpy as d; print(d.build_info()['isa'])", DISSIM_ISA=chosen).strip() == chosen
 
 
 Q, R, W = np.ones((3, 5), np.float32), np.ones((4, 5), np.float32), np.ones(5, np.float32)
@@ -166,12 +166,20 @@ PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))[
         ({"k": 5}, ValueError, "k: expected at most the 4 candidates of query row 0, got 5. Ask for fewer"),
         ({"k": 2**50}, ValueError, f"k: expected at most the 4 candidates of query row 0, got {2**50}. Ask"),
         (
-            {"k": 2**50, "exclude": np.zeros(3, np.int64)},
+            {"k": 2**50, "exclude_index": np.zeros(3, np.int64)},
             ValueError,
             "k: expected at most the 3 candidates of query row 0",
         ),
-        ({"exclude": np.zeros(3)}, TypeError, "exclude: expected an int64 array, got float64. Use np.asarray"),
-        ({"exclude": np.zeros(2, int)}, ValueError, r"exclude: expected shape \[3\], got shape \[2\]. Pass one"),
+        (
+            {"exclude_index": np.zeros(3)},
+            TypeError,
+            "exclude_index: expected an int64 array, got float64. Use np.asarray",
+        ),
+        (
+            {"exclude_index": np.zeros(2, int)},
+            ValueError,
+            r"exclude_index: expected shape \[3\], got shape \[2\]. Pass one",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(change, error, message):

@@ -17,7 +17,7 @@ compiled = pytest.mark.skipif(native.NOT_LOADED is not None, reason=str(native.N
 Q, R, W, B = judge.random_inputs((6, 8), (9, 8))
 OF_QUERY, OF_REFERENCE, EXCLUDE = torch.arange(6) % 3, torch.arange(9) % 3, torch.arange(6)
 ONES, BITS = torch.ones(6), torch.zeros(6, 2, dtype=torch.uint8)
-CODES = dissim_kernels.quantise_references(R, W)
+CODES = dissim_kernels.quantize_references(R, W)
 
 #: operator -> arguments that fit
 CALLS = {
@@ -26,17 +26,17 @@ CALLS = {
                        "backend": "auto", "need_query": True, "need_reference": True, "need_weight": True},
     "score_jvp": {"query": Q[None], "reference": R[None], "weight": W[None], "query_tangent": Q[None],
                   "reference_tangent": R[None], "weight_tangent": W[None], "bias_tangent": B[None]},
-    "topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True, "exclude": EXCLUDE,
+    "topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True, "exclude_index": EXCLUDE,
              "query_labels": OF_QUERY, "reference_labels": OF_REFERENCE, "backend": "auto"},
     "hinge": {"query": Q, "reference": R, "weight": W, "bias": None, "query_labels": OF_QUERY,
-              "reference_labels": OF_REFERENCE, "exclude": EXCLUDE, "margin": 1.0, "hard_negatives": 2,
+              "reference_labels": OF_REFERENCE, "exclude_index": EXCLUDE, "margin": 1.0, "num_hard_negatives": 2,
               "backend": "auto"},
     "hinge_backward": {"grad_positive": ONES, "grad_negative": ONES, "active": BITS, "query": Q, "reference": R,
                        "weight": W, "query_labels": OF_QUERY, "reference_labels": OF_REFERENCE, "needs": [True] * 4,
                        "backend": "auto"},
-    "certified_topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True,
-                       "exclude": None, "query_labels": None, "reference_labels": None, "codes": list(CODES[:-1]),
-                       "rows": 9,
+    "quantized_topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True,
+                       "exclude_index": None, "query_labels": None, "reference_labels": None,
+                       "codes": list(CODES[:-1]), "rows": 9,
                        "backend": "auto"},
 }  # fmt: skip
 CALLS_OF_NATIVE = {
@@ -53,7 +53,7 @@ CALLS_OF_NATIVE = {
 for name, arguments in CALLS_OF_NATIVE.items():
     CALLS_OF_NATIVE[name] = {k: v for k, v in arguments.items() if k not in ("backend", "needs") and k[:5] != "need_"}
 
-ALL, MATRIX = tuple(CALLS), ("topk", "hinge", "hinge_backward", "certified_topk")
+ALL, MATRIX = tuple(CALLS), ("topk", "hinge", "hinge_backward", "quantized_topk")
 PAIRS = ("score", "score_backward", *MATRIX)
 #: operators, the argument that is changed, its change, what the error says
 BAD = [
@@ -78,18 +78,23 @@ BAD = [
     (("topk", "hinge", "hinge_backward"), "query_labels", lambda x: x[:1], "query_labels: expected shape \\[6\\]"),
     (("topk", "hinge", "hinge_backward"), "reference_labels", lambda x: x[:1], "reference_labels: expected shape"),
     (("topk", "hinge"), "query_labels", torch.Tensor.int, "query_labels: expected dtype int64"),
-    (("topk", "hinge"), "exclude", lambda x: x[:1], "exclude: expected shape \\[6\\]"),
-    (("topk", "hinge"), "exclude", lambda x: x.to_sparse(), "exclude: expected a dense tensor"),
+    (("topk", "hinge"), "exclude_index", lambda x: x[:1], "exclude_index: expected shape \\[6\\]"),
+    (("topk", "hinge"), "exclude_index", lambda x: x.to_sparse(), "exclude_index: expected a dense tensor"),
     (("topk",), "query_labels", lambda x: None, "query_labels: expected labels, since the other side has them"),
-    (("topk", "certified_topk"), "k", lambda x: -1, "k: expected an integer of at least 0, got -1"),
-    (("topk", "certified_topk"), "k", lambda x: 10, "k: expected at most the 9 rows of reference, got 10"),
-    (("hinge",), "hard_negatives", lambda x: -1, "hard_negatives: expected an integer of at least 0"),
+    (("topk", "quantized_topk"), "k", lambda x: -1, "k: expected an integer of at least 0, got -1"),
+    (("topk", "quantized_topk"), "k", lambda x: 10, "k: expected at most the 9 rows of reference, got 10"),
+    (("hinge",), "num_hard_negatives", lambda x: -1, "num_hard_negatives: expected an integer of at least 0"),
     (("hinge_backward",), "grad_positive", torch.Tensor.double, "grad_positive: expected float32"),
     (("hinge_backward",), "grad_negative", lambda x: x[:1], "grad_negative: expected float32 \\[6\\]"),
     (("hinge_backward",), "active", lambda x: x[:, :1], "active: expected uint8 \\[6, 2\\]"),
     (("hinge_backward",), "needs", lambda x: x[:2], "needs: expected 4 flags"),
-    (("certified_topk",), "rows", lambda x: 8, "quantised: expected codes of 9 references, got codes of 8"),
-    (("certified_topk",), "codes", lambda x: x[:5], "codes: expected the tensors of a Quantised, got 5 tensors"),
+    (("quantized_topk",), "rows", lambda x: 8, "quantized: expected codes of 9 references, got codes of 8"),
+    (
+        ("quantized_topk",),
+        "codes",
+        lambda x: x[:5],
+        "codes: expected the tensors of a QuantizedReferences, got 5 tensors",
+    ),
 ]
 ROWS = [(name, *row[1:]) for row in BAD for name in row[0]]
 
@@ -163,8 +168,13 @@ BAD_FOR_NATIVE = [
     (("topk",), "indices", torch.Tensor.int, "indices: expected contiguous int64 \\[6, 2\\]"),
     (("topk",), "query_labels", lambda x: None, "query_labels: expected labels, since the other side has them"),
     (("topk", "hinge"), "reference_labels", lambda x: x[:1], "reference_labels: expected contiguous int64 \\[9\\]"),
-    (("topk", "hinge"), "exclude", torch.Tensor.int, "exclude: expected contiguous int64 \\[6\\] on cpu, got int32"),
-    (("hinge",), "hard_negatives", lambda x: -2, "hard_negatives: expected an integer from -1"),
+    (
+        ("topk", "hinge"),
+        "exclude_index",
+        torch.Tensor.int,
+        "exclude_index: expected contiguous int64 \\[6\\] on cpu, got int32",
+    ),
+    (("hinge",), "num_hard_negatives", lambda x: -2, "num_hard_negatives: expected an integer from -1"),
     (("hinge",), "active", lambda x: x[:, :1].contiguous(), "active: expected contiguous uint8 \\[6, 2\\]"),
     (("hinge_backward",), "active", lambda x: x + 128, "active: expected spare bits of 0"),
     (("hinge_backward",), "grad_positive", torch.Tensor.double, "grad_positive: expected contiguous float32 \\[6\\]"),
@@ -191,12 +201,12 @@ def test_native_operators_say_what_does_not_fit(name, argument, change, message)
 
 @compiled
 def test_native_codes_are_of_columns_that_there_are():
-    columns, *others = CODES[2:6]
-    outputs = (torch.empty_like(CODES.codes), torch.empty_like(CODES.errors), None)
+    dim_order, *others = CODES[2:6]
+    outputs = (torch.empty_like(CODES.codes), torch.empty_like(CODES.error_bounds), None)
     for wrong in (8, -1):
-        arguments = (R[None], columns.clone().fill_(wrong), *others, 0, 1.0, 0.0, *outputs)
-        with pytest.raises(RuntimeError, match=f"columns: expected an integer from 0 to 7, got {wrong}"):
-            torch.ops.dissim_native.quantise(*arguments)
+        arguments = (R[None], dim_order.clone().fill_(wrong), *others, 0, 1.0, 0.0, *outputs)
+        with pytest.raises(RuntimeError, match=f"dim_order: expected an integer from 0 to 7, got {wrong}"):
+            torch.ops.dissim_native.quantize(*arguments)
 
 
 @compiled
@@ -207,15 +217,15 @@ def test_native_gradients_of_no_pairs_are_zeros():
 
 
 def calls_of_public_functions():
-    codes = dissim_kernels.quantise_references(R, W)
+    codes = dissim_kernels.quantize_references(R, W)
     return [
         dissim_kernels.fused_dissim_score(Q, R, W, 0.5),
         dissim_kernels.paired_dissim_score(Q, R[:6], W),
-        *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, exclude=EXCLUDE),
-        *dissim_kernels.certified_dissim_topk(Q, R, W, k=3, quantised=codes),
-        *dissim_kernels.certified_dissim_topk(Q, R, W, 0.5, k=3),
+        *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, exclude_index=EXCLUDE),
+        *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, quantized=codes),
+        *dissim_kernels.fused_dissim_topk(Q, R, W, 0.5, k=3, quantized=codes, return_stats=True),
         dissim_kernels.fused_dissim_hinge_loss(
-            Q, R, W, 0.5, OF_QUERY, OF_REFERENCE, hard_negatives=2, exclude=EXCLUDE
+            Q, R, W, 0.5, OF_QUERY, OF_REFERENCE, num_hard_negatives=2, exclude_index=EXCLUDE
         ),
         dissim_kernels.fused_dissim_hinge_loss(Q, R, W, 0.5, OF_QUERY, OF_REFERENCE, backend="reference"),
     ]

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from cuda_on_host import backend
 
-pytestmark = pytest.mark.skipif(backend.why_not() is not None, reason=str(backend.why_not()))
+pytestmark = pytest.mark.skipif(backend.unsupported_reason() is not None, reason=str(backend.unsupported_reason()))
 #: a planted bug: file, the line (the first such), what takes its place, the sanitizer, what is printed
 BUGS = {
     "a missing barrier": ("tile.cuh", "    __syncthreads();\n", "", "thread", "data race"),

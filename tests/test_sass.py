@@ -10,14 +10,14 @@ from bench.budgets import ARCHITECTURES, BUDGETS, Binary, Budget
 from bench.machine_code import Code, Instruction, read
 from bench.occupancy import occupancy
 
-MISSING = toolchain.why_not("nvcc", "cuobjdump", "nvdisasm")
+MISSING = toolchain.unsupported_reason("nvcc", "cuobjdump", "nvdisasm")
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.name)
 def test_a_kernel_keeps_its_budget(budget, arch):
-    if reason := toolchain.why_not(*budget.needs):
+    if reason := toolchain.unsupported_reason(*budget.needs):
         pytest.skip(reason)
     assert sass.count(budget, arch).complaints == []
 
@@ -164,7 +164,9 @@ def test_bounds_and_shared_memory_are_read_from_the_binary(tmp_path):
 
 
 def test_a_missing_tool_says_so():
-    assert "nvcc17 was not found" in toolchain.why_not("nvcc17") and "cuda-check" in toolchain.why_not("nvcc17")
+    assert "nvcc17 was not found" in toolchain.unsupported_reason(
+        "nvcc17"
+    ) and "cuda-check" in toolchain.unsupported_reason("nvcc17")
 
 
 @needs_compiler

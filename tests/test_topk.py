@@ -52,7 +52,7 @@ def test_ties_go_to_the_lower_index_whatever_is_left_out(largest, backend, data)
     inputs = judge.tie_grid(rows, columns, dim, seed=data.draw(draw.integers(0, 99)))
     filters = {}
     if data.draw(draw.booleans()):
-        filters["exclude"] = labels(rows, columns + 1, seed=1) - 1
+        filters["exclude_index"] = labels(rows, columns + 1, seed=1) - 1
     if data.draw(draw.booleans()):
         filters |= {"query_labels": labels(rows), "reference_labels": labels(columns, seed=2)}
     most = int(judge.plain_candidates(rows, columns, **filters).sum(1).min())
@@ -68,7 +68,7 @@ def test_large_k(k, columns, largest, filtered, backend):
     inputs, filters = judge.tie_grid(2, columns, 3), {}
     if filtered:
         inputs.reference[:: 3 * columns // k] = torch.nan
-        filters = {"exclude": torch.tensor([7, -1]), "query_labels": torch.tensor([0, 1]),
+        filters = {"exclude_index": torch.tensor([7, -1]), "query_labels": torch.tensor([0, 1]),
                    "reference_labels": labels(columns, 10 * columns // k, seed=3) + 1}  # fmt: skip
     most = int(judge.plain_candidates(2, columns, **filters).sum(1).min())
     check(inputs, min(k, most), backend, largest, exact=True, **filters)
@@ -92,10 +92,10 @@ def test_exclude_is_by_index_and_minus_one_is_nothing(backend):
     inputs = inputs._replace(reference=inputs.query, weight=-inputs.weight.abs())
     itself = torch.arange(40)
     assert (fused_dissim_topk(*inputs, k=1, backend=backend).indices[:, 0] == itself).all()
-    check(inputs, 39, backend, exclude=itself)
-    exclude = itself.masked_fill(itself % 2 == 0, -1)
-    first = fused_dissim_topk(*inputs, k=1, exclude=exclude, backend=backend).indices[:, 0]
-    assert ((first == itself) == (exclude == -1)).all()
+    check(inputs, 39, backend, exclude_index=itself)
+    exclude_index = itself.masked_fill(itself % 2 == 0, -1)
+    first = fused_dissim_topk(*inputs, k=1, exclude_index=exclude_index, backend=backend).indices[:, 0]
+    assert ((first == itself) == (exclude_index == -1)).all()
 
 
 @backends
@@ -108,7 +108,7 @@ def test_labels_of_any_int64_are_told_apart(backend):
 @backends
 @pytest.mark.parametrize(
     ("filters", "candidates", "row"),
-    [({"exclude": torch.tensor([-1, 2, -1])}, 3, 1),
+    [({"exclude_index": torch.tensor([-1, 2, -1])}, 3, 1),
      ({"query_labels": torch.tensor([0, 0, 7]), "reference_labels": torch.tensor([0, 1, 7, 7])}, 3, 0)],
 )  # fmt: skip
 def test_too_few_candidates_are_an_error_that_names_the_row(filters, candidates, row, backend):
@@ -123,7 +123,7 @@ def test_too_few_candidates_are_an_error_that_names_the_row(filters, candidates,
 @pytest.mark.parametrize("filtered", [False, True])
 def test_k_above_the_rows_is_an_error_before_anything_is_allocated(queries, filtered, backend):
     inputs = judge.random_inputs((queries, 5), (4, 5))
-    filters = {"exclude": torch.zeros(queries, dtype=torch.int64)} if filtered else {}
+    filters = {"exclude_index": torch.zeros(queries, dtype=torch.int64)} if filtered else {}
     for k in (5, 2**50):  # 2**50 results fit no memory
         with pytest.raises(ValueError, match=f"k: expected at most the 4 rows of reference, got {k}"):
             fused_dissim_topk(*inputs, k=k, backend=backend, **filters)

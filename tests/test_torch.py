@@ -182,7 +182,7 @@ class Everything(torch.nn.Module):
         head = self.weight, self.bias
         best = fused_dissim_topk(query, reference, *head, k=1, query_labels=SIDES[0], reference_labels=SIDES[1])
         hardest = paired_dissim_score(query, reference[best.indices[:, 0]], *head)
-        loss = fused_dissim_hinge_loss(query, reference, *head, *SIDES, hard_negatives=2)
+        loss = fused_dissim_hinge_loss(query, reference, *head, *SIDES, num_hard_negatives=2)
         return fused_dissim_score(query, reference, *head).relu().mean() + hardest.sum() + loss
 
 
@@ -216,7 +216,7 @@ class HalfOfThem(torch.nn.Module):
         half = reference.shape[0] // 2
         found = fused_dissim_topk(query, reference, weight, k=half)
         sides = query_labels, reference_labels
-        return *found, fused_dissim_hinge_loss(query, reference, weight, None, *sides, hard_negatives=half // 2)
+        return *found, fused_dissim_hinge_loss(query, reference, weight, None, *sides, num_hard_negatives=half // 2)
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -290,13 +290,13 @@ def test_defaults_of_torch_change_nothing(backend, setting):
         q, r, w, b = leaves()
         choices = {"backend": backend}
         scores = fused_dissim_score(q, r, w, b, **choices)
-        losses = [hinge_loss(q, r, w, b, **choices, exclude=SIDES[0], hard_negatives=n) for n in (None, 2)]
+        losses = [hinge_loss(q, r, w, b, **choices, exclude_index=SIDES[0], num_hard_negatives=n) for n in (None, 2)]
         pairs = paired_dissim_score(q, r[:4], w, 0.5, **choices)
         first = torch.autograd.grad(sum(x.square().sum() for x in (scores, pairs, *losses)), (q, r, w, b))
         scores = fused_dissim_score(q, r, w, b, **choices).square().sum()
         second = torch.autograd.grad(scores, (q, r, w, b), create_graph=True)
         second = torch.autograd.grad(sum(x.square().sum() for x in second), (q, r, w, b))
-        arguments = {"k": 2, "exclude": SIDES[0], **choices}
+        arguments = {"k": 2, "exclude_index": SIDES[0], **choices}
         found = fused_dissim_topk(q.detach(), r.detach(), w.detach(), **arguments)
         tangent = jvp(fused_dissim_score, INPUTS, INPUTS)[1]
         return [scores, *losses, pairs, *first, *second, *found, tangent]

@@ -134,7 +134,8 @@ def test_interpreter_cuts_long_columns_in_parts_and_large_k_in_blocks():
     assert torch.equal(query.grad, wanted)
     sides = torch.arange(3) % 2, torch.arange(600) % 2
     found, wanted = (
-        fused_dissim_hinge_loss(*inputs, *sides, hard_negatives=2, backend=name) for name in ("triton", "reference")
+        fused_dissim_hinge_loss(*inputs, *sides, num_hard_negatives=2, backend=name)
+        for name in ("triton", "reference")
     )
     assert torch.isclose(found, wanted)
 
@@ -160,22 +161,24 @@ def test_every_kernel_compiles():
 @pytest.mark.skipif(INTERPRETED, reason="one process is enough")
 def test_an_old_triton_is_told(tmp_path):
     (tmp_path / "triton.py").write_text("__version__ = '3.5.1'")
-    program = "import dissim_kernels; print(dissim_kernels.available_backends()['triton'])"
+    program = "import dissim_kernels; print(dissim_kernels.unavailable_backends()['triton'])"
     done = run_python(["-c", program], tmp_path)
     assert "Triton 3.6 or newer cannot be imported (this is 3.5.1)" in done.stdout, done.stderr[-1000:]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")
 def test_it_says_what_it_cannot_run():
-    assert "TRITON_INTERPRET=1" in str(backend.why_not(Problem("score", torch.device("cpu"))))
-    assert "these are on 'xpu'" in str(backend.why_not(Problem("score", torch.device("xpu"))))
+    assert "TRITON_INTERPRET=1" in str(backend.unsupported_reason(Problem("score", torch.device("cpu"))))
+    assert "these are on 'xpu'" in str(backend.unsupported_reason(Problem("score", torch.device("xpu"))))
     with pytest.raises(RuntimeError, match="'triton' cannot run this call"):
         fused_dissim_score(*judge.random_inputs((2, 3), (2, 3)), backend="triton")
 
 
 def test_cuda_tensors_go_to_it_and_never_silently_to_the_reference(monkeypatch):
     for name in set(dispatch.AUTO["cuda"]) - {"triton"}:
-        monkeypatch.setattr(dispatch.BACKENDS[name], "why_not", lambda problem: "it is broken for this test")
+        monkeypatch.setattr(
+            dispatch.BACKENDS[name], "unsupported_reason", lambda problem: "it is broken for this test"
+        )
     assert "triton" in dispatch.AUTO["cuda"] and "reference" not in dispatch.AUTO["cuda"]
     monkeypatch.setattr(backend, "_NOT_LOADED", "Triton is missing for this test")
     with pytest.raises(RuntimeError, match="'triton' cannot run this call: Triton is missing for this test"):

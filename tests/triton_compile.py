@@ -82,7 +82,7 @@ def run_operations(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int
     backend.score(*sides, weight, bias)
     backend.score_backward(torch.ones(copies, copies, rows, columns, dtype=dtype), *sides, weight, (True,) * 3)
     labels = torch.arange(rows) % 5, torch.arange(columns) % 5
-    *_, active = backend.hinge(Hinge(*search[:4], *labels, search.exclude, 1.0, k if optional else None))
+    *_, active = backend.hinge(Hinge(*search[:4], *labels, search.exclude_index, 1.0, k if optional else None))
     grad = torch.ones(rows, dtype=ACCUMULATE[dtype])
     backend.hinge_backward(HingeBackward(grad, grad, active, *search[:3], *labels), (True,) * 4)
 
@@ -90,8 +90,8 @@ def run_operations(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int
 def run_search(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, optional: bool) -> Search:
     query, reference, weight = (torch.ones(*shape, dtype=dtype) for shape in ((rows, dim), (columns, dim), (dim,)))
     labels = (torch.arange(rows) % 5, torch.arange(columns) % 5) if optional else (None, None)
-    bias, exclude = (weight[:1], torch.arange(rows)) if optional else (None, None)
-    search = Search(query, reference, weight, bias, k, optional, exclude, *labels)
+    bias, exclude_index = (weight[:1], torch.arange(rows)) if optional else (None, None)
+    search = Search(query, reference, weight, bias, k, optional, exclude_index, *labels)
     backend.topk(search)
     return search
 

@@ -7,8 +7,8 @@ score. It compiles a formula for each D and each set of flags.
 from __future__ import annotations
 
 from ..ceiling import ROOT
+from ..correctness import RowSums
 from ..differentiate import step_of
-from ..gate import RowSums
 from ..problem import MARGIN, Problem
 from ..registry import Call, Unavailable, competitor
 

@@ -33,7 +33,7 @@ def _faiss(problem: Problem) -> Call:
     return score
 
 
-@competitor("FAISS IndexFlat, L1", {"topk": 11, "certified": 11}, needs=("faiss",), one_sign=True)
+@competitor("FAISS IndexFlat, L1", {"topk": 11, "quantized_topk": 11}, needs=("faiss",), one_sign=True)
 def _faiss_topk(problem: Problem) -> Call:
     import faiss
 

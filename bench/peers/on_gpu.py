@@ -7,12 +7,11 @@ all have, for every call is replayed as one (gpu.py).
 from __future__ import annotations
 
 from dissim_kernels import (
-    available_backends,
-    certified_dissim_topk,
     fused_dissim_hinge_loss,
     fused_dissim_score,
     fused_dissim_topk,
-    quantise_references,
+    quantize_references,
+    unavailable_backends,
 )
 
 from ..differentiate import backward_of, step_of
@@ -29,7 +28,7 @@ def call_of(problem: Problem, score, topk, loss) -> Call:
     return {
         "score": lambda: lambda: score(problem, *inputs),
         "topk": lambda: lambda: topk(problem, *inputs),
-        "certified": lambda: lambda: topk(problem, *inputs),
+        "quantized_topk": lambda: lambda: topk(problem, *inputs),
         "score_backward": lambda: backward_of(problem, score),
         "score_step": lambda: step_of(problem, score),
         "hinge_step": lambda: step_of(problem, loss),
@@ -39,7 +38,7 @@ def call_of(problem: Problem, score, topk, loss) -> Call:
 def ours(backend: str) -> None:
     @competitor(f"dissim_kernels, {backend}", EVERY, ours=True, device="cuda")
     def _prepare(problem: Problem) -> Call:
-        if reason := available_backends().get(backend, "there is no such backend"):
+        if reason := unavailable_backends().get(backend):
             raise Unavailable(reason)
 
         def score(p, query, reference, weight):
@@ -55,23 +54,23 @@ def ours(backend: str) -> None:
         return call_of(problem, score, topk, loss)
 
 
-@competitor("dissim_kernels, cuda", {"certified": WHOLE}, ours=True, device="cuda")
-def _certified(problem: Problem) -> Call:
+@competitor("dissim_kernels, cuda", {"quantized_topk": WHOLE}, ours=True, device="cuda")
+def _quantized_topk(problem: Problem) -> Call:
     p = problem
-    quantised = quantise_references(p.reference, p.weight)
-    return lambda: certified_dissim_topk(
-        p.query, p.reference, p.weight, p.bias, k=p.case.k, quantised=quantised, backend="cuda"
+    quantized = quantize_references(p.reference, p.weight)
+    return lambda: fused_dissim_topk(
+        p.query, p.reference, p.weight, p.bias, k=p.case.k, quantized=quantized, backend="cuda"
     )
 
 
-@competitor("dissim_kernels, cuda, float32 top-k", {"certified": WHOLE}, device="cuda")
-def _certified_peer(problem: Problem) -> Call:
+@competitor("dissim_kernels, cuda, float32 top-k", {"quantized_topk": WHOLE}, device="cuda")
+def _quantized_topk_peer(problem: Problem) -> Call:
     p = problem
     return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=p.case.k, backend="cuda")
 
 
 def torchs(name: str, form, finish=lambda function: function) -> None:
-    @competitor(name, {**EVERY, "certified": WHOLE}, device="cuda")
+    @competitor(name, {**EVERY, "quantized_topk": WHOLE}, device="cuda")
     def _prepare(problem: Problem) -> Call:
         score = finish(form) if problem.case.operation != "hinge_step" else None
         loss = finish(plain_torch.hinge_of(form)) if problem.case.operation == "hinge_step" else None

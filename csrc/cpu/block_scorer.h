@@ -22,7 +22,7 @@ struct Blocking {
   // where none fits.
   template <class Fits>
   static Blocking largest(Blocking all, const Fits& fits) {
-    const auto half = [](int64_t size, int64_t unit) { return most(unit, size / 2 / unit * unit); };
+    const auto half = [](int64_t size, int64_t unit) { return max(unit, size / 2 / unit * unit); };
     while (all.columns > kBlockColumns && !fits(all)) all.columns = half(all.columns, kBlockColumns);
     while (all.dims > kSlice && !fits(all)) all.dims = half(all.dims, kSlice);
     return all;
@@ -36,9 +36,9 @@ class Panels {
   Panels(Arena& arena, int64_t rows, int64_t steps, int64_t slices)
       : steps_(steps),
         slices_(slices),
-        values_(arena.take<A>(blocks_of(rows, used) * width * steps)),
-        sums_(arena.take<A>(blocks_of(rows, used) * width * slices)),
-        least_terms_(arena.take<A>(blocks_of(rows, used) * width)) {}
+        values_(arena.take<A>(ceil_div(rows, used) * width * steps)),
+        sums_(arena.take<A>(ceil_div(rows, used) * width * slices)),
+        least_terms_(arena.take<A>(ceil_div(rows, used) * width)) {}
 
   A* values(int64_t row, int64_t step) const { return values_ + (row / used * steps_ + step) * width + row % used; }
   A* sums(int64_t row, int64_t slice) const { return sums_ + (row / used * slices_ + slice) * width + row % used; }
@@ -51,7 +51,7 @@ class Panels {
 
 template <class E>
 class BlockScorer {
-  using A = Wide<E>;
+  using A = Acc<E>;
   static constexpr int panel = kPanel<A>, lanes = kLanes<A>;
 
  public:
@@ -97,7 +97,7 @@ class BlockScorer {
   // whole tile is overwritten.
   void score(int64_t first, A* scores) {
     if (!whole_) return maxima_ ? score_maxima_by_ranges(scores) : score_by_ranges(scores);
-    for (int64_t j = first; j < least(first + kBlockColumns, columns_); j += panel, scores += panel)
+    for (int64_t j = first; j < min(first + kBlockColumns, columns_); j += panel, scores += panel)
       half(j) ? score_panel<kTileVectors / 2>(j, scores) : score_panel<kTileVectors>(j, scores);
   }
 
@@ -129,7 +129,7 @@ class BlockScorer {
   void pack_queries(const Range& range) {
     for (int64_t i = 0; i < rows_; i += kQueryRows) {
       const E* some[kQueryPanel];
-      for (int64_t k = 0; k < kQueryPanel; ++k) some[k] = queries_[least(i + k, rows_ - 1)];
+      for (int64_t k = 0; k < kQueryPanel; ++k) some[k] = queries_[min(i + k, rows_ - 1)];
       pack<kQueryPanel / lanes>(range, some, query_stride_, query_, i);
     }
   }
@@ -173,7 +173,7 @@ class BlockScorer {
   void add_dims(const Range& range, int64_t j, A* scores) {
     int64_t d = range.first;
     do {
-      const int64_t end = least(d + kSlice, range.last);
+      const int64_t end = min(d + kSlice, range.last);
       const A last = end == dim_ ? bias_ : A(0);
       for (int64_t i = 0; i < rows_; i += kTileRows)
         score_tile<A, vectors>(query_.values(i, d - range.first), d == 0, end - d,
@@ -189,15 +189,15 @@ class BlockScorer {
   void add_steps(int sign, const Range& range, int64_t j, A* halves) {
     const auto tile = reads_in_place() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
     const int64_t first_slice = form_.slice(range.first);
-    const int64_t first = most(range.first, form_.begin(sign)), last = least(range.last, form_.end(sign));
+    const int64_t first = max(range.first, form_.begin(sign)), last = min(range.last, form_.end(sign));
     if (form_.begin(sign) == form_.end(sign))
-      for (int64_t i = 0; i < blocks_of(rows_, kTileRows) * kTileRows; ++i)
+      for (int64_t i = 0; i < ceil_div(rows_, kTileRows) * kTileRows; ++i)
         memset(halves + i * panel, 0, vectors * kVectorBytes);
     for (int64_t step = first; step < last; step += kSlice) {
       const int64_t at = step - range.first, slice = form_.slice(step) - first_slice;
       for (int64_t i = 0; i < rows_; i += kTileRows)
         tile(query_.values(i, at), query_.sums(i, slice), reference_.values(j, at), reference_.sums(j, slice),
-             form_.weights(step), least(kSlice, last - step), form_.length(), step == form_.begin(sign),
+             form_.weights(step), min(kSlice, last - step), form_.length(), step == form_.begin(sign),
              halves + i * panel);
     }
   }
@@ -256,12 +256,12 @@ class BlockScorer {
     };
     if (!maxima_)
       for (int64_t d = 0; d < dim_; d += steps_) {
-        const int64_t end = least(d + steps_, dim_);
+        const int64_t end = min(d + steps_, dim_);
         pack_and_visit(Range{d, end, d, end});
       }
     for (int sign = 0; maxima_ && sign < 2; ++sign)
       for (int64_t step = form_.begin(sign); step < form_.end(sign); step += steps_) {
-        const int64_t last = least(step + steps_, form_.end(sign));
+        const int64_t last = min(step + steps_, form_.end(sign));
         pack_and_visit(Range{step, last, form_.dim(step), form_.dim(last - 1) + 1});
       }
   }

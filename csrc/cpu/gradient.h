@@ -17,11 +17,11 @@ constexpr int64_t kHalfPage = 2048;
 
 template <class E>
 class Gradient {
-  using A = Wide<E>;
+  using A = Acc<E>;
   static constexpr int lanes = kLanes<A>;
   // Elements of a chunk's rows of a block of references, and of these and their sums.
   static constexpr int64_t kRows =
-      (2 * blocks_of(kTileColumns * kVectorBytes + kHalfPage, 2 * kHalfPage) - 1) * kHalfPage / sizeof(A);
+      (2 * ceil_div(kTileColumns * kVectorBytes + kHalfPage, 2 * kHalfPage) - 1) * kHalfPage / sizeof(A);
   static constexpr int64_t kBlock = 2 * kRows + kPadding * lanes;
 
  public:
@@ -35,9 +35,9 @@ class Gradient {
         dim_(dim),
         first_(chunks.first),
         chunks_(chunks.count),
-        padded_(blocks_of(query.rows, kQueries) * kQueries),
+        padded_(ceil_div(query.rows, kQueries) * kQueries),
         stride_((padded_ + kPadding) * lanes),
-        task_chunks_(blocks_of(chunks_, least(most(1, chunks_), threads))),
+        task_chunks_(ceil_div(chunks_, min(max(1, chunks_), threads))),
         weight_(weight),
         grad_query_(grad_query),
         grad_reference_(grad_reference),
@@ -46,7 +46,7 @@ class Gradient {
         sums_(arena.take<A>(chunks_ * stride_)),
         factors_(arena.take<A>(chunks_)),
         centre_(arena.take<double>(grad_weight ? chunks_ * lanes : 0)),
-        of_weight_(arena.take<double>(grad_weight ? blocks_of(reference.rows, kTileColumns) * chunks_ * lanes : 0)),
+        of_weight_(arena.take<double>(grad_weight ? ceil_div(reference.rows, kTileColumns) * chunks_ * lanes : 0)),
         query_total_(arena.take<A>(heads > 1 && grad_query ? query.rows * chunks_ * lanes : 0)),
         reference_total_(arena.take<A>(heads > 1 && grad_reference ? reference.rows * chunks_ * lanes : 0)),
         task_blocks_(arena.take<A>(threads * task_chunks_ * kBlock)),
@@ -56,9 +56,9 @@ class Gradient {
   // One batch entry: packs its queries.
   void begin(int64_t batch, const Parallel& parallel) {
     batch_ = batch;
-    for_each(parallel, blocks_of(padded_, kTileQueries), [&](int64_t block) {
+    for_each(parallel, ceil_div(padded_, kTileQueries), [&](int64_t block) {
       const int64_t n = block * kTileQueries;
-      pack_chunks<E>(query_, batch, n, least(kTileQueries, padded_ - n), dim_, first_, first_ + chunks_,
+      pack_chunks<E>(query_, batch, n, min(kTileQueries, padded_ - n), dim_, first_, first_ + chunks_,
                      packed_ + n * lanes, stride_);
     });
     for_each(parallel, chunks_, [&](int64_t chunk) {
@@ -76,27 +76,27 @@ class Gradient {
     if (of_query && of_reference && chunks_ >= parallel.threads) {
       sweep<true, true>(head, parallel, 1, tile);
     } else {  // one side, or fewer chunks than threads: cut by rows, each side on its own, in the same order of sums
-      const int64_t cuts = blocks_of(2 * parallel.threads, chunks_);
+      const int64_t cuts = ceil_div(2 * parallel.threads, chunks_);
       if (of_query) sweep<true, false>(head, parallel, cuts, tile);
       if (of_reference) sweep<false, true>(head, parallel, cuts, tile);
     }
     if (of_query)
-      for_each(parallel, blocks_of(chunks_, kChunksOfTask), [&](int64_t task) {
-        finish_queries(head, task * kChunksOfTask, least((task + 1) * kChunksOfTask, chunks_));
+      for_each(parallel, ceil_div(chunks_, kChunksOfTask), [&](int64_t task) {
+        finish_queries(head, task * kChunksOfTask, min((task + 1) * kChunksOfTask, chunks_));
       });
   }
 
  private:
   static constexpr int64_t kChunksOfTask = 16;  // whole cache lines of every row
   static constexpr int64_t kTile = kTileQueries * kTileColumns;
-  int64_t padded_factors() const { return blocks_of(task_chunks_, 64) * 64; }  // no line is of two threads
+  int64_t padded_factors() const { return ceil_div(task_chunks_, 64) * 64; }  // no line is of two threads
 
   template <bool of_query, bool of_reference, class Tile>
   void sweep(int64_t head, const Parallel& parallel, int64_t cuts, const Tile& tile) {
-    const int64_t ranges = least(chunks_, parallel.threads);
+    const int64_t ranges = min(chunks_, parallel.threads);
     const int64_t rows = of_reference ? query_.rows : cut_size(query_.rows, cuts, kTileQueries);
     const int64_t columns = of_query ? reference_.rows : cut_size(reference_.rows, cuts, kTileColumns);
-    const int64_t row_cuts = blocks_of(query_.rows, rows), column_cuts = blocks_of(reference_.rows, columns);
+    const int64_t row_cuts = ceil_div(query_.rows, rows), column_cuts = ceil_div(reference_.rows, columns);
     for_each_worker(parallel, ranges * row_cuts * column_cuts, [&](int worker, int64_t task) {
       const int64_t range = task / row_cuts / column_cuts;
       const int64_t n = task / column_cuts % row_cuts * rows, m = task % column_cuts * columns;
@@ -107,13 +107,13 @@ class Gradient {
            task_blocks_ + worker * task_chunks_ * kBlock,
            task_tiles_ + worker * kTile,
            task_factors_ + worker * padded_factors()}
-          .template run<of_query, of_reference>(n, least(n + rows, query_.rows), m, least(m + columns, reference_.rows),
+          .template run<of_query, of_reference>(n, min(n + rows, query_.rows), m, min(m + columns, reference_.rows),
                                                 tile);
     });
   }
 
   static int64_t cut_size(int64_t rows, int64_t cuts, int64_t tile) {
-    return blocks_of(blocks_of(rows, cuts), tile) * tile;
+    return ceil_div(ceil_div(rows, cuts), tile) * tile;
   }
 
   // Some chunks of one block of references after another, against all tiles of queries.
@@ -127,17 +127,17 @@ class Gradient {
 
     template <bool of_query, bool of_reference, class Tile>
     void run(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, const Tile& tile) {
-      const int64_t padded = blocks_of(row_end, kQueries) * kQueries;
+      const int64_t padded = ceil_div(row_end, kQueries) * kQueries;
       if (of_query)
         for (int64_t chunk = begin; chunk < end; ++chunk)
           memset(all.sums_ + chunk * all.stride_ + row_begin * lanes, 0, size_t(padded - row_begin) * kVectorBytes);
       for (int64_t m = column_begin; m < column_end; m += kTileColumns) {
-        const int64_t columns = least(kTileColumns, column_end - m);
+        const int64_t columns = min(kTileColumns, column_end - m);
         bool packed = false;
         if (of_reference)
           for (int64_t chunk = begin; chunk < end; ++chunk) memset(sums(chunk), 0, size_t(columns) * kVectorBytes);
         for (int64_t n = row_begin; n < row_end; n += kTileQueries) {
-          const int64_t rows = least(kTileQueries, row_end - n), whole = blocks_of(rows, kQueries) * kQueries;
+          const int64_t rows = min(kTileQueries, row_end - n), whole = ceil_div(rows, kQueries) * kQueries;
           if (!tile(n, m, rows, columns, g)) continue;  // E12: nothing of it is active
           if (!packed) pack(m, columns);
           packed = true;
@@ -192,8 +192,8 @@ class Gradient {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         double total[lanes];
         moment(chunk, packed_ + chunk * stride_, factors_[chunk], sums_ + chunk * stride_, query_.rows, total);
-        for (int64_t i = 0; i < least(lanes, dim_ - (first_ + chunk) * lanes); ++i) {
-          for (int64_t block = 0; block < blocks_of(reference_.rows, kTileColumns); ++block)
+        for (int64_t i = 0; i < min(lanes, dim_ - (first_ + chunk) * lanes); ++i) {
+          for (int64_t block = 0; block < ceil_div(reference_.rows, kTileColumns); ++block)
             total[i] -= of_weight_[(block * chunks_ + chunk) * lanes + i];
           grad_weight_[(head * chunks_ + chunk) * lanes + i] += A(total[i] / kSignUnit<A>);
         }
@@ -209,8 +209,8 @@ class Gradient {
              int64_t stride, A factor) const {
     const A* weight = weight_ + head * dim_;
     begin += first_, end += first_;
-    for (int64_t d = begin * lanes; d < least(end * lanes, dim_); d += lanes, sums += stride) {
-      const int64_t width = least(lanes, dim_ - d);
+    for (int64_t d = begin * lanes; d < min(end * lanes, dim_); d += lanes, sums += stride) {
+      const int64_t width = min(lanes, dim_ - d);
       A values[lanes];
       if (width == lanes) {
         store<A>(values, broadcast<A>(factor) * load<A>(weight + d) * load<A>(sums));

@@ -10,20 +10,20 @@ namespace {
 
 template <class E>
 class Violations {
-  using A = Wide<E>;
+  using A = Acc<E>;
   static constexpr int lanes = kLanes<A>;
 
  public:
   static void run(const Hinge& p, const Parallel& parallel) {
-    const int64_t hard = least(p.hard_negatives, p.reference.rows), kept = most(0, hard);
+    const int64_t hard = min(p.num_hard_negatives, p.reference.rows), kept = max(0, hard);
     const Pairs<E> all{
         p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};
     const int64_t of_sums = 2 * cut(all, 1).chunks * int64_t(sizeof(A)), of_part = Selection<A>::bytes(kept);
     for_queries(all, of_sums + of_part, [&](int64_t begin, int64_t end) {
       const int64_t rows = end - begin, spare = all.room / 2 - rows * of_sums;
-      const Cuts cuts = cut(all.of_queries(begin, end, 0), parallel.threads, most(1, spare / (rows * of_part)));
+      const Cuts cuts = cut(all.of_queries(begin, end, 0), parallel.threads, max(1, spare / (rows * of_part)));
       const Pairs<E> pairs = all.of_queries(begin, end, rows * (of_sums + cuts.parts * of_part));
-      Selection<A> negatives(begin, rows, kept, true, cuts, {p.exclude, p.query_labels, p.reference_labels});
+      Selection<A> negatives(begin, rows, kept, true, cuts, {p.exclude_index, p.query_labels, p.reference_labels});
       Violations violations(p, begin, rows, cuts);
       scan<E>(pairs, cuts, parallel, [&](const Block<A>& block) {
         violations.take(block);
@@ -45,10 +45,11 @@ class Violations {
     const int64_t m = block.column, chunk = cuts_.chunk_of(m);
     const bool first = chunk * cuts_.width == m;
     for (int64_t i = 0; i < block.rows; ++i) {
-      const int64_t n = block.row + i, label = p_.query_labels[n], excluded = p_.exclude ? p_.exclude[n] : -1;
+      const int64_t n = block.row + i, label = p_.query_labels[n],
+                    excluded = p_.exclude_index ? p_.exclude_index[n] : -1;
       const uint64_t kept = all_but(block.columns, excluded - m);
       const uint64_t same = same_labels(p_.reference_labels + m, label, block.columns);
-      const uint64_t positive = kept & same, negative = p_.hard_negatives < 0 ? kept & ~same : 0;
+      const uint64_t positive = kept & same, negative = p_.num_hard_negatives < 0 ? kept & ~same : 0;
       Vector<A> sums[2] = {};
       uint64_t inside = 0;
       for (int64_t j = 0; j < block.columns; j += lanes) {
@@ -59,7 +60,7 @@ class Violations {
         for (int kind = 0; kind < 2; ++kind) sums[kind] += losses[kind];
         inside |= uint64_t(bits<A>((losses[0] > 0) | (losses[1] > 0))) << j;
       }
-      memcpy(row_bits(n) + m / 8, &inside, size_t(blocks_of(block.columns, 8)));
+      memcpy(row_bits(n) + m / 8, &inside, size_t(ceil_div(block.columns, 8)));
       for (int kind = 0; kind < 2; ++kind) {
         A& part = partial(n, kind)[chunk];
         part = (first ? 0 : part) + sum<A>(sums[kind]);
@@ -86,7 +87,7 @@ class Violations {
   }
 
   A* partial(int64_t n, int kind) { return sums_ + (2 * (n - first_) + kind) * cuts_.chunks; }
-  uint8_t* row_bits(int64_t n) { return p_.active + n * blocks_of(p_.reference.rows, 8); }
+  uint8_t* row_bits(int64_t n) { return p_.active + n * ceil_div(p_.reference.rows, 8); }
 
   const Hinge& p_;
   const int64_t first_;

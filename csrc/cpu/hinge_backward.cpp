@@ -12,7 +12,7 @@ constexpr int64_t kFewActive = 4;  // at most one of so many pairs
 
 template <class E>
 class ActivePairs {
-  using A = Wide<E>;
+  using A = Acc<E>;
   static constexpr int lanes = kLanes<A>;
   static constexpr int64_t kWords = kTileColumns / 64;
 
@@ -27,7 +27,7 @@ class ActivePairs {
   }
 
  private:
-  explicit ActivePairs(const HingeBackward& p) : p_(p), row_bytes_(blocks_of(p.reference.rows, 8)) {}
+  explicit ActivePairs(const HingeBackward& p) : p_(p), row_bytes_(ceil_div(p.reference.rows, 8)) {}
 
   // All but the gradient of the bias, which is returned.
   A add(const Parallel& parallel) const {
@@ -47,7 +47,7 @@ class ActivePairs {
       return counted.used();
     };
     const auto fits = [&](int64_t chunks) { return bytes(chunks) <= room; };
-    Chunks::each(blocks_of(p_.dim, lanes), lanes, fits, [&](const Chunks& some) {
+    Chunks::each(ceil_div(p_.dim, lanes), lanes, fits, [&](const Chunks& some) {
       Scratch<char> memory(bytes(some.count));
       Arena arena(memory);
       Gradient<E> gradients = gradient(arena, some, parallel.threads);
@@ -80,7 +80,7 @@ class ActivePairs {
       for (int64_t word = 0; word < kWords; ++word) any |= active[i][word] = bits_of(n + i, m + 64 * word);
     for (int64_t i = 0; any && i < rows; ++i)
       for (int64_t word = 0; word < kWords; ++word) {
-        const int64_t first = m + 64 * word, width = least(64, columns - 64 * word);
+        const int64_t first = m + 64 * word, width = min(64, columns - 64 * word);
         if (width <= 0) break;
         const uint64_t same = same_labels(p_.reference_labels + first, p_.query_labels[n + i], width);
         fill(active[i][word] & same, active[i][word] & ~same, positive(n + i), negative(n + i),
@@ -102,7 +102,7 @@ class ActivePairs {
       int64_t positives = 0, all = 0;
       for (int64_t m = 0; m < p_.reference.rows; m += 64) {  // no branch for few bits to mislead
         const uint64_t active = bits_of(n, m);
-        const int64_t width = least(64, p_.reference.rows - m);
+        const int64_t width = min(64, p_.reference.rows - m);
         all += __builtin_popcountll(active);
         positives += __builtin_popcountll(active & same_labels(p_.reference_labels + m, p_.query_labels[n], width));
       }

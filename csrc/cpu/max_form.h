@@ -51,7 +51,7 @@ class MaxForm {
   int64_t end(int sign) const { return steps_[sign]; }
   int64_t length() const { return length_; }
   int64_t slice(int64_t step) const {
-    return step < steps_[0] ? step / length_ : blocks_of(steps_[0], length_) + (step - steps_[0]) / length_;
+    return step < steps_[0] ? step / length_ : ceil_div(steps_[0], length_) + (step - steps_[0]) / length_;
   }
   int64_t most_slices() const { return dim_ / length_ + 2; }
   const A* weights(int64_t step) const { return weights_ + step; }
@@ -68,8 +68,8 @@ class MaxForm {
       for (int j = 0; j < vectors; ++j) size[j] = load<A>(least_terms + j * lanes);
     int64_t slice = 0;
     for (int sign = 0; sign < 2; ++sign)
-      for (int64_t step = most(first, begin(sign)); step < least(last, steps_[sign]); ++slice) {
-        const int64_t end = least(step + length_, least(last, steps_[sign]));
+      for (int64_t step = max(first, begin(sign)); step < min(last, steps_[sign]); ++slice) {
+        const int64_t end = min(step + length_, min(last, steps_[sign]));
         Vector<A> total[vectors] = {};
         const auto x = [&](int64_t at, int j) {
           return weights_[at] * load<A>(packed + (at - first) * width + j * lanes);
@@ -112,7 +112,7 @@ __attribute__((noinline)) void max_tile(const A* query, const A* query_sums, con
       for (int j = 0; j < vectors; ++j)
         sums[i][j] = query_sums[slice * kQueryPanel + i] + load<A>(packed_sums + slice * kPanel<A> + j * lanes);
 #pragma GCC unroll 2
-    for (const int64_t end = least(step + length, steps); step < end; ++step) {
+    for (const int64_t end = min(step + length, steps); step < end; ++step) {
       const Vector<A> w = broadcast<A>(weights[step]);
       Vector<A> r[vectors];
       for (int j = 0; j < vectors; ++j) r[j] = load<A>(packed + step * kPanel<A> + j * lanes);

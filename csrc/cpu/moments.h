@@ -13,14 +13,14 @@ constexpr int64_t kCentreSample = 256;  // references that give the centre
 // all.
 template <class E>
 void find_centre(const Rows& reference, int64_t batch, int64_t first, int64_t last, int64_t dim, double* centre) {
-  const int64_t step = blocks_of(reference.rows, kCentreSample), count = last - first;
+  const int64_t step = ceil_div(reference.rows, kCentreSample), count = last - first;
   memset(centre, 0, size_t(count) * sizeof(double));
   for (int64_t m = 0; m < reference.rows; m += step) {
     const E* row = row_of<E>(reference, batch, m) + first * reference.dim_stride;
-    for (int64_t i = 0; i < least(count, dim - first); ++i) centre[i] += double(widen(row[i * reference.dim_stride]));
+    for (int64_t i = 0; i < min(count, dim - first); ++i) centre[i] += double(widen(row[i * reference.dim_stride]));
   }
   for (int64_t i = 0; i < count; ++i) {
-    centre[i] /= double(most(1, blocks_of(reference.rows, step)));
+    centre[i] /= double(max(1, ceil_div(reference.rows, step)));
     if (centre[i] - centre[i] != 0) centre[i] = 0;  // not finite
   }
 }

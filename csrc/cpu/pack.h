@@ -10,9 +10,9 @@
 namespace dissim {
 namespace {
 
-DISSIM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-DISSIM_INLINE int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
-DISSIM_INLINE constexpr int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+DISSIM_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+DISSIM_INLINE int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
+DISSIM_INLINE constexpr int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Calls each(worker, i) for i < count on the threads of `parallel`.
 template <class F>
@@ -35,7 +35,7 @@ void for_each(const Parallel& parallel, int64_t count, F each) {
 // one at least.
 template <class F>
 void for_each_with(int64_t bytes, int64_t room, const Parallel& parallel, int64_t count, F each) {
-  const int64_t threads = most(1, least(least(parallel.threads, count), room / most(1, bytes)));
+  const int64_t threads = max(1, min(min(parallel.threads, count), room / max(1, bytes)));
   Scratch<char> memory(threads * bytes);
   for_each_worker(Parallel{parallel.run, int(threads)}, count,
                   [&](int worker, int64_t i) { each(i, Arena(memory + worker * bytes)); });
@@ -46,7 +46,7 @@ void for_each_with(int64_t bytes, int64_t room, const Parallel& parallel, int64_
 inline void map_output(void* output, int64_t bytes, const Parallel& parallel) {
   if (!output) return;
   ask_for_large_pages(output, bytes);
-  for_each(parallel, blocks_of(bytes, kLargePage), [&](int64_t i) { static_cast<char*>(output)[i * kLargePage] = 0; });
+  for_each(parallel, ceil_div(bytes, kLargePage), [&](int64_t i) { static_cast<char*>(output)[i * kLargePage] = 0; });
 }
 
 // A switch over the dtypes: Operation<E>::run(problem, parallel).
@@ -68,8 +68,8 @@ DISSIM_INLINE const E* row_of(const Rows& rows, int64_t batch, int64_t row) {
 // Dimensions [first, first + dim) of a row as contiguous wide values: the row itself where it is that already, else a
 // copy in `scratch` [dim].
 template <class E>
-const Wide<E>* wide_row(const Rows& rows, int64_t batch, int64_t row, int64_t first, int64_t dim, Wide<E>* scratch) {
-  using A = Wide<E>;
+const Acc<E>* wide_row(const Rows& rows, int64_t batch, int64_t row, int64_t first, int64_t dim, Acc<E>* scratch) {
+  using A = Acc<E>;
   const E* from = row_of<E>(rows, batch, row) + first * rows.dim_stride;
   int64_t d = 0;
   if (rows.dim_stride == 1) {
@@ -104,9 +104,9 @@ DISSIM_INLINE void transpose(Vector<A> (&v)[kLanes<A>]) {
 // Dimensions [begin, end) of `rows` rows, whole vectors of them, which begin at `from`, as the first ones of a panel
 // [..][width] whose row place(d) is dimension d.
 template <class E, int width, class Place>
-void pack_rows(const E* const* from, int rows, int64_t stride, int64_t begin, int64_t end, Wide<E>* panel,
+void pack_rows(const E* const* from, int rows, int64_t stride, int64_t begin, int64_t end, Acc<E>* panel,
                const Place& place) {
-  using A = Wide<E>;
+  using A = Acc<E>;
   constexpr int lanes = kLanes<A>;
   constexpr int64_t ahead = 256 / sizeof(E);  // so many rows not every processor foresees
   const int64_t whole = stride == 1 ? end - (end - begin) % lanes : begin;

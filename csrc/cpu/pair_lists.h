@@ -31,28 +31,28 @@ class PairLists {
  public:
   PairLists(int64_t rows, int64_t references, const Parallel& parallel, const Word& word)
       : rows_(rows),
-        words_(blocks_of(references, 64)),
+        words_(ceil_div(references, 64)),
         word_(word),
         counts_(words_),
         begins_(words_ * 64 + 1),
         sums_(words_) {
-    for_each(parallel, blocks_of(words_, kLine), [&](int64_t line) {
+    for_each(parallel, ceil_div(words_, kLine), [&](int64_t line) {
       int64_t counts[kLine] = {};
       for (int64_t n = 0; n < rows_; ++n)
         for (int64_t k = 0; k < kLine; ++k) counts[k] += __builtin_popcountll(word_(n, (line * kLine + k) * 64));
       for (int64_t k = 0; k < kLine && line * kLine + k < words_; ++k) counts_[line * kLine + k] = counts[k];
     });
-    for (int64_t i = 0; i < words_; ++i) all_ += counts_[i], most_ = most(most_, counts_[i]), sums_[i] = 0;
+    for (int64_t i = 0; i < words_; ++i) all_ += counts_[i], most_ = max(most_, counts_[i]), sums_[i] = 0;
   }
 
   int64_t all() const { return all_; }
   // Whether 64 references have more pairs than are listed at a time.
   bool too_long() const { return most_ > kPairs; }
   // Pairs of as many references as `make` makes at a time.
-  int64_t size() const { return least(all_, kPairs); }
+  int64_t size() const { return min(all_, kPairs); }
   // Of size() pairs and what making them takes beside `room`.
   int64_t bytes() const { return bytes_of<Pair<A>>(size()) + bytes_of<int32_t>(places()); }
-  int64_t places() const { return size() + blocks_of(words_, kLine) * kPlaces; }
+  int64_t places() const { return size() + ceil_div(words_, kLine) * kPlaces; }
 
   // Makes the lists of references from m on, a multiple of 64, which lie in pairs [size()]: grad(n, m); by way of
   // places [places()] and what fits in `room` bytes. Returns the first reference whose list did not fit.
@@ -65,10 +65,10 @@ class PairLists {
       end += counts_[last];
     }
     begins_[last * 64] = end;
-    const int64_t lines = blocks_of(last, kLine) - first / kLine;
+    const int64_t lines = ceil_div(last, kLine) - first / kLine;
     for_each_with(bytes_of<int32_t>(rows_), room, parallel, lines, [&](int64_t i, Arena arena) {
-      const int64_t line = (first / kLine + i) * kLine, begin = most(first, line);
-      list(begin, least(last, line + kLine), pairs, places + begins_[begin * 64] + i * kPlaces,
+      const int64_t line = (first / kLine + i) * kLine, begin = max(first, line);
+      list(begin, min(last, line + kLine), pairs, places + begins_[begin * 64] + i * kPlaces,
            arena.take<int32_t>(rows_), grad);
     });
     return last * 64;

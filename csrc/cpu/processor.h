@@ -9,7 +9,7 @@ namespace {
 // make it as they load it, but load no more than two vectors while they compute four: 17 % of the tile's time on Zen 5.
 inline bool reads_in_place() { return __builtin_cpu_is("amdfam19h"); }
 // Intel takes sums of absolute differences on one port, which a plain addition may occupy and a saturating one does
-// not. AMD has fewer places for a saturating one: 15 % of the certified search's time on Zen 5.
+// not. AMD has fewer places for a saturating one: 15 % of the quantized search's time on Zen 5.
 inline bool adds_saturating() { return __builtin_cpu_is("intel"); }
 #else
 inline bool reads_in_place() { return false; }

@@ -29,8 +29,8 @@ template <class E>
 struct Pairs {
   Rows query, reference;
   int64_t batch, heads, dim;
-  const Wide<E>* weight;  // [heads, dim]
-  const Wide<E>* bias;  // [heads], or null for 0
+  const Acc<E>* weight;  // [heads, dim]
+  const Acc<E>* bias;  // [heads], or null for 0
   int64_t room = forward_room<E>(query, reference, dim);  // bytes
   bool few = query.rows <= kFewRows;
   int64_t first = 0;  // of the queries, in those of the problem
@@ -69,37 +69,37 @@ struct Cuts {
 
 template <class E>
 Cuts cut(const Pairs<E>& p, int64_t threads, int64_t most_parts = INT64_MAX) {
-  const int64_t unit = most(kPanel<Wide<E>>, 8);  // whole panels, and whole bytes of hinge's bits
+  const int64_t unit = max(kPanel<Acc<E>>, 8);  // whole panels, and whole bytes of hinge's bits
   const int64_t rows = p.query.rows, columns = p.reference.rows, work = rows * columns * p.dim;
-  const int64_t tasks = least(4 * threads, most(1, p.batch * work / kTaskWork));
-  const int64_t wanted = blocks_of(tasks, most(1, p.batch));
-  const int64_t width = most(unit, least(kChunk<Wide<E>>, blocks_of(blocks_of(columns, 2), unit) * unit));
-  const int64_t chunks = blocks_of(columns, width), parts = most(1, least(least(chunks, wanted), most_parts));
+  const int64_t tasks = min(4 * threads, max(1, p.batch * work / kTaskWork));
+  const int64_t wanted = ceil_div(tasks, max(1, p.batch));
+  const int64_t width = max(unit, min(kChunk<Acc<E>>, ceil_div(ceil_div(columns, 2), unit) * unit));
+  const int64_t chunks = ceil_div(columns, width), parts = max(1, min(min(chunks, wanted), most_parts));
   // Parts of rows each pack the columns anew: as many as threads need, or have rows enough.
-  const int64_t needed = blocks_of(least(wanted, threads), parts), worth = blocks_of(rows, 2 * kBlockRows);
-  const int64_t row_parts = least(blocks_of(wanted, parts), most(needed, worth));
-  return {width, chunks, parts, row_parts, most(1, kTaskWork / 2 / most(1, work))};
+  const int64_t needed = ceil_div(min(wanted, threads), parts), worth = ceil_div(rows, 2 * kBlockRows);
+  const int64_t row_parts = min(ceil_div(wanted, parts), max(needed, worth));
+  return {width, chunks, parts, row_parts, max(1, kTaskWork / 2 / max(1, work))};
 }
 
 // One task's scratch and loops.
 template <class E>
 class Scanner {
-  using A = Wide<E>;
+  using A = Acc<E>;
 
  public:
   Scanner(Arena& arena, const Pairs<E>& pairs, const Cuts& cuts, const Blocking& blocking)
       : p_(pairs),
         width_(cuts.width),
         packed_(blocking.columns),
-        scores_(arena.take<A>(blocks_of(blocking.rows, kTileRows) * kTileRows * kBlockColumns)),
+        scores_(arena.take<A>(ceil_div(blocking.rows, kTileRows) * kTileRows * kBlockColumns)),
         wide_(arena.take<A>(p_.few && copies() ? blocking.rows * p_.dim : 0)),
         from_(arena.take<const E*>(packed_)),
         scorer_(arena, p_.dim, p_.few ? Blocking{0, 0, p_.dim} : blocking) {}
 
   // What fits `threads` of them into the room of a call, if anything does.
   static Blocking blocking(const Pairs<E>& p, const Cuts& cuts, int64_t threads) {
-    const int64_t tiles = blocks_of(p.query.rows, kTileRows);
-    const int64_t rows = least(p.query.rows, least(kBlockRows, blocks_of(tiles, cuts.row_parts) * kTileRows));
+    const int64_t tiles = ceil_div(p.query.rows, kTileRows);
+    const int64_t rows = min(p.query.rows, min(kBlockRows, ceil_div(tiles, cuts.row_parts) * kTileRows));
     return Blocking::largest({rows, cuts.width, p.dim},
                              [&](const Blocking& b) { return threads * bytes(p, cuts, b) <= p.room; });
   }
@@ -113,8 +113,8 @@ class Scanner {
   void scan(int64_t batch, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
             const Consume& consume) {
     for (int64_t m = column_begin, columns; m < column_end; m += columns) {
-      columns = least(packed_, least(width_ - m % width_, column_end - m));
-      for (int64_t j = 0; j < packed_; ++j) from_[j] = row_of<E>(p_.reference, batch, m + least(j, columns - 1));
+      columns = min(packed_, min(width_ - m % width_, column_end - m));
+      for (int64_t j = 0; j < packed_; ++j) from_[j] = row_of<E>(p_.reference, batch, m + min(j, columns - 1));
       for (int64_t head = 0; head < p_.heads; ++head) {
         const A* weight = p_.weight + head * p_.dim;
         const A bias = p_.bias ? p_.bias[head] : 0;
@@ -122,10 +122,10 @@ class Scanner {
         if (!p_.few && (!head || scorer_.packs_by_head()))
           scorer_.set_references(from_, p_.reference.dim_stride, columns);
         for (int64_t n = row_begin; n < row_end; n += kBlockRows) {
-          const int64_t rows = least(kBlockRows, row_end - n);
+          const int64_t rows = min(kBlockRows, row_end - n);
           set_queries(batch, n, rows);
           for (int64_t j = 0; j < columns; j += kBlockColumns) {
-            const int64_t some = least(kBlockColumns, columns - j);
+            const int64_t some = min(kBlockColumns, columns - j);
             p_.few ? score_few(j, rows, some, weight, bias) : scorer_.score(j, scores_);
             consume(Block<A>{batch, head, p_.first + n, rows, m + j, some, scores_});
           }
@@ -146,7 +146,7 @@ class Scanner {
 
   // Not inlined: a step needs every register.
   __attribute__((noinline)) void score_few(int64_t first, int64_t rows, int64_t columns, const A* weight, A bias) {
-    const int64_t ahead = blocks_of(kBytesAhead, most(1, p_.dim) * sizeof(E)) * p_.reference.row_stride;
+    const int64_t ahead = ceil_div(kBytesAhead, max(1, p_.dim) * sizeof(E)) * p_.reference.row_stride;
     for (int64_t j = 0; j < columns; j += kRowGroup<A>) {
       int64_t i = 0;
       for (; i + kRowQueries <= rows; i += kRowQueries)
@@ -175,19 +175,19 @@ class Scanner {
 template <class E, class Consume>
 void scan(const Pairs<E>& p, const Cuts& cuts, const Parallel& parallel, const Consume& consume) {
   const int64_t rows = p.query.rows, columns = p.reference.rows;
-  const int64_t tasks = blocks_of(p.batch, cuts.entries) * cuts.parts * cuts.row_parts;
-  const Blocking blocking = Scanner<E>::blocking(p, cuts, least(tasks, parallel.threads));
+  const int64_t tasks = ceil_div(p.batch, cuts.entries) * cuts.parts * cuts.row_parts;
+  const Blocking blocking = Scanner<E>::blocking(p, cuts, min(tasks, parallel.threads));
   const int64_t bytes = Scanner<E>::bytes(p, cuts, blocking);
   for_each_with(bytes, p.room, parallel, tasks, [&](int64_t task, Arena arena) {
     const int64_t row_part = task % cuts.row_parts, part = task / cuts.row_parts % cuts.parts;
     const int64_t entry = task / cuts.row_parts / cuts.parts * cuts.entries;
-    const int64_t tiles = blocks_of(rows, kTileRows);
+    const int64_t tiles = ceil_div(rows, kTileRows);
     const int64_t row_begin = row_part * tiles / cuts.row_parts * kTileRows;
-    const int64_t row_end = least((row_part + 1) * tiles / cuts.row_parts * kTileRows, rows);
+    const int64_t row_end = min((row_part + 1) * tiles / cuts.row_parts * kTileRows, rows);
     const int64_t column_begin = part * cuts.chunks / cuts.parts * cuts.width;
-    const int64_t column_end = least((part + 1) * cuts.chunks / cuts.parts * cuts.width, columns);
+    const int64_t column_end = min((part + 1) * cuts.chunks / cuts.parts * cuts.width, columns);
     Scanner<E> scanner(arena, p, cuts, blocking);
-    for (int64_t batch = entry; batch < least(entry + cuts.entries, p.batch); ++batch)
+    for (int64_t batch = entry; batch < min(entry + cuts.entries, p.batch); ++batch)
       scanner.scan(batch, row_begin, row_end, column_begin, column_end, consume);
   });
 }

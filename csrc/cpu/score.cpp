@@ -9,7 +9,7 @@ constexpr int64_t kMostCached = 32 << 20;  // bytes of a result that caches may 
 
 template <class E>
 struct ScoreAll {
-  using A = Wide<E>;
+  using A = Acc<E>;
 
   static void run(const Score& p, const Parallel& parallel) {
     const int64_t rows = p.query.rows, columns = p.reference.rows;

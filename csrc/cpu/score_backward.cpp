@@ -9,24 +9,24 @@ constexpr int64_t kEntryGroups = 64;  // partial sums of grad_weight over the ba
 
 template <class E>
 struct Backward {
-  using A = Wide<E>;
+  using A = Acc<E>;
   static constexpr int lanes = kLanes<A>;
 
   static void run(const ScoreBackward& p, const Parallel& parallel) {
     map_output(p.grad_query, p.batch * p.query.rows * p.dim * int64_t(sizeof(E)), parallel);
     map_output(p.grad_reference, p.batch * p.reference.rows * p.dim * int64_t(sizeof(E)), parallel);
-    const int64_t chunks = blocks_of(p.dim, lanes), groups = least(p.batch, kEntryGroups);
+    const int64_t chunks = ceil_div(p.dim, lanes), groups = min(p.batch, kEntryGroups);
     const int64_t room = backward_room<E>(p.query, p.reference, p.dim);
     // Entries at once take more memory, one after another more turns.
     const bool at_once = groups >= parallel.threads &&
-                         bytes(p, least(chunks, Chunks::kMostDims / lanes), 1) * parallel.threads / 2 <= room;
+                         bytes(p, min(chunks, Chunks::kMostDims / lanes), 1) * parallel.threads / 2 <= room;
     const int64_t sums = p.grad_weight ? groups * p.heads * lanes * int64_t(sizeof(A)) : 0;  // of a chunk
     const auto fits = [&](int64_t count) {
       return count * sums + bytes(p, count, at_once ? 1 : parallel.threads) <= room;
     };
     Chunks::each(chunks, lanes, fits, [&](const Chunks& some) {
       const int64_t left = room - some.count * sums;
-      const int64_t dims = least(some.count * lanes, p.dim - some.first * lanes), size = some.count * lanes;
+      const int64_t dims = min(some.count * lanes, p.dim - some.first * lanes), size = some.count * lanes;
       Scratch<A> partial(p.grad_weight ? groups * p.heads * size : 0);  // [groups][heads][size]
       if (p.grad_weight) memset(partial, 0, size_t(groups * p.heads * size) * sizeof(A));
       const auto group = [&](int64_t i, Arena& arena, const Parallel& inner) {
@@ -111,7 +111,7 @@ struct Backward {
 
   // One pair an entry: dimension by dimension, nothing to share between pairs.
   static void paired(const ScoreBackward& p, int64_t batch, const Chunks& some, A* grad_weight, A* scratch) {
-    const int64_t first = some.first * lanes, size = some.count * lanes, dims = least(size, p.dim - first);
+    const int64_t first = some.first * lanes, size = some.count * lanes, dims = min(size, p.dim - first);
     const A* query = wide_row<E>(p.query, batch, 0, first, dims, scratch);
     const A* reference = wide_row<E>(p.reference, batch, 0, first, dims, scratch + size);
     for (int64_t i = 0; i < dims; ++i) {

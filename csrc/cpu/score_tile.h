@@ -67,9 +67,9 @@ DISSIM_INLINE Group<double> pairwise(Group<double> a, Group<double> b) {
 // memory streaming. What lies `ahead` elements behind is fetched: sums hold more instructions than a processor looks
 // ahead. `stride` is that of the references' dimensions.
 template <class E, int queries>
-DISSIM_INLINE void score_rows(const Wide<E>* const* query, const E* const* reference, int64_t stride, int64_t ahead,
-                              const Wide<E>* weight, Wide<E> bias, int64_t dim, Wide<E>* scores, int64_t width) {
-  using A = Wide<E>;
+DISSIM_INLINE void score_rows(const Acc<E>* const* query, const E* const* reference, int64_t stride, int64_t ahead,
+                              const Acc<E>* weight, Acc<E> bias, int64_t dim, Acc<E>* scores, int64_t width) {
+  using A = Acc<E>;
   constexpr int lanes = kLanes<A>, chains = 4, group = kRowGroup<A>;
   const int64_t whole = stride == 1 ? dim / lanes * lanes : 0;
   Group<A> sums[queries][group];

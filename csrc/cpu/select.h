@@ -9,10 +9,10 @@ namespace {
 
 // Which pairs are left out.
 struct Filter {
-  const int64_t* exclude;                          // [rows] or null
+  const int64_t* exclude_index;                          // [rows] or null
   const int64_t *query_labels, *reference_labels;  // both or neither
   bool bars(int64_t n, int64_t m) const {
-    return (exclude && exclude[n] == m) || (query_labels && query_labels[n] == reference_labels[m]);
+    return (exclude_index && exclude_index[n] == m) || (query_labels && query_labels[n] == reference_labels[m]);
   }
 };
 
@@ -139,8 +139,8 @@ class Selection {
 // room.
 template <class E, class Each>
 void for_queries(const Pairs<E>& pairs, int64_t bytes, const Each& each) {
-  const int64_t rows = pairs.query.rows, some = most(1, pairs.room / 2 / bytes);
-  for (int64_t begin = 0; begin < rows; begin += some) each(begin, least(begin + some, rows));
+  const int64_t rows = pairs.query.rows, some = max(1, pairs.room / 2 / bytes);
+  for (int64_t begin = 0; begin < rows; begin += some) each(begin, min(begin + some, rows));
 }
 
 }  // namespace

@@ -32,9 +32,9 @@ struct Chunks {
   // Calls each(chunks) for runs that together are all: as long as fits(count), or of one chunk where none fits.
   template <class Fits, class Each>
   static void each(int64_t all, int64_t dims, const Fits& fits, const Each& each) {
-    int64_t count = most(1, least(all, kMostDims / dims));
-    while (count > 1 && !fits(count)) count = blocks_of(count, 2);
-    for (int64_t first = 0; first < all; first += count) each(Chunks{first, least(count, all - first)});
+    int64_t count = max(1, min(all, kMostDims / dims));
+    while (count > 1 && !fits(count)) count = ceil_div(count, 2);
+    for (int64_t first = 0; first < all; first += count) each(Chunks{first, min(count, all - first)});
   }
 };
 
@@ -75,10 +75,10 @@ constexpr int64_t kRowsAhead = 8;  // to fetch: the processor foresees lines of 
 // `count` chunks of a row, with 0 past its end or the last row. Adding 0 turns -0 into +0, so that a tie is never -0.
 template <class E, int count>
 DISSIM_INLINE void load_chunks(const Rows& rows, int64_t batch, int64_t row, int64_t dim, int64_t chunk,
-                               Vector<Wide<E>> (&to)[count]) {
-  using A = Wide<E>;
+                               Vector<Acc<E>> (&to)[count]) {
+  using A = Acc<E>;
   constexpr int lanes = kLanes<A>;
-  const int64_t d = chunk * lanes, width = row < rows.rows ? least(count * lanes, dim - d) : 0;
+  const int64_t d = chunk * lanes, width = row < rows.rows ? min(count * lanes, dim - d) : 0;
   const E* from = row_of<E>(rows, batch, row) + d * rows.dim_stride;
   if (rows.dim_stride == 1 && width == count * lanes) {
     for (int i = 0; i < count; ++i) {
@@ -95,8 +95,8 @@ DISSIM_INLINE void load_chunks(const Rows& rows, int64_t batch, int64_t row, int
 // `count` rows from `first` on as chunks [begin, end): to[chunk - begin][row][lanes], `stride` elements a chunk.
 template <class E>
 void pack_chunks(const Rows& rows, int64_t batch, int64_t first, int64_t count, int64_t dim, int64_t begin, int64_t end,
-                 Wide<E>* to, int64_t stride) {
-  using A = Wide<E>;
+                 Acc<E>* to, int64_t stride) {
+  using A = Acc<E>;
   for (int64_t row = 0; row < count; ++row)
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       Vector<A> v[1];

@@ -42,7 +42,7 @@ struct WideOf<double> {
   using type = double;
 };
 template <class E>
-using Wide = typename WideOf<E>::type;
+using Acc = typename WideOf<E>::type;
 
 template <class A>
 struct VectorOf;
@@ -193,7 +193,7 @@ DISSIM_INLINE float widen(Half x) {
 }
 
 template <class E>
-DISSIM_INLINE E narrow(Wide<E> x);
+DISSIM_INLINE E narrow(Acc<E> x);
 template <>
 DISSIM_INLINE float narrow<float>(float x) {
   return x;
@@ -223,8 +223,8 @@ DISSIM_INLINE Half narrow<Half>(float x) {
 
 // A vector of widened elements from contiguous storage.
 template <class E>
-DISSIM_INLINE Vector<Wide<E>> load_wide(const E* from) {
-  using A = Wide<E>;
+DISSIM_INLINE Vector<Acc<E>> load_wide(const E* from) {
+  using A = Acc<E>;
   A lanes[kLanes<A>];
   for (int i = 0; i < kLanes<A>; ++i) lanes[i] = widen(from[i]);
   return load<A>(lanes);
@@ -258,8 +258,8 @@ DISSIM_INLINE Vector<float> load_wide<Half>(const Half* from) {
 
 // A vector's elements narrowed into contiguous storage.
 template <class E>
-DISSIM_INLINE void store_narrow(E* to, Vector<Wide<E>> v) {
-  for (int i = 0; i < kLanes<Wide<E>>; ++i) to[i] = narrow<E>(v[i]);
+DISSIM_INLINE void store_narrow(E* to, Vector<Acc<E>> v) {
+  for (int i = 0; i < kLanes<Acc<E>>; ++i) to[i] = narrow<E>(v[i]);
 }
 template <>
 DISSIM_INLINE void store_narrow<float>(float* to, Vector<float> v) {
@@ -292,10 +292,10 @@ DISSIM_INLINE void store_narrow<Half>(Half* to, Vector<float> v) {
 
 // Stores `count` elements, contiguous; what lies behind `from` up to a whole vector may be read.
 template <class E>
-DISSIM_INLINE void store_narrow(E* to, const Wide<E>* from, int64_t count) {
-  constexpr int lanes = kLanes<Wide<E>>;
+DISSIM_INLINE void store_narrow(E* to, const Acc<E>* from, int64_t count) {
+  constexpr int lanes = kLanes<Acc<E>>;
   int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store_narrow<E>(to + i, load<Wide<E>>(from + i));
+  for (; i + lanes <= count; i += lanes) store_narrow<E>(to + i, load<Acc<E>>(from + i));
   for (; i < count; ++i) to[i] = narrow<E>(from[i]);
 }
 

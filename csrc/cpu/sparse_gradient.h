@@ -36,7 +36,7 @@ DISSIM_INLINE void sign_sums_row(const A* query, A query_factor, const Vector<A>
 // A null gradient is not computed.
 template <class E>
 class SparseGradient {
-  using A = Wide<E>;
+  using A = Acc<E>;
   static constexpr int lanes = kLanes<A>;
   static constexpr int kWidth = kWindow * lanes;
   static constexpr int64_t kReferences = 512;  // at a time: their lists stay in L1 for all windows
@@ -51,7 +51,7 @@ class SparseGradient {
     Scratch<Pair<A>> pairs(lists.size());
     Scratch<int32_t> places(lists.places());
     const auto fits = [&](int64_t windows) { return bytes(p, windows) <= room; };
-    Chunks::each(blocks_of(p.dim, kWidth), kWidth, fits, [&](const Chunks& windows) {
+    Chunks::each(ceil_div(p.dim, kWidth), kWidth, fits, [&](const Chunks& windows) {
       const int64_t taken = bytes(p, windows.count);
       Scratch<char> memory(taken);
       Arena arena(memory);
@@ -77,7 +77,7 @@ class SparseGradient {
   }
   template <class Lists, class Grad>
   void run(const Parallel& parallel, Lists& lists, Pair<A>* pairs, int32_t* places, int64_t room, const Grad& grad) {
-    const int64_t ranges = least(windows_.count, parallel.threads);
+    const int64_t ranges = min(windows_.count, parallel.threads);
     int64_t first = 0, last = 0;
     do {
       last = lists.make(first, pairs, places, room, parallel, grad);
@@ -107,10 +107,10 @@ class SparseGradient {
 
   template <bool of_query, class Lists>
   void add(const Lists& lists, const Pair<A>* pairs, int64_t first, int64_t last, int64_t begin, int64_t end) {
-    last = least(last, p_.reference.rows);
+    last = min(last, p_.reference.rows);
     for (; first < last; first += kReferences)
       for (int64_t d = begin; d < end; d += kWidth)
-        for (int64_t m = first; m < least(first + kReferences, last); ++m)
+        for (int64_t m = first; m < min(first + kReferences, last); ++m)
           add_reference<of_query>(m, d, pairs + lists.begin(m), pairs + lists.begin(m + 1));
   }
 
@@ -145,14 +145,14 @@ class SparseGradient {
         write(p_.grad_query, n, d, sums_q_ + at(d, n), 1 / kSignUnit<A>);
       }
     if (p_.grad_weight)
-      for (int64_t d = begin; d < least(end, p_.dim - first_); ++d)
+      for (int64_t d = begin; d < min(end, p_.dim - first_); ++d)
         static_cast<A*>(p_.grad_weight)[first_ + d] = A(total_[d] / kSignUnit<A>);
   }
 
   // grad[row][first_ + d] = factor weight[first_ + d] sums[d] in one window.
   void write(void* grad, int64_t row, int64_t d, const A* sums, A factor) const {
     if (!grad) return;
-    const int64_t count = least(kWidth, p_.dim - first_ - d);
+    const int64_t count = min(kWidth, p_.dim - first_ - d);
     const A* weight = static_cast<const A*>(p_.weight) + first_ + d;
     E* to = static_cast<E*>(grad) + row * p_.dim + first_ + d;
     for (int64_t i = 0; i < count; i += 64 / sizeof(E)) __builtin_prefetch(to + kRowsAhead * p_.dim + i, 1);

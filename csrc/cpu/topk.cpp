@@ -7,17 +7,17 @@ namespace {
 
 template <class E>
 struct Best {
-  using A = Wide<E>;
+  using A = Acc<E>;
 
   static void run(const TopK& p, const Parallel& parallel) {
-    const int64_t k = least(p.k, p.reference.rows), bytes = Selection<A>::bytes(k);
+    const int64_t k = min(p.k, p.reference.rows), bytes = Selection<A>::bytes(k);
     const Pairs<E> all{
         p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};
     for_queries(all, bytes, [&](int64_t begin, int64_t end) {
       const int64_t rows = end - begin;
-      const Cuts cuts = cut(all.of_queries(begin, end, 0), parallel.threads, most(1, all.room / 2 / (rows * bytes)));
+      const Cuts cuts = cut(all.of_queries(begin, end, 0), parallel.threads, max(1, all.room / 2 / (rows * bytes)));
       const Pairs<E> pairs = all.of_queries(begin, end, cuts.parts * rows * bytes);
-      Selection<A> selection(begin, rows, k, p.largest, cuts, {p.exclude, p.query_labels, p.reference_labels});
+      Selection<A> selection(begin, rows, k, p.largest, cuts, {p.exclude_index, p.query_labels, p.reference_labels});
       if (k) scan<E>(pairs, cuts, parallel, [&](const Block<A>& block) { selection.take(block); });
       for_each(parallel, rows, [&](int64_t row) { write(p, begin + row, selection); });
     });

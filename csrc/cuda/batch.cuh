@@ -12,14 +12,14 @@ __device__ __forceinline__ Rows entry_of(Rows rows, int64_t batch) {
 }
 
 template <class E>
-__device__ __forceinline__ Wide<E> element_of(const Rows& rows, int64_t row, int64_t d) {
+__device__ __forceinline__ Acc<E> element_of(const Rows& rows, int64_t row, int64_t d) {
   return widen(static_cast<const E*>(rows.data)[row * rows.row_stride + d * rows.dim_stride]);
 }
 
 // At least `tasks` blocks, none for none; more than a grid is wide lie in several rows of it.
 inline Grid grid_of(int64_t tasks) {
-  const int64_t width = most(1, least(tasks, 1 << 30));
-  return {width, blocks_of(tasks, width)};
+  const int64_t width = max(1, min(tasks, 1 << 30));
+  return {width, ceil_div(tasks, width)};
 }
 __device__ __forceinline__ int64_t task_of_block() { return int64_t(blockIdx.y) * gridDim.x + blockIdx.x; }
 

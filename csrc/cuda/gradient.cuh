@@ -18,9 +18,9 @@ constexpr int64_t kReferenceTiles = 8;  // that a share has at least
 // grad[b, row, d] = factor sum_h weight[h, d] sums[b, h, row, d].
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    rows_gradient_kernel(const Wide<E>* sums, int64_t shares, int64_t rows, int64_t depth, Wide<E> factor,
+    rows_gradient_kernel(const Acc<E>* sums, int64_t shares, int64_t rows, int64_t depth, Acc<E> factor,
                          ScoreBackward p, E* grad) {
-  using A = Wide<E>;
+  using A = Acc<E>;
   const int64_t index = task_of_block() * kThreads + threadIdx.x;
   if (index >= p.batch * rows * p.dim) return;
   const int64_t d = index % p.dim, row = index / p.dim % rows, batch = index / p.dim / rows;
@@ -48,7 +48,7 @@ template <class A>
 __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(SignSums<A> s, ScoreBackward p) {
   __shared__ double of_warps[kThreads];
   const int warp = threadIdx.x / kWarp;
-  const int64_t tiles = blocks_of(p.dim, kWarp), head = blockIdx.x / tiles,
+  const int64_t tiles = ceil_div(p.dim, kWarp), head = blockIdx.x / tiles,
                 d = blockIdx.x % tiles * kWarp + threadIdx.x % kWarp;
   const int64_t entries = p.batch * p.heads;  // d stays below depth
   double total = 0;
@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(SignSums<A
 
 // Sums the terms themselves where the sums above are not finite; elsewhere a block is done at once.
 template <class G>
-__global__ void __launch_bounds__(kThreads) weight_terms_kernel(SignSums<typename G::Wide> s, ScoreBackward p, G g) {
-  using A = typename G::Wide;
+__global__ void __launch_bounds__(kThreads) weight_terms_kernel(SignSums<typename G::Acc> s, ScoreBackward p, G g) {
+  using A = typename G::Acc;
   __shared__ A of_threads[kThreads];
   const int64_t index = task_of_block(), head = index / p.dim, d = index % p.dim;
   if (index >= p.heads * p.dim) return;
@@ -113,24 +113,24 @@ __global__ void __launch_bounds__(kThreads) begin_route_kernel(Route* route, boo
 template <class E>
 class Gradient {
  public:
-  using A = Wide<E>;
+  using A = Acc<E>;
   using T = SignTile<A>;
 
   Gradient(const ScoreBackward& p, bool can_swap, void* workspace, Stream stream)
       : p_(p), can_swap_(can_swap), workspace_(workspace), stream_(stream) {
     s.queries = swapped() ? p.reference.rows : p.query.rows;
     s.references = swapped() ? p.query.rows : p.reference.rows;
-    s.depth = blocks_of(p.dim, T::kDims) * T::kDims;
+    s.depth = ceil_div(p.dim, T::kDims) * T::kDims;
     // As many shares as fill the device; of the sides' so that the partial sums take the least room.
-    const int64_t entries = p.batch * p.heads, wanted = blocks_of(kBlocks, most(1, entries * (s.depth / T::kDims)));
-    const int64_t query_tiles = blocks_of(s.queries, T::kQueries),
-                  reference_tiles = blocks_of(s.references, T::kReferences);
+    const int64_t entries = p.batch * p.heads, wanted = ceil_div(kBlocks, max(1, entries * (s.depth / T::kDims)));
+    const int64_t query_tiles = ceil_div(s.queries, T::kQueries),
+                  reference_tiles = ceil_div(s.references, T::kReferences);
     int64_t shares = 1;
     while (shares < query_tiles && shares * shares * s.references < wanted * s.queries) ++shares;
-    s.query_tiles = blocks_of(query_tiles, shares);
-    s.query_shares = blocks_of(query_tiles, s.query_tiles);
-    s.reference_tiles = most(kReferenceTiles, blocks_of(reference_tiles, blocks_of(wanted, s.query_shares)));
-    s.reference_shares = blocks_of(reference_tiles, s.reference_tiles);
+    s.query_tiles = ceil_div(query_tiles, shares);
+    s.query_shares = ceil_div(query_tiles, s.query_tiles);
+    s.reference_tiles = max(kReferenceTiles, ceil_div(reference_tiles, ceil_div(wanted, s.query_shares)));
+    s.reference_shares = ceil_div(reference_tiles, s.reference_tiles);
     route = take<Route>(1);
     s.query = take<A>(p.batch * s.queries * s.depth);
     s.reference = take<A>(p.batch * s.references * s.depth);
@@ -147,7 +147,7 @@ class Gradient {
   template <class X>
   X* take(int64_t count) {
     X* const place = reinterpret_cast<X*>(static_cast<char*>(workspace_) + bytes_);
-    bytes_ += blocks_of(count * int64_t(sizeof(X)), 16) * 16;
+    bytes_ += ceil_div(count * int64_t(sizeof(X)), 16) * 16;
     return place;
   }
   int64_t bytes() const { return bytes_; }
@@ -187,8 +187,8 @@ class Gradient {
       write(p_.grad_reference, s.reference_sums, s.query_shares, p_.reference.rows, -1);
     }
     if (!p_.grad_weight) return;
-    launch("weight_gradient_kernel", weight_gradient_kernel<A>, grid_of(p_.heads * blocks_of(p_.dim, kWarp)), 0,
-           stream_, s, p_);
+    launch("weight_gradient_kernel", weight_gradient_kernel<A>, grid_of(p_.heads * ceil_div(p_.dim, kWarp)), 0, stream_,
+           s, p_);
     launch("weight_terms_kernel", weight_terms_kernel<G>, grid_of(p_.heads * p_.dim), 0, stream_, s, p_, g);
   }
 
@@ -197,8 +197,8 @@ class Gradient {
 
  private:
   // Of few rows nearly all may tie, where keys round more than they must.
-  bool by_keys() const { return sizeof(A) == 4 && both() && least(s.queries, s.references) >= KeyTile::kSide; }
-  static Grid threads(int64_t count) { return grid_of(blocks_of(count, kThreads)); }
+  bool by_keys() const { return sizeof(A) == 4 && both() && min(s.queries, s.references) >= KeyTile::kSide; }
+  static Grid threads(int64_t count) { return grid_of(ceil_div(count, kThreads)); }
   void widen(const Rows& rows, int64_t count, A* to) const {
     launch("widen_rows_kernel", widen_rows_kernel<E>, threads(p_.batch * count * s.depth), 0, stream_, rows, p_.batch,
            p_.dim, s.depth, to);

@@ -28,7 +28,7 @@ TopK hardest(const Hinge& p, const Scratch<A>& s) {
           p.reference,
           p.weight,
           p.bias,
-          p.exclude,
+          p.exclude_index,
           p.query_labels,
           p.reference_labels,
           s.scores,
@@ -38,10 +38,10 @@ TopK hardest(const Hinge& p, const Scratch<A>& s) {
 template <class A>
 Scratch<A> scratch_of(const Hinge& p, void* workspace) {
   Scratch<A> s{};
-  s.row_tiles = blocks_of(p.query.rows, Tile<A>::kRows);
-  s.column_tiles = blocks_of(p.reference.rows, Tile<A>::kRows);
-  s.kept = p.hard_negatives >= p.reference.rows ? -1 : p.hard_negatives;  // -1: all
-  const int64_t kept = p.query.rows * most(s.kept, 0);
+  s.row_tiles = ceil_div(p.query.rows, Tile<A>::kRows);
+  s.column_tiles = ceil_div(p.reference.rows, Tile<A>::kRows);
+  s.kept = p.num_hard_negatives >= p.reference.rows ? -1 : p.num_hard_negatives;  // -1: all
+  const int64_t kept = p.query.rows * max(s.kept, 0);
   s.indices = static_cast<int64_t*>(workspace);
   s.of_topk = s.indices + kept;
   const int64_t of_topk = s.kept > 0 ? topk_workspace(hardest(p, s)) / int64_t(sizeof(int64_t)) + 1 : 0;
@@ -62,11 +62,11 @@ __device__ __forceinline__ void judge(const Hinge& p, const Scratch<A>& s, const
                                       int64_t column_tile) {
   using T = Tile<A>;
   const int lane = threadIdx.x % kWarp;
-  const int64_t bytes = blocks_of(p.reference.rows, 8);
+  const int64_t bytes = ceil_div(p.reference.rows, 8);
   const A margin = A(p.margin);
 #pragma unroll 1
   for (int row = threadIdx.x / kWarp; row < rows && first + row < p.query.rows; row += kWarps) {
-    const int64_t n = first + row, label = p.query_labels[n], excluded = p.exclude ? p.exclude[n] : -1;
+    const int64_t n = first + row, label = p.query_labels[n], excluded = p.exclude_index ? p.exclude_index[n] : -1;
     Candidate<A> last = {0, kNoIndex};  // of the negatives that are kept
     if (s.kept > 0 && s.indices[(n + 1) * s.kept - 1] >= 0)
       last = {key_of<A>(s.scores[(n + 1) * s.kept - 1], true), s.indices[(n + 1) * s.kept - 1]};
@@ -95,8 +95,8 @@ __device__ __forceinline__ void judge(const Hinge& p, const Scratch<A>& s, const
 }
 
 template <class E, bool copied>
-__global__ void __launch_bounds__(kThreads, kTileBlocks) hinge_kernel(Hinge p, Scratch<Wide<E>> s) {
-  using A = Wide<E>;
+__global__ void __launch_bounds__(kThreads, kTileBlocks) hinge_kernel(Hinge p, Scratch<Acc<E>> s) {
+  using A = Acc<E>;
   using T = Tile<A>;
   DISSIM_DYNAMIC_SHARED(A, buffers);
   const int64_t n0 = blockIdx.x % s.row_tiles * T::kRows;
@@ -126,13 +126,13 @@ __global__ void __launch_bounds__(kThreads) hinge_sum_kernel(Hinge p, Scratch<A>
 
 template <class E>
 void launch_hinge_as(const Hinge& p, void* workspace, Stream stream) {
-  using A = Wide<E>;
+  using A = Acc<E>;
   const Scratch<A> s = scratch_of<A>(p, workspace);
   if (s.kept > 0) launch_topk(hardest(p, s), s.of_topk, stream);
   const bool can = can_copy<E>(p);
   const auto kernel = can ? hinge_kernel<E, sizeof(E) >= 4> : hinge_kernel<E, false>;
   launch("hinge_kernel", kernel, {s.row_tiles * s.column_tiles, 1}, Tile<A>::kSharedBytes, stream, p, s);
-  launch("hinge_sum_kernel", hinge_sum_kernel<A>, {blocks_of(p.query.rows, kThreads), 1}, 0, stream, p, s);
+  launch("hinge_sum_kernel", hinge_sum_kernel<A>, {ceil_div(p.query.rows, kThreads), 1}, 0, stream, p, s);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace {
 // The upstream gradients as gradient.cuh asks for them.
 template <class A>
 struct PairGradients {
-  using Wide = A;
+  using Acc = A;
   static constexpr int kAtOnce = 8;  // more spill
   ActivePairs<A> pairs;
 
@@ -44,7 +44,7 @@ ScoreBackward score_backward_of(const HingeBackward& p) {
 template <class E>
 class HingeGradient {
  public:
-  using A = Wide<E>;
+  using A = Acc<E>;
 
   HingeGradient(const HingeBackward& p, void* workspace, Stream stream)
       : p_(p), stream_(stream), gradient_(score_backward_of(p), false, workspace, stream) {
@@ -56,7 +56,7 @@ class HingeGradient {
   void run() const {
     const ActivePairs<A> pairs = {p_.query.rows,
                                   p_.reference.rows,
-                                  blocks_of(p_.reference.rows, 8),
+                                  ceil_div(p_.reference.rows, 8),
                                   p_.active,
                                   p_.query_labels,
                                   p_.reference_labels,
@@ -90,8 +90,8 @@ class HingeGradient {
                                s.queries,      s.depth, s.query_tiles * T::kQueries,
                                s.query_shares, -1,      s.reference_sums};
     const auto add = [&](auto kernel, const OwnSide<A>& side) {
-      const int64_t tiles = blocks_of(s.depth, SparseTile<A>::kDims);
-      launch("active_pairs_kernel", kernel, grid_of(blocks_of(side.rows, kWarps) * side.shares * tiles), 0, stream_,
+      const int64_t tiles = ceil_div(s.depth, SparseTile<A>::kDims);
+      launch("active_pairs_kernel", kernel, grid_of(ceil_div(side.rows, kWarps) * side.shares * tiles), 0, stream_,
              side, pairs, gradient_.route);
     };
     add(active_pairs_kernel<A, true>, first);

@@ -16,9 +16,9 @@ struct Grid {
   int64_t x, y;
 };
 
-inline __host__ __device__ int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-inline __host__ __device__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline __host__ __device__ int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline __host__ __device__ int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
+inline __host__ __device__ int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline __host__ __device__ int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Throws std::runtime_error unless `error` is cudaSuccess: the kernel's name, the device and what to do (launch.cu).
 void check_launch(const char* kernel, cudaError_t error);

@@ -33,12 +33,12 @@ inline unsigned add_sad(unsigned a, unsigned b, unsigned sum) {
 // A tile's codes of one side: its panels, of which kPanels or fewer are left, of so many groups.
 struct CodePanels {
   const uint8_t* codes;
-  int panels, groups;  // dimensions are fewer than 2^19 (ops/certified.py)
+  int panels, groups;  // dimensions are fewer than 2^19 (ops/quantized_topk.py)
 };
 
 __device__ __forceinline__ CodePanels code_panels(const uint8_t* codes, int64_t row, int64_t rows, int64_t groups) {
-  const int64_t first = row / kCodePanel, left = blocks_of(rows, kCodePanel) - first;
-  return {codes + first * groups * kPanelGroup, int(least(left, SadTile::kPanels)), int(groups)};
+  const int64_t first = row / kCodePanel, left = ceil_div(rows, kCodePanel) - first;
+  return {codes + first * groups * kPanelGroup, int(min(left, SadTile::kPanels)), int(groups)};
 }
 
 // A thread's share of copying the groups from `first` to `end`, kDepth at most; zeros for panels there are none of.

@@ -12,10 +12,10 @@ constexpr int64_t kDeep = kPlane;  // dimensions from which preparing E7 pays
 // wanted: null, or for each tile whether to score it.
 template <class E, bool copied>
 __global__ void __launch_bounds__(kThreads, kTileBlocks) score_kernel(Score p, const int* wanted) {
-  using A = Wide<E>;
+  using A = Acc<E>;
   using T = Tile<A>;
   DISSIM_DYNAMIC_SHARED(A, shared);
-  const int64_t rows = blocks_of(p.query.rows, T::kRows), columns = blocks_of(p.reference.rows, T::kRows);
+  const int64_t rows = ceil_div(p.query.rows, T::kRows), columns = ceil_div(p.reference.rows, T::kRows);
   const int64_t task = task_of_block();
   if (task >= p.batch * p.heads * rows * columns || (wanted && !wanted[task])) return;
   const int64_t m0 = task % columns * T::kRows, n0 = task / columns % rows * T::kRows;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks) score_kernel(Score p, c
 // A warp for each pair, its lanes for dimensions.
 template <class E>
 __global__ void __launch_bounds__(kThreads) score_pairs_kernel(Score p) {
-  using A = Wide<E>;
+  using A = Acc<E>;
   const int64_t pair = task_of_block() * kWarps + threadIdx.x / kWarp;
   if (pair >= p.batch * p.heads * p.query.rows * p.reference.rows) return;
   const int64_t m = pair % p.reference.rows, n = pair / p.reference.rows % p.query.rows;
@@ -56,11 +56,11 @@ __global__ void __launch_bounds__(kThreads) score_pairs_kernel(Score p) {
 
 template <class A>
 int64_t tiles_of(const Score& p) {
-  return p.batch * p.heads * blocks_of(p.query.rows, Tile<A>::kRows) * blocks_of(p.reference.rows, Tile<A>::kRows);
+  return p.batch * p.heads * ceil_div(p.query.rows, Tile<A>::kRows) * ceil_div(p.reference.rows, Tile<A>::kRows);
 }
 
 bool few_rows(const Score& p) {
-  return least(p.query.rows, p.reference.rows) <= kFewRows || p.dim > INT32_MAX - 2 * kDimStep;
+  return min(p.query.rows, p.reference.rows) <= kFewRows || p.dim > INT32_MAX - 2 * kDimStep;
 }
 bool uses_max(const Score& p) {
   return (p.dtype == Dtype::float16 || p.dtype == Dtype::bfloat16) && !few_rows(p) && p.dim >= kDeep;
@@ -71,10 +71,10 @@ MaxPlan max_plan(const Score& p, void* workspace, int64_t& bytes) {
   bytes = 0;
   const auto take = [&](int64_t size) {
     void* const place = static_cast<char*>(workspace) + bytes;
-    bytes += blocks_of(size, 16) * 16;
+    bytes += ceil_div(size, 16) * 16;
     return place;
   };
-  const int64_t pairs = blocks_of(p.heads, kHeadsAtOnce), depth = blocks_of(p.dim, kDimStep) * kDimStep,
+  const int64_t pairs = ceil_div(p.heads, kHeadsAtOnce), depth = ceil_div(p.dim, kDimStep) * kDimStep,
                 tiles = tiles_of<float>(p);
   const auto sums = [&](const Rows& rows) {
     return static_cast<RowSums*>(take(p.batch * rows.rows * p.heads * int64_t(sizeof(RowSums))));
@@ -91,10 +91,10 @@ const int* launch_max(const Score& p, void* workspace, Stream stream) {
   const MaxPlan plan = max_plan(p, workspace, bytes);
   launch("split_weights_kernel", split_weights_kernel<E>, {plan.pairs_of_heads, 1}, 0, stream, p, plan);
   const int64_t rows =
-      blocks_of(p.batch * p.query.rows, kRowsOfWarp) + blocks_of(p.batch * p.reference.rows, kRowsOfWarp);
-  launch("row_sums_kernel", row_sums_kernel<E>, grid_of(blocks_of(rows, kWarps)), 0, stream, p, plan);
-  const Grid grid = grid_of(p.batch * plan.pairs_of_heads * blocks_of(p.query.rows, MaxTile::kQueries) *
-                            blocks_of(p.reference.rows, MaxTile::kReferences));
+      ceil_div(p.batch * p.query.rows, kRowsOfWarp) + ceil_div(p.batch * p.reference.rows, kRowsOfWarp);
+  launch("row_sums_kernel", row_sums_kernel<E>, grid_of(ceil_div(rows, kWarps)), 0, stream, p, plan);
+  const Grid grid = grid_of(p.batch * plan.pairs_of_heads * ceil_div(p.query.rows, MaxTile::kQueries) *
+                            ceil_div(p.reference.rows, MaxTile::kReferences));
   if (copies(p.query, 2) && copies(p.reference, 2)) {
     launch("score_max_kernel", score_max_kernel<E, true>, grid, MaxTile::kSharedBytes, stream, p, plan);
   } else {
@@ -105,11 +105,11 @@ const int* launch_max(const Score& p, void* workspace, Stream stream) {
 
 template <class E>
 void launch_score_as(const Score& p, void* workspace, Stream stream) {
-  using A = Wide<E>;
+  using A = Acc<E>;
   if (p.batch * p.heads * p.query.rows * p.reference.rows == 0) return;
   if (few_rows(p)) {
     const int64_t pairs = p.batch * p.heads * p.query.rows * p.reference.rows;
-    return launch("score_pairs_kernel", score_pairs_kernel<E>, grid_of(blocks_of(pairs, kWarps)), 0, stream, p);
+    return launch("score_pairs_kernel", score_pairs_kernel<E>, grid_of(ceil_div(pairs, kWarps)), 0, stream, p);
   }
   const int* wanted = nullptr;
   if constexpr (sizeof(E) == 2)

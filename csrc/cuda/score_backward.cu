@@ -8,7 +8,7 @@ namespace {
 // Of the matrix, or of its transpose where the sides are changed over.
 template <class E>
 struct MatrixGradients {
-  using Wide = dissim::Wide<E>;
+  using Acc = dissim::Acc<E>;
   static constexpr int kAtOnce = 32;
   const E* data;
   int64_t batch_stride, head_stride, row_stride, column_stride;
@@ -17,7 +17,7 @@ struct MatrixGradients {
     const MatrixGradients& g;
     const E* at;
 
-    __device__ __forceinline__ Wide value(int column) const { return widen(at[column * g.column_stride]); }
+    __device__ __forceinline__ Acc value(int column) const { return widen(at[column * g.column_stride]); }
     __device__ __forceinline__ void move(int64_t rows, int64_t columns) {
       at += rows * g.row_stride + columns * g.column_stride;
     }

@@ -109,7 +109,7 @@ __device__ __forceinline__ void sum_rows(const Score& p, const Rows& side, int64
   const int64_t count = p.batch * side.rows;
   const E* from[2];
   for (int i = 0; i < 2; ++i) {
-    const int64_t row = least(first + 8 * i + g, count - 1);
+    const int64_t row = min(first + 8 * i + g, count - 1);
     from[i] = static_cast<const E*>(entry_of<E>(side, row / side.rows).data) + row % side.rows * side.row_stride;
   }
 #pragma unroll 1
@@ -139,10 +139,10 @@ __device__ __forceinline__ void sum_rows(const Score& p, const Rows& side, int64
 template <class E>
 __global__ void __launch_bounds__(kThreads) row_sums_kernel(Score p, MaxPlan plan) {
   const int64_t task = task_of_block() * kWarps + threadIdx.x / kWarp;
-  const int64_t of_query = blocks_of(p.batch * p.query.rows, kRowsOfWarp);
+  const int64_t of_query = ceil_div(p.batch * p.query.rows, kRowsOfWarp);
   if (task < of_query) {
     sum_rows<E>(p, p.query, task * kRowsOfWarp, plan, plan.of_query);
-  } else if (task - of_query < blocks_of(p.batch * p.reference.rows, kRowsOfWarp)) {
+  } else if (task - of_query < ceil_div(p.batch * p.reference.rows, kRowsOfWarp)) {
     sum_rows<E>(p, p.reference, (task - of_query) * kRowsOfWarp, plan, plan.of_reference);
   }
 }
@@ -157,8 +157,8 @@ class HalfLoader {
   __device__ __forceinline__ HalfLoader(const Rows& rows, int64_t first)
       : dim_stride_(copied ? 1 : rows.dim_stride), row_stride_(rows.row_stride) {
     const int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
-    const int64_t start = least(first + row, rows.rows - 1);
-    rows_after_ = int(least(rows.rows - 1 - start, count * kRowsAtOnce));
+    const int64_t start = min(first + row, rows.rows - 1);
+    rows_after_ = int(min(rows.rows - 1 - start, count * kRowsAtOnce));
     const E* const from = static_cast<const E*>(rows.data) + start * row_stride_ + chunk * kLanes * dim_stride_;
 #pragma unroll
     for (int i = 0; i < kPointers; ++i) from_[i] = from + min(i * kRowsAtOnce, rows_after_) * row_stride_;
@@ -196,8 +196,8 @@ template <class E, bool copied>
 __global__ void __launch_bounds__(kThreads, 1) score_max_kernel(Score p, MaxPlan plan) {
   using T = MaxTile;
   DISSIM_DYNAMIC_SHARED(E, shared);
-  const int64_t query_tiles = blocks_of(p.query.rows, T::kQueries),
-                reference_tiles = blocks_of(p.reference.rows, T::kReferences);
+  const int64_t query_tiles = ceil_div(p.query.rows, T::kQueries),
+                reference_tiles = ceil_div(p.reference.rows, T::kReferences);
   const int64_t task = task_of_block();
   if (task >= p.batch * plan.pairs_of_heads * query_tiles * reference_tiles) return;
   const int64_t m0 = task % reference_tiles * T::kReferences, n0 = task / reference_tiles % query_tiles * T::kQueries;
@@ -281,8 +281,8 @@ __global__ void __launch_bounds__(kThreads, 1) score_max_kernel(Score p, MaxPlan
   }
   if (!certain) {
     const int64_t rows = Tile<float>::kRows;
-    const int64_t tile = (batch * p.heads + head) * blocks_of(p.query.rows, rows) + n0 / rows;
-    atomicOr(plan.uncertain + tile * blocks_of(p.reference.rows, rows) + m0 / rows, 1);
+    const int64_t tile = (batch * p.heads + head) * ceil_div(p.query.rows, rows) + n0 / rows;
+    atomicOr(plan.uncertain + tile * ceil_div(p.reference.rows, rows) + m0 / rows, 1);
   }
 }
 

@@ -65,9 +65,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (batch >= batches) return;
   const int64_t entry = batch * heads + head, entries = batches * heads;
   const int64_t m_begin = reference_share * s.reference_tiles * SignTile<float>::kReferences;
-  const int64_t m_end = least(s.references, m_begin + s.reference_tiles * SignTile<float>::kReferences);
+  const int64_t m_end = min(s.references, m_begin + s.reference_tiles * SignTile<float>::kReferences);
   const int64_t n_begin = query_share * s.query_tiles * T::kQueries;
-  const int64_t n_end = least(s.queries, n_begin + s.query_tiles * T::kQueries);
+  const int64_t n_end = min(s.queries, n_begin + s.query_tiles * T::kQueries);
   const int* const query = keys.query + batch * s.queries * s.depth + d0;
   const int* const reference = keys.reference + batch * s.references * s.depth + d0;
   float* const to_query = s.query_sums + (reference_share * entries + entry) * s.queries * s.depth + d0;
@@ -78,16 +78,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
   for (int64_t n0 = n_begin; n0 < n_end; n0 += T::kQueries) {
     const bool first = n0 == n_begin;
-    const int queries_left = int(least(n_end - n0, T::kQueries));
+    const int queries_left = int(min(n_end - n0, T::kQueries));
     K q[T::kSide];
     V sums[T::kSide] = {};
     float bias = 0;  // of query lane % kSide
 #pragma unroll
     for (int i = 0; i < T::kSide; ++i)
-      q[i] = *reinterpret_cast<const K*>(query + least(n0 + warp * T::kSide + i, s.queries - 1) * s.depth);
+      q[i] = *reinterpret_cast<const K*>(query + min(n0 + warp * T::kSide + i, s.queries - 1) * s.depth);
 #pragma unroll 1
     for (int64_t m0 = m_begin; m0 < m_end; m0 += T::kReferences) {
-      const int references_left = int(least(m_end - m0, T::kReferences));
+      const int references_left = int(min(m_end - m0, T::kReferences));
       {  // what lies beyond the matrices has g = 0
         const int place = warp * T::kDims + lane * T::kLanes, real = references_left - warp, stored = first ? 0 : real;
         const int* keys_from = reference + (m0 + warp) * s.depth;

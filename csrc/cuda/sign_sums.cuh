@@ -48,7 +48,7 @@ __device__ __forceinline__ A sign(A q, A r) {
 
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    widen_rows_kernel(Rows rows, int64_t batch, int64_t dim, int64_t depth, Wide<E>* to) {
+    widen_rows_kernel(Rows rows, int64_t batch, int64_t dim, int64_t depth, Acc<E>* to) {
   const int64_t index = task_of_block() * kThreads + threadIdx.x, row = index / depth, d = index % depth;
   if (row < batch * rows.rows)
     to[index] = d < dim ? element_of<E>(entry_of<E>(rows, row / rows.rows), row % rows.rows, d) : 0;
@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kThreads)
 // of the pair so many columns on; of kAtOnce rows a thread may read ahead.
 template <class G, bool both>
 __global__ void __launch_bounds__(kThreads, 1)
-    sign_sums_kernel(SignSums<typename G::Wide> s, G g, int64_t heads, int64_t batches, const Route* route) {
-  using A = typename G::Wide;
+    sign_sums_kernel(SignSums<typename G::Acc> s, G g, int64_t heads, int64_t batches, const Route* route) {
+  using A = typename G::Acc;
   using T = SignTile<A>;
   using V = Vector<A>;
   if (!route->general()) return;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t entry = batch * heads + head, entries = batches * heads;
   const int64_t first_reference = reference_share * s.reference_tiles * T::kReferences;
-  const int64_t end_reference = least(s.references, first_reference + s.reference_tiles * T::kReferences);
+  const int64_t end_reference = min(s.references, first_reference + s.reference_tiles * T::kReferences);
 
   // This thread's part of filling the buffers: four or two gradients of one query, 16 bytes of a reference.
   constexpr int kGrads = T::kReferences * T::kQueries / kThreads;
@@ -97,19 +97,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     V q[T::kSide], sums[T::kSide] = {};
 #pragma unroll
     for (int i = 0; i < T::kSide; ++i)
-      q[i] = *reinterpret_cast<const V*>(query + least(n0 + warp * T::kSide + i, s.queries - 1) * s.depth);
+      q[i] = *reinterpret_cast<const V*>(query + min(n0 + warp * T::kSide + i, s.queries - 1) * s.depth);
 
     A grads[kGrads];
     V next;
     auto from = g.from(batch, head);
-    from.move(least(n0 + grad_query, s.queries - 1), first_reference + grad_reference);
+    from.move(min(n0 + grad_query, s.queries - 1), first_reference + grad_reference);
     const bool real = n0 + grad_query < s.queries;
     const auto fetch = [&](int64_t m0) {
-      const int left = real ? int(least(end_reference - m0, T::kReferences)) - grad_reference : 0;
+      const int left = real ? int(min(end_reference - m0, T::kReferences)) - grad_reference : 0;
 #pragma unroll
       for (int i = 0; i < kGrads; ++i) grads[i] = i < left ? from.value(i) : A(0);
       from.move(0, T::kReferences);
-      next = *reinterpret_cast<const V*>(reference + least(m0 + warp, s.references - 1) * s.depth);
+      next = *reinterpret_cast<const V*>(reference + min(m0 + warp, s.references - 1) * s.depth);
     };
     fetch(first_reference);
 #pragma unroll 1

@@ -109,18 +109,18 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (!route->few_pairs) return;
   __shared__ unsigned words[kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t tiles = blocks_of(s.depth, T::kDims);
+  const int64_t tiles = ceil_div(s.depth, T::kDims);
   int64_t task = task_of_block();
   const int64_t d0 = task % tiles * T::kDims + lane * T::kLanes;
   const int64_t share = (task /= tiles) % s.shares, first_row = task / s.shares * kWarps, row = first_row + warp;
   if (first_row >= s.rows) return;
-  const int64_t begin = share * s.share_rows, end = least(s.other_rows, begin + s.share_rows);
+  const int64_t begin = share * s.share_rows, end = min(s.other_rows, begin + s.share_rows);
 
   V own[T::kVectors], sums[T::kVectors] = {};
 #pragma unroll
   for (int i = 0; i < T::kVectors; ++i)
     if (d0 + i * T::kStep < s.depth)
-      own[i] = *reinterpret_cast<const V*>(s.own + least(row, s.rows - 1) * s.depth + d0 + i * T::kStep);
+      own[i] = *reinterpret_cast<const V*>(s.own + min(row, s.rows - 1) * s.depth + d0 + i * T::kStep);
 
 #pragma unroll 1
   for (int64_t others = begin; others < end; others += T::kOthers) {

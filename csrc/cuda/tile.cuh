@@ -30,7 +30,7 @@ struct WideOf<double> {
   using type = double;
 };
 template <class E>
-using Wide = typename WideOf<E>::type;
+using Acc = typename WideOf<E>::type;
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
@@ -38,7 +38,7 @@ __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 template <class E>
-__device__ __forceinline__ E narrow(Wide<E> x);
+__device__ __forceinline__ E narrow(Acc<E> x);
 template <>
 __device__ __forceinline__ float narrow<float>(float x) {
   return x;
@@ -121,7 +121,7 @@ __device__ __forceinline__ void wait_for_groups() {
 template <class E, bool copied>
 class RowLoader {
  public:
-  using A = Wide<E>;
+  using A = Acc<E>;
   using T = Tile<A>;
   static constexpr int kLanes = Vector<A>::kLanes, kChunks = T::kDepth / kLanes, kAtOnce = kThreads / kChunks;
 
@@ -129,7 +129,7 @@ class RowLoader {
       : dim_stride_(copied ? 1 : rows.dim_stride), step_(kAtOnce * rows.row_stride) {
     const int row = threadIdx.x / kChunks, column = threadIdx.x % kChunks * kLanes;
     from_ = static_cast<const E*>(rows.data) + (first + row) * rows.row_stride + column * dim_stride_;
-    rows_left_ = int(least(rows.rows - first, T::kRows)) - row;
+    rows_left_ = int(min(rows.rows - first, T::kRows)) - row;
   }
 
   // The next dimensions, of which so many are left, to `to`: this thread's place in the first row.
@@ -166,10 +166,10 @@ constexpr int kTileBlocks = 1;
 // sums[i][j] = sum_d weight[d] |query[first_query + y + 16 i][d] - reference[first_reference + x + 16 j][d]|: one sum a
 // pair, d ascending, so that every kernel that calls this gets the same bits. Ends with all threads done with `shared`.
 template <class E, bool copied>
-__device__ __forceinline__ void score_tile(const Rows& query, const Rows& reference, const Wide<E>* weight, int dim,
-                                           int64_t first_query, int64_t first_reference, Wide<E>* shared,
-                                           Wide<E> (&sums)[Tile<Wide<E>>::kSide][Tile<Wide<E>>::kSide]) {
-  using A = Wide<E>;
+__device__ __forceinline__ void score_tile(const Rows& query, const Rows& reference, const Acc<E>* weight, int dim,
+                                           int64_t first_query, int64_t first_reference, Acc<E>* shared,
+                                           Acc<E> (&sums)[Tile<Acc<E>>::kSide][Tile<Acc<E>>::kSide]) {
+  using A = Acc<E>;
   using T = Tile<A>;
   constexpr int lanes = Vector<A>::kLanes, chunks = T::kDepth / lanes;
   const int x = threadIdx.x % kGrid, y = threadIdx.x / kGrid;

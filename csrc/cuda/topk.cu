@@ -1,7 +1,7 @@
 // topk: the k best references of each query. Blocks score tiles of their queries against a share of the references and
 // keep candidates for the k best of that share; then each query's shares are merged. Scores never leave registers.
 #include "launchers.h"
-#include "shares.cuh"
+#include "splits.cuh"
 #include "stage.cuh"
 
 namespace dissim {
@@ -17,7 +17,7 @@ __device__ __forceinline__ void select(const TopK& p, const Shares<A>& shares, c
   const int lane = threadIdx.x % kWarp;
 #pragma unroll 1
   for (int row = threadIdx.x / kWarp; row < rows && first + row < p.query.rows; row += kWarps) {
-    const int64_t n = first + row, excluded = p.exclude ? p.exclude[n] : -1;
+    const int64_t n = first + row, excluded = p.exclude_index ? p.exclude_index[n] : -1;
     Selection<A> selection = selections[row];
 #pragma unroll 1
     for (int column = lane; column < T::kRows; column += kWarp) {
@@ -33,8 +33,8 @@ __device__ __forceinline__ void select(const TopK& p, const Shares<A>& shares, c
 }
 
 template <class E, bool copied>
-__global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Shares<Wide<E>> shares) {
-  using A = Wide<E>;
+__global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Shares<Acc<E>> shares) {
+  using A = Acc<E>;
   using T = Tile<A>;
   DISSIM_DYNAMIC_SHARED(A, buffers);
   __shared__ Selection<A> selections[T::kRows];
@@ -70,10 +70,10 @@ Shares<A> shares_of_topk(const TopK& p) {
 
 template <class E>
 void launch_topk_as(const TopK& p, void* workspace, Stream stream) {
-  using A = Wide<E>;
+  using A = Acc<E>;
   if (p.query.rows * p.k == 0) return;
   const Shares<A> shares = shares_of_topk<A>(p).at(workspace);
-  const Grid grid = {blocks_of(p.query.rows, Tile<A>::kRows), shares.count};
+  const Grid grid = {ceil_div(p.query.rows, Tile<A>::kRows), shares.count};
   if (can_copy<E>(p)) {
     launch("topk_kernel", topk_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, shares);
   } else {

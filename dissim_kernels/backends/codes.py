@@ -1,4 +1,4 @@
-"""Extent and codes of rows (csrc/dissim.h) in plain torch: the meaning of csrc/cpu/quantise.cpp, and what quantises
+"""Extent and codes of rows (csrc/dissim.h) in plain torch: the meaning of csrc/cpu/quantize.cpp, and what quantizes
 tensors that are not on the CPU. Nothing is read back from the device.
 """
 

@@ -12,23 +12,32 @@ import torch
 
 from ..contract import Problem
 from .capability import capability, named, serves
-from .native import NOT_LOADED, certified, hinge, hinge_backward, quantise_references, score, score_backward, topk
+from .native import (
+    NOT_LOADED,
+    hinge,
+    hinge_backward,
+    quantize_references,
+    quantized_topk,
+    score,
+    score_backward,
+    topk,
+)
 
 __all__ = [
-    "certified",
     "hinge",
     "hinge_backward",
-    "quantise_references",
+    "quantize_references",
+    "quantized_topk",
     "score",
     "score_backward",
     "topk",
-    "why_not",
+    "unsupported_reason",
 ]
 
 BUILD = "Build it where nvcc is found: FORCE_CUDA=1 pip install --no-build-isolation . (see setup.py)."
 
 
-def why_not(problem: Problem) -> str | None:
+def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return f"it runs tensors on CUDA devices, these are on {problem.device.type!r}"
     return NOT_LOADED or _no_image(problem.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, Search
 from . import reference as reference_backend
-from .quantise import positive_groups, quantise_queries, quantise_references  # noqa: F401
+from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
 BUILD = "Build it with `pip install .` (needs g++ or clang++), in a checkout `pip install -e . --no-build-isolation`."
@@ -36,7 +36,7 @@ operators = torch.ops.dissim_native
 MENDED_HERE = ("cpu",)
 
 
-def why_not(problem: Problem) -> str | None:
+def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cpu":
         return f"it runs tensors on the CPU, these are on {problem.device.type!r}"
     return NOT_LOADED
@@ -81,11 +81,11 @@ def topk(search: Search) -> tuple[Tensor, Tensor]:
 
 
 def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
-    query, reference, weight, bias, *filters, margin, hard_negatives = given
+    query, reference, weight, bias, *filters, margin, num_hard_negatives = given
     positive, negative = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
     active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
     pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
-    hard = -1 if hard_negatives is None else hard_negatives
+    hard = -1 if num_hard_negatives is None else num_hard_negatives
     operators.hinge(*pairs, *map(_contiguous, filters), margin, hard, positive, negative, active)
     return positive, negative, active
 
@@ -109,13 +109,13 @@ def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
     return [g for g in grads if g is not None]
 
 
-def certified(search: Search, quantised: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """`topk` by way of the codes of `quantise_references`, and how many references of each query were scored."""
-    codes, errors, *grid = quantised
+def quantized_topk(search: Search, quantized: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk` by way of the codes of `quantize_references`, and how many references of each query were scored."""
+    codes, errors, *grid = quantized
     given, (scores, indices) = _search(search), _found(search)
     rescored = search.query.new_empty(len(search.query), dtype=torch.int64)
-    operators.certified(
-        *given, positive_groups(given.weight), grid[-1], *quantise_queries(search.query, given.bias, grid),
+    operators.quantized_topk(
+        *given, positive_groups(given.weight), grid[-1], *quantize_queries(search.query, given.bias, grid),
         codes, errors, scores, indices, rescored,
     )  # fmt: skip
     return scores, indices, rescored

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, Search
-from .quantise import quantise_references  # noqa: F401
+from .quantize import quantize_references  # noqa: F401
 
 #: No temporary has more elements than this (16 MiB in float32), unless one pair's D is larger.
 CHUNK = 1 << 22
 
 
-def why_not(problem: Problem) -> str | None:
-    """The reference runs every problem on every device."""
-    return None
+def unsupported_reason(problem: Problem) -> str | None:
+    """Every problem on every device, but for scans over codes: it is the definition, which scores every reference."""
+    return "it has no scan over codes" if problem.operation == "quantized_topk" else None
 
 
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -89,20 +89,9 @@ def topk(search: Search) -> tuple[Tensor, Tensor]:
     width = min(k, columns)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
-        barred = barred_pairs(columns, *search.filters, n, scores)
+        barred = excluded_pairs(columns, *search.filters, n, scores)
         out[n, :width], indices[n, :width] = select(scores, barred, k, largest)
     return out, indices
-
-
-def certified(search: Search, quantised: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """`topk`, for which codes need not be looked at: every candidate is scored."""
-    query, reference = search[:2]
-    scores, indices = topk(search)
-    rescored = torch.zeros(query.shape[0], dtype=torch.int64, device=query.device)
-    for n in row_blocks(query, reference):
-        like = scores.new_empty(rescored[n].shape[0], reference.shape[0])
-        rescored[n] = (~barred_pairs(reference.shape[0], *search.filters, n, like)).sum(1)
-    return scores, indices, rescored
 
 
 def select(scores: Tensor, barred: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
@@ -118,7 +107,7 @@ def select(scores: Tensor, barred: Tensor, k: int, largest: bool) -> tuple[Tenso
 
 def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     """Row sums of the positives' and the negatives' hinge [N], [N], and the active bits [N, ceil(M / 8)]."""
-    query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives = given
+    query, reference, weight, bias, query_labels, reference_labels, exclude_index, margin, num_hard_negatives = given
     columns, bits = reference.shape[0], (reference.shape[0] + 7) // 8
     sums = [torch.zeros(query.shape[0], dtype=ACCUMULATE[query.dtype], device=query.device) for _ in range(2)]
     active = torch.zeros(query.shape[0], bits, dtype=torch.uint8, device=query.device)
@@ -126,10 +115,10 @@ def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
         same = query_labels[n, None] == reference_labels
-        kept = ~barred_pairs(columns, exclude, None, None, n, scores)
-        if hard_negatives is not None:
-            filters = (None if exclude is None else exclude[n], query_labels[n], reference_labels)
-            k = min(hard_negatives, columns)
+        kept = ~excluded_pairs(columns, exclude_index, None, None, n, scores)
+        if num_hard_negatives is not None:
+            filters = (None if exclude_index is None else exclude_index[n], query_labels[n], reference_labels)
+            k = min(num_hard_negatives, columns)
             hard = topk(Search(query[n], reference, weight, bias, k, True, *filters))[1]
             chosen = torch.zeros(same.shape[0], columns + 1, dtype=torch.bool, device=same.device)
             kept &= same | chosen.scatter_(1, hard % (columns + 1), True)[:, :columns]
@@ -171,11 +160,11 @@ def _row_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
     return score(query[None].to(wide), reference[None].to(wide), weight[None].to(wide), bias)[0, 0]
 
 
-def barred_pairs(columns, exclude, query_labels, reference_labels, rows: slice, like: Tensor) -> Tensor:
+def excluded_pairs(columns, exclude_index, query_labels, reference_labels, rows: slice, like: Tensor) -> Tensor:
     """Pairs a query may not return: its excluded row and, with labels, every row of its own label."""
     barred = torch.zeros_like(like, dtype=torch.bool)
-    if exclude is not None:
-        barred |= exclude[rows, None] == torch.arange(columns, device=like.device)
+    if exclude_index is not None:
+        barred |= exclude_index[rows, None] == torch.arange(columns, device=like.device)
     if query_labels is not None:
         barred |= query_labels[rows, None] == reference_labels
     return barred

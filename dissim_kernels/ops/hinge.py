@@ -37,14 +37,14 @@ def fused_dissim_hinge_loss(
     *,
     margin: float = 1.0,
     balance: str = "pairs",
-    hard_negatives: int | None = None,
-    exclude: Tensor | None = None,
+    num_hard_negatives: int | None = None,
+    exclude_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
     """Hinge loss of the pair scores, y = +1 for equal labels and -1 otherwise, without an N x M float tensor.
 
-    Plain torch, for balance="pairs", hard_negatives=None, exclude=None::
+    Plain torch, for balance="pairs", num_hard_negatives=None, exclude_index=None::
 
         s = fused_dissim_score(query, reference, weight, bias)
         y = torch.where(query_labels[:, None] == reference_labels[None], 1.0, -1.0)
@@ -57,9 +57,9 @@ def fused_dissim_hinge_loss(
         margin: the score beyond which a pair costs nothing; at the margin itself the gradient is 0 (E12).
         balance: "pairs", each pair weighs the same; "classes", positives and negatives weigh one half each
             (the whole weight goes to the one that exists if the other is empty).
-        hard_negatives: keep only this many highest-scoring negatives of each query (ties by lower index; all there
-            are if fewer); every positive is kept. None keeps all.
-        exclude: int64 [N], a reference row each query is not paired with, -1 for none.
+        num_hard_negatives: keep only this many highest-scoring negatives of each query (ties by lower index; all if
+            there are fewer); every positive is kept. None keeps all.
+        exclude_index: int64 [N], a reference row each query is not paired with, -1 for none.
         reduction: "mean", weights sum to one (0 where there is no pair); "sum", mean times the number of pairs kept;
             "none", a value for each query row [N], which sum to the mean times N.
 
@@ -74,7 +74,7 @@ def fused_dissim_hinge_loss(
 
     >>> import torch
     >>> x, labels = torch.tensor([[0.0], [0.5], [4.0]]), torch.tensor([0, 0, 1])
-    >>> fused_dissim_hinge_loss(x, x, torch.tensor([-1.0]), 2.0, labels, labels, exclude=torch.arange(3))
+    >>> fused_dissim_hinge_loss(x, x, torch.tensor([-1.0]), 2.0, labels, labels, exclude_index=torch.arange(3))
     tensor(0.)
     """
     check_backend(backend)
@@ -82,12 +82,12 @@ def fused_dissim_hinge_loss(
     check_matrix_inputs(query, reference, weight, bias)
     check_labels("query_labels", query_labels, query.shape[0], query.device)
     check_labels("reference_labels", reference_labels, reference.shape[0], query.device)
-    check_filters(query, reference, exclude, None, None)
+    check_filters(query, reference, exclude_index, None, None)
     check_number("margin", margin)
     check_choice("balance", balance, BALANCES)
     check_choice("reduction", reduction, REDUCTIONS)
-    if hard_negatives is not None:
-        check_count("hard_negatives", hard_negatives, 0)
+    if num_hard_negatives is not None:
+        check_count("num_hard_negatives", num_hard_negatives, 0)
     bias = head_bias(bias, weight)
     call = _Hinge.apply if differentiated(query, reference, weight, bias) else hinge
     positive, negative, _ = call(
@@ -97,13 +97,13 @@ def fused_dissim_hinge_loss(
         bias,
         query_labels,
         reference_labels,
-        exclude,
+        exclude_index,
         float(margin),
-        hard_negatives,
+        num_hard_negatives,
         backend,
     )
     of_positive, of_negative, pairs = _pair_weights(
-        query_labels, reference_labels, exclude, hard_negatives, balance, positive.dtype
+        query_labels, reference_labels, exclude_index, num_hard_negatives, balance, positive.dtype
     )
     rows = of_positive * positive + of_negative * negative
     if reduction == "none":
@@ -111,18 +111,18 @@ def fused_dissim_hinge_loss(
     return rows.sum() * pairs if reduction == "sum" else rows.sum()
 
 
-def _pair_weights(query_labels, reference_labels, exclude, hard_negatives, balance, dtype):
+def _pair_weights(query_labels, reference_labels, exclude_index, num_hard_negatives, balance, dtype):
     """What a positive and a negative pair weigh in the mean, and the number of pairs kept: 0-d tensors."""
     ordered = reference_labels.sort().values
     positives = torch.searchsorted(ordered, query_labels, right=True) - torch.searchsorted(ordered, query_labels)
     negatives = reference_labels.shape[0] - positives
-    if exclude is not None and reference_labels.shape[0]:
-        excluded = (exclude >= 0) & (exclude < reference_labels.shape[0])
-        same = reference_labels[exclude.clamp(0, reference_labels.shape[0] - 1)] == query_labels
+    if exclude_index is not None and reference_labels.shape[0]:
+        excluded = (exclude_index >= 0) & (exclude_index < reference_labels.shape[0])
+        same = reference_labels[exclude_index.clamp(0, reference_labels.shape[0] - 1)] == query_labels
         positives = positives - (excluded & same).long()
         negatives = negatives - (excluded & ~same).long()
-    if hard_negatives is not None:
-        negatives = negatives.clamp(max=hard_negatives)
+    if num_hard_negatives is not None:
+        negatives = negatives.clamp(max=num_hard_negatives)
     of_positive, of_negative = positives.sum().to(dtype), negatives.sum().to(dtype)
     pairs = of_positive + of_negative
     if balance == "pairs":
@@ -143,16 +143,18 @@ def hinge(
     bias: Tensor | None,
     query_labels: Tensor,
     reference_labels: Tensor,
-    exclude: Tensor | None,
+    exclude_index: Tensor | None,
     margin: float,
-    hard_negatives: int | None,
+    num_hard_negatives: int | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of max(0, margin - y s) over each row's positives and negatives [N], [N], and the active bits.
 
     The bits are uint8 [N, ceil(M / 8)], lowest bit first: 1 where a kept pair is inside the margin.
     """
-    given = Hinge(query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives)
+    given = Hinge(
+        query, reference, weight, bias, query_labels, reference_labels, exclude_index, margin, num_hard_negatives
+    )
     return resolve(backend, problem_of("hinge", query)).hinge(given)
 
 
@@ -182,7 +184,9 @@ def hinge_backward(
 
 
 @hinge.register_fake
-def _(query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives, backend):
+def _(
+    query, reference, weight, bias, query_labels, reference_labels, exclude_index, margin, num_hard_negatives, backend
+):
     rows = query.new_empty(query.shape[0], dtype=ACCUMULATE[query.dtype])
     active = query.new_empty(query.shape[0], (reference.shape[0] + 7) // 8, dtype=torch.uint8)
     return rows, torch.empty_like(rows), active
@@ -215,7 +219,7 @@ def _hinge_gradients(ctx, *grads: Tensor | None) -> tuple:
 
 
 hinge.register_autograd(_hinge_gradients, setup_context=_save_hinge)
-hinge_backward.register_autograd(lambda ctx, *directions: _refuse("second derivative"))
+hinge_backward.register_autograd(lambda ctx, *directions: _raise_no_derivative("second derivative"))
 hinge.register_vmap(each_entry(hinge))
 hinge_backward.register_vmap(each_entry(hinge_backward))
 
@@ -228,7 +232,7 @@ class _Hinge(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        _refuse("forward-mode derivative")
+        _raise_no_derivative("forward-mode derivative")
 
 
 class _HingeBackward(torch.autograd.Function):
@@ -243,14 +247,14 @@ class _HingeBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *directions):
-        _refuse("second derivative")
+        _raise_no_derivative("second derivative")
 
     @staticmethod
     def jvp(ctx, *tangents):
-        _refuse("second derivative")
+        _raise_no_derivative("second derivative")
 
 
-def _refuse(derivative: str) -> None:
+def _raise_no_derivative(derivative: str) -> None:
     raise NotImplementedError(
         f"fused_dissim_hinge_loss: a {derivative} is not available. "
         "Take it through fused_dissim_score and torch.relu, which have one."

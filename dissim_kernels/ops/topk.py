@@ -1,16 +1,19 @@
-"""The k best references of every query: the door and the operator. Scores are selected as they are computed."""
+"""The k best references of every query: the public function and the operator that scores every reference."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from ..contract import Search, check_count, check_filters, check_matrix_inputs, check_topk_operands, refuse
+from ..contract import Search, check_count, check_filters, check_matrix_inputs, check_topk_operands
 from ..dispatch import check_backend, resolve
 from .operator import differentiated, operator
+from .quantize import QuantizedReferences, check_quantized
+from .quantized_topk import QuantizedTopKFunction, quantized_topk
 from .score import autocast_to_float32, each_entry, head_bias, problem_of
+from .topk_checks import check_enough_candidates, check_k, raise_no_derivative
 
 
 class TopK(NamedTuple):
@@ -18,6 +21,50 @@ class TopK(NamedTuple):
 
     scores: Tensor
     indices: Tensor
+
+
+class TopKStats(NamedTuple):
+    """A `TopK` and, for each query, how many references were scored in full precision: rescored [N] int64."""
+
+    scores: Tensor
+    indices: Tensor
+    rescored: Tensor
+
+
+@overload
+def fused_dissim_topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | float | None = ...,
+    *,
+    k: int,
+    largest: bool = ...,
+    exclude_index: Tensor | None = ...,
+    query_labels: Tensor | None = ...,
+    reference_labels: Tensor | None = ...,
+    quantized: QuantizedReferences | None = ...,
+    return_stats: Literal[False] = ...,
+    backend: str = ...,
+) -> TopK: ...
+
+
+@overload
+def fused_dissim_topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | float | None = ...,
+    *,
+    k: int,
+    largest: bool = ...,
+    exclude_index: Tensor | None = ...,
+    query_labels: Tensor | None = ...,
+    reference_labels: Tensor | None = ...,
+    quantized: QuantizedReferences | None = ...,
+    return_stats: Literal[True],
+    backend: str = ...,
+) -> TopKStats: ...
 
 
 def fused_dissim_topk(
@@ -28,11 +75,13 @@ def fused_dissim_topk(
     *,
     k: int,
     largest: bool = True,
-    exclude: Tensor | None = None,
+    exclude_index: Tensor | None = None,
     query_labels: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    quantized: QuantizedReferences | None = None,
+    return_stats: bool = False,
     backend: str = "auto",
-) -> TopK:
+) -> TopK | TopKStats:
     """The k best-scoring references of each query, exactly, without the N x M score matrix.
 
     Plain torch, but for ties and NaN::
@@ -44,36 +93,70 @@ def fused_dissim_topk(
     is that of the float32 scores, the returned scores are rounded.
 
     Args:
-        exclude: int64 [N], a reference row each query must not return, -1 for none (itself, for one).
+        exclude_index: int64 [N], a reference row that each query must not return, -1 for none (itself, for one).
         query_labels, reference_labels: int64 [N] and [M]; references of the query's own label are excluded, which
             is hard-negative mining.
+        quantized: what `quantize_references(reference, weight)` returned. A scan over its 8-bit codes bounds every
+            score (E10), and only references that may be among the k best are scored in full precision. Scores and
+            indices are bit-identical to those without it. It pays where few references are close to the best; data
+            on which all are close takes longer than without it. Where the backend has no such scan (triton,
+            reference), a warning says why and every reference is scored.
+        return_stats: return `TopKStats`. Its rescored counts, for each query, the references whose bound reaches
+            the k-th best score, on CUDA a score slightly below it; M where every reference was scored.
 
-    A derivative raises NotImplementedError: to train through the result, gather the rows and score them with
-    `paired_dissim_score`.
+    A derivative raises NotImplementedError, and so does vmap with quantized. To train through the result, gather
+    the rows and score them with `paired_dissim_score`.
 
-    Cost: that of the score, and of a sort of k. Memory on the CPU: the result, for half types once more in float32,
-    and at most 2(N + M)D values and 16 MiB, or 16 k bytes if these are more; on GPUs the result and a block of
-    scores, on CUDA lists of 1.25 k + 32 candidates a query, or more of them up to 1 GiB. Raises ValueError when k is
-    above M, before anything is allocated, or when a query has fewer than k candidates; other errors as in
-    `fused_dissim_score`. On CUDA the count of candidates waits for the result where a filter is given, and is left
-    out while a graph is captured: places without a candidate then hold index -1.
+    Cost: that of the score, and of a sort of k. With quantized: N M D steps on bytes (with AVX2 two instructions do
+    32 of them, where three do 8 of a float32 score; on CUDA one does 4, where two do 1), and the re-scored rows.
+
+    Memory on the CPU: the result, for half types once more in float32, and at most 2(N + M)D values and 16 MiB, or
+    16 k bytes if these are more; on GPUs the result and a block of scores, on CUDA lists of 1.25 k + 32 candidates a
+    query, or more of them up to 1 GiB. With quantized besides, on the CPU: the codes of the queries and at most
+    32 MiB of candidates, or 48 k bytes if these are more; on CUDA at most 64 MiB of bounds and candidates, or what
+    128 queries need, a byte for each 4 references and some for each of k.
+
+    Raises ValueError when k is above M, before anything is allocated, when a query has fewer than k candidates, or
+    for `quantized` of other weights, another number of references, another device, or damaged: each tensor's dtype,
+    shape, contiguity and the range of dim_order are checked, codes and error bounds are not. Other errors as in
+    `fused_dissim_score`. On CUDA the count of candidates, where a filter is given, and the check of the weights and
+    dim_order of `quantized` wait for the device. Both are left out while a graph is captured: places without a
+    candidate then hold index -1.
 
     >>> import torch
-    >>> found = fused_dissim_topk(torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0]), k=2)
-    >>> found.indices
+    >>> from dissim_kernels import quantize_references
+    >>> query, reference, weight = torch.zeros(1, 2), torch.eye(3)[:, :2], torch.tensor([-1.0, -2.0])
+    >>> fused_dissim_topk(query, reference, weight, k=2).indices
+    tensor([[2, 0]])
+    >>> quantized = quantize_references(reference, weight)
+    >>> fused_dissim_topk(query, reference, weight, k=2, quantized=quantized).indices
     tensor([[2, 0]])
     """
     check_backend(backend)
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_count("k", k, 0)
-    check_filters(query, reference, exclude, query_labels, reference_labels)
-    bias = head_bias(bias, weight)
-    tensors = [query, reference, weight, bias]
+    check_filters(query, reference, exclude_index, query_labels, reference_labels)
+    if quantized is not None:
+        check_quantized(quantized, reference)
+    tensors = [query, reference, weight, head_bias(bias, weight)]
     if torch.compiler.is_compiling():
         tensors = [t if t is None else t.detach() for t in tensors]
-    call = _TopK.apply if differentiated(*tensors) else topk
-    return TopK(*call(*tensors, k, largest, exclude, query_labels, reference_labels, backend))
+    arguments = (*tensors, k, largest, exclude_index, query_labels, reference_labels)
+    may_differentiate = differentiated(*tensors)
+    if quantized is None:
+        run = _TopKFunction.apply if may_differentiate else topk
+        scores, indices = run(*arguments, backend)
+        rescored = None
+    else:
+        *codes, rows = quantized
+        run = QuantizedTopKFunction.apply if may_differentiate else quantized_topk
+        scores, indices, rescored = run(*arguments, codes, rows, backend)
+    if not return_stats:
+        return TopK(scores, indices)
+    if rescored is None:
+        rescored = torch.full((query.shape[0],), reference.shape[0], device=query.device)
+    return TopKStats(scores, indices, rescored)
 
 
 @operator("dissim::topk", check_topk_operands)
@@ -84,43 +167,22 @@ def topk(
     bias: Tensor | None,
     k: int,
     largest: bool,
-    exclude: Tensor | None,
+    exclude_index: Tensor | None,
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     check_k(k, reference)
     module = resolve(backend, problem_of("topk", query))
-    filters = (exclude, query_labels, reference_labels)
+    filters = (exclude_index, query_labels, reference_labels)
     scores, indices = module.topk(Search(query, reference, weight, bias, k, largest, *filters))
-    if exclude is not None or query_labels is not None:
-        refuse_too_few(indices, k)
+    if exclude_index is not None or query_labels is not None:
+        check_enough_candidates(indices, k)
     return scores.to(query.dtype), indices
 
 
-def check_k(k: int, reference: Tensor) -> None:
-    """Before anything is allocated; by the operators, since a traced program need not know its number of rows."""
-    if k > reference.shape[0]:
-        refuse("k", f"at most the {reference.shape[0]} rows of reference", k, "Ask for fewer.")
-
-
-def being_captured(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is captured, so that nothing can be read."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def refuse_too_few(indices: Tensor, k: int) -> None:
-    """Raises for the first query whose candidates ran out."""
-    if being_captured(indices):
-        return
-    if k and indices.numel() and bool((indices[:, -1] < 0).any()):
-        row = int((indices[:, -1] < 0).nonzero()[0])
-        candidates = int((indices[row] >= 0).sum())
-        refuse("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
-
-
 @topk.register_fake
-def _(query, reference, weight, bias, k, largest, exclude, query_labels, reference_labels, backend):
+def _(query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels, backend):
     scores = query.new_empty(query.shape[0], k)
     return scores, torch.empty_like(scores, dtype=torch.int64)
 
@@ -128,8 +190,8 @@ def _(query, reference, weight, bias, k, largest, exclude, query_labels, referen
 topk.register_vmap(each_entry(topk))
 
 
-class _TopK(torch.autograd.Function):
-    """Gives no derivative, and says so where torch alone would take it for zero."""
+class _TopKFunction(torch.autograd.Function):
+    """Raises for derivatives, where torch alone would take them for zero."""
 
     generate_vmap_rule = True
     forward = staticmethod(topk)
@@ -140,15 +202,8 @@ class _TopK(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        _refuse()
+        raise_no_derivative()
 
     @staticmethod
     def jvp(ctx, *tangents):
-        _refuse()
-
-
-def _refuse() -> None:
-    raise NotImplementedError(
-        "fused_dissim_topk: its scores have no derivative. "
-        "Gather reference[indices] and score the rows with paired_dissim_score, or detach the scores."
-    )
+        raise_no_derivative()

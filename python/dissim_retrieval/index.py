@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dissim_kernels import Quantised, certified_dissim_topk, fused_dissim_topk, quantise_references
+from dissim_kernels import QuantizedReferences, fused_dissim_topk, quantize_references
 
 from .atomic import atomic_write
 from .head import DissimilarityHead
@@ -33,16 +33,16 @@ class DissimilarityIndex:
     Ids are the caller's, int64; several rows may share one (views of one object).
 
     Args:
-        quantised: search by a scan over one more byte per value, made at the first search, and exact scores for the
+        quantized: search by a scan over one more byte per value, made at the first search, and exact scores for the
             rows that its error bounds cannot rule out: the same result, several times as fast where few rows are
-            near a query (`dissim_kernels.certified_dissim_topk`). For a head on the CPU or CUDA.
+            near a query (`dissim_kernels.quantize_references`). For a head on the CPU or CUDA.
 
     Memory: the rows, [M, D]. Searching: N * M * D element steps and no N x M matrix.
     """
 
-    def __init__(self, head: DissimilarityHead, *, quantised: bool = False) -> None:
-        self.head, self.quantised = head, quantised
-        self._codes: Quantised | None = None
+    def __init__(self, head: DissimilarityHead, *, quantized: bool = False) -> None:
+        self.head, self.quantized = head, quantized
+        self._codes: QuantizedReferences | None = None
         self._rows = [head.weight.detach().new_empty(0, len(head.weight))]
         self._ids = [torch.empty(0, dtype=torch.int64, device=head.weight.device)]
 
@@ -75,13 +75,9 @@ class DissimilarityIndex:
             )
         rows, ids = self._consolidated()
         problem = self._transform(query), rows, self.head.weight, self.head.bias[0]
-        if not self.quantised:
-            best = fused_dissim_topk(*problem, k=k)
-            return SearchResult(best.scores, ids[best.indices])
-        if self._codes is None or not torch.equal(self._codes.weight, self.head.weight.to(self._codes.weight.dtype)):
-            self._codes = quantise_references(rows, self.head.weight)
-        certified = certified_dissim_topk(*problem, k=k, quantised=self._codes)
-        return SearchResult(certified.scores, ids[certified.indices])
+        codes = self._quantized_rows(rows) if self.quantized else None
+        best = fused_dissim_topk(*problem, k=k, quantized=codes)
+        return SearchResult(best.scores, ids[best.indices])
 
     def save(self, path: str | Path) -> None:
         """Write head and rows into one file, whole or not at all."""
@@ -98,7 +94,7 @@ class DissimilarityIndex:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str | torch.device = "cpu", quantised: bool = False
+        cls, path: str | Path, *, device: str | torch.device = "cpu", quantized: bool = False
     ) -> DissimilarityIndex:
         """The index that `save` wrote. Only tensors and numbers are read from the file, never code.
 
@@ -114,7 +110,7 @@ class DissimilarityIndex:
         weight = record["state"]["weight"]
         head = DissimilarityHead(len(weight), **record["options"]).to(weight)
         head.load_state_dict(record["state"])
-        index = cls(head, quantised=quantised)
+        index = cls(head, quantized=quantized)
         index._rows, index._ids = [record["rows"]], [record["ids"]]
         return index
 
@@ -122,6 +118,12 @@ class DissimilarityIndex:
         if len(self._rows) > 1:
             self._rows, self._ids = [torch.cat(self._rows)], [torch.cat(self._ids)]
         return self._rows[0], self._ids[0]
+
+    def _quantized_rows(self, rows: Tensor) -> QuantizedReferences:
+        weight = self.head.weight.detach()
+        if self._codes is None or not torch.equal(self._codes.weight, weight.to(self._codes.weight.dtype)):
+            self._codes = quantize_references(rows, weight)
+        return self._codes
 
     def _transform(self, embeddings: Tensor) -> Tensor:
         return self.head.transform(embeddings.to(self.head.weight.dtype))

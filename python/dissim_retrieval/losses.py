@@ -41,8 +41,8 @@ class HingeLoss(nn.Module):
         rows = self.head.transform(embeddings)
         loss = fused_dissim_hinge_loss(
             rows, rows, self.head.weight, self.head.bias[0], labels, labels,
-            margin=self.margin, balance=self.balance, hard_negatives=self.num_hard_negatives,
-            exclude=torch.arange(len(rows), device=rows.device),
+            margin=self.margin, balance=self.balance, num_hard_negatives=self.num_hard_negatives,
+            exclude_index=torch.arange(len(rows), device=rows.device),
         )  # fmt: skip
         return loss + self.head.penalty()
 

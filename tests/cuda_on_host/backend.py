@@ -36,7 +36,7 @@ SANITIZERS = {
 }
 
 
-def why_not() -> str | None:
+def unsupported_reason() -> str | None:
     """The reason why kernels cannot be executed here, or None."""
     try:
         headers()
@@ -116,7 +116,7 @@ def load(library: Path) -> ModuleType:
     sys.modules[spec.name] = on_host
     spec.loader.exec_module(on_host)
     on_host.operators = torch.ops.dissim_cuda_on_host
-    on_host.why_not = lambda problem: None
+    on_host.unsupported_reason = lambda problem: None
     return on_host
 
 

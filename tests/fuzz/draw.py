@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import torch
-from forms import ACC, DTYPES, INTEGERS, PARSED, QUANTISED, Form, up
+from forms import ACC, DTYPES, INTEGERS, PARSED, QUANTIZED, Form, up
 
-from dissim_kernels import quantise_references
+from dissim_kernels import quantize_references
 
 OTHER_DTYPES = (*DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
 DAMAGES = ("dtype", "shape", "shape", "strides", "meta", "none", "sparse", "storage", "alias", "alias", "values",
@@ -45,8 +45,8 @@ class Draw:
         self.dtype = pick(DTYPES)
         self.arguments = [self.whole(form) for form in self.forms]
         self.comparable = True  # with what the reference gives
-        if self.operator == "dissim::certified_topk":
-            self.arguments[-10:-1] = quantise_references(*self.arguments[1:3])
+        if self.operator == "dissim::quantized_topk":
+            self.arguments[-10:-1] = quantize_references(*self.arguments[1:3])
         for _ in range(pick((0, 0, 1, 1, 2))):
             self.damage(self.rng.randrange(len(self.forms)))
 
@@ -72,11 +72,11 @@ class Draw:
             acc = form.kind == "A" or (form.kind == "P" and self.rng.random() < 0.5)
             quarter = 4 if form.name in ("weight", "bias") else 1
             return (torch.randint(-2, 3, sizes) / quarter).to(ACC[self.dtype] if acc else self.dtype)
-        if form.kind == "columns":
+        if form.kind == "dim_order":
             return torch.randint(0, max(1, self.sizes["D"]), sizes)
         if form.kind == "positive":
             return torch.tensor(self.rng.randint(0, self.sizes["G"]))
-        if form.name == "exclude":
+        if form.name == "exclude_index":
             return torch.randint(-1, self.sizes["M"] + 2, sizes)
         if form.name == "active":
             bits = torch.randint(0, 2, (sizes[0], self.sizes["M"]), dtype=torch.uint8)
@@ -117,8 +117,8 @@ class Draw:
         else:
             tensors = (torch.zeros(3), torch.zeros(self.sizes["N"], dtype=torch.int64))
             value = 0 if self.forms[i].sizes is None else pick((0, *tensors))
-        if self.operator == "dissim::certified_topk":  # codes of other references find other neighbours
-            self.comparable &= f" {self.forms[i].name}:" not in " reference:" + QUANTISED
+        if self.operator == "dissim::quantized_topk":  # codes of other references find other neighbours
+            self.comparable &= f" {self.forms[i].name}:" not in " reference:" + QUANTIZED
         self.arguments[i] = value
 
     def damaged(self, form: Form, tensor: torch.Tensor, kind: str):

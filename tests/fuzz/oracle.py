@@ -66,7 +66,7 @@ def wrong_number(draw: Draw, known: dict[str, int]) -> str | None:
             return "rows"
         if form.kind in ("groups", "positive") and not 0 <= int(value) <= known["G"]:
             return form.name
-        looked_at = given.get("backend") != "reference" and (value.numel() if form.kind == "columns" else 0)
+        looked_at = given.get("backend") != "reference" and (value.numel() if form.kind == "dim_order" else 0)
         if looked_at and not 0 <= value.min() <= value.max() < known["D"]:
             return form.name
     if draw.operator.endswith("hinge_backward") and known["M"] % 8:
@@ -74,15 +74,15 @@ def wrong_number(draw: Draw, known: dict[str, int]) -> str | None:
         by_reference = given.get("backend") == "reference" or ("backend" in given and not known["D"])
         if spare.any() and not by_reference:
             return "active"
-    if draw.operator == "dissim_native::certified" and known["G"] > up(known["D"], 8) + 1:
+    if draw.operator == "dissim_native::quantized_topk" and known["G"] > up(known["D"], 8) + 1:
         return "codes"
-    if draw.operator == "dissim::certified_topk":
-        weight = given["weight"].to(given["made_for"].dtype)
+    if draw.operator == "dissim::quantized_topk":
+        weight = given["weight"].to(given["quantized_weight"].dtype)
         groups = up(int((weight > 0).sum()), 8) + up(int((weight < 0).sum()), 8)
-        if not torch.equal(weight, given["made_for"]) or groups != known["G"]:
-            return "made_for"
-    if draw.operator in ("dissim::topk", "dissim::certified_topk"):
-        filters = {name: given[name] for name in ("exclude", "query_labels", "reference_labels")}
+        if not torch.equal(weight, given["quantized_weight"]) or groups != known["G"]:
+            return "quantized_weight"
+    if draw.operator in ("dissim::topk", "dissim::quantized_topk"):
+        filters = {name: given[name] for name in ("exclude_index", "query_labels", "reference_labels")}
         if given["k"] and (judge.plain_candidates(known["N"], known["M"], **filters).sum(1) < given["k"]).any():
             return "k"
     return None
@@ -109,7 +109,7 @@ def expected(draw: Draw) -> list | None:
     """What the reference gives, in the order of the outputs; None where it is not asked."""
     given = dict(zip((form.name for form in draw.forms), draw.arguments, strict=True))
     name = draw.operator.split("::")[1]
-    if not draw.comparable or name in ("quantise", "certified", "score_jvp"):
+    if not draw.comparable or name in ("quantize", "quantized_topk", "score_jvp"):
         return None
     if draw.operator.startswith("dissim::"):
         given["backend"] = "reference"
@@ -128,14 +128,14 @@ def expected(draw: Draw) -> list | None:
     problem = kind(*(rows[field] for field in kind._fields))
     if name == "hinge_backward":
         return plain.hinge_backward(problem, needs)
-    if name == "hinge" and given["hard_negatives"] < 0:
-        problem = problem._replace(hard_negatives=None)
+    if name == "hinge" and given["num_hard_negatives"] < 0:
+        problem = problem._replace(num_hard_negatives=None)
     return list(getattr(plain, name)(problem))
 
 
 def run(draw: Draw, arguments: list):
     namespace, name = draw.operator.split("::")
-    if name == "certified_topk":  # takes the tensors of the codes as a list
+    if name == "quantized_topk":  # takes the tensors of the codes as a list
         arguments = [*arguments[:-10], arguments[-10:-2], *arguments[-2:]]
     return getattr(getattr(torch.ops, namespace), name)(*arguments)
 
@@ -145,7 +145,7 @@ def as_list(result) -> list:
 
 
 def outputs(draw: Draw, result) -> list:
-    if draw.operator == "dissim::certified_topk":
+    if draw.operator == "dissim::quantized_topk":
         return as_list(result)[:2]
     if draw.operator.startswith("dissim::"):
         return as_list(result)

@@ -26,9 +26,9 @@ SHAPES = (
 
 def cases(operation, dtype, threads):
     for n, m, dim in SHAPES:
-        if operation == "certified":
+        if operation == "quantized_topk":
             dim = min(dim, 500_000)  # codes are of fewer than 2**19 columns
-        for k in {min(m, 5), min(m, 1000)} if operation in ("topk", "hinge", "certified", "numpy_topk") else {5}:
+        for k in {min(m, 5), min(m, 1000)} if operation in ("topk", "hinge", "quantized_topk", "numpy_topk") else {5}:
             for active in (0.02, 1.0) if operation == "hinge_backward" else (1.0,):
                 yield Case(operation, n, m, dim, dtype, threads, k=k, active=active)
     if operation in ("forward", "backward"):
@@ -41,7 +41,7 @@ def cases(operation, dtype, threads):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "operation",
-    ["forward", "backward", "topk", "hinge", "hinge_backward", "certified", "numpy_score", "numpy_topk"],
+    ["forward", "backward", "topk", "hinge", "hinge_backward", "quantized_topk", "numpy_score", "numpy_topk"],
 )
 def test_no_call_takes_more_than_it_is_allowed(operation, dtype, threads):
     if operation.startswith("numpy") and dtype == "bfloat16":

@@ -13,16 +13,17 @@ import torch
 
 from ...contract import Problem
 from ..capability import capability, named
+from ..quantize import quantize_references  # noqa: F401
 
 #: The Triton of the oldest torch. tests/triton_compile.py compiles all kernels with it and with those after it.
 OLDEST = (3, 6)
 
 
-def why_not(problem: Problem) -> str | None:
+def unsupported_reason(problem: Problem) -> str | None:
     if _NOT_LOADED is not None:
         return _NOT_LOADED
-    if problem.operation == "certified":
-        return "it has no certified search"
+    if problem.operation == "quantized_topk":
+        return "it has no scan over codes"
     if problem.device.type == "cpu":
         if INTERPRETED:
             return None

