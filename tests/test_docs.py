@@ -16,7 +16,7 @@ import dissim_kernels
 import dissim_kernels.numpy
 
 ROOT = Path(__file__).parents[1]
-IDENTITIES = set(re.findall(r"^\*\*(E\d+)\.\*\*", (ROOT / "dissim_kernels" / "MATH.md").read_text(), re.M))
+IDENTITIES = set(re.findall(r"^### (E\d+) \(", (ROOT / "dissim_kernels" / "MATH.md").read_text(), re.M))
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [*(path for name in ("README.md", "CONTRIBUTING.md") if (path := ROOT / name).exists()), *PAGES]
 SOURCES = [
