@@ -22,7 +22,7 @@ OUT = ROOT / "docs" / "images" / "speed.png"
 CASES = {
     "score fp32 4096": "scores, 4,096 x 4,096",
     "forward+backward fp32 4096": "scores and gradients, 4,096 x 4,096",
-    "hinge step, all negatives active": "hinge loss and gradients, 512 x 16,384",
+    "hinge step, all negatives active": "hinge loss and gradients, 512 x 16,384, all negatives active",
     "top-10 of 200,000": "top-10 of 200,000, 256 queries",
     "one query of 1,000,000": "scores, 1 x 1,000,000, D = 128",
     "small 64 x 64 x 512": "scores, 64 x 64 (a small call)",
