@@ -1,7 +1,7 @@
-"""The support matrix of the documentation: every cell that a CPU can try is tried.
+"""The support matrix of the documentation and its summary in the README: every cell that a CPU can try is tried.
 
-The tables' other cells must agree with what is there: "by emulation" with the tests that execute CUDA's sources, "by
-interpreter" with Triton's interpreter, which runs this file again in a process of its own.
+The other cells must agree with the tests: "by emulation" with those that execute the CUDA sources, "by interpreter"
+with Triton's interpreter, which runs this file again in a process of its own.
 """
 
 import ast
@@ -21,13 +21,14 @@ from dissim_kernels import testing as judge
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "support.md").read_text()
+README = (ROOT / "README.md").read_text()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = judge.runnable_backends()
 
 
-def table(heading):
+def table(heading, document=PAGE):
     """The table below a heading: {row name: {column name: cell}}, without backquotes."""
-    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = document.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line.replace("`", "").strip("| ") for line in section.splitlines() if line.startswith("|")]
     header, _, *rows = [re.split(r"\s*\|\s*", line) for line in lines]
     return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
@@ -40,6 +41,15 @@ def function_of(operation):
     """The public function: an operation may be a function with an argument."""
     return operation.split("(")[0]
 
+
+#: Column of the README's table -> operation
+README_COLUMNS = {
+    "all-pairs score": "fused_dissim_score",
+    "paired score": "paired_dissim_score",
+    "top-k": "fused_dissim_topk",
+    "top-k, quantized": "fused_dissim_topk(quantized=)",
+    "hinge loss": "fused_dissim_hinge_loss",
+}
 
 LABELS = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1, 0, 2])
 
@@ -124,6 +134,18 @@ def test_the_tables_have_every_operation_and_dtype():
     assert {getattr(torch, name) for name in DTYPES} == set(judge.ACCUMULATE)
     for name, row in DTYPES.items():
         assert getattr(torch, row["accumulated in"]) == judge.ACCUMULATE[getattr(torch, name)]
+
+
+def test_the_readme_has_the_same_cells():
+    """Its table is that of the page with rows and columns exchanged."""
+    assert set(README_COLUMNS.values()) == set(OPERATIONS)
+    assert table("Support matrix", README) == {
+        row: {column: cells[operation][row] for column, operation in README_COLUMNS.items()}
+        for cells in (OPERATIONS, FEATURES)
+        for row in next(iter(cells.values()))
+    }
+    assert f"Dtypes: {', '.join(DTYPES)}; the last not in `numpy`." in README
+    assert [dtype for dtype, row in DTYPES.items() if row["numpy"] == "no"] == [list(DTYPES)[-1]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
