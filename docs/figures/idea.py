@@ -30,13 +30,13 @@ def arrow(axes, start, end, y):
 
 
 def draw():
-    figure = Figure(figsize=(10, 4.3))
+    figure = Figure(figsize=(10, 3.6))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 10), ylim=(-0.35, 4.1))
+    axes.set(xlim=(0, 10), ylim=(-0.35, 3.4))
     axes.set_axis_off()
     for x, title in TITLES:
-        axes.text(x, 3.75, title, ha="center", fontsize=15, weight="bold", color=INK)
-    for y, (query, reference) in zip((2.4, 0.65), PAIRS, strict=True):
+        axes.text(x, 3.1, title, ha="center", fontsize=15, weight="bold", color=INK)
+    for y, (query, reference) in zip((1.95, 0.55), PAIRS, strict=True):
         difference, middle = np.abs(np.subtract(query, reference)), y + 0.35
         score = float(WEIGHT @ difference + BIAS)
         bars(axes, 0.2, y, query, QUERY, "q")

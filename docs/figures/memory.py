@@ -83,7 +83,7 @@ def measure():
 
 
 def draw(measured):
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (what, title) in zip(figure.subplots(1, 2, sharey=True), WHAT.items(), strict=True):
         for way, points in measured[what].items():
             color, marker, line = LOOK[way]
@@ -97,7 +97,7 @@ def draw(measured):
         axes.plot(
             rows, [4 * n * n / 2**20 for n in rows], color="#8A8A8A", ls=":", lw=1.5, label="size of the N x N scores"
         )
-        axes.set(xscale="log", yscale="log", xlim=(220, 5000), ylim=(0.2, 2e4))
+        axes.set(xscale="log", yscale="log", xlim=(220, 5000), ylim=(0.2, 4e4))
         axes.set_xlabel("N = M, rows of each side", fontsize=13)
         axes.set_title(title, loc="left", fontsize=14, weight="bold")
         axes.set_xticks(rows, [f"{n:,}" for n in rows], fontsize=12)
