@@ -1,8 +1,9 @@
-"""What the documents say is true: examples run, names and settings are those of the code, identities are stated."""
+"""The documents agree with the code: examples run, links exist, names, settings and results match."""
 
 import ast
 import doctest
 import importlib
+import importlib.util
 import os
 import pkgutil
 import re
@@ -46,9 +47,9 @@ def test_docstring_examples_run(name):
     assert result.failed == 0
 
 
-def test_every_door_has_an_example():
-    doors = {name for name in dissim_kernels.__all__ if "dissim" in name}
-    assert all(">>>" in getattr(dissim_kernels, name).__doc__ for name in doors)
+def test_every_operator_has_an_example():
+    operators = {name for name in dissim_kernels.__all__ if "dissim" in name}
+    assert all(">>>" in getattr(dissim_kernels, name).__doc__ for name in operators)
 
 
 def blocks(document):
@@ -67,7 +68,7 @@ documents = pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 
 @documents
 def test_python_blocks_of_a_document_run_in_order(document):
-    """All ```python and ```pycon blocks of one document share one namespace, as a reader's session does."""
+    """All ```python and ```pycon blocks of one document share one namespace, like a session of a reader."""
     namespace = {"__name__": "__main__"}
     assert list(blocks(document)) or document.name != "README.md", "the README shows no Python"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
@@ -82,9 +83,31 @@ def test_python_blocks_of_a_document_run_in_order(document):
 
 
 @documents
-def test_links_of_a_document_lead_somewhere(document):
+def test_linked_files_of_a_document_exist(document):
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", document.read_text()):
         assert os.path.exists(document.parent / target), target
+
+
+def anchors(document):
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@documents
+def test_linked_headings_of_a_document_exist(document):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", document.read_text()):
+        assert anchor in anchors(document.parent / target if target else document), f"{target}#{anchor}"
+
+
+def test_the_results_table_of_the_readme_has_the_measured_values():
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "docs" / "figures" / "speed.py")
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    expected = "\n".join(speed.table(speed.load()))
+    assert f"\n\n{expected}\n\n" in (ROOT / "README.md").read_text(), (
+        "run python docs/figures/speed.py and copy its table"
+    )
 
 
 PUBLIC = [
@@ -116,7 +139,7 @@ def environment_reads(path):
 
 
 def python_reads(node, loops):
-    """loops: {variable: the literals that the loop around gives it}, for a name that is no literal itself."""
+    """loops: {loop variable: the literals it takes}, for a name that is not a literal itself."""
     for loop in [node] if isinstance(node, ast.For) else getattr(node, "generators", []):
         if isinstance(loop.iter, ast.Tuple | ast.List):
             values = [item.value for item in loop.iter.elts if isinstance(item, ast.Constant)]
@@ -135,7 +158,7 @@ def python_reads(node, loops):
 def test_the_page_of_environment_variables_lists_those_in_the_code():
     page = (ROOT / "docs" / "environment.md").read_text().split("## Read by libraries")[0]
     code = [ROOT / "setup.py", *(path for path in SOURCES if ROOT / "tests" not in path.parents)]
-    read = set().union(*map(environment_reads, code)) - {"PYTHONPATH"}  # Python's own, handed on to processes
+    read = set().union(*map(environment_reads, code)) - {"PYTHONPATH"}  # Python's own, passed to child processes
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == read
 
 

@@ -1,7 +1,7 @@
-"""The support matrix of the documentation: every cell that a CPU can try is tried.
+"""The support matrix of the documentation and its summary in the README: every cell that a CPU can try is tried.
 
-The tables' other cells must agree with what is there: "by emulation" with the tests that execute CUDA's sources, "by
-interpreter" with Triton's interpreter, which runs this file again in a process of its own.
+The other cells must agree with the tests: "by emulation" with those that execute the CUDA sources, "by interpreter"
+with Triton's interpreter, which runs this file again in a process of its own.
 """
 
 import ast
@@ -17,17 +17,18 @@ import torch
 
 import dissim_kernels as d
 import dissim_kernels.numpy
-from dissim_kernels import testing as judge
+from dissim_kernels import testing
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "support.md").read_text()
+README = (ROOT / "README.md").read_text()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = judge.runnable_backends()
+BACKENDS = testing.runnable_backends()
 
 
-def table(heading):
+def table(heading, document=PAGE):
     """The table below a heading: {row name: {column name: cell}}, without backquotes."""
-    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = document.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line.replace("`", "").strip("| ") for line in section.splitlines() if line.startswith("|")]
     header, _, *rows = [re.split(r"\s*\|\s*", line) for line in lines]
     return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
@@ -40,6 +41,15 @@ def function_of(operation):
     """The public function: an operation may be a function with an argument."""
     return operation.split("(")[0]
 
+
+#: Column of the README's table -> operation
+README_COLUMNS = {
+    "all-pairs score": "fused_dissim_score",
+    "paired score": "paired_dissim_score",
+    "top-k": "fused_dissim_topk",
+    "top-k, quantized": "fused_dissim_topk(quantized=)",
+    "hinge loss": "fused_dissim_hinge_loss",
+}
 
 LABELS = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1, 0, 2])
 
@@ -56,25 +66,25 @@ def quantized_topk(query, reference, weight, bias, backend):
 
 #: operation -> (how it is called, what it equals)
 CALLS = {
-    "fused_dissim_score": (d.fused_dissim_score, judge.plain_score),
+    "fused_dissim_score": (d.fused_dissim_score, testing.plain_score),
     "paired_dissim_score": (
         paired(d.paired_dissim_score),
         paired(lambda q, r, w, b: ((q - r).abs() * w).sum(-1) + b),
     ),
     "fused_dissim_topk": (
         lambda *inputs, backend: d.fused_dissim_topk(*inputs, k=2, backend=backend).scores,
-        lambda *inputs: judge.plain_score(*inputs).topk(2).values,
+        lambda *inputs: testing.plain_score(*inputs).topk(2).values,
     ),
-    "fused_dissim_topk(quantized=)": (quantized_topk, lambda *inputs: judge.plain_score(*inputs).topk(2).values),
+    "fused_dissim_topk(quantized=)": (quantized_topk, lambda *inputs: testing.plain_score(*inputs).topk(2).values),
     "fused_dissim_hinge_loss": (
         lambda *inputs, backend: d.fused_dissim_hinge_loss(*inputs, *LABELS, backend=backend),
-        lambda *inputs: judge.plain_hinge_loss(judge.plain_score(*inputs), *LABELS),
+        lambda *inputs: testing.plain_hinge_loss(testing.plain_score(*inputs), *LABELS),
     ),
 }
 
 
 def inputs(dtype=torch.float64):
-    return judge.random_inputs((3, 4), (5, 4), dtype=dtype)
+    return testing.random_inputs((3, 4), (5, 4), dtype=dtype)
 
 
 CODES = d.quantize_references(inputs().reference, inputs().weight)
@@ -121,9 +131,21 @@ assert set(ATTEMPTS) == set(next(iter(FEATURES.values()))) - {"CUDA graph"}
 def test_the_tables_have_every_operation_and_dtype():
     assert set(OPERATIONS) == set(FEATURES) == set(CALLS)
     assert {function_of(name) for name in CALLS} == {name for name in d.__all__ if "_dissim_" in name}
-    assert {getattr(torch, name) for name in DTYPES} == set(judge.ACCUMULATE)
+    assert {getattr(torch, name) for name in DTYPES} == set(testing.ACCUMULATE)
     for name, row in DTYPES.items():
-        assert getattr(torch, row["accumulated in"]) == judge.ACCUMULATE[getattr(torch, name)]
+        assert getattr(torch, row["accumulated in"]) == testing.ACCUMULATE[getattr(torch, name)]
+
+
+def test_the_readme_has_the_same_cells():
+    """Its table is that of the page with rows and columns exchanged."""
+    assert set(README_COLUMNS.values()) == set(OPERATIONS)
+    assert table("Support matrix", README) == {
+        row: {column: cells[operation][row] for column, operation in README_COLUMNS.items()}
+        for cells in (OPERATIONS, FEATURES)
+        for row in next(iter(cells.values()))
+    }
+    assert f"Dtypes: {', '.join(DTYPES)}; the last not in `numpy`." in README
+    assert [dtype for dtype, row in DTYPES.items() if row["numpy"] == "no"] == [list(DTYPES)[-1]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -151,7 +173,7 @@ def test_dtype_of_a_backend(operation, dtype, backend):
     result = call(*given, backend=backend)
     assert result.dtype == given.query.dtype or "hinge" in operation
     error = (result.double() - plain(*given.double())).abs().max()
-    assert error <= judge.score_bound(*given).max()
+    assert error <= testing.score_bound(*given).max()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -182,8 +204,8 @@ def test_numpy(dtype):
         assert not hasattr(np, dtype)
         return
     arrays = [x.numpy() for x in given]
-    error = np.abs(dissim_kernels.numpy.score(*arrays) - judge.plain_score(*given.double()).numpy())
-    assert (error <= judge.score_bound(*given).numpy()).all()
+    error = np.abs(dissim_kernels.numpy.score(*arrays) - testing.plain_score(*given.double()).numpy())
+    assert (error <= testing.score_bound(*given).numpy()).all()
     best = dissim_kernels.numpy.topk(*arrays, k=2)
     assert np.array_equal(best.indices, d.fused_dissim_topk(*given, k=2).indices.numpy())
 

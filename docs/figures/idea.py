@@ -11,7 +11,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 OUT = Path(__file__).parents[1] / "images" / "idea.png"
 QUERY, REFERENCE, INK, FAINT, SAME, DIFFERENT = "#0072B2", "#E69F00", "#222222", "#8A8A8A", "#009E73", "#D55E00"
-TITLES = [(1.25, "two embeddings"), (4.1, "difference"), (6.65, "linear classifier"), (9.05, "answer")]
+TITLES = [(1.25, "two embeddings"), (4.1, "absolute difference"), (6.65, "linear classifier"), (9.12, "decision")]
 #: (query, reference): the first pair is near, the second is not.
 PAIRS = [([6, 2, 5, 1, 4], [5, 2, 6, 1, 4]), ([6, 2, 5, 1, 4], [1, 6, 4, 5, 0])]
 WEIGHT, BIAS = np.array([-0.6, -0.4, 0.2, -0.5, -0.3]), 1.0
@@ -30,13 +30,13 @@ def arrow(axes, start, end, y):
 
 
 def draw():
-    figure = Figure(figsize=(10, 4.3))
+    figure = Figure(figsize=(10, 3.6))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 10), ylim=(-0.35, 4.1))
+    axes.set(xlim=(0, 10), ylim=(-0.35, 3.4))
     axes.set_axis_off()
     for x, title in TITLES:
-        axes.text(x, 3.75, title, ha="center", fontsize=15, weight="bold", color=INK)
-    for y, (query, reference) in zip((2.4, 0.65), PAIRS, strict=True):
+        axes.text(x, 3.1, title, ha="center", fontsize=15, weight="bold", color=INK)
+    for y, (query, reference) in zip((1.95, 0.55), PAIRS, strict=True):
         difference, middle = np.abs(np.subtract(query, reference)), y + 0.35
         score = float(WEIGHT @ difference + BIAS)
         bars(axes, 0.2, y, query, QUERY, "q")
@@ -50,7 +50,7 @@ def draw():
         style = "round,pad=0.06"
         axes.add_patch(FancyBboxPatch((8.42, middle - 0.25), 1.4, 0.5, boxstyle=style, fc="white", ec=color, lw=2.5))
         axes.text(9.12, middle, text, ha="center", va="center", fontsize=15, color=color, weight="bold")
-    caption = "w and b are learned together with the network that makes q and r. Weights have both signs."
+    caption = "w and b are learned together with the network that computes q and r. Weights may have either sign."
     axes.text(5, -0.2, caption, ha="center", fontsize=13, color=INK)
     figure.savefig(OUT, dpi=160, facecolor="white")
 

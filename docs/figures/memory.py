@@ -83,15 +83,21 @@ def measure():
 
 
 def draw(measured):
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (what, title) in zip(figure.subplots(1, 2, sharey=True), WHAT.items(), strict=True):
         for way, points in measured[what].items():
             color, marker, line = LOOK[way]
             rows, sizes = zip(*points, strict=True)
             axes.plot(rows, [size / 2**20 for size in sizes], color=color, marker=marker, ls=line, lw=2, label=way)
+            if rows[-1] < max(SIZES["dissim_kernels"]):
+                place = (rows[-1], sizes[-1] / 2**20)
+                text = "larger: not run,\n8 GiB or more"
+                axes.annotate(text, place, (10, 4), textcoords="offset points", fontsize=12, color=color)
         rows = SIZES["dissim_kernels"]
-        axes.plot(rows, [4 * n * n / 2**20 for n in rows], color="#8A8A8A", ls=":", lw=1.5, label="the N x N result")
-        axes.set(xscale="log", yscale="log", xlim=(220, 5000), ylim=(0.2, 2e4))
+        axes.plot(
+            rows, [4 * n * n / 2**20 for n in rows], color="#8A8A8A", ls=":", lw=1.5, label="size of the N x N scores"
+        )
+        axes.set(xscale="log", yscale="log", xlim=(220, 5000), ylim=(0.2, 4e4))
         axes.set_xlabel("N = M, rows of each side", fontsize=13)
         axes.set_title(title, loc="left", fontsize=14, weight="bold")
         axes.set_xticks(rows, [f"{n:,}" for n in rows], fontsize=12)
