@@ -118,7 +118,7 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
   std::vector<E> scores(n * m);
   DISSIM_ISA::score({dtype, 1, 1, d, queries, references, weight.data(), &bias, scores.data()}, parallel);
   bool right = true;
-  for (int64_t i = 0; i < n * m; ++i) right &= near<A>(widen(scores[i]), exact[i], terms[i], d + 3, last);
+  for (int64_t i = 0; i < n * m; ++i) right &= near<A>(to_acc(scores[i]), exact[i], terms[i], d + 3, last);
   check(right, "score", name, n, m, d);
 
   const int64_t k = m < 5 ? m : 5;
@@ -176,9 +176,9 @@ void check_size(Dtype dtype, const char* name, double last, int64_t n, int64_t m
           b[j] -= part * sgn(t), b_terms[j] += std::fabs(part * sgn(t));
           dw += g[i * m + j] * std::fabs(t), dw_terms += 8 * std::fabs(g[i * m + j]);  // |q| + |r| about the centre
         }
-        good &= near<A>(widen(of_query[i * d + c]), a, a_terms, m + 4, last);
+        good &= near<A>(to_acc(of_query[i * d + c]), a, a_terms, m + 4, last);
       }
-      for (int64_t j = 0; j < m; ++j) good &= near<A>(widen(of_reference[j * d + c]), b[j], b_terms[j], n + 4, last);
+      for (int64_t j = 0; j < m; ++j) good &= near<A>(to_acc(of_reference[j * d + c]), b[j], b_terms[j], n + 4, last);
       good &= near<A>(double(of_weight[c]), dw, dw_terms, n + m + 4, 0);
     }
     check(good, what, name, n, m, d);

@@ -17,7 +17,7 @@ void find_centre(const Rows& reference, int64_t batch, int64_t first, int64_t la
   memset(centre, 0, size_t(count) * sizeof(double));
   for (int64_t m = 0; m < reference.rows; m += step) {
     const E* row = row_of<E>(reference, batch, m) + first * reference.dim_stride;
-    for (int64_t i = 0; i < min(count, dim - first); ++i) centre[i] += double(widen(row[i * reference.dim_stride]));
+    for (int64_t i = 0; i < min(count, dim - first); ++i) centre[i] += double(to_acc(row[i * reference.dim_stride]));
   }
   for (int64_t i = 0; i < count; ++i) {
     centre[i] /= double(max(1, ceil_div(reference.rows, step)));

@@ -68,15 +68,15 @@ DISSIM_INLINE const E* row_of(const Rows& rows, int64_t batch, int64_t row) {
 // Dimensions [first, first + dim) of a row as contiguous wide values: the row itself where it is that already, else a
 // copy in `scratch` [dim].
 template <class E>
-const Acc<E>* wide_row(const Rows& rows, int64_t batch, int64_t row, int64_t first, int64_t dim, Acc<E>* scratch) {
+const Acc<E>* acc_row(const Rows& rows, int64_t batch, int64_t row, int64_t first, int64_t dim, Acc<E>* scratch) {
   using A = Acc<E>;
   const E* from = row_of<E>(rows, batch, row) + first * rows.dim_stride;
   int64_t d = 0;
   if (rows.dim_stride == 1) {
     if constexpr (sizeof(E) == sizeof(A)) return reinterpret_cast<const A*>(from);
-    for (; d + kLanes<A> <= dim; d += kLanes<A>) store<A>(scratch + d, load_wide<E>(from + d));
+    for (; d + kLanes<A> <= dim; d += kLanes<A>) store<A>(scratch + d, load_acc<E>(from + d));
   }
-  for (; d < dim; ++d) scratch[d] = widen(from[d * rows.dim_stride]);
+  for (; d < dim; ++d) scratch[d] = to_acc(from[d * rows.dim_stride]);
   return scratch;
 }
 
@@ -115,13 +115,13 @@ void pack_rows(const E* const* from, int rows, int64_t stride, int64_t begin, in
       Vector<A> square[lanes];
       for (int i = 0; i < lanes; ++i) {
         __builtin_prefetch(from[group + i] + d + ahead);
-        square[i] = load_wide<E>(from[group + i] + d);
+        square[i] = load_acc<E>(from[group + i] + d);
       }
       transpose<A>(square);
       for (int i = 0; i < lanes; ++i) store<A>(panel + place(d + i) * width + group, square[i]);
     }
   for (int64_t d = whole; d < end; ++d)
-    for (int i = 0; i < rows; ++i) panel[place(d) * width + i] = widen(from[i][d * stride]);
+    for (int i = 0; i < rows; ++i) panel[place(d) * width + i] = to_acc(from[i][d * stride]);
 }
 
 }  // namespace

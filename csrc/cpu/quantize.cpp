@@ -36,7 +36,7 @@ struct Extents {
           for (int64_t d = 0; d < padded; ++d) low[d] = A(__builtin_inf()), high[d] = -low[d];
           A* const wide = arena.take<A>(padded);
           for (int64_t row = task * p.rows.rows / tasks; row < (task + 1) * p.rows.rows / tasks; ++row) {
-            const A* from = wide_row<E>(p.rows, 0, row, 0, p.dim, wide);
+            const A* from = acc_row<E>(p.rows, 0, row, 0, p.dim, wide);
             for (int64_t d = 0; d < p.dim; d += lanes) {
               A last[lanes] = {};
               const int64_t width = min(lanes, p.dim - d);
@@ -93,7 +93,7 @@ struct Codes {
  private:
   // Writes the codes of a row and returns its error.
   static int32_t encode(const Quantize& p, int64_t row, A* wide, A* ordered, uint8_t* codes) {
-    const A* from = wide_row<E>(p.rows, 0, row, 0, p.dim, wide);
+    const A* from = acc_row<E>(p.rows, 0, row, 0, p.dim, wide);
     const int64_t columns = p.groups * kCodeGroup;
     A unknown = 0;
     {

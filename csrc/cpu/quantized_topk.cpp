@@ -81,7 +81,7 @@ class Scorer {
   void set_query(int64_t row) {
     from_ = row_of<E>(p_.query, 0, row);
     if (few_) {
-      query_ = wide_row<E>(p_.query, 0, row, 0, p_.dim, wide_);
+      query_ = acc_row<E>(p_.query, 0, row, 0, p_.dim, wide_);
     } else {
       scorer_.set_head(weight_, bias_);
       scorer_.set_queries(&from_, p_.query.dim_stride, 1);

@@ -137,7 +137,7 @@ class Scanner {
  private:
   void set_queries(int64_t batch, int64_t n, int64_t rows) {
     if (p_.few) {
-      for (int64_t i = 0; i < rows; ++i) query_[i] = wide_row<E>(p_.query, batch, n + i, 0, p_.dim, wide_ + i * p_.dim);
+      for (int64_t i = 0; i < rows; ++i) query_[i] = acc_row<E>(p_.query, batch, n + i, 0, p_.dim, wide_ + i * p_.dim);
     } else {
       for (int64_t i = 0; i < rows; ++i) rows_[i] = row_of<E>(p_.query, batch, n + i);
       scorer_.set_queries(rows_, p_.query.dim_stride, rows);
@@ -158,7 +158,7 @@ class Scanner {
     }
   }
 
-  // Whether wide_row copies.
+  // Whether acc_row copies.
   bool copies() const { return sizeof(E) != sizeof(A) || p_.query.dim_stride != 1; }
 
   const Pairs<E>& p_;

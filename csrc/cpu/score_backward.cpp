@@ -104,23 +104,23 @@ struct Backward {
       int64_t j = 0;
       if (p.grad_column_stride == 1)
         for (; j + lanes <= columns; j += lanes)
-          store<A>(g + i * kTileColumns + j, load_wide<E>(from + i * p.grad_row_stride + j));
-      for (; j < columns; ++j) g[i * kTileColumns + j] = widen(from[i * p.grad_row_stride + j * p.grad_column_stride]);
+          store<A>(g + i * kTileColumns + j, load_acc<E>(from + i * p.grad_row_stride + j));
+      for (; j < columns; ++j) g[i * kTileColumns + j] = to_acc(from[i * p.grad_row_stride + j * p.grad_column_stride]);
     }
   }
 
   // One pair an entry: dimension by dimension, nothing to share between pairs.
   static void paired(const ScoreBackward& p, int64_t batch, const Chunks& some, A* grad_weight, A* scratch) {
     const int64_t first = some.first * lanes, size = some.count * lanes, dims = min(size, p.dim - first);
-    const A* query = wide_row<E>(p.query, batch, 0, first, dims, scratch);
-    const A* reference = wide_row<E>(p.reference, batch, 0, first, dims, scratch + size);
+    const A* query = acc_row<E>(p.query, batch, 0, first, dims, scratch);
+    const A* reference = acc_row<E>(p.reference, batch, 0, first, dims, scratch + size);
     for (int64_t i = 0; i < dims; ++i) {
       const int64_t d = first + i;
       const A t = query[i] - reference[i];
       A of_query = 0;
       for (int64_t head = 0; head < p.heads; ++head) {
         const E* grads = static_cast<const E*>(p.grad);
-        const A g = widen(grads[batch * p.grad_batch_stride + head * p.grad_head_stride]);
+        const A g = to_acc(grads[batch * p.grad_batch_stride + head * p.grad_head_stride]);
         of_query += g * static_cast<const A*>(p.weight)[head * p.dim + d] * A((t > 0) - (t < 0));
         if (grad_weight) grad_weight[head * size + i] += g * (t < 0 ? -t : t);
       }

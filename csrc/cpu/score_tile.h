@@ -79,7 +79,7 @@ DISSIM_INLINE void score_rows(const Acc<E>* const* query, const E* const* refere
     Vector<A> parts[queries][chains] = {};
     const auto add = [&](int64_t d, int chain) {
       __builtin_prefetch(r + ahead + d);
-      const Vector<A> w = load<A>(weight + d), x = load_wide<E>(r + d);
+      const Vector<A> w = load<A>(weight + d), x = load_acc<E>(r + d);
 #pragma GCC unroll 4
       for (int k = 0; k < queries; ++k) parts[k][chain] += w * magnitude<A>(load<A>(query[k] + d) - x);
     };
@@ -99,7 +99,7 @@ DISSIM_INLINE void score_rows(const Acc<E>* const* query, const E* const* refere
     memcpy(to, &sums[k][0], sizeof sums[k][0]);
     for (int64_t d = whole; d < dim; ++d)
       for (int i = 0; i < group; ++i) {
-        A t = query[k][d] - widen(reference[i][d * stride]);
+        A t = query[k][d] - to_acc(reference[i][d * stride]);
         to[i] += weight[d] * (t < 0 ? -t : t);
       }
     for (int i = 0; i < group; ++i) to[i] += bias;

@@ -83,11 +83,11 @@ DISSIM_INLINE void load_chunks(const Rows& rows, int64_t batch, int64_t row, int
   if (rows.dim_stride == 1 && width == count * lanes) {
     for (int i = 0; i < count; ++i) {
       __builtin_prefetch(from + kRowsAhead * rows.row_stride + i * lanes);
-      to[i] = load_wide<E>(from + i * lanes) + broadcast<A>(0);
+      to[i] = load_acc<E>(from + i * lanes) + broadcast<A>(0);
     }
   } else {
     A values[count * lanes] = {};
-    for (int64_t i = 0; i < width; ++i) values[i] = widen(from[i * rows.dim_stride]) + A(0);
+    for (int64_t i = 0; i < width; ++i) values[i] = to_acc(from[i * rows.dim_stride]) + A(0);
     for (int i = 0; i < count; ++i) to[i] = load<A>(values + i * lanes);
   }
 }

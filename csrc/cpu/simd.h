@@ -34,15 +34,15 @@ struct BFloat {
 };
 
 template <class E>
-struct WideOf {
+struct AccOf {
   using type = float;
 };
 template <>
-struct WideOf<double> {
+struct AccOf<double> {
   using type = double;
 };
 template <class E>
-using Acc = typename WideOf<E>::type;
+using Acc = typename AccOf<E>::type;
 
 template <class A>
 struct VectorOf;
@@ -174,15 +174,15 @@ typedef __fp16 HalfFloat;  // GCC knows _Float16 in C++ from version 13 only
 typedef _Float16 HalfFloat;
 #endif
 
-DISSIM_INLINE float widen(float x) { return x; }
-DISSIM_INLINE double widen(double x) { return x; }
-DISSIM_INLINE float widen(BFloat x) {
+DISSIM_INLINE float to_acc(float x) { return x; }
+DISSIM_INLINE double to_acc(double x) { return x; }
+DISSIM_INLINE float to_acc(BFloat x) {
   uint32_t bits = uint32_t(x.bits) << 16;
   float wide;
   memcpy(&wide, &bits, 4);
   return wide;
 }
-DISSIM_INLINE float widen(Half x) {
+DISSIM_INLINE float to_acc(Half x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
@@ -223,22 +223,22 @@ DISSIM_INLINE Half narrow<Half>(float x) {
 
 // A vector of widened elements from contiguous storage.
 template <class E>
-DISSIM_INLINE Vector<Acc<E>> load_wide(const E* from) {
+DISSIM_INLINE Vector<Acc<E>> load_acc(const E* from) {
   using A = Acc<E>;
   A lanes[kLanes<A>];
-  for (int i = 0; i < kLanes<A>; ++i) lanes[i] = widen(from[i]);
+  for (int i = 0; i < kLanes<A>; ++i) lanes[i] = to_acc(from[i]);
   return load<A>(lanes);
 }
 template <>
-DISSIM_INLINE Vector<float> load_wide<float>(const float* from) {
+DISSIM_INLINE Vector<float> load_acc<float>(const float* from) {
   return load<float>(from);
 }
 template <>
-DISSIM_INLINE Vector<double> load_wide<double>(const double* from) {
+DISSIM_INLINE Vector<double> load_acc<double>(const double* from) {
   return load<double>(from);
 }
 template <>
-DISSIM_INLINE Vector<float> load_wide<BFloat>(const BFloat* from) {
+DISSIM_INLINE Vector<float> load_acc<BFloat>(const BFloat* from) {
   typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2)));
   Bits bits;
   memcpy(&bits, from, sizeof bits);
@@ -246,12 +246,12 @@ DISSIM_INLINE Vector<float> load_wide<BFloat>(const BFloat* from) {
 }
 #if defined(__AVX512F__)
 template <>
-DISSIM_INLINE Vector<float> load_wide<Half>(const Half* from) {
+DISSIM_INLINE Vector<float> load_acc<Half>(const Half* from) {
   return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
 }
 #elif defined(__F16C__)
 template <>
-DISSIM_INLINE Vector<float> load_wide<Half>(const Half* from) {
+DISSIM_INLINE Vector<float> load_acc<Half>(const Half* from) {
   return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
 }
 #endif

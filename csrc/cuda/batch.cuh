@@ -13,7 +13,7 @@ __device__ __forceinline__ Rows entry_of(Rows rows, int64_t batch) {
 
 template <class E>
 __device__ __forceinline__ Acc<E> element_of(const Rows& rows, int64_t row, int64_t d) {
-  return widen(static_cast<const E*>(rows.data)[row * rows.row_stride + d * rows.dim_stride]);
+  return to_acc(static_cast<const E*>(rows.data)[row * rows.row_stride + d * rows.dim_stride]);
 }
 
 // At least `tasks` blocks, none for none; more than a grid is wide lie in several rows of it.

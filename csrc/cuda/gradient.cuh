@@ -18,7 +18,7 @@ constexpr int64_t kReferenceTiles = 8;  // that a share has at least
 // grad[b, row, d] = factor sum_h weight[h, d] sums[b, h, row, d].
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    rows_gradient_kernel(const Acc<E>* sums, int64_t shares, int64_t rows, int64_t depth, Acc<E> factor,
+    rows_gradient_kernel(const Acc<E>* sums, int64_t splits, int64_t rows, int64_t depth, Acc<E> factor,
                          ScoreBackward p, E* grad) {
   using A = Acc<E>;
   const int64_t index = task_of_block() * kThreads + threadIdx.x;
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads)
   A sum = 0;
   for (int64_t head = 0; head < p.heads; ++head)
     sum += static_cast<const A*>(p.weight)[head * p.dim + d] *
-           sum_of_shares(sums + ((batch * p.heads + head) * rows + row) * depth + d, shares,
+           reduce_splits(sums + ((batch * p.heads + head) * rows + row) * depth + d, splits,
                          p.batch * p.heads * rows * depth);
   grad[index] = narrow<E>(factor * sum);
 }
@@ -63,11 +63,11 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(SignSums<A
     if (!(centre - centre == 0)) centre = 0;
     for (int64_t n = warp; n < s.queries; n += kWarps)
       sum +=
-          (double(q[n * s.depth]) - centre) * double(sum_of_shares(s.query_sums + (entry * s.queries + n) * s.depth + d,
-                                                                   s.reference_shares, entries * s.queries * s.depth));
+          (double(q[n * s.depth]) - centre) * double(reduce_splits(s.query_sums + (entry * s.queries + n) * s.depth + d,
+                                                                   s.reference_splits, entries * s.queries * s.depth));
     for (int64_t m = warp; m < s.references; m += kWarps)
       sum -= (double(r[m * s.depth]) - centre) *
-             double(sum_of_shares(s.reference_sums + (entry * s.references + m) * s.depth + d, s.query_shares,
+             double(reduce_splits(s.reference_sums + (entry * s.references + m) * s.depth + d, s.query_splits,
                                   entries * s.references * s.depth));
     total += sum_of_warps(sum, of_warps);
   }
@@ -121,26 +121,26 @@ class Gradient {
     s.queries = swapped() ? p.reference.rows : p.query.rows;
     s.references = swapped() ? p.query.rows : p.reference.rows;
     s.depth = ceil_div(p.dim, T::kDims) * T::kDims;
-    // As many shares as fill the device; of the sides' so that the partial sums take the least room.
+    // As many splits as fill the device; of the sides' so that the partial sums take the least room.
     const int64_t entries = p.batch * p.heads, wanted = ceil_div(kBlocks, max(1, entries * (s.depth / T::kDims)));
     const int64_t query_tiles = ceil_div(s.queries, T::kQueries),
                   reference_tiles = ceil_div(s.references, T::kReferences);
-    int64_t shares = 1;
-    while (shares < query_tiles && shares * shares * s.references < wanted * s.queries) ++shares;
-    s.query_tiles = ceil_div(query_tiles, shares);
-    s.query_shares = ceil_div(query_tiles, s.query_tiles);
-    s.reference_tiles = max(kReferenceTiles, ceil_div(reference_tiles, ceil_div(wanted, s.query_shares)));
-    s.reference_shares = ceil_div(reference_tiles, s.reference_tiles);
+    int64_t splits = 1;
+    while (splits < query_tiles && splits * splits * s.references < wanted * s.queries) ++splits;
+    s.query_tiles = ceil_div(query_tiles, splits);
+    s.query_splits = ceil_div(query_tiles, s.query_tiles);
+    s.reference_tiles = max(kReferenceTiles, ceil_div(reference_tiles, ceil_div(wanted, s.query_splits)));
+    s.reference_splits = ceil_div(reference_tiles, s.reference_tiles);
     route = take<Route>(1);
     s.query = take<A>(p.batch * s.queries * s.depth);
     s.reference = take<A>(p.batch * s.references * s.depth);
-    s.query_sums = take<A>(s.reference_shares * entries * s.queries * s.depth);
-    s.reference_sums = take<A>(both() ? s.query_shares * entries * s.references * s.depth : 0);
+    s.query_sums = take<A>(s.reference_splits * entries * s.queries * s.depth);
+    s.reference_sums = take<A>(both() ? s.query_splits * entries * s.references * s.depth : 0);
     if (!by_keys()) return;
     keys_.route = route;
     keys_.query = take<int>(p.batch * s.queries * s.depth);
     keys_.reference = take<int>(p.batch * s.references * s.depth);
-    keys_.biases = take<float>(s.query_shares * entries * (s.depth / T::kDims) * s.references);
+    keys_.biases = take<float>(s.query_splits * entries * (s.depth / T::kDims) * s.references);
   }
 
   // More of the workspace, of which bytes() are taken.
@@ -158,14 +158,14 @@ class Gradient {
   void begin() const {
     launch("begin_route_kernel", begin_route_kernel, Grid{1, 1}, 0, stream_, route, by_keys());
     if (!wanted()) return;
-    widen(swapped() ? p_.reference : p_.query, s.queries, s.query);
-    widen(swapped() ? p_.query : p_.reference, s.references, s.reference);
+    to_acc(swapped() ? p_.reference : p_.query, s.queries, s.query);
+    to_acc(swapped() ? p_.query : p_.reference, s.references, s.reference);
   }
 
   // The sums of both sides, or of s.query alone: by keys, and by the general kernel where there are none.
   template <class G>
   void add(const G& g) const {
-    const Grid grid = grid_of(p_.batch * p_.heads * s.query_shares * s.reference_shares * (s.depth / T::kDims));
+    const Grid grid = grid_of(p_.batch * p_.heads * s.query_splits * s.reference_splits * (s.depth / T::kDims));
     if constexpr (sizeof(A) == 4)
       if (by_keys()) {
         make_keys(s.query, p_.batch * s.queries * s.depth, true, keys_.query);
@@ -180,11 +180,11 @@ class Gradient {
   // Writes the gradients, all sums being there.
   template <class G>
   void finish(const G& g) const {
-    write(p_.grad_query, s.query_sums, s.reference_shares, p_.query.rows, 1);
+    write(p_.grad_query, s.query_sums, s.reference_splits, p_.query.rows, 1);
     if (swapped()) {  // the signs are those of r - q, which is -(q - r)
-      write(p_.grad_reference, s.query_sums, s.reference_shares, p_.reference.rows, 1);
+      write(p_.grad_reference, s.query_sums, s.reference_splits, p_.reference.rows, 1);
     } else {
-      write(p_.grad_reference, s.reference_sums, s.query_shares, p_.reference.rows, -1);
+      write(p_.grad_reference, s.reference_sums, s.query_splits, p_.reference.rows, -1);
     }
     if (!p_.grad_weight) return;
     launch("weight_gradient_kernel", weight_gradient_kernel<A>, grid_of(p_.heads * ceil_div(p_.dim, kWarp)), 0, stream_,
@@ -199,17 +199,17 @@ class Gradient {
   // Of few rows nearly all may tie, where keys round more than they must.
   bool by_keys() const { return sizeof(A) == 4 && both() && min(s.queries, s.references) >= KeyTile::kSide; }
   static Grid threads(int64_t count) { return grid_of(ceil_div(count, kThreads)); }
-  void widen(const Rows& rows, int64_t count, A* to) const {
-    launch("widen_rows_kernel", widen_rows_kernel<E>, threads(p_.batch * count * s.depth), 0, stream_, rows, p_.batch,
+  void to_acc(const Rows& rows, int64_t count, A* to) const {
+    launch("to_acc_rows_kernel", to_acc_rows_kernel<E>, threads(p_.batch * count * s.depth), 0, stream_, rows, p_.batch,
            p_.dim, s.depth, to);
   }
   void make_keys(const float* values, int64_t count, bool of_query, int* to) const {
     launch("row_keys_kernel", row_keys_kernel, threads(count), 0, stream_, values, count, of_query, to, route);
   }
-  void write(void* grad, const A* sums, int64_t shares, int64_t rows, A factor) const {
+  void write(void* grad, const A* sums, int64_t splits, int64_t rows, A factor) const {
     if (grad && p_.batch * rows * p_.dim)
       launch("rows_gradient_kernel", rows_gradient_kernel<E>, threads(p_.batch * rows * p_.dim), 0, stream_, sums,
-             shares, rows, s.depth, factor, p_, static_cast<E*>(grad));
+             splits, rows, s.depth, factor, p_, static_cast<E*>(grad));
   }
 
   const ScoreBackward p_;

@@ -83,15 +83,15 @@ class HingeGradient {
                               s.references,
                               s.depth,
                               s.reference_tiles * T::kReferences,
-                              s.reference_shares,
+                              s.reference_splits,
                               1,
                               s.query_sums},
                      second = {s.reference,    s.query, s.references,
                                s.queries,      s.depth, s.query_tiles * T::kQueries,
-                               s.query_shares, -1,      s.reference_sums};
+                               s.query_splits, -1,      s.reference_sums};
     const auto add = [&](auto kernel, const OwnSide<A>& side) {
       const int64_t tiles = ceil_div(s.depth, SparseTile<A>::kDims);
-      launch("active_pairs_kernel", kernel, grid_of(ceil_div(side.rows, kWarps) * side.shares * tiles), 0, stream_,
+      launch("active_pairs_kernel", kernel, grid_of(ceil_div(side.rows, kWarps) * side.splits * tiles), 0, stream_,
              side, pairs, gradient_.route);
     };
     add(active_pairs_kernel<A, true>, first);

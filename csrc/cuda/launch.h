@@ -1,6 +1,8 @@
 // How kernels are launched, and what launchers need of a stream; the host shim of the tests has its own `start`.
 #pragma once
 
+#include <type_traits>
+
 #include "../dissim.h"
 
 #ifdef DISSIM_CUDA_ON_HOST
@@ -17,8 +19,22 @@ struct Grid {
 };
 
 inline __host__ __device__ int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
-inline __host__ __device__ int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline __host__ __device__ int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// CUDA's min and max take two values of one type. These take sizes of two signed integer types. Functions of int64_t
+// alone would hide CUDA's and compare the unsigned keys of select.cuh as signed numbers.
+using ::max;
+using ::min;
+template <class A, class B>
+constexpr bool kTwoSizes = std::is_integral_v<A> && std::is_integral_v<B> && std::is_signed_v<A> &&
+                           std::is_signed_v<B> && !std::is_same_v<A, B>;
+template <class A, class B, class = std::enable_if_t<kTwoSizes<A, B>>>
+inline __host__ __device__ int64_t min(A a, B b) {
+  return a < b ? a : b;
+}
+template <class A, class B, class = std::enable_if_t<kTwoSizes<A, B>>>
+inline __host__ __device__ int64_t max(A a, B b) {
+  return a > b ? a : b;
+}
 
 // Throws std::runtime_error unless `error` is cudaSuccess: the kernel's name, the device and what to do (launch.cu).
 void check_launch(const char* kernel, cudaError_t error);

@@ -77,7 +77,7 @@ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b
     E x;
     const uint16_t bits = uint16_t(pair >> 16 * i);
     memcpy(&x, &bits, sizeof(x));
-    return double(widen(x));
+    return double(to_acc(x));
   };
   for (int i = 0; i < 4; ++i) {
     const int row = i / 2, column = 2 * t + i % 2;
@@ -94,7 +94,7 @@ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b
 
 // c += a b over 32 columns of a and rows of b, of which lane 4 g + t brings 8 t .. 8 t + 7: those of a's rows g (low)
 // and g + 8 (high), those of b's column g. They are columns of two products, in an order of their own that a and b
-// share.
+// split.
 template <class E>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint4& low, const uint4& high, const uint4& b) {
   const unsigned first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};

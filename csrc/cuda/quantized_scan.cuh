@@ -1,5 +1,5 @@
 // The scan over codes (E10): of every pair S, the sum of code differences with the sign of the weights, the order of
-// the scores but for errors. Kept of it are each share's k best lower bounds of every query, and of each cluster of
+// the scores but for errors. Kept of it are each split's k best lower bounds of every query, and of each cluster of
 // references the greatest upper bound. All in steps; what a query adds to its scores and their errors is left out.
 #pragma once
 
@@ -29,7 +29,7 @@ __device__ __forceinline__ bool allowed(const TopK& p, int64_t n, int64_t m) {
 }
 
 // Offers a query's lower bounds in a tile to its list, by a warp.
-__device__ __forceinline__ void offer_bounds(const QuantizedTopK& p, const Shares<Bound>& shares, const int* sums,
+__device__ __forceinline__ void offer_bounds(const QuantizedTopK& p, const Splits<Bound>& splits, const int* sums,
                                              int64_t n, int64_t m0, Selection<Bound>& selection_of_row) {
   Selection<Bound> selection = selection_of_row;
 #pragma unroll 1
@@ -38,7 +38,7 @@ __device__ __forceinline__ void offer_bounds(const QuantizedTopK& p, const Share
     Candidate<Bound> mine = {0, m};
     if (m < p.topk.reference.rows) mine.key = key_of_bound(sums[column] - p.reference_errors[m]);
     const bool offered = mine.better_than(selection.last) && allowed(p.topk, n, m);
-    shares.offer(blockIdx.y, n, selection, mine, offered);
+    splits.offer(blockIdx.y, n, selection, mine, offered);
   }
   __syncwarp();
   if (threadIdx.x % kWarp == 0) selection_of_row = selection;
@@ -47,7 +47,7 @@ __device__ __forceinline__ void offer_bounds(const QuantizedTopK& p, const Share
 
 // uppers: [queries][clusters].
 __global__ void __launch_bounds__(kThreads, 2)
-    quantized_scan_kernel(QuantizedTopK p, Shares<Bound> shares, int* uppers) {
+    quantized_scan_kernel(QuantizedTopK p, Splits<Bound> splits, int* uppers) {
   using T = SadTile;
   DISSIM_DYNAMIC_SHARED(uint8_t, buffers);
   __shared__ Selection<Bound> selections[T::kRows];
@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (threadIdx.x % kWarp < kWarpRows) selections[warp * kWarpRows + threadIdx.x % kWarp] = kNothingYet<Bound>;
   __syncwarp();
 #pragma unroll 1
-  for (int tile = 0; tile < shares.tiles; ++tile) {
-    const int64_t m0 = (int64_t(blockIdx.y) * shares.tiles + tile) * T::kRows;
+  for (int tile = 0; tile < splits.tiles; ++tile) {
+    const int64_t m0 = (int64_t(blockIdx.y) * splits.tiles + tile) * T::kRows;
     if (m0 >= p.topk.reference.rows) break;
     const CodePanels reference = code_panels(p.reference_codes, m0, p.topk.reference.rows, p.groups);
     unsigned sums[T::kSide][T::kSide] = {};
@@ -112,14 +112,14 @@ __global__ void __launch_bounds__(kThreads, 2)
         const int row = __ffs(int(promising)) - 1;
         const int64_t n = n0 + warp * kWarpRows + row;
         if (n < p.topk.query.rows)
-          offer_bounds(p, shares, staged + row * T::kRows, n, m0, selections[warp * kWarpRows + row]);
+          offer_bounds(p, splits, staged + row * T::kRows, n, m0, selections[warp * kWarpRows + row]);
       }
     }
     __syncthreads();  // the buffers are free
   }
 #pragma unroll 1
   for (int row = warp * kWarpRows; row < (warp + 1) * kWarpRows && n0 + row < p.topk.query.rows; ++row)
-    shares.close(blockIdx.y, n0 + row, selections[row].count);
+    splits.close(blockIdx.y, n0 + row, selections[row].count);
 }
 
 }  // namespace

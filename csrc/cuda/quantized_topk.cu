@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kFewBlocks = 2;  // of a multiprocessor, for registers enough not to spill
 // Of the bounds of clusters, of the lists of bounds and of those of scores each, of the queries that are searched
-// together; more only where a tile of queries with one share, or a block's warps, needs more.
+// together; more only where a tile of queries with one split, or a block's warps, needs more.
 constexpr int64_t kBytes = 64 << 20;
 
 // A score as topk computes it: one sum, dimensions ascending.
@@ -47,17 +47,17 @@ __device__ __forceinline__ K least_of_block(K key) {
 // A block for each query: the bar that upper bounds must reach, from its k best lower bounds and their rows' scores.
 template <class E>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    quantized_bar_kernel(QuantizedTopK p, Shares<Bound> shares, int* bars) {
+    quantized_bar_kernel(QuantizedTopK p, Splits<Bound> splits, int* bars) {
   using A = Acc<E>;
   const int64_t n = blockIdx.x;
   const int32_t error = p.query_errors[n];
   if (threadIdx.x == 0) p.rescored[n] = 0;
-  if (shares.k == 0) return;
-  const Candidate<Bound> last = shares.last_of_query<OneBlock>(n);
+  if (splits.k == 0) return;
+  const Candidate<Bound> last = splits.last_of_query<OneBlock>(n);
   Key<Bound> bound = ~Key<Bound>(0);
   Key<A> score = ~Key<A>(0);
-  for (int64_t i = threadIdx.x; i < shares.places(); i += kThreads) {
-    const Candidate<Bound> mine = shares.list(0, n).at(i);
+  for (int64_t i = threadIdx.x; i < splits.places(); i += kThreads) {
+    const Candidate<Bound> mine = splits.list(0, n).at(i);
     if (!mine.key || last.better_than(mine)) continue;
     bound = min(bound, mine.key);
     score = min(score, key_of<A>(exact_score<E>(p.topk, n, mine.index), p.topk.largest));
@@ -97,11 +97,11 @@ __device__ __forceinline__ int sum_of_codes(const QuantizedTopK& p, int64_t n, i
 // Scores the rows that may be among the k best; a warp for each query and share of the clusters.
 template <class E>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    quantized_rescore_kernel(QuantizedTopK p, const int* uppers, const int* bars, Shares<Acc<E>> shares) {
+    quantized_rescore_kernel(QuantizedTopK p, const int* uppers, const int* bars, Splits<Acc<E>> splits) {
   using A = Acc<E>;
   __shared__ int64_t queues[kWarps][kWarp + kCluster];  // rows to score, as soon as they fill a warp
   const int lane = threadIdx.x % kWarp, bar = bars[blockIdx.x];
-  const int64_t n = blockIdx.x, share = int64_t(blockIdx.y) * kWarps + threadIdx.x / kWarp;
+  const int64_t n = blockIdx.x, split = int64_t(blockIdx.y) * kWarps + threadIdx.x / kWarp;
   const int64_t clusters = clusters_of(p.topk.reference.rows);
   int64_t* const queue = queues[threadIdx.x / kWarp];
   Selection<A> selection = kNothingYet<A>;
@@ -115,11 +115,11 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       mine.index = queue[waiting + lane];
       mine.key = key_of<A>(exact_score<E>(p.topk, n, mine.index), p.topk.largest);
     }
-    shares.offer(share, n, selection, mine, lane < count && mine.better_than(selection.last));
+    splits.offer(split, n, selection, mine, lane < count && mine.better_than(selection.last));
     __syncwarp();
   };
 #pragma unroll 1
-  for (int64_t first = share * kWarp; first < clusters; first += int64_t(shares.count) * kWarp) {
+  for (int64_t first = split * kWarp; first < clusters; first += int64_t(splits.count) * kWarp) {
     const bool reaches = first + lane < clusters && uppers[n * clusters + first + lane] >= bar;
 #pragma unroll 1
     for (unsigned hits = __ballot_sync(kAll, reaches); hits; hits &= hits - 1) {
@@ -135,15 +135,15 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     }
   }
   score(waiting);
-  shares.close(share, n, selection.count);
+  splits.close(split, n, selection.count);
   if (lane == 0) atomicAdd(reinterpret_cast<unsigned long long*>(p.rescored + n), (unsigned long long)rescored);
 }
 
 // What a call keeps in its workspace.
 template <class A>
 struct Plan {
-  Shares<Bound> bounds;
-  Shares<A> scores;
+  Splits<Bound> bounds;
+  Splits<A> scores;
   int *uppers, *bars;
   int64_t bytes;
 };
@@ -153,9 +153,9 @@ Plan<A> plan_of(const QuantizedTopK& p, void* workspace) {
   const int64_t queries = p.topk.query.rows, k = p.topk.k, clusters = clusters_of(p.topk.reference.rows);
   const int64_t capacity = capacity_for(k),
                 blocks = min(ceil_div(kBlocks, max(1, queries)), kCandidates / kWarps / capacity);
-  const int64_t shares = max(1, min(blocks, ceil_div(clusters, kWarps * kWarp))) * kWarps;
-  Plan<A> plan = {shares_of<Bound>(p.topk, SadTile::kRows, kBytes),
-                  {int(shares), 0, queries, p.topk.reference.rows, k, capacity}};
+  const int64_t splits = max(1, min(blocks, ceil_div(clusters, kWarps * kWarp))) * kWarps;
+  Plan<A> plan = {splits_of<Bound>(p.topk, SadTile::kRows, kBytes),
+                  {int(splits), 0, queries, p.topk.reference.rows, k, capacity}};
   const auto take = [&](int64_t size) {
     void* const place = static_cast<char*>(workspace) + plan.bytes;
     plan.bytes += ceil_div(size, 16) * 16;

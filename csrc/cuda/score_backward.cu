@@ -17,7 +17,7 @@ struct MatrixGradients {
     const MatrixGradients& g;
     const E* at;
 
-    __device__ __forceinline__ Acc value(int column) const { return widen(at[column * g.column_stride]); }
+    __device__ __forceinline__ Acc value(int column) const { return to_acc(at[column * g.column_stride]); }
     __device__ __forceinline__ void move(int64_t rows, int64_t columns) {
       at += rows * g.row_stride + columns * g.column_stride;
     }

@@ -87,11 +87,11 @@ __global__ void __launch_bounds__(kThreads) split_weights_kernel(Score p, MaxPla
     E* const columns = static_cast<E*>(plan.columns) + (blockIdx.x * kColumns + i * kColumnsOfHead) * plan.depth;
     for (int64_t d = threadIdx.x; d < plan.depth; d += kThreads) {
       const float w = real && d < p.dim ? weight[d] * power : 0;
-      const E first = narrow<E>(w), second = narrow<E>(w - widen(first));
+      const E first = narrow<E>(w), second = narrow<E>(w - to_acc(first));
       columns[d] = first;
       columns[plan.depth + d] = second;
-      columns[2 * plan.depth + d] = narrow<E>(w - widen(first) - widen(second));
-      columns[3 * plan.depth + d] = narrow<E>(fabsf(widen(first)));
+      columns[2 * plan.depth + d] = narrow<E>(w - to_acc(first) - to_acc(second));
+      columns[3 * plan.depth + d] = narrow<E>(fabsf(to_acc(first)));
     }
     __syncthreads();
   }

@@ -29,7 +29,7 @@ constexpr float kEnlarge = 0x1p120f, kUnit = 0x1p-149f, kResult = 0x1p29f, kLarg
 struct SignKeys {
   Route* route;
   int *query, *reference;  // [batch, rows, depth]: key + 1, -key
-  float* biases;  // [shares of queries, batch, heads, tiles of dimensions, references]
+  float* biases;  // [splits of queries, batch, heads, tiles of dimensions, references]
 };
 
 __global__ void __launch_bounds__(kThreads)
@@ -59,21 +59,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t tiles = s.depth / T::kDims;
   int64_t task = task_of_block();
   const int64_t tile = task % tiles, d0 = tile * T::kDims + lane * T::kLanes;
-  const int64_t query_share = (task /= tiles) % s.query_shares;
-  const int64_t reference_share = (task /= s.query_shares) % s.reference_shares;
-  const int64_t head = (task /= s.reference_shares) % heads, batch = task / heads;
+  const int64_t query_split = (task /= tiles) % s.query_splits;
+  const int64_t reference_split = (task /= s.query_splits) % s.reference_splits;
+  const int64_t head = (task /= s.reference_splits) % heads, batch = task / heads;
   if (batch >= batches) return;
   const int64_t entry = batch * heads + head, entries = batches * heads;
-  const int64_t m_begin = reference_share * s.reference_tiles * SignTile<float>::kReferences;
+  const int64_t m_begin = reference_split * s.reference_tiles * SignTile<float>::kReferences;
   const int64_t m_end = min(s.references, m_begin + s.reference_tiles * SignTile<float>::kReferences);
-  const int64_t n_begin = query_share * s.query_tiles * T::kQueries;
+  const int64_t n_begin = query_split * s.query_tiles * T::kQueries;
   const int64_t n_end = min(s.queries, n_begin + s.query_tiles * T::kQueries);
   const int* const query = keys.query + batch * s.queries * s.depth + d0;
   const int* const reference = keys.reference + batch * s.references * s.depth + d0;
-  float* const to_query = s.query_sums + (reference_share * entries + entry) * s.queries * s.depth + d0;
-  float* const to_reference = s.reference_sums + (query_share * entries + entry) * s.references * s.depth + d0;
+  float* const to_query = s.query_sums + (reference_split * entries + entry) * s.queries * s.depth + d0;
+  float* const to_reference = s.reference_sums + (query_split * entries + entry) * s.references * s.depth + d0;
   const auto grad_of_entry = g.from(batch, head);
-  float* const to_biases = keys.biases + ((query_share * entries + entry) * tiles + tile) * s.references;
+  float* const to_biases = keys.biases + ((query_split * entries + entry) * tiles + tile) * s.references;
 
 #pragma unroll 1
   for (int64_t n0 = n_begin; n0 < n_end; n0 += T::kQueries) {

@@ -1,7 +1,7 @@
 // The two sign sums of E2, A[n] = sum_m g[n, m] sgn(q_n - r_m) and B[m] = sum_n g[n, m] sgn(q_n - r_m): a sign serves
 // both sides.
 //
-// A block owns kDims dimensions, 16 bytes of them a lane, and shares of both sides' rows. Its warps hold the signs'
+// A block owns kDims dimensions, 16 bytes of them a lane, and splits of both sides' rows. Its warps hold the signs'
 // sums of kSide queries each in registers while the references pass; of a reference, every warp adds up its own
 // queries, and the block the warps. No two blocks add to one number: a share has partial sums of its own, added up in
 // fixed order.
@@ -24,10 +24,10 @@ struct SignTile {
 template <class A>
 struct SignSums {
   int64_t queries, references, depth;    // rows; depth: dimensions with those filled up
-  int64_t query_shares, reference_shares;
-  int64_t query_tiles, reference_tiles;  // of a share
+  int64_t query_splits, reference_splits;
+  int64_t query_tiles, reference_tiles;  // of a split
   A *query, *reference;                  // [batch, rows, depth]
-  A *query_sums, *reference_sums;        // [shares of the other side, batch, heads, rows, depth]
+  A *query_sums, *reference_sums;        // [splits of the other side, batch, heads, rows, depth]
 };
 
 // Which kernel computes the sums: the numbers decide, on the device.
@@ -48,7 +48,7 @@ __device__ __forceinline__ A sign(A q, A r) {
 
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    widen_rows_kernel(Rows rows, int64_t batch, int64_t dim, int64_t depth, Acc<E>* to) {
+    to_acc_rows_kernel(Rows rows, int64_t batch, int64_t dim, int64_t depth, Acc<E>* to) {
   const int64_t index = task_of_block() * kThreads + threadIdx.x, row = index / depth, d = index % depth;
   if (row < batch * rows.rows)
     to[index] = d < dim ? element_of<E>(entry_of<E>(rows, row / rows.rows), row % rows.rows, d) : 0;
@@ -72,13 +72,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t tiles = s.depth / T::kDims;
   int64_t task = task_of_block();
   const int64_t d0 = task % tiles * T::kDims;
-  const int64_t query_share = (task /= tiles) % s.query_shares;
-  const int64_t reference_share = (task /= s.query_shares) % s.reference_shares;
-  const int64_t head = (task /= s.reference_shares) % heads, batch = task / heads;
+  const int64_t query_split = (task /= tiles) % s.query_splits;
+  const int64_t reference_split = (task /= s.query_splits) % s.reference_splits;
+  const int64_t head = (task /= s.reference_splits) % heads, batch = task / heads;
   if (batch >= batches) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t entry = batch * heads + head, entries = batches * heads;
-  const int64_t first_reference = reference_share * s.reference_tiles * T::kReferences;
+  const int64_t first_reference = reference_split * s.reference_tiles * T::kReferences;
   const int64_t end_reference = min(s.references, first_reference + s.reference_tiles * T::kReferences);
 
   // This thread's part of filling the buffers: four or two gradients of one query, 16 bytes of a reference.
@@ -87,11 +87,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const A* const reference = s.reference + batch * s.references * s.depth + d0 + lane * T::kLanes;
   const A* const query = s.query + batch * s.queries * s.depth + d0 + lane * T::kLanes;
   A* const sums_of_reference =
-      s.reference_sums + (query_share * entries + entry) * s.references * s.depth + d0 + lane * T::kLanes;
+      s.reference_sums + (query_split * entries + entry) * s.references * s.depth + d0 + lane * T::kLanes;
 
 #pragma unroll 1
   for (int tile = 0; tile < s.query_tiles; ++tile) {
-    const int64_t n0 = (query_share * s.query_tiles + tile) * T::kQueries;
+    const int64_t n0 = (query_split * s.query_tiles + tile) * T::kQueries;
     if (n0 >= s.queries) break;
     const bool first = tile == 0;
     V q[T::kSide], sums[T::kSide] = {};
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         *to = sum;
       }
     }
-    A* const to = s.query_sums + ((reference_share * entries + entry) * s.queries + n0 + warp * T::kSide) * s.depth +
+    A* const to = s.query_sums + ((reference_split * entries + entry) * s.queries + n0 + warp * T::kSide) * s.depth +
                   d0 + lane * T::kLanes;
 #pragma unroll
     for (int i = 0; i < T::kSide; ++i)
@@ -163,11 +163,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// The sum of all shares' partial sums of one place; size: that of a share.
+// The sum of all splits' partial sums of one place; size: that of a split.
 template <class A>
-__device__ __forceinline__ A sum_of_shares(const A* sums, int64_t shares, int64_t size) {
+__device__ __forceinline__ A reduce_splits(const A* sums, int64_t splits, int64_t size) {
   A sum = sums[0];
-  for (int64_t share = 1; share < shares; ++share) sum += sums[share * size];
+  for (int64_t split = 1; split < splits; ++split) sum += sums[split * size];
   return sum;
 }
 

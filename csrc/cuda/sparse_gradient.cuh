@@ -83,13 +83,13 @@ __global__ void __launch_bounds__(kThreads)
   if (grad_bias) *grad_bias = A(bias);
 }
 
-// A side whose rows have sums: in shares of the other side, of so many rows.
+// A side whose rows have sums: in splits of the other side, of so many rows.
 template <class A>
 struct OwnSide {
   const A *own, *other;  // [rows, depth]
-  int64_t rows, other_rows, depth, share_rows, shares;
+  int64_t rows, other_rows, depth, split_rows, splits;
   A factor;  // 1 for sums of sgn(own - other), -1 for those of sgn(other - own)
-  A* sums;   // [shares, rows, depth]
+  A* sums;   // [splits, rows, depth]
 };
 
 // Dimensions of a warp: some vectors, so that the look for active pairs serves many.
@@ -112,9 +112,9 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int64_t tiles = ceil_div(s.depth, T::kDims);
   int64_t task = task_of_block();
   const int64_t d0 = task % tiles * T::kDims + lane * T::kLanes;
-  const int64_t share = (task /= tiles) % s.shares, first_row = task / s.shares * kWarps, row = first_row + warp;
+  const int64_t split = (task /= tiles) % s.splits, first_row = task / s.splits * kWarps, row = first_row + warp;
   if (first_row >= s.rows) return;
-  const int64_t begin = share * s.share_rows, end = min(s.other_rows, begin + s.share_rows);
+  const int64_t begin = split * s.split_rows, end = min(s.other_rows, begin + s.split_rows);
 
   V own[T::kVectors], sums[T::kVectors] = {};
 #pragma unroll
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
   }
   if (row >= s.rows) return;
-  A* const to = s.sums + (share * s.rows + row) * s.depth + d0;
+  A* const to = s.sums + (split * s.rows + row) * s.depth + d0;
 #pragma unroll
   for (int i = 0; i < T::kVectors; ++i) {
     if (d0 + i * T::kStep >= s.depth) break;

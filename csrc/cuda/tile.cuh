@@ -22,20 +22,20 @@ constexpr int kThreads = 256, kGrid = 16, kWarp = 32, kWarps = kThreads / kWarp;
 constexpr unsigned kAll = 0xffffffffu;
 
 template <class E>
-struct WideOf {
+struct AccOf {
   using type = float;
 };
 template <>
-struct WideOf<double> {
+struct AccOf<double> {
   using type = double;
 };
 template <class E>
-using Acc = typename WideOf<E>::type;
+using Acc = typename AccOf<E>::type;
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_acc(float x) { return x; }
+__device__ __forceinline__ double to_acc(double x) { return x; }
+__device__ __forceinline__ float to_acc(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_acc(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 template <class E>
 __device__ __forceinline__ E narrow(Acc<E> x);
@@ -144,7 +144,7 @@ class RowLoader {
         const int real = i * kAtOnce < rows_left ? min(dims_left, kLanes) : 0;
         Vector<A> v;
 #pragma unroll
-        for (int lane = 0; lane < kLanes; ++lane) v.lane[lane] = lane < real ? widen(from[lane * dim_stride_]) : A(0);
+        for (int lane = 0; lane < kLanes; ++lane) v.lane[lane] = lane < real ? to_acc(from[lane * dim_stride_]) : A(0);
         *reinterpret_cast<Vector<A>*>(to) = v;
       }
     }

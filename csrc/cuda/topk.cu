@@ -1,5 +1,5 @@
 // topk: the k best references of each query. Blocks score tiles of their queries against a share of the references and
-// keep candidates for the k best of that share; then each query's shares are merged. Scores never leave registers.
+// keep candidates for the k best of that split; then each query's splits are merged. Scores never leave registers.
 #include "launchers.h"
 #include "splits.cuh"
 #include "stage.cuh"
@@ -11,7 +11,7 @@ constexpr int64_t kListBytes = 1 << 30;  // of all queries' lists, if a list for
 
 // Offers the scores [rows][columns] of a tile's rows from `first` on to their queries' lists, a warp for each row.
 template <class A>
-__device__ __forceinline__ void select(const TopK& p, const Shares<A>& shares, const A* scores, int rows, int64_t first,
+__device__ __forceinline__ void select(const TopK& p, const Splits<A>& splits, const A* scores, int rows, int64_t first,
                                        int64_t m0, Selection<A>* selections) {
   using T = Tile<A>;
   const int lane = threadIdx.x % kWarp;
@@ -25,7 +25,7 @@ __device__ __forceinline__ void select(const TopK& p, const Shares<A>& shares, c
       const Candidate<A> mine = {key_of<A>(scores[row * T::kRows + column], p.largest), m};
       bool offered = m < p.reference.rows && mine.better_than(selection.last) && m != excluded;
       if (offered && p.query_labels) offered = p.reference_labels[m] != p.query_labels[n];
-      shares.offer(blockIdx.y, n, selection, mine, offered);
+      splits.offer(blockIdx.y, n, selection, mine, offered);
     }
     __syncwarp();
     if (lane == 0) selections[row] = selection;
@@ -33,7 +33,7 @@ __device__ __forceinline__ void select(const TopK& p, const Shares<A>& shares, c
 }
 
 template <class E, bool copied>
-__global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Shares<Acc<E>> shares) {
+__global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Splits<Acc<E>> splits) {
   using A = Acc<E>;
   using T = Tile<A>;
   DISSIM_DYNAMIC_SHARED(A, buffers);
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Sha
   for (int row = threadIdx.x; row < T::kRows; row += kThreads) selections[row] = kNothingYet<A>;
   __syncthreads();
 #pragma unroll 1
-  for (int tile = 0; tile < shares.tiles; ++tile) {  // 32 bits where they suffice: no register is to spare
-    const int64_t m0 = (blockIdx.y * shares.tiles + tile) * T::kRows;
+  for (int tile = 0; tile < splits.tiles; ++tile) {  // 32 bits where they suffice: no register is to spare
+    const int64_t m0 = (blockIdx.y * splits.tiles + tile) * T::kRows;
     if (m0 >= p.reference.rows) break;
     A sums[T::kSide][T::kSide];
     score_tile<E, copied>(p.query, p.reference, static_cast<const A*>(p.weight), int(p.dim), first_query, m0, buffers,
@@ -53,39 +53,39 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks) topk_kernel(TopK p, Sha
     for (int part = 0; part < kParts<A>; ++part) {
       stage_part<A>(sums, part, bias, buffers);
       __syncthreads();
-      select<A>(p, shares, buffers, kPartRows<A>, first_query + part * kPartRows<A>, m0,
+      select<A>(p, splits, buffers, kPartRows<A>, first_query + part * kPartRows<A>, m0,
                 selections + part * kPartRows<A>);
       __syncthreads();
     }
   }
 #pragma unroll 1
   for (int row = threadIdx.x / kWarp; row < T::kRows && first_query + row < p.query.rows; row += kWarps)
-    shares.close(blockIdx.y, first_query + row, selections[row].count);
+    splits.close(blockIdx.y, first_query + row, selections[row].count);
 }
 
 template <class A>
-Shares<A> shares_of_topk(const TopK& p) {
-  return shares_of<A>(p, Tile<A>::kRows, kListBytes);
+Splits<A> splits_of_topk(const TopK& p) {
+  return splits_of<A>(p, Tile<A>::kRows, kListBytes);
 }
 
 template <class E>
 void launch_topk_as(const TopK& p, void* workspace, Stream stream) {
   using A = Acc<E>;
   if (p.query.rows * p.k == 0) return;
-  const Shares<A> shares = shares_of_topk<A>(p).at(workspace);
-  const Grid grid = {ceil_div(p.query.rows, Tile<A>::kRows), shares.count};
+  const Splits<A> splits = splits_of_topk<A>(p).at(workspace);
+  const Grid grid = {ceil_div(p.query.rows, Tile<A>::kRows), splits.count};
   if (can_copy<E>(p)) {
-    launch("topk_kernel", topk_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, shares);
+    launch("topk_kernel", topk_kernel<E, sizeof(E) >= 4>, grid, Tile<A>::kSharedBytes, stream, p, splits);
   } else {
-    launch("topk_kernel", topk_kernel<E, false>, grid, Tile<A>::kSharedBytes, stream, p, shares);
+    launch("topk_kernel", topk_kernel<E, false>, grid, Tile<A>::kSharedBytes, stream, p, splits);
   }
-  launch_merge(p, shares, stream);
+  launch_merge(p, splits, stream);
 }
 
 }  // namespace
 
 int64_t topk_workspace(const TopK& p) {
-  return p.dtype == Dtype::float64 ? shares_of_topk<double>(p).bytes() : shares_of_topk<float>(p).bytes();
+  return p.dtype == Dtype::float64 ? splits_of_topk<double>(p).bytes() : splits_of_topk<float>(p).bytes();
 }
 
 void launch_topk(const TopK& p, void* workspace, Stream stream) {
