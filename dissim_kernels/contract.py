@@ -76,6 +76,18 @@ class HingeBackward(NamedTuple):
     reference_labels: Tensor  # [M]
 
 
+class RankCount(NamedTuple):
+    """A count of ranks as backends get it, all checked: lists of pairs, each query's best first."""
+
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [1]
+    offsets: Tensor  # int64 [N + 1]
+    indices: Tensor  # int64 [P]
+    scores: Tensor  # [P], accumulator dtype
+
+
 def raise_argument_error(
     argument: str, expected: str, got: object, remedy: str, error: type[Exception] = ValueError
 ) -> NoReturn:
@@ -398,3 +410,50 @@ def _check_operand(
     got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
     remedy = "The public functions of dissim_kernels bring their arguments into this form."
     raise_argument_error(name, f"{wanted} [{form}] on {device}", got, remedy)
+
+
+def check_cameras(
+    query: Tensor, reference: Tensor, query_cameras: Tensor | None, reference_cameras: Tensor | None
+) -> None:
+    """int64 [N] and [M], or neither."""
+    if (query_cameras is None) != (reference_cameras is None):
+        missing = "query_cameras" if query_cameras is None else "reference_cameras"
+        raise_argument_error(missing, "cameras, since the other side has them", None, "Pass both or neither.")
+    if query_cameras is not None:
+        check_labels("query_cameras", query_cameras, query.shape[0], query.device)
+        check_labels("reference_cameras", reference_cameras, reference.shape[0], query.device)
+
+
+def check_positives(
+    query: Tensor, offsets: Tensor | None, indices: Tensor | None, scores: Tensor | None
+) -> None:
+    """Lists of matches in compressed-row form, or none: values of offsets are checked too."""
+    given = {"positive_offsets": offsets, "positive_indices": indices, "positive_scores": scores}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return
+    if missing:
+        raise_argument_error(missing[0], "a tensor, since the other two are given", None, "Pass all three or none.")
+    assert offsets is not None and indices is not None and scores is not None
+    check_labels("positive_offsets", offsets, query.shape[0] + 1, query.device)
+    check_labels("positive_indices", indices, len(indices), query.device)
+    _check_operand("positive_scores", scores, (ACCUMULATE[query.dtype],), (len(indices),), query.device)
+    ascending = bool((offsets.diff() >= 0).all())
+    if not ascending or int(offsets[0]) != 0 or int(offsets[-1]) != len(indices):
+        expected = f"ascending from 0 to {len(indices)}, the number of positive_indices"
+        raise_argument_error("positive_offsets", expected, "others", "Pass those of ScoredRanks.")
+    if bool(scores.isnan().any()):
+        raise_argument_error("positive_scores", "numbers", "NaN", "A NaN score has no rank.")
+
+
+def check_listed_scores_operands(query, reference, weight, bias, offsets, indices, *_) -> None:
+    """As of the top-k; offsets int64 [N + 1], indices int64 [P]."""
+    _check_operands(query, reference, weight, bias, 2)
+    _check_operand("offsets", offsets, (torch.int64,), (query.shape[0] + 1,), query.device)
+    _check_operand("indices", indices, (torch.int64,), (None,), query.device)
+
+
+def check_rank_operands(query, reference, weight, bias, offsets, indices, scores, *_) -> None:
+    """As of `listed_scores`; scores [P] in the accumulator dtype."""
+    check_listed_scores_operands(query, reference, weight, bias, offsets, indices)
+    _check_operand("scores", scores, (ACCUMULATE[query.dtype],), tuple(indices.shape), query.device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, Search
+from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, RankCount, Search
 from .quantize import quantize_references  # noqa: F401
 
 #: No temporary has more elements than this (16 MiB in float32), unless one pair's D is larger.
@@ -147,6 +147,39 @@ def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
         grads[2] += parts[2][0]
         grads[3] += g.sum()
     return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
+
+
+def listed_scores(
+    query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, indices: Tensor
+) -> Tensor:
+    """Scores of each query's listed references [P], out of the blocks that `rank` compares."""
+    out = query.new_empty(indices.shape, dtype=ACCUMULATE[query.dtype])
+    rows = torch.arange(query.shape[0], device=query.device).repeat_interleave(offsets.diff())
+    for n in row_blocks(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        listed = slice(int(offsets[n.start]), int(offsets[n.stop]))
+        out[listed] = scores[rows[listed] - n.start, indices[listed]]
+    return out
+
+
+def rank(given: RankCount) -> tuple[Tensor, Tensor]:
+    """For each listed pair the references before it: of a larger score, or of the same one and a lower index."""
+    query, reference, weight, bias, offsets, indices, listed_scores = given
+    counts = torch.zeros_like(indices)
+    nan_rows = torch.zeros(query.shape[0], dtype=torch.bool, device=query.device)
+    columns = torch.arange(reference.shape[0], device=query.device)
+    first = 0
+    for n in row_blocks(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        nan_rows[n] = scores.isnan().any(1)
+        for row, last in enumerate(offsets[n.start + 1 : n.stop + 1].tolist()):
+            for pairs in _slices(last - first, max(1, CHUNK // max(1, reference.shape[0]))):
+                listed = slice(first + pairs.start, first + pairs.stop)
+                score, index = listed_scores[listed, None], indices[listed, None]
+                before = (scores[row] > score) | ((scores[row] == score) & (columns < index))
+                counts[listed] = (before & (columns != index)).sum(1)
+            first = last
+    return counts, nan_rows
 
 
 def row_blocks(query: Tensor, reference: Tensor) -> list[slice]:
