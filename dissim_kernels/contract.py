@@ -22,6 +22,8 @@ ACCUMULATE = {
 
 BALANCES = ("pairs", "classes")
 REDUCTIONS = ("mean", "sum", "none")
+#: Which references a log-sum-exp runs over, by label.
+AMONG = ("different", "same", "all")
 
 
 class Problem(NamedTuple):
@@ -74,6 +76,33 @@ class HingeBackward(NamedTuple):
     weight: Tensor  # [D]
     query_labels: Tensor  # [N]
     reference_labels: Tensor  # [M]
+
+
+class LogSumExp(NamedTuple):
+    """A log-sum-exp as backends get it, all checked: one matrix of each side."""
+
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [1]
+    scale: Tensor  # [1], accumulator dtype
+    query_labels: Tensor | None  # [N]
+    reference_labels: Tensor | None  # [M]
+    exclude_index: Tensor | None  # [N]
+    among: str  # of AMONG
+
+
+class LogSumExpBackward(NamedTuple):
+    """What its gradients follow from (E15)."""
+
+    grad: Tensor  # [N], accumulator dtype
+    value: Tensor  # [N], accumulator dtype: the log-sum-exp
+    active: Tensor  # uint8 [N, ceil(M / 8)]
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [1]
+    scale: Tensor  # [1], accumulator dtype
 
 
 class RankCount(NamedTuple):
@@ -424,9 +453,7 @@ def check_cameras(
         check_labels("reference_cameras", reference_cameras, reference.shape[0], query.device)
 
 
-def check_positives(
-    query: Tensor, offsets: Tensor | None, indices: Tensor | None, scores: Tensor | None
-) -> None:
+def check_positives(query: Tensor, offsets: Tensor | None, indices: Tensor | None, scores: Tensor | None) -> None:
     """Lists of matches in compressed-row form, or none: values of offsets are checked too."""
     given = {"positive_offsets": offsets, "positive_indices": indices, "positive_scores": scores}
     missing = [name for name, value in given.items() if value is None]
@@ -457,3 +484,46 @@ def check_rank_operands(query, reference, weight, bias, offsets, indices, scores
     """As of `listed_scores`; scores [P] in the accumulator dtype."""
     check_listed_scores_operands(query, reference, weight, bias, offsets, indices)
     _check_operand("scores", scores, (ACCUMULATE[query.dtype],), tuple(indices.shape), query.device)
+
+
+def check_among(among: str, query_labels: Tensor | None) -> None:
+    if among != "all" and query_labels is None:
+        raise_argument_error("query_labels", f"labels, for among={among!r}", None, "Pass labels, or among='all'.")
+
+
+def check_scale(scale: object, query: Tensor) -> None:
+    """A number, or a 0-d tensor in the dtype of query or its accumulator."""
+    if not isinstance(scale, Tensor):
+        return check_number("scale", scale)
+    _check_tensor("scale", scale)
+    _check_parameter("scale", scale, query)
+    _check_device("scale", scale, query, "query")
+    if scale.dim():
+        raise_argument_error("scale", "a number or shape []", shape(scale), "Reshape it.")
+
+
+def check_logsumexp_operands(
+    query, reference, weight, bias, scale, query_labels, reference_labels, exclude_index, among, *_
+) -> None:
+    """As of the top-k; scale [1] in the accumulator dtype, labels of both sides unless among is "all"."""
+    _check_operands(query, reference, weight, bias, 2)
+    check_filters(query, reference, exclude_index, query_labels, reference_labels)
+    _check_operand("scale", scale, (ACCUMULATE[query.dtype],), (1,), query.device)
+    check_choice("among", among, AMONG)
+    check_among(among, query_labels)
+
+
+def check_logsumexp_backward_operands(
+    grad, value, active, query, reference, weight, bias, scale, needs: Sequence[bool], *_
+) -> None:
+    """As of the log-sum-exp; grad and value [N] in the accumulator dtype, active uint8 [N, ceil(M / 8)]."""
+    _check_operands(query, reference, weight, bias, 2)
+    rows, acc = query.shape[0], (ACCUMULATE[query.dtype],)
+    _check_operand("grad", grad, acc, (rows,), query.device)
+    _check_operand("value", value, acc, (rows,), query.device)
+    _check_operand("scale", scale, acc, (1,), query.device)
+    _check_operand("active", active, (torch.uint8,), (rows, (reference.shape[0] + 7) // 8), query.device)
+    if len(needs) != 4:
+        raise_argument_error(
+            "needs", "4 flags: of query, reference, weight and bias", len(needs), "Pass a bool for each."
+        )

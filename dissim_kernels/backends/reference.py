@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, RankCount, Search
+from ..contract import (
+    ACCUMULATE,
+    Hinge,
+    HingeBackward,
+    LogSumExp,
+    LogSumExpBackward,
+    Problem,
+    RankCount,
+    Search,
+)
 from .quantize import quantize_references  # noqa: F401
 
 #: No temporary has more elements than this (16 MiB in float32), unless one pair's D is larger.
@@ -111,7 +120,6 @@ def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     columns, bits = reference.shape[0], (reference.shape[0] + 7) // 8
     sums = [torch.zeros(query.shape[0], dtype=ACCUMULATE[query.dtype], device=query.device) for _ in range(2)]
     active = torch.zeros(query.shape[0], bits, dtype=torch.uint8, device=query.device)
-    powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
         same = query_labels[n, None] == reference_labels
@@ -125,8 +133,7 @@ def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
         violation = torch.where(same, margin - scores, margin + scores).clamp(min=0)
         for row_sums, chosen_pairs in zip(sums, (same & kept, ~same & kept), strict=True):
             row_sums[n] = violation.masked_fill(~chosen_pairs, 0).sum(1)
-        inside = pad((violation > 0) & kept, (0, bits * 8 - columns)).unflatten(1, (bits, 8))
-        active[n] = (inside * powers).sum(2, dtype=torch.uint8)
+        active[n] = _packed_bits((violation > 0) & kept)
     return sums[0], sums[1], active
 
 
@@ -135,17 +142,70 @@ def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
     grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = given
     tensors = (query, reference, weight, grad_positive.new_empty(1))
     grads = [torch.zeros(t.shape, dtype=grad_positive.dtype, device=t.device) for t in tensors]
-    powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
     for n in row_blocks(query, reference):
-        bits = ((active[n, :, None] & powers) != 0).flatten(1)[:, : reference.shape[0]]
         same = query_labels[n, None] == reference_labels
+        bits = _unpacked_bits(active[n], reference.shape[0])
         g = torch.where(same, -grad_positive[n, None], grad_negative[n, None]) * bits
-        pair = (query[None, n], reference[None], weight[None])
-        parts = score_backward(g[None, None], *pair, (True, True, True))
-        grads[0][n] = parts[0][0]
-        grads[1] += parts[1][0]
-        grads[2] += parts[2][0]
-        grads[3] += g.sum()
+        _add_gradients(grads, g, n, query, reference, weight)
+    return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
+
+
+def _add_gradients(
+    grads: list[Tensor], g: Tensor, n: slice, query: Tensor, reference: Tensor, weight: Tensor
+) -> None:
+    """Adds what the score gradients g of query rows n bring to those of query, reference, weight and bias."""
+    parts = score_backward(g[None, None], query[None, n], reference[None], weight[None], (True, True, True))
+    grads[0][n] = parts[0][0]
+    grads[1] += parts[1][0]
+    grads[2] += parts[2][0]
+    grads[3] += g.sum()
+
+
+def _packed_bits(flags: Tensor) -> Tensor:
+    """bool [n, M] -> uint8 [n, ceil(M / 8)], lowest bit first."""
+    count = (flags.shape[1] + 7) // 8
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=flags.device)
+    bits = pad(flags, (0, count * 8 - flags.shape[1])).unflatten(1, (count, 8))
+    return (bits * powers).sum(2, dtype=torch.uint8)
+
+
+def _unpacked_bits(packed: Tensor, columns: int) -> Tensor:
+    """The inverse of `_packed_bits`."""
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, :, None] & powers) != 0).flatten(1)[:, :columns]
+
+
+def logsumexp(given: LogSumExp) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp and mean score of each row [N], [N], and the active bits [N, ceil(M / 8)] (E15)."""
+    query, reference, weight, bias, scale, query_labels, reference_labels, exclude_index, among = given
+    rows, columns = query.shape[0], reference.shape[0]
+    acc = ACCUMULATE[query.dtype]
+    value, mean_score = (torch.zeros(rows, dtype=acc, device=query.device) for _ in range(2))
+    active = torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8, device=query.device)
+    min_share = torch.finfo(acc).eps / 2 / max(1, columns)
+    for n in row_blocks(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        kept = ~excluded_pairs(columns, exclude_index, None, None, n, scores)
+        if query_labels is not None and reference_labels is not None and among != "all":
+            kept &= (query_labels[n, None] == reference_labels) == (among == "same")
+        logits = torch.where(kept, scale * scores, -torch.inf)
+        value[n] = logits.logsumexp(1)
+        shares = torch.where(kept, (logits - value[n, None]).exp(), 0)
+        mean_score[n] = torch.where(shares == 0, 0, shares * scores).sum(1)
+        active[n] = _packed_bits(kept & ~(shares <= min_share))  # a NaN is active
+    return value, mean_score, active
+
+
+def logsumexp_backward(given: LogSumExpBackward, needs: Sequence[bool]) -> list[Tensor]:
+    """The softmax of the active pairs turned into a score gradient, block by block (E15)."""
+    grad, value, active, query, reference, weight, bias, scale = given
+    tensors = (query, reference, weight, grad.new_empty(1))
+    grads = [torch.zeros(t.shape, dtype=grad.dtype, device=t.device) for t in tensors]
+    for n in row_blocks(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        share = (scale * scores - value[n, None]).exp()
+        g = torch.where(_unpacked_bits(active[n], reference.shape[0]), grad[n, None] * scale * share, 0)
+        _add_gradients(grads, g, n, query, reference, weight)
     return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
 
 

@@ -115,9 +115,7 @@ def fused_dissim_rank(
         positives = _Pairs(rows[match], columns[match], scores[match])
     else:
         every_row = torch.arange(len(query), device=query.device)
-        positives = _Pairs(
-            every_row.repeat_interleave(positive_offsets.diff()), positive_indices, positive_scores
-        )
+        positives = _Pairs(every_row.repeat_interleave(positive_offsets.diff()), positive_indices, positive_scores)
 
     order = _best_first(positives)
     offsets = _offsets(positives.rows, len(query))
