@@ -144,12 +144,60 @@ struct HingeBackward {
   void* grad_bias;  // wide [1]
 };
 
+// The log-sum-exp of scale times each query's scores over the references that are kept, its mean score under the
+// softmax, and one bit for each pair: 1 where backward needs it (E15). Without any kept pair -infinity and 0.
+struct LogSumExp {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;  // one batch entry
+  const void* weight;  // acc [dim]
+  const void* bias;  // acc [1], or null for 0
+  const void* scale;  // acc [1]
+  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows], or both null: all are kept
+  const int64_t* exclude_index;  // [query.rows] or null: a reference row that is not kept, -1 for none
+  bool among_same;  // with labels: keep the references of the query's label, or the others
+  void *value, *mean_score;  // acc [query.rows]
+  uint8_t* active;  // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
+};
+
+// The gradients of `LogSumExp` from its bits: the upstream gradient of a pair is grad[n] scale exp(scale s - value[n])
+// where the pair is active, else 0. A null output is not computed.
+struct LogSumExpBackward {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;
+  const void *weight, *bias, *scale;
+  const void *grad, *value;  // acc [query.rows]
+  const uint8_t* active;
+  void* grad_query;  // dtype [query.rows, dim]
+  void* grad_reference;  // dtype [reference.rows, dim]
+  void* grad_weight;  // acc [dim]
+};
+
+// For listed pairs, the number of references of the query that come before each: those of a larger score, or of the
+// same score and a lower index. Each query's list is sorted that way; an index may lie outside the references.
+struct Rank {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;  // one batch entry
+  const void* weight;  // acc [dim]
+  const void* bias;  // acc [1], or null for 0
+  const int64_t* offsets;  // [query.rows + 1], ascending from 0
+  const int64_t* indices;  // [offsets[query.rows]]
+  const void* listed_scores;  // acc [offsets[query.rows]]
+  int64_t* counts;  // [offsets[query.rows]]
+  uint8_t* nan_rows;  // [query.rows], 0 or 1: whether a score of the query is NaN
+};
+
 // Every entry point by its problem and its name: row(Problem, name). CUDA has the first six; there rows become codes
 // in plain torch (backends/codes.py).
 #define DISSIM_CUDA_ENTRY_POINTS(row)                                                    \
   row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge) \
       row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk)
-#define DISSIM_ENTRY_POINTS(row) DISSIM_CUDA_ENTRY_POINTS(row) row(Extent, extent) row(Quantize, quantize)
+#define DISSIM_ENTRY_POINTS(row)                                                                                   \
+  DISSIM_CUDA_ENTRY_POINTS(row)                                                                                    \
+  row(Extent, extent) row(Quantize, quantize) row(LogSumExp, logsumexp) row(LogSumExpBackward, logsumexp_backward) \
+      row(Rank, rank)
 
 // The entry points as one instruction set compiled them.
 struct Kernels {

@@ -131,7 +131,8 @@ inline dissim::Hinge make_hinge(Tensor query, Tensor reference, Tensor weight, O
 }
 
 // Bits behind the last reference are pairs that there are not; kernels of CUDA see to it themselves: no host waits.
-inline void check_spare_bits(const dissim::HingeBackward& problem) {
+template <class Problem>
+inline void check_spare_bits(const Problem& problem) {
   const int64_t spare = problem.reference.rows % 8, bytes = ceil_div(problem.reference.rows, 8);
   for (int64_t n = 0; spare && n < problem.query.rows; ++n)
     if (problem.active[(n + 1) * bytes - 1] >> spare)
@@ -165,6 +166,86 @@ inline std::optional<dissim::HingeBackward> make_hinge_backward(Tensor grad_posi
   if (active.numel()) return problem;
   set_to_zero({grad_query, grad_reference, grad_weight, grad_bias});
   return {};
+}
+
+inline dissim::LogSumExp make_logsumexp(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor scale,
+                                        Optional query_labels, Optional reference_labels, Optional exclude_index,
+                                        bool among_same, Tensor value, Tensor mean_score, Tensor active) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  if (query_labels.has_value() != reference_labels.has_value())
+    raise_argument_error(query_labels ? "reference_labels" : "query_labels", "labels, since the other side has them",
+                         "None", "Pass both or neither.");
+  return {given.dtype(),
+          dim,
+          queries,
+          references,
+          given.input("weight", weight, given.acc(), {dim}),
+          given.input("bias", bias, given.acc(), {1}),
+          given.input("scale", scale, given.acc(), {1}),
+          given.input<int64_t>("query_labels", query_labels, {queries.rows}),
+          given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
+          given.input<int64_t>("exclude_index", exclude_index, {queries.rows}),
+          among_same,
+          given.output("value", value, given.acc(), {queries.rows}),
+          given.output("mean_score", mean_score, given.acc(), {queries.rows}),
+          given.output<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)})};
+}
+
+inline std::optional<dissim::LogSumExpBackward> make_logsumexp_backward(Tensor grad, Tensor value, Tensor active,
+                                                                        Tensor query, Tensor reference, Tensor weight,
+                                                                        Optional bias, Tensor scale,
+                                                                        Optional grad_query, Optional grad_reference,
+                                                                        Optional grad_weight) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  const dissim::LogSumExpBackward problem{
+      given.dtype(),
+      dim,
+      queries,
+      references,
+      given.input("weight", weight, given.acc(), {dim}),
+      given.input("bias", bias, given.acc(), {1}),
+      given.input("scale", scale, given.acc(), {1}),
+      given.input("grad", grad, given.acc(), {queries.rows}),
+      given.input("value", value, given.acc(), {queries.rows}),
+      given.input<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)}),
+      given.output("grad_query", grad_query, given.element(), {queries.rows, dim}),
+      given.output("grad_reference", grad_reference, given.element(), {references.rows, dim}),
+      given.output("grad_weight", grad_weight, given.acc(), {dim})};
+  if (given.on_cpu()) check_spare_bits(problem);
+  if (active.numel() && dim) return problem;
+  set_to_zero({grad_query, grad_reference, grad_weight});
+  return {};
+}
+
+// Lists of pairs, in compressed-row form. On CUDA no host reads the offsets, and kernels see to it themselves.
+inline const int64_t* check_offsets(Arguments& given, const Tensor& offsets, int64_t rows, int64_t pairs) {
+  const int64_t* all = given.input<int64_t>("offsets", offsets, {rows + 1});
+  if (!given.on_cpu()) return all;
+  check_integer("offsets[0]", all[0], 0, 0);
+  for (int64_t n = 0; n < rows; ++n) check_integer("offsets", all[n + 1], all[n], pairs);
+  check_integer("offsets[-1]", all[rows], pairs, pairs);
+  return all;
+}
+
+inline dissim::Rank make_rank(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor offsets,
+                              Tensor indices, Tensor listed_scores, Tensor counts, Tensor nan_rows) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  const int64_t* listed = given.input<int64_t>("indices", indices, {kAny});
+  const int64_t pairs = indices.size(0);
+  return {given.dtype(),
+          dim,
+          queries,
+          references,
+          given.input("weight", weight, given.acc(), {dim}),
+          given.input("bias", bias, given.acc(), {1}),
+          check_offsets(given, offsets, queries.rows, pairs),
+          listed,
+          given.input("listed_scores", listed_scores, given.acc(), {pairs}),
+          given.output<int64_t>("counts", counts, {pairs}),
+          given.output<uint8_t>("nan_rows", nan_rows, {queries.rows})};
 }
 
 inline dissim::Extent make_extent(Tensor rows, Tensor low, Tensor high) {
@@ -252,6 +333,16 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
       "hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active, Tensor query, Tensor reference, "
       "Tensor weight, Tensor query_labels, Tensor reference_labels, Tensor(a!)? grad_query, "
       "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight, Tensor(d!)? grad_bias) -> ()");
+  library.def(
+      "logsumexp(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor scale, Tensor? query_labels, "
+      "Tensor? reference_labels, Tensor? exclude_index, bool among_same, Tensor(a!) value, Tensor(b!) mean_score, "
+      "Tensor(c!) active) -> ()");
+  library.def(
+      "logsumexp_backward(Tensor grad, Tensor value, Tensor active, Tensor query, Tensor reference, Tensor weight, "
+      "Tensor? bias, Tensor scale, Tensor(a!)? grad_query, Tensor(b!)? grad_reference, Tensor(c!)? grad_weight) -> ()");
+  library.def(
+      "rank(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor offsets, Tensor indices, "
+      "Tensor listed_scores, Tensor(a!) counts, Tensor(b!) nan_rows) -> ()");
   library.def("extent(Tensor rows, Tensor(a!) low, Tensor(b!) high) -> ()");
   library.def(
       "quantize(Tensor rows, Tensor dim_order, Tensor offset, Tensor inv_scale, Tensor max_code, int positive, float "

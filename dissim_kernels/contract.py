@@ -523,7 +523,5 @@ def check_logsumexp_backward_operands(
     _check_operand("value", value, acc, (rows,), query.device)
     _check_operand("scale", scale, acc, (1,), query.device)
     _check_operand("active", active, (torch.uint8,), (rows, (reference.shape[0] + 7) // 8), query.device)
-    if len(needs) != 4:
-        raise_argument_error(
-            "needs", "4 flags: of query, reference, weight and bias", len(needs), "Pass a bool for each."
-        )
+    if len(needs) != 3:
+        raise_argument_error("needs", "3 flags: of query, reference and weight", len(needs), "Pass a bool for each.")

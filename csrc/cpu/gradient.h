@@ -72,34 +72,46 @@ class Gradient {
   // false: all of them are 0.
   template <class Tile>
   void add(int64_t head, const Parallel& parallel, const Tile& tile) {
+    add_band(head, parallel, 0, reference_.rows, tile);
+  }
+
+  // The same for references [begin, end), multiples of kTileColumns or all there are: for bands that follow one
+  // another.
+  template <class Tile>
+  void add_band(int64_t head, const Parallel& parallel, int64_t begin, int64_t end, const Tile& tile) {
+    const Band band{begin, end};
     const bool of_query = grad_query_ || grad_weight_, of_reference = grad_reference_ || grad_weight_;
     if (of_query && of_reference && chunks_ >= parallel.threads) {
-      sweep<true, true>(head, parallel, 1, tile);
+      sweep<true, true>(head, parallel, 1, band, tile);
     } else {  // one side, or fewer chunks than threads: cut by rows, each side on its own, in the same order of sums
       const int64_t cuts = ceil_div(2 * parallel.threads, chunks_);
-      if (of_query) sweep<true, false>(head, parallel, cuts, tile);
-      if (of_reference) sweep<false, true>(head, parallel, cuts, tile);
+      if (of_query) sweep<true, false>(head, parallel, cuts, band, tile);
+      if (of_reference) sweep<false, true>(head, parallel, cuts, band, tile);
     }
-    if (of_query)
+    if (of_query && end == reference_.rows)
       for_each(parallel, ceil_div(chunks_, kChunksOfTask), [&](int64_t task) {
         finish_queries(head, task * kChunksOfTask, min((task + 1) * kChunksOfTask, chunks_));
       });
   }
 
  private:
+  struct Band {
+    int64_t begin, end;
+  };
   static constexpr int64_t kChunksOfTask = 16;  // whole cache lines of every row
   static constexpr int64_t kTile = kTileQueries * kTileColumns;
   int64_t padded_factors() const { return ceil_div(task_chunks_, 64) * 64; }  // no line is of two threads
 
   template <bool of_query, bool of_reference, class Tile>
-  void sweep(int64_t head, const Parallel& parallel, int64_t cuts, const Tile& tile) {
+  void sweep(int64_t head, const Parallel& parallel, int64_t cuts, const Band& band, const Tile& tile) {
     const int64_t ranges = min(chunks_, parallel.threads);
     const int64_t rows = of_reference ? query_.rows : cut_size(query_.rows, cuts, kTileQueries);
-    const int64_t columns = of_query ? reference_.rows : cut_size(reference_.rows, cuts, kTileColumns);
-    const int64_t row_cuts = ceil_div(query_.rows, rows), column_cuts = ceil_div(reference_.rows, columns);
+    const int64_t references = band.end - band.begin;
+    const int64_t columns = of_query ? references : cut_size(references, cuts, kTileColumns);
+    const int64_t row_cuts = ceil_div(query_.rows, rows), column_cuts = ceil_div(references, columns);
     for_each_worker(parallel, ranges * row_cuts * column_cuts, [&](int worker, int64_t task) {
       const int64_t range = task / row_cuts / column_cuts;
-      const int64_t n = task / column_cuts % row_cuts * rows, m = task % column_cuts * columns;
+      const int64_t n = task / column_cuts % row_cuts * rows, m = band.begin + task % column_cuts * columns;
       Task{*this,
            head,
            range * chunks_ / ranges,
@@ -107,8 +119,7 @@ class Gradient {
            task_blocks_ + worker * task_chunks_ * kBlock,
            task_tiles_ + worker * kTile,
            task_factors_ + worker * padded_factors()}
-          .template run<of_query, of_reference>(n, min(n + rows, query_.rows), m, min(m + columns, reference_.rows),
-                                                tile);
+          .template run<of_query, of_reference>(n, min(n + rows, query_.rows), m, min(m + columns, band.end), tile);
     });
   }
 
@@ -128,7 +139,7 @@ class Gradient {
     template <bool of_query, bool of_reference, class Tile>
     void run(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, const Tile& tile) {
       const int64_t padded = ceil_div(row_end, kQueries) * kQueries;
-      if (of_query)
+      if (of_query && column_begin == 0)
         for (int64_t chunk = begin; chunk < end; ++chunk)
           memset(all.sums_ + chunk * all.stride_ + row_begin * lanes, 0, size_t(padded - row_begin) * kVectorBytes);
       for (int64_t m = column_begin; m < column_end; m += kTileColumns) {

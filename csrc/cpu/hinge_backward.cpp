@@ -35,8 +35,8 @@ class ActivePairs {
     PairLists<A, decltype(word)> lists(p_.query.rows, p_.reference.rows, parallel, word);
     const int64_t room = backward_room<E>(p_.query, p_.reference, p_.dim);
     const bool few = lists.all() <= p_.query.rows * p_.reference.rows / kFewActive && !lists.too_long();
-    if (few && p_.dim && SparseGradient<E>::fits(p_, room - lists.bytes())) {
-      SparseGradient<E>::run(p_, parallel, room - lists.bytes(), lists, [&](int64_t n, int64_t m) {
+    if (few && p_.dim && SparseGradient<E, HingeBackward>::fits(p_, room - lists.bytes())) {
+      SparseGradient<E, HingeBackward>::run(p_, parallel, room - lists.bytes(), lists, [&](int64_t n, int64_t m) {
         return p_.query_labels[n] == p_.reference_labels[m] ? positive(n) : negative(n);
       });
       return A(lists.sum());

@@ -34,7 +34,7 @@ DISSIM_INLINE void sign_sums_row(const A* query, A query_factor, const Vector<A>
 }
 
 // A null gradient is not computed.
-template <class E>
+template <class E, class Problem>
 class SparseGradient {
   using A = Acc<E>;
   static constexpr int lanes = kLanes<A>;
@@ -43,11 +43,11 @@ class SparseGradient {
 
  public:
   // Whether one window fits in.
-  static bool fits(const HingeBackward& p, int64_t room) { return bytes(p, 1) <= room; }
+  static bool fits(const Problem& p, int64_t room) { return bytes(p, 1) <= room; }
 
   // Lists are made once for all dimensions that fit in, and again for others.
   template <class Lists, class Grad>
-  static void run(const HingeBackward& p, const Parallel& parallel, int64_t room, Lists& lists, const Grad& grad) {
+  static void run(const Problem& p, const Parallel& parallel, int64_t room, Lists& lists, const Grad& grad) {
     Scratch<Pair<A>> pairs(lists.size());
     Scratch<int32_t> places(lists.places());
     const auto fits = [&](int64_t windows) { return bytes(p, windows) <= room; };
@@ -61,7 +61,7 @@ class SparseGradient {
   }
 
  private:
-  SparseGradient(Arena& arena, const HingeBackward& p, const Chunks& windows)
+  SparseGradient(Arena& arena, const Problem& p, const Chunks& windows)
       : p_(p),
         windows_(windows),
         query_(arena.take<A>(p.query.rows * windows.count * kWidth)),
@@ -70,7 +70,7 @@ class SparseGradient {
         centre_(arena.take<double>(windows.count * kWidth)),
         total_(arena.take<double>(windows.count * kWidth)) {}
 
-  static int64_t bytes(const HingeBackward& p, int64_t windows) {
+  static int64_t bytes(const Problem& p, int64_t windows) {
     Arena counted;
     SparseGradient(counted, p, Chunks{0, windows});
     return counted.used();
@@ -164,7 +164,7 @@ class SparseGradient {
 
   int64_t at(int64_t d, int64_t n) const { return d * p_.query.rows + n * kWidth; }
 
-  const HingeBackward& p_;
+  const Problem& p_;
   const Chunks windows_;  // of kWidth dimensions
   const int64_t first_ = windows_.first * kWidth;
   A *const query_, *const sums_q_;  // [windows][rows][kWidth]

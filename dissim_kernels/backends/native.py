@@ -11,7 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, Search
+from ..contract import (
+    ACCUMULATE,
+    Hinge,
+    HingeBackward,
+    LogSumExp,
+    LogSumExpBackward,
+    Problem,
+    RankCount,
+    Search,
+)
 from . import reference as reference_backend
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
@@ -139,3 +148,35 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(ACCUMULATE[tensor.dtype]).contiguous()
+
+
+def logsumexp(given: LogSumExp) -> tuple[Tensor, Tensor, Tensor]:
+    query, reference, weight, bias, scale, *filters, among = given
+    value, mean_score = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
+    active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
+    pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
+    if among == "all":
+        filters[:2] = None, None
+    operators.logsumexp(*pairs, scale, *map(_contiguous, filters), among == "same", value, mean_score, active)
+    return value, mean_score, active
+
+
+def logsumexp_backward(given: LogSumExpBackward, needs: Sequence[bool]) -> list[Tensor]:
+    grad, value, active, query, reference, weight, bias, scale = given
+    wide = _wide(weight)
+    grads = [t.new_empty(t.shape) if n else None for t, n in zip((query, reference, wide), needs, strict=True)]
+    operators.logsumexp_backward(
+        *map(_contiguous, (grad, value, active)), query[None], reference[None], wide,
+        None if bias is None else _wide(bias), scale, *grads,
+    )  # fmt: skip
+    if grads[2] is not None:
+        grads[2] = grads[2].to(weight.dtype)
+    return [g for g in grads if g is not None]
+
+
+def rank(given: RankCount) -> tuple[Tensor, Tensor]:
+    query, reference, weight, bias, *lists = given
+    counts, nan_rows = torch.empty_like(given.indices), query.new_empty(len(query), dtype=torch.uint8)
+    pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
+    operators.rank(*pairs, *map(_contiguous, lists), counts, nan_rows)
+    return counts, nan_rows.bool()

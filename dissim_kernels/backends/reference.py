@@ -147,18 +147,18 @@ def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
         bits = _unpacked_bits(active[n], reference.shape[0])
         g = torch.where(same, -grad_positive[n, None], grad_negative[n, None]) * bits
         _add_gradients(grads, g, n, query, reference, weight)
+        grads[3] += g.sum()
     return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
 
 
 def _add_gradients(
     grads: list[Tensor], g: Tensor, n: slice, query: Tensor, reference: Tensor, weight: Tensor
 ) -> None:
-    """Adds what the score gradients g of query rows n bring to those of query, reference, weight and bias."""
+    """Adds what the score gradients g of query rows n bring to those of query, reference and weight."""
     parts = score_backward(g[None, None], query[None, n], reference[None], weight[None], (True, True, True))
     grads[0][n] = parts[0][0]
     grads[1] += parts[1][0]
     grads[2] += parts[2][0]
-    grads[3] += g.sum()
 
 
 def _packed_bits(flags: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ def logsumexp(given: LogSumExp) -> tuple[Tensor, Tensor, Tensor]:
 def logsumexp_backward(given: LogSumExpBackward, needs: Sequence[bool]) -> list[Tensor]:
     """The softmax of the active pairs turned into a score gradient, block by block (E15)."""
     grad, value, active, query, reference, weight, bias, scale = given
-    tensors = (query, reference, weight, grad.new_empty(1))
+    tensors = (query, reference, weight)
     grads = [torch.zeros(t.shape, dtype=grad.dtype, device=t.device) for t in tensors]
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)

@@ -120,14 +120,12 @@ def logsumexp_backward(
     scale: Tensor,
     needs: Sequence[bool],
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of query, reference, weight [D] and bias [1]; an empty tensor for each that is not needed."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, reference and weight [D]; an empty tensor for each that is not needed."""
     given = LogSumExpBackward(grad, value, active, query, reference, weight, bias, scale)
     computed = iter(resolve(backend, problem_of("logsumexp", query)).logsumexp_backward(given, needs))
-    grad_query, grad_reference, grad_weight, grad_bias = (
-        next(computed) if needed else grad.new_empty(0) for needed in needs
-    )
-    return grad_query, grad_reference, grad_weight, grad_bias
+    grad_query, grad_reference, grad_weight = (next(computed) if needed else grad.new_empty(0) for needed in needs)
+    return grad_query, grad_reference, grad_weight
 
 
 @logsumexp.register_fake
@@ -139,8 +137,8 @@ def _(query, reference, weight, bias, scale, query_labels, reference_labels, exc
 
 @logsumexp_backward.register_fake
 def _(grad, value, active, query, reference, weight, bias, scale, needs, backend):
-    outs = (query, reference, weight, weight.new_empty(1, dtype=grad.dtype))
-    return tuple(x.new_empty(x.shape) if needed else grad.new_empty(0) for x, needed in zip(outs, needs, strict=True))
+    outs = zip((query, reference, weight), needs, strict=True)
+    return tuple(x.new_empty(x.shape) if needed else grad.new_empty(0) for x, needed in outs)
 
 
 def _save(ctx, inputs, output):
@@ -156,12 +154,15 @@ def _gradients(ctx, grad: Tensor | None, *_) -> tuple:
     if grad is None:
         return (None,) * 10
     bias = bias[0] if ctx.has_bias else None
-    needs = list(ctx.needs_input_grad[:4])
+    *needs, needs_bias, needs_scale = ctx.needs_input_grad[:5]
     run = _LogSumExpBackwardFunction.apply if transformed() else logsumexp_backward
     computed = run(grad, value, active, query, reference, weight, bias, scale, needs, ctx.backend)
-    *grads, grad_bias = (x if needed else None for x, needed in zip(computed, needs, strict=True))
-    grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
-    grad_scale = (grad * mean_score).sum().reshape(1) if ctx.needs_input_grad[4] else None
+    grads = [x if needed else None for x, needed in zip(computed, needs, strict=True)]
+    grad_bias = None
+    if needs_bias:  # a row's softmax adds up to 1, or to 0 without any pair; NaN and infinity stay NaN
+        total = torch.where(value.isneginf(), 0, 1 + (value - value))
+        grad_bias = (grad * scale * total).sum().reshape(1).to(bias.dtype)
+    grad_scale = (grad * mean_score).sum().reshape(1) if needs_scale else None
     return (*grads, grad_bias, grad_scale, *[None] * 5)
 
 
