@@ -1,5 +1,7 @@
 """fused_dissim_rank on every backend: the ranks of a full sort, in parts as in whole, and errors."""
 
+import itertools
+
 import hypothesis.strategies as draw
 import pytest
 import torch
@@ -36,7 +38,7 @@ def sorted_ranks(scores, query_labels, reference_labels, cameras=None, exclude_i
 def by_query(found):
     pairs = list(zip(found.indices.tolist(), found.ranks.tolist(), strict=True))
     bounds = found.offsets.tolist()
-    return [pairs[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [pairs[begin:end] for begin, end in itertools.pairwise(bounds)]
 
 
 def exact_inputs(rows, columns, dim, seed=0):
