@@ -111,7 +111,7 @@ def devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(triton, "_NOT_LOADED", None)
-    caches = (capability._of_index, cuda._no_image)
+    caches = (capability._capability_of_index, cuda._unsupported_device_reason)
 
     def compiled_for(archs):
         monkeypatch.setattr(cuda, "compiled_archs", lambda: archs)
