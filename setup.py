@@ -320,8 +320,7 @@ class NinjaBuild(build_ext):
         # form 0xMMmmpp0000000000.
         include = ["-O1", "-isystem", folder / "include", "-isystem", folder / "include/torch/csrc/api/include"]
         include += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-        # libtorch.so loads torch's CUDA functions. No symbol of it is used directly, so the linker must be told to
-        # keep it.
+        # libtorch.so loads torch's CUDA functions. No symbol of it is used directly, so an option makes the linker keep it.
         kept = "-Wl,--push-state,--no-as-needed,-ltorch,--pop-state"
         libraries = [f"-L{folder}/lib", kept, "-ltorch_cpu", "-lc10"]
         nvcc, reason = find_nvcc(torch)

@@ -31,7 +31,7 @@ class Problem(NamedTuple):
     device: torch.device  # a specific device, because the devices of one machine may differ
 
 
-class Search(NamedTuple):
+class TopKArguments(NamedTuple):
     """The checked arguments of top-k, as backends receive them."""
 
     query: Tensor  # [N, D]
@@ -49,7 +49,7 @@ class Search(NamedTuple):
         return self.exclude_index, self.query_labels, self.reference_labels
 
 
-class Hinge(NamedTuple):
+class HingeArguments(NamedTuple):
     """The checked arguments of the hinge loss, as backends receive them."""
 
     query: Tensor  # [N, D]
@@ -63,7 +63,7 @@ class Hinge(NamedTuple):
     num_hard_negatives: int | None
 
 
-class HingeBackward(NamedTuple):
+class HingeBackwardArguments(NamedTuple):
     """The checked arguments of the hinge loss's backward (E12), as backends receive them."""
 
     grad_positive: Tensor  # [N], accumulator dtype

@@ -151,8 +151,8 @@ def test_below_the_floor_of_both_backends_the_error_has_both_reasons(devices):
     with pytest.raises(RuntimeError) as raised:
         ran(0)
     assert str(raised.value) == (
-        "backend 'cuda' cannot run this call: its kernels were compiled for compute capability 8.0;9.0;10.0+PTX, "
-        "which does not serve cuda:0 (GPU 0, compute capability 7.5), and need 8.0 or more; "
+        "backend 'cuda' cannot run this call: its kernels are compiled for compute capability 8.0;9.0;10.0+PTX, "
+        "which do not run on cuda:0 (GPU 0, compute capability 7.5), and need 8.0 or more; "
         "backend 'triton' cannot run this call: it needs a GPU of compute capability 8.0 or more, this is "
         "cuda:0 (GPU 0, compute capability 7.5)"
     )

@@ -58,7 +58,7 @@ def _unsupported_device_reason(device: torch.device) -> str | None:
     major, minor = capability(device)
     if serves(archs, (major, minor)):
         return None
-    reason = f"its kernels were compiled for compute capability {archs}, which does not serve {describe(device)}"
+    reason = f"its kernels are compiled for compute capability {archs}, which do not run on {describe(device)}"
     if (major, minor) < (8, 0):
         return f"{reason}, and need 8.0 or more"
     return f"{reason}. Build it for this device: TORCH_CUDA_ARCH_LIST={major}.{minor}+PTX."

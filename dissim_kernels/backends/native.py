@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, Search
+from ..contract import ACCUMULATE, HingeArguments, HingeBackwardArguments, Problem, TopKArguments
 from . import reference as reference_backend
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
@@ -88,13 +88,13 @@ def fix_nonfinite_weight_grad(grad_weight: Tensor, sum_over_pairs: Callable[[Ten
         grad_weight[..., nonfinite] = sum_over_pairs(nonfinite)
 
 
-def topk(search: Search) -> tuple[Tensor, Tensor]:
-    scores, indices = _empty_topk(search)
-    operators.topk(*_for_kernels(search), scores, indices)
+def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
+    scores, indices = _empty_topk(arguments)
+    operators.topk(*_for_kernels(arguments), scores, indices)
     return scores, indices
 
 
-def hinge(arguments: Hinge) -> tuple[Tensor, Tensor, Tensor]:
+def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
     query, reference, weight, bias, *labels, margin, num_hard_negatives = arguments
     positive, negative = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
     active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
@@ -106,7 +106,7 @@ def hinge(arguments: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     return positive, negative, active
 
 
-def hinge_backward(arguments: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
+def hinge_backward(arguments: HingeBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
     *upstream, query, reference, weight, query_labels, reference_labels = arguments
     if not (query.numel() and reference.numel()):
         return reference_backend.hinge_backward(arguments, needs)  # zeros
@@ -130,29 +130,29 @@ def hinge_backward(arguments: HingeBackward, needs: Sequence[bool]) -> list[Tens
     return [g for g in grads if g is not None]
 
 
-def quantized_topk(search: Search, quantized: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def quantized_topk(arguments: TopKArguments, quantized: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`topk` with the tensors of `quantize_references`, and how many references were rescored for each query."""
     codes, error_bounds, *grid = quantized
     step = grid[-1]
-    arguments, (scores, indices) = _for_kernels(search), _empty_topk(search)
-    query_codes = quantize_queries(search.query, arguments.bias, grid)
-    rescored = search.query.new_empty(len(search.query), dtype=torch.int64)
+    kernel_arguments, (scores, indices) = _for_kernels(arguments), _empty_topk(arguments)
+    query_codes = quantize_queries(arguments.query, kernel_arguments.bias, grid)
+    rescored = arguments.query.new_empty(len(arguments.query), dtype=torch.int64)
     operators.quantized_topk(
-        *arguments, positive_groups(arguments.weight), step, *query_codes, codes, error_bounds,
+        *kernel_arguments, positive_groups(kernel_arguments.weight), step, *query_codes, codes, error_bounds,
         scores, indices, rescored,
     )  # fmt: skip
     return scores, indices, rescored
 
 
-def _for_kernels(search: Search) -> Search:
+def _for_kernels(arguments: TopKArguments) -> TopKArguments:
     """The arguments in the form of the kernels: a batch of one, parameters in the accumulator dtype, contiguous."""
-    query, reference, weight, bias, k, largest = search[:6]
+    query, reference, weight, bias, k, largest = arguments[:6]
     parameters = _to_acc(weight), None if bias is None else _to_acc(bias)
-    return Search(query[None], reference[None], *parameters, k, largest, *map(_contiguous, search.filters))
+    return TopKArguments(query[None], reference[None], *parameters, k, largest, *map(_contiguous, arguments.filters))
 
 
-def _empty_topk(search: Search) -> tuple[Tensor, Tensor]:
-    scores = search.query.new_empty(len(search.query), search.k, dtype=ACCUMULATE[search.query.dtype])
+def _empty_topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
+    scores = arguments.query.new_empty(len(arguments.query), arguments.k, dtype=ACCUMULATE[arguments.query.dtype])
     return scores, torch.empty_like(scores, dtype=torch.int64)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..contract import ACCUMULATE, Hinge, HingeBackward, Problem, Search
+from ..contract import ACCUMULATE, HingeArguments, HingeBackwardArguments, Problem, TopKArguments
 from .quantize import quantize_references  # noqa: F401
 
 #: Maximum number of elements of a temporary (16 MiB in float32), unless the D of one pair is larger.
@@ -84,19 +84,19 @@ def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def topk(search: Search) -> tuple[Tensor, Tensor]:
+def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
     """Scores in the accumulator dtype and indices [N, k]: best first, ties by lower index, NaN last.
 
     Places without a candidate have score NaN and index -1.
     """
-    query, reference, weight, bias, k, largest = search[:6]
+    query, reference, weight, bias, k, largest = arguments[:6]
     acc, columns = ACCUMULATE[query.dtype], reference.shape[0]
     out = torch.full((query.shape[0], k), torch.nan, dtype=acc, device=query.device)
     indices = torch.full(out.shape, -1, device=query.device)
     width = min(k, columns)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
-        excluded = excluded_pairs(columns, *search.filters, n, scores)
+        excluded = excluded_pairs(columns, *arguments.filters, n, scores)
         out[n, :width], indices[n, :width] = select(scores, excluded, k, largest)
     return out, indices
 
@@ -112,7 +112,7 @@ def select(scores: Tensor, excluded: Tensor, k: int, largest: bool) -> tuple[Ten
     return scores.gather(1, order).masked_fill(none_left, torch.nan), order.masked_fill(none_left, -1)
 
 
-def hinge(arguments: Hinge) -> tuple[Tensor, Tensor, Tensor]:
+def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
     """Hinge sums (E12) over each row's positives [N] and negatives [N], and the active bits [N, ceil(M / 8)]."""
     query, reference, weight, bias, query_labels, reference_labels, exclude_index = arguments[:7]
     margin, num_hard_negatives = arguments[7:]
@@ -127,7 +127,7 @@ def hinge(arguments: Hinge) -> tuple[Tensor, Tensor, Tensor]:
         if num_hard_negatives is not None:
             filters = (None if exclude_index is None else exclude_index[n], query_labels[n], reference_labels)
             k = min(num_hard_negatives, columns)
-            hard = topk(Search(query[n], reference, weight, bias, k, True, *filters))[1]
+            hard = topk(TopKArguments(query[n], reference, weight, bias, k, True, *filters))[1]
             # One more column takes the places without a candidate: -1 % (columns + 1) is `columns`.
             is_hard = torch.zeros(same.shape[0], columns + 1, dtype=torch.bool, device=same.device)
             kept &= same | is_hard.scatter_(1, hard % (columns + 1), True)[:, :columns]
@@ -139,7 +139,7 @@ def hinge(arguments: Hinge) -> tuple[Tensor, Tensor, Tensor]:
     return sums[0], sums[1], active
 
 
-def hinge_backward(arguments: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
+def hinge_backward(arguments: HingeBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
     """The needed ones of the gradients [N, D], [M, D], [D], [1]: E12 for the scores of a block, then E2."""
     grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = arguments
     tensors = (query, reference, weight, grad_positive.new_empty(1))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..contract import (
     ACCUMULATE,
-    Hinge,
-    HingeBackward,
+    HingeArguments,
+    HingeBackwardArguments,
     Problem,
     check_hinge_backward_operands,
     check_hinge_operands,
@@ -42,7 +42,7 @@ def hinge(
 
     The bits are uint8 [N, ceil(M / 8)], lowest bit first: 1 where a pair is kept and inside the margin.
     """
-    arguments = Hinge(
+    arguments = HingeArguments(
         query, reference, weight, bias, query_labels, reference_labels, exclude_index, margin, num_hard_negatives
     )
     return resolve(backend, Problem("hinge", query.device)).hinge(arguments)
@@ -65,7 +65,7 @@ def hinge_backward(
 
     An empty tensor for each that is not needed.
     """
-    arguments = HingeBackward(
+    arguments = HingeBackwardArguments(
         grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels
     )
     module = resolve(backend, Problem("hinge", query.device))

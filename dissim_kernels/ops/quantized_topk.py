@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..contract import Problem, Search, check_topk_operands, raise_argument_error
+from ..contract import Problem, TopKArguments, check_topk_operands, raise_argument_error
 from ..dispatch import last_backend, resolve
 from .operator import operator
 from .quantize import REMEDY, QuantizedReferences, check_quantized, check_quantized_values, check_sizes
@@ -45,7 +45,7 @@ def quantized_topk(
     if not is_capturing(query):
         check_quantized_values(QuantizedReferences._make([*codes, rows]), weight)
     filters = (exclude_index, query_labels, reference_labels)
-    search = Search(query, reference, weight, bias, k, largest, *filters)
+    search = TopKArguments(query, reference, weight, bias, k, largest, *filters)
     module = resolve(backend, Problem("topk", query.device))
     reason = module.unsupported_reason(Problem("quantized_topk", query.device))
     if reason is None:

@@ -30,7 +30,7 @@ def fused_dissim_score(
     Args:
         query: [..., N, D], float16, bfloat16, float32 or float64, any strides.
         reference: [..., M, D], query's dtype; leading dimensions broadcast as in torch.cdist.
-        weight: [D], or [C, D] for C heads; the embeddings' dtype, or float32 beside half precision.
+        weight: [D], or [C, D] for C heads; the embeddings' dtype, or float32 with half precision.
         bias: None, a number, a 0-d tensor, or [C]; dtype as weight.
         backend: "auto" or one of `available_backends()`. A named backend that cannot run the call raises an error.
 

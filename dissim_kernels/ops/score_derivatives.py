@@ -2,9 +2,9 @@
 
 Each formula is registered twice:
 
-- `register_autograd` of the operator serves torch.compile and torch.export, which do not accept an
+- `register_autograd` of the operator is used by torch.compile and torch.export, which do not accept an
   `autograd.Function` with a jvp.
-- An `autograd.Function` serves eager calls. With an operator alone, torch.func.grad raises and torch.func.jvp
+- An `autograd.Function` is used by eager calls. With an operator alone, torch.func.grad raises and torch.func.jvp
   returns zeros without an error (pytorch#179652).
 
 Inside a backward pass, the next derivative uses a Function only under torch.func or forward mode (`transformed`).

@@ -3,8 +3,8 @@
 All take one form of arguments: query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None; scores are
 [B, C, N, M]. The public functions in score.py check, broadcast and reshape, so backends handle this form only.
 
-An operator returns no lists of tensors, because an `autograd.Function` has no vmap rule for them. Where a gradient is
-not needed, it returns an empty tensor.
+An operator returns no lists of tensors, because an `autograd.Function` has no vmap rule for them. For a
+gradient that is not needed, it returns an empty tensor.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..contract import Problem, Search, check_count, check_filters, check_matrix_inputs, check_topk_operands
+from ..contract import Problem, TopKArguments, check_count, check_filters, check_matrix_inputs, check_topk_operands
 from ..dispatch import check_backend, resolve
 from .arguments import autocast_to_float32, head_bias
 from .operator import differentiated, operator, vmap_by_loop
@@ -177,7 +177,7 @@ def topk(
     check_k(k, reference)
     module = resolve(backend, Problem("topk", query.device))
     filters = (exclude_index, query_labels, reference_labels)
-    scores, indices = module.topk(Search(query, reference, weight, bias, k, largest, *filters))
+    scores, indices = module.topk(TopKArguments(query, reference, weight, bias, k, largest, *filters))
     if exclude_index is not None or query_labels is not None:
         check_enough_candidates(indices, k)
     return scores.to(query.dtype), indices

@@ -107,9 +107,9 @@ def _mobilenet_v2(pretrained: bool) -> tuple[nn.Module, int]:
 
 
 def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
-    """EfficientNet-lite0 with the ImageNet weights of its package, which wants pixels in [-1, 1].
+    """EfficientNet-lite0 with the ImageNet weights of its package, which expects pixels in [-1, 1].
 
-    Its layers pad as for ImageNet's 224 pixels whatever the image, so images need 32 pixels or more.
+    The padding of its layers is fixed for ImageNet's 224 pixels, so images must have 32 pixels or more.
     """
     try:
         from efficientnet_lite_pytorch import EfficientNet

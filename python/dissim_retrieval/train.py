@@ -119,7 +119,7 @@ def load_trained(folder: Path, *, backbone: nn.Module | None = None) -> Trained:
     done = run.resume(folder)
     if done < config.steps:
         steps = f"{done} of {config.steps} steps"
-        raise ValueError(f"folder: {folder} holds an unfinished run ({steps}). Call train() with it first.")
+        raise ValueError(f"folder: {folder} has an unfinished run ({steps}). Call train() with it first.")
     return Trained(run.backbone.eval(), None if run.head is None else run.head.eval(), config)
 
 
@@ -188,7 +188,7 @@ class _Run:
         now = json.loads(json.dumps(asdict(self.config)))
         if before != now:
             changed = sorted(key for key in now if before.get(key) != now[key])
-            raise ValueError(f"folder: {folder} holds a run with another {', '.join(changed)}. Choose a new folder.")
+            raise ValueError(f"folder: {folder} has a run with another {', '.join(changed)}. Choose a new folder.")
         checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint[name])

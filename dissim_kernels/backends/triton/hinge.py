@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...contract import ACCUMULATE, Hinge, HingeBackward
+from ...contract import ACCUMULATE, HingeArguments, HingeBackwardArguments
 from .. import reference as reference_backend
 from .launch import column_splits, launch
 from .score_backward import MAX_SPLITS, add_signs, gradients, load_tile, strides
@@ -229,7 +229,7 @@ def hinge_pair_sums_kernel(
         tl.store(out + row_index, tl.sum(sums, 1), mask=row_index < rows)
 
 
-def hinge(arguments: Hinge) -> tuple[Tensor, Tensor, Tensor]:
+def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of the hinge over each row's positives [N] and negatives [N], and the active bits [N, ceil(M / 8)].
 
     With num_hard_negatives all pairs are scored twice. The first time, top-k finds each row's last hard negative.
@@ -271,7 +271,7 @@ def pairs_are_sparse(active: Tensor, pairs: int) -> Tensor:
     return ((bits & 0xF) + (bits >> 4)).sum().le(pairs // SPARSE_PAIRS).to(torch.int32).reshape(1)
 
 
-def hinge_backward(arguments: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
+def hinge_backward(arguments: HingeBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
     """E12 and E2: the needed ones of the gradients [N, D], [M, D], [D], [1]."""
     grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = arguments
     if not (query.numel() and reference.numel()):

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...contract import Search
+from ...contract import TopKArguments
 from .. import reference as reference_backend
 from .launch import column_splits, launch
 from .score import launch_score
@@ -108,14 +108,14 @@ def topk_kernel(
     tl.store(indices + to, tl.where(best == EXCLUDED, -1, best_at + first), mask=inside)
 
 
-def topk(search: Search) -> tuple[Tensor, Tensor]:
+def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
     """Scores in the accumulator dtype and indices [N, k]: best first, ties by lower index, NaN last.
 
     Places without a candidate have index -1. Memory in addition to the result: packed copies and k candidates per
     split, or a block of scores for a large k.
     """
-    query, reference, weight, bias, k, largest = search[:6]
-    return topk_of(operands(query[None], reference[None], weight[None], bias), k, largest, *search.filters)
+    query, reference, weight, bias, k, largest = arguments[:6]
+    return topk_of(operands(query[None], reference[None], weight[None], bias), k, largest, *arguments.filters)
 
 
 def topk_of(

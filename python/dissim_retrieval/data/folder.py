@@ -56,7 +56,7 @@ def load_market1501(size: int, root: Path | None, split: str) -> ImageSet:
 
 def _existing(folder: Path | None) -> Path:
     if folder is None or not folder.is_dir():
-        raise NotADirectoryError(f"root: expected the folder that holds the image set, got {folder}")
+        raise NotADirectoryError(f"root: expected the folder of the image set, got {folder}")
     return folder
 
 
