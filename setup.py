@@ -141,8 +141,7 @@ def force_cuda():
 
 
 def find_nvcc(torch):
-    """(nvcc, "") to compile the CUDA kernels, or (None, the reason why not). An error if FORCE_CUDA=1 and there is
-    none."""
+    """(nvcc, "") to compile the CUDA kernels, or (None, the reason why not). Raises if FORCE_CUDA=1 and there is none."""
     forced = force_cuda()
     if forced is False:
         return None, "FORCE_CUDA excludes them"
@@ -311,8 +310,7 @@ class NinjaBuild(build_ext):
         return self.write_native(rules, compile, core, _native)
 
     def write_native(self, rules, compile, core, output):
-        """Writes the build steps of _native.so, with CUDA kernels if there is an nvcc. Returns a message about
-        them."""
+        """Writes the build steps of _native.so. Returns a message about the CUDA kernels."""
         import torch
 
         folder = Path(torch.__file__).parent
@@ -320,7 +318,8 @@ class NinjaBuild(build_ext):
         # form 0xMMmmpp0000000000.
         include = ["-O1", "-isystem", folder / "include", "-isystem", folder / "include/torch/csrc/api/include"]
         include += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-        # libtorch.so loads torch's CUDA functions. No symbol of it is used directly, so an option makes the linker keep it.
+        # libtorch.so loads torch's CUDA functions. No symbol of it is used directly, so an option makes the linker
+        # keep it.
         kept = "-Wl,--push-state,--no-as-needed,-ltorch,--pop-state"
         libraries = [f"-L{folder}/lib", kept, "-ltorch_cpu", "-lc10"]
         nvcc, reason = find_nvcc(torch)

@@ -295,8 +295,7 @@ def check_score_jvp_operands(
     weight_tangent: Tensor,
     bias_tangent: Tensor | None,
 ) -> None:
-    """query, reference, weight as for the score; a tangent of each in its shape; a tangent of the bias [C] or
-    None."""
+    """query, reference, weight as for the score; a tangent of the shape of each; a bias tangent [C] or None."""
     _check_operands(query, reference, weight, None, 3)
     dtypes, heads = _parameters(query), weight.shape[0]
     _check_operand("query_tangent", query_tangent, dtypes, tuple(query.shape), query.device)

@@ -144,8 +144,7 @@ def build_info() -> dict[str, Any]:
 
 
 def _check(query: Any, reference: Any, weight: Any, bias: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Raises for invalid arguments. Returns weight [D] and bias [1] in the accumulator dtype, as the kernels read
-    them."""
+    """Raises for invalid arguments. Returns weight [D] and bias [1] in the accumulator dtype, contiguous."""
     for name, array in (("query", query), ("reference", reference), ("weight", weight)):
         if not isinstance(array, np.ndarray):
             _raise_error(name, "a numpy.ndarray", type(array).__name__, "Use np.asarray(value).", TypeError)

@@ -9,8 +9,7 @@ import torch
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """The compute capability of a CUDA device, (8, 0) for an A100. Without an index: of the current device.
-    Cached."""
+    """The compute capability of a CUDA device, like (8, 0); without an index, of the current device. Cached."""
     return _capability_of_index(torch.cuda.current_device() if device.index is None else device.index)
 
 

@@ -41,8 +41,7 @@ def unsupported_reason(problem: Problem) -> str | None:
 
 
 def isa() -> str:
-    """The instruction set that the kernels use. The environment variable DISSIM_ISA, set before import, chooses
-    it."""
+    """The instruction set of the kernels. The environment variable DISSIM_ISA, set before import, selects it."""
     return torch.ops.dissim_native.isa()
 
 

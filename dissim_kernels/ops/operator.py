@@ -72,8 +72,7 @@ def differentiated(*inputs: Tensor | None) -> bool:
 
 
 def transformed() -> bool:
-    """Whether an eager call runs under torch.func or forward mode, which use a Function but not
-    `register_autograd`."""
+    """Whether torch.func or forward mode is active. They use a Function but not `register_autograd`."""
     if torch.compiler.is_compiling():
         return False
     return _transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0

@@ -116,8 +116,10 @@ def _check_field(name: str, tensor: object, dtype: torch.dtype, sizes: tuple[int
 
 
 def check_quantized_values(quantized: QuantizedReferences, weight: Tensor) -> None:
-    """Checks that the codes belong to these weights. On CUDA it waits for the device. On the CPU, the kernel that
-    reads dim_order checks its range."""
+    """Checks that the codes belong to these weights. On CUDA it waits for the device.
+
+    On the CPU, the kernel that reads dim_order checks its range.
+    """
     quantized_weight, dim_order = quantized.weight, quantized.dim_order
     weight = weight.to(quantized_weight.dtype)
     same = torch.equal(quantized_weight.nan_to_num(), weight.nan_to_num())

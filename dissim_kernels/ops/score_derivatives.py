@@ -55,7 +55,7 @@ def _sum_over_pairs(grad: Tensor) -> Tensor:
     """The sum of [B, C, N, M] over all but the heads, [C] in the accumulator dtype, the same for any thread count.
 
     torch splits a sum with a single result by the number of threads, which changes its rounding. The tensor is
-    therefore expanded to two copies, which are summed together.
+    therefore expanded to two copies, so that the sum has two results.
     """
     two_copies = grad.expand(2, *grad.shape)
     return two_copies.sum(4, dtype=ACCUMULATE[grad.dtype]).sum((1, 3))[0]

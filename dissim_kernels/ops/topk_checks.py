@@ -11,8 +11,10 @@ from ..contract import raise_argument_error
 
 
 def check_k(k: int, reference: Tensor) -> None:
-    """Raises for k above M, before anything is allocated. It runs inside the operator, because a traced program may
-    not know M."""
+    """Raises for k above M, before anything is allocated.
+
+    The operator calls it, because M may not be known when a program is traced.
+    """
     if k > reference.shape[0]:
         raise_argument_error("k", f"at most the {reference.shape[0]} rows of reference", k, "Use a smaller k.")
 

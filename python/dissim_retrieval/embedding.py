@@ -30,6 +30,5 @@ def embed_images(backbone: nn.Module, images: ImageSet, *, batch: int = 256, pro
 
 
 def to_float_nhwc(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, 3, H, W] -> float32 in [0, 1], in channels-last layout, with which convolutions are 1.6 times as fast
-    on CPUs."""
+    """uint8 [B, 3, H, W] -> float32 in [0, 1], channels last: convolutions are then 1.6 times as fast on CPUs."""
     return images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)

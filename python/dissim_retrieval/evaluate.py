@@ -31,8 +31,7 @@ class RankedList:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of one method on one set of images. Plain numbers and lists, so that `asdict` can be saved as
-    JSON."""
+    """The results of one method on one set of images, in plain numbers and lists: `asdict` can be saved as JSON."""
 
     name: str
     metrics: dict  # as `retrieval_metrics`, without its "cmc"
@@ -133,8 +132,7 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
 
 
 class Histogram:
-    """Counts of same and different pairs by score. The bins cover the given scores; NaN counts as the lowest
-    score."""
+    """Counts of same and different pairs by score, in bins over the given scores. NaN counts as the lowest score."""
 
     def __init__(self, scores: Tensor) -> None:
         finite = scores[scores.isfinite()].double()

@@ -55,8 +55,7 @@ def curves_svg(evaluations: list[Evaluation]) -> bytes:
 def overview_png(
     evaluations: list[Evaluation], images: ImageSet, columns: list[str], table: Table, *, title: str
 ) -> bytes:
-    """Ranked lists of the first method, two curves, and the metrics of all methods. 1,100 pixels wide, legible on a
-    page of 800 pixels."""
+    """Ranked lists of the first method, two curves, and all metrics. It is legible on a page of 800 pixels."""
     with rc_context(STYLE):
         figure = Figure(figsize=(11, 6.6 + 0.3 * len(table)), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)

@@ -62,8 +62,7 @@ def _small(pretrained: bool) -> tuple[nn.Module, int]:
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: 1 x 1 expansion, depthwise convolution, 1 x 1 projection, and a residual if shapes
-    match."""
+    """MobileNetV2's block: 1 x 1 expansion, depthwise convolution, 1 x 1 projection, residual if shapes match."""
 
     def __init__(self, before: int, after: int, stride: int, widen: int) -> None:
         super().__init__()
@@ -139,8 +138,7 @@ class _FeaturesOf(nn.Module):
 
 
 def _weights(package: str, file: str) -> dict[str, Tensor]:
-    """A state dict from an installed package. The package is located but not imported: its dependencies may be
-    absent."""
+    """A state dict from an installed package, which is not imported: its dependencies may be absent."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no package '{package}': {HOW_TO_INSTALL[package]}")

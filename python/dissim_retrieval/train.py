@@ -112,8 +112,7 @@ def train(
 
 
 def load_trained(folder: Path, *, backbone: nn.Module | None = None) -> Trained:
-    """The result of a finished train(..., folder=folder). If you trained your own backbone, pass a module to load
-    into."""
+    """The result of a finished train(..., folder=folder). backbone: your own module, if you trained one."""
     config = TrainConfig(**json.loads((folder / "config.json").read_text()))
     run = _Run(config, backbone or build_backbone(config.backbone, config.dim, pretrained=False), torch.device("cpu"))
     done = run.resume(folder)

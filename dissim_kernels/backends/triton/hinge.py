@@ -263,8 +263,7 @@ def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pairs_are_sparse(active: Tensor, pairs: int) -> Tensor:
-    """Whether at most one of SPARSE_PAIRS pairs is active, int32 [1] on the device, so that the host need not
-    wait."""
+    """Whether at most one of SPARSE_PAIRS pairs is active, int32 [1] on the device: the host does not wait."""
     # The usual bit count of each byte: sums of neighboring 1, 2 and 4 bits.
     bits = (active & 0x55) + (active >> 1 & 0x55)
     bits = (bits & 0x33) + (bits >> 2 & 0x33)

@@ -145,8 +145,7 @@ def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None,
 
 
 def _power_of_2(exponent: Tensor) -> Tensor:
-    """2 ** exponent in float32, exactly. Exponents are clamped so that the result and its inverse are normal
-    numbers."""
+    """2 ** exponent in float32, exactly, with exponents clamped so that it and its inverse are normal numbers."""
     return ((exponent + 127).clamp(1, 253) << 23).view(torch.float32)
 
 

@@ -20,8 +20,7 @@ def score_kernel(
     query_batch, query_row, query_dim, reference_batch, reference_row, reference_dim,
     BN: tl.constexpr, BM: tl.constexpr, UNROLL: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """One tile of out [B, C, N, M]. use_max_form: None, or a flag on the device: score_max_kernel fills out
-    instead."""
+    """One tile of out [B, C, N, M]. use_max_form: None, or a device flag that score_max_kernel fills out instead."""
     if use_max_form is not None:  # noqa: SIM102, the outer condition is known at compile time
         if tl.load(use_max_form) != 0:
             return

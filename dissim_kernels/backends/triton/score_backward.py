@@ -27,8 +27,7 @@ MAX_SPLITS = 8
 
 @triton.jit
 def add_signs(sums, x, y, g):
-    """sums [BN, BD] + g [BN] sign(x [BN, BD] - y [BD]), with the sign of E3: 0 at NaN. Inf * 0 is NaN, as in
-    torch."""
+    """sums [BN, BD] + g [BN] sign(x [BN, BD] - y [BD]), with sign(NaN) = 0 (E3). Inf * 0 is NaN, as in torch."""
     acc: tl.constexpr = sums.dtype
     sign = (x > y[None, :]).to(acc) - (x < y[None, :]).to(acc)
     return tl.fma(sign, g[:, None], sums)
@@ -86,8 +85,7 @@ def weight_kernel(
     grad_batch, grad_row, grad_column,
     BN: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Recomputes the values of out [D] that are not finite as the sum over pairs of grad |q - r| (E2, infinite
-    values)."""
+    """Recomputes values of out [D] that are not finite as the sum over pairs of grad |q - r| (E2)."""
     d = tl.program_id(0).to(tl.int64)
     by_rows = tl.load(out + d)
     if by_rows - by_rows == 0:  # finite
@@ -112,8 +110,7 @@ def weight_kernel(
 def score_backward(
     grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]
 ) -> list[Tensor]:
-    """E2. Memory in addition to the results: the sums of one head, up to MAX_SPLITS times, in the accumulator
-    dtype."""
+    """E2. Memory in addition to the results: up to MAX_SPLITS copies of one head's sums, in the accumulator dtype."""
     if query.shape[1] == reference.shape[1] == 1 or not (query.numel() and reference.numel() and weight.numel()):
         return reference_backend.score_backward(grad, query, reference, weight, needs)  # row-aligned pairs, or zeros
     heads = [

@@ -104,8 +104,7 @@ def operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def _pack(x: Tensor, acc: torch.dtype) -> Tensor:
-    """A copy of x [B, rows, D] with adjacent rows, padded with zeros; the view that is returned has x's axis
-    order."""
+    """A view, in x's axis order, of a copy of x [B, rows, D] with adjacent rows, padded with zeros."""
     batch, rows, dim = x.shape
     tile = max(MIN_TILE, min(MAX_TILE, triton.next_power_of_2(rows)))
     packed = torch.zeros(batch, dim, triton.cdiv(rows, tile) * tile, dtype=acc, device=x.device)

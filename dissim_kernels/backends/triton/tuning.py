@@ -63,8 +63,7 @@ def row_of(kernel: str, acc: torch.dtype, arch: int | None) -> Tile:
 
 
 def tile_for(kernel: str, acc: torch.dtype, arch: int | None, problem: dict[str, int]) -> Tile:
-    """The tile of a kernel. For a small problem it is smaller, with fewer warps, so that a thread has as many
-    elements."""
+    """The tile of a kernel. A small problem gets a smaller tile and fewer warps, with the same work per thread."""
     tile = row_of(kernel, acc, arch)
     sizes, warps = dict(tile.sizes), tile.num_warps
     for axis, size in AXES.items():

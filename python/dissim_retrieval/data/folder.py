@@ -61,8 +61,7 @@ def _existing(folder: Path | None) -> Path:
 
 
 def _read(files: Sequence[Path], shape: tuple[int, int]) -> torch.Tensor:
-    """The files as uint8 [B, 3, *shape], resized without keeping the aspect ratio, as is usual in
-    re-identification."""
+    """The files as uint8 [B, 3, *shape], resized without keeping the aspect ratio."""
     images = np.empty((len(files), 3, *shape), np.uint8)
     for i, path in enumerate(tqdm(files, desc="Reading images")):
         with Image.open(path) as image:

@@ -55,8 +55,7 @@ def load_glyphs(size: int, letters: Collection[str] | None = None, progress: boo
 
 
 def _draw(path: Path, size: int, letters: Collection[str] | None) -> dict[str, np.ndarray]:
-    """The font's letters on a common baseline, uint8 [size, size] each; letters without visible pixels are
-    omitted."""
+    """The font's letters that have visible pixels, on a common baseline, uint8 [size, size] each."""
     try:
         from fontTools.ttLib import TTFont
     except ModuleNotFoundError as error:

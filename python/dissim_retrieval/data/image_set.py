@@ -52,8 +52,7 @@ class ImageSet:
 
 
 def drop_ambiguous(drawn: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
-    """The names, sorted, without those whose picture equals that of an earlier kept name; drawn: one dict per
-    camera."""
+    """The names, sorted, without those whose picture equals that of an earlier kept one; drawn: a dict per camera."""
     seen: list[set[bytes]] = [set() for _ in drawn]
     kept = []
     for name in sorted(set().union(*drawn)):
