@@ -141,7 +141,7 @@ def force_cuda():
 
 
 def find_nvcc(torch):
-    """(nvcc, "") to compile the CUDA kernels, or (None, the reason why not). Raises if FORCE_CUDA=1 and there is none."""
+    """(nvcc, "") for the CUDA kernels, or (None, the reason why not). Raises if FORCE_CUDA=1 and there is none."""
     forced = force_cuda()
     if forced is False:
         return None, "FORCE_CUDA excludes them"

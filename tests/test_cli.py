@@ -104,7 +104,7 @@ def test_a_triplet_run_has_no_index(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--loss", "triplet") == 0
     np.savez("x.npz", embeddings=np.zeros((2, 16), np.float32))
     assert run("index", "run", "x.npz", "x.index") == 1
-    assert "expected one trained with --loss hinge" in capsys.readouterr().err
+    assert "expected a run trained with --loss hinge" in capsys.readouterr().err
     assert not Path("x.index").exists()
 
 
