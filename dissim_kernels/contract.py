@@ -1,7 +1,7 @@
-"""What every operator accepts: shapes, the dtype table, and the text of every error at the door.
+"""Input validation: what every operator accepts in shapes and dtypes, and the text of every error.
 
-An error names the argument, what was expected, what came, and what to do. Nothing here touches data, so the
-checks run the same under FakeTensor, torch.compile and torch.export.
+An error names the argument, what was expected, what was given and how to fix it. The checks do not read data, so they
+run the same under FakeTensor, torch.compile and torch.export.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-#: embedding dtype -> accumulate dtype. A new dtype is one row here and one in csrc/dissim.h.
+#: embedding dtype -> accumulator dtype. A new dtype is one row here and one in csrc/dissim.h.
 ACCUMULATE = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -25,14 +25,14 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class Problem(NamedTuple):
-    """What a backend needs to know to accept or refuse a call (see dispatch.py)."""
+    """What decides whether a backend supports a call (see dispatch.py)."""
 
     operation: str  # "score", "topk", "quantized_topk" or "hinge"
-    device: torch.device  # of its tensors: devices of one machine may differ
+    device: torch.device  # a specific device, because the devices of one machine may differ
 
 
-class Search(NamedTuple):
-    """A top-k as backends get it, all checked: one matrix of each side, and who is left out."""
+class TopKArguments(NamedTuple):
+    """The checked arguments of top-k, as backends receive them."""
 
     query: Tensor  # [N, D]
     reference: Tensor  # [M, D]
@@ -49,8 +49,8 @@ class Search(NamedTuple):
         return self.exclude_index, self.query_labels, self.reference_labels
 
 
-class Hinge(NamedTuple):
-    """A hinge loss as backends get it, all checked: one matrix of each side, labelled rows."""
+class HingeArguments(NamedTuple):
+    """The checked arguments of the hinge loss, as backends receive them."""
 
     query: Tensor  # [N, D]
     reference: Tensor  # [M, D]
@@ -63,11 +63,11 @@ class Hinge(NamedTuple):
     num_hard_negatives: int | None
 
 
-class HingeBackward(NamedTuple):
-    """What its gradients follow from (E12)."""
+class HingeBackwardArguments(NamedTuple):
+    """The checked arguments of the hinge loss's backward (E12), as backends receive them."""
 
-    grad_positive: Tensor  # [N], wide
-    grad_negative: Tensor  # [N], wide
+    grad_positive: Tensor  # [N], accumulator dtype
+    grad_negative: Tensor  # [N], accumulator dtype
     active: Tensor  # uint8 [N, ceil(M / 8)]
     query: Tensor  # [N, D]
     reference: Tensor  # [M, D]
@@ -95,7 +95,7 @@ def check_score_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: o
 
 
 def check_paired_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
-    """Row by row: query [..., D], reference [..., D], leading dimensions broadcast."""
+    """Row-aligned pairs: query [..., D], reference [..., D], leading dimensions broadcast."""
     _check_tensors(query, reference, weight, bias)
     for name, tensor in (("query", query), ("reference", reference)):
         if tensor.dim() < 1:
@@ -105,7 +105,7 @@ def check_paired_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
 
 
 def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
-    """Search and loss take one matrix each and one head: query [N, D], reference [M, D], weight [D]."""
+    """Top-k and hinge loss, without a batch and with one head: query [N, D], reference [M, D], weight [D]."""
     check_score_inputs(query, reference, weight, bias)
     for name, tensor, dims in (("query", query, "[N, D]"), ("reference", reference, "[M, D]")):
         if tensor.dim() != 2:
@@ -117,15 +117,13 @@ def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
 
 
 def check_reference_inputs(reference: Tensor, weight: Tensor) -> None:
-    """References alone, to make codes of them: reference [M, D], weight [D]."""
+    """References to be quantized: reference [M, D], weight [D]."""
     for name, value in (("reference", reference), ("weight", weight)):
         _check_tensor(name, value)
     _check_embeddings("reference", reference)
     _check_parameter("weight", weight, reference)
     if reference.dim() != 2:
-        raise_argument_error(
-            "reference", "2 dimensions [M, D]", shape(reference), "Make codes of one matrix at a time."
-        )
+        raise_argument_error("reference", "2 dimensions [M, D]", shape(reference), "Quantize one matrix at a time.")
     if weight.shape != reference.shape[1:]:
         raise_argument_error(
             "weight", f"shape [{reference.shape[1]}] as D of reference", shape(weight), "Pass one head: weight[c]."
@@ -140,7 +138,7 @@ def check_filters(
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
 ) -> None:
-    """Who is left out of a search: each None or int64 [N], [N] and [M], labels of both sides or of none."""
+    """Filters of a search: each None or int64 [N], [N] and [M]; labels of both sides or of neither."""
     if (query_labels is None) != (reference_labels is None):
         missing = "query_labels" if query_labels is None else "reference_labels"
         raise_argument_error(missing, "labels, since the other side has them", None, "Pass both or neither.")
@@ -164,10 +162,12 @@ def check_labels(name: str, labels: object, rows: int, device: torch.device) -> 
             name, "dtype int64", labels.dtype, "Use .long(): floats merge labels above 2**24.", TypeError
         )
     if labels.shape != (rows,):
-        raise_argument_error(name, f"shape [{rows}], one entry a row", shape(labels), "Pass one label for each row.")
+        raise_argument_error(
+            name, f"shape [{rows}], one entry per row", shape(labels), "Pass one label for each row."
+        )
     if labels.device != device:
         raise_argument_error(
-            name, f"device {device}", labels.device, "Move it beside the embeddings with .to(device)."
+            name, f"device {device}", labels.device, "Move it to the embeddings' device with .to(device)."
         )
 
 
@@ -176,15 +176,15 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise_argument_error(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool) or value < least:
-        raise_argument_error(name, f"an integer of at least {least}", repr(value), "Pass a Python int.")
+def check_count(name: str, value: object, minimum: int) -> None:
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool) or value < minimum:
+        raise_argument_error(name, f"an integer of at least {minimum}", repr(value), "Pass a Python int.")
 
 
 def check_number(name: str, value: object) -> None:
     if not isinstance(value, int | float):
         raise_argument_error(
-            name, "a number", type(value).__name__, f"It is not learned: use float({name}).", TypeError
+            name, "a number", type(value).__name__, f"It is not a parameter: use float({name}).", TypeError
         )
 
 
@@ -230,9 +230,7 @@ def _check_parameter(name: str, value: Tensor, rows: Tensor) -> None:
     allowed = {rows.dtype, ACCUMULATE[rows.dtype]}
     if value.dtype not in allowed:
         expected = " or ".join(sorted(map(str, allowed)))
-        raise_argument_error(
-            name, f"{expected} beside {rows.dtype} embeddings", value.dtype, "Convert it.", TypeError
-        )
+        raise_argument_error(name, f"{expected} with {rows.dtype} embeddings", value.dtype, "Convert it.", TypeError)
 
 
 def _check_device(name: str, value: Tensor, other: Tensor, owner: str) -> None:
@@ -244,7 +242,7 @@ def _check_device(name: str, value: Tensor, other: Tensor, owner: str) -> None:
 
 def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
     if weight.dim() not in (1, 2):
-        raise_argument_error("weight", "[D] or [C, D]", shape(weight), "One row of weights for each head.")
+        raise_argument_error("weight", "[D] or [C, D]", shape(weight), "Pass one row of weights for each head.")
     for name, tensor in (("reference", reference), ("weight", weight)):
         if tensor.shape[-1] != query.shape[-1]:
             raise_argument_error(
@@ -268,7 +266,10 @@ def _check_leading(left: torch.Size, right: torch.Size, query_form: str, referen
             )
 
 
-# --- operands of the operators torch.ops.dissim.*, which exported programs call without the public functions --------
+# --- arguments of the operators torch.ops.dissim.* ------------------------------------------------------------------
+#
+# Exported programs call the operators without the public functions, so the operators check their arguments, too. Each
+# check has the parameters of its operator, in the same order.
 
 
 def check_score_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, *_) -> None:
@@ -279,7 +280,7 @@ def check_score_operands(query: Tensor, reference: Tensor, weight: Tensor, bias:
 def check_score_backward_operands(
     grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, backend: str, *needs: bool
 ) -> None:
-    """Those of the score, and grad [B, C, N, M] in query's dtype."""
+    """grad [B, C, N, M] in query's dtype; the others as for the score."""
     _check_operands(query, reference, weight, None, 3)
     sizes = (query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
     _check_operand("grad", grad, (query.dtype,), sizes, query.device)
@@ -294,7 +295,7 @@ def check_score_jvp_operands(
     weight_tangent: Tensor,
     bias_tangent: Tensor | None,
 ) -> None:
-    """query, reference, weight as of the score, and a tangent of each one's shape; one of bias [C] or None."""
+    """query, reference, weight as for the score; a tangent of the shape of each; a bias tangent [C] or None."""
     _check_operands(query, reference, weight, None, 3)
     dtypes, heads = _parameters(query), weight.shape[0]
     _check_operand("query_tangent", query_tangent, dtypes, tuple(query.shape), query.device)
@@ -334,7 +335,7 @@ def check_hinge_operands(
     num_hard_negatives: int | None,
     *_,
 ) -> None:
-    """As of the top-k, with labels of both sides; num_hard_negatives None or at least 0."""
+    """As for top-k, with labels of both sides; num_hard_negatives None or at least 0."""
     _check_operands(query, reference, weight, bias, 2)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
     if num_hard_negatives is not None:
@@ -353,7 +354,7 @@ def check_hinge_backward_operands(
     needs: Sequence[bool],
     *_,
 ) -> None:
-    """As of the hinge; grad_positive and grad_negative [N] in the accumulate dtype, active uint8 [N, ceil(M / 8)]."""
+    """As for hinge; grad_positive and grad_negative [N] in the accumulator dtype, active uint8 [N, ceil(M / 8)]."""
     _check_operands(query, reference, weight, None, 2)
     check_filters(query, reference, None, query_labels, reference_labels)
     rows, acc = query.shape[0], (ACCUMULATE[query.dtype],)
@@ -362,7 +363,7 @@ def check_hinge_backward_operands(
     _check_operand("active", active, (torch.uint8,), (rows, (reference.shape[0] + 7) // 8), query.device)
     if len(needs) != 4:
         raise_argument_error(
-            "needs", "4 flags: of query, reference, weight and bias", len(needs), "Pass a bool for each."
+            "needs", "4 flags, for query, reference, weight and bias", len(needs), "Pass a bool for each."
         )
 
 
@@ -371,7 +372,7 @@ def _parameters(query: Tensor) -> tuple[torch.dtype, ...]:
 
 
 def _check_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, dims: int) -> None:
-    """dims 3: batches and heads; 2: one matrix of each side and one head."""
+    """dims 3: with a batch and heads; dims 2: without a batch and with one head."""
     _check_tensor("query", query)
     _check_operand("query", query, tuple(ACCUMULATE), (None,) * dims, query.device)
     batch, dim, heads = query.shape[: dims - 2], query.shape[-1], (None,) * (dims - 2)
@@ -388,13 +389,13 @@ def _check_operand(
     sizes: Sequence[int | None],
     device: torch.device,
 ) -> None:
-    """A dense tensor of one of the dtypes and of these sizes, of which None is any."""
+    """A dense tensor with one of the dtypes and these sizes, where None is any size."""
     _check_tensor(name, tensor)
-    right = tensor.dtype in dtypes and tensor.device == device and tensor.dim() == len(sizes)
-    if right and all(size is None or size == given for size, given in zip(sizes, tensor.shape, strict=True)):
+    matches = tensor.dtype in dtypes and tensor.device == device and tensor.dim() == len(sizes)
+    if matches and all(size is None or size == given for size, given in zip(sizes, tensor.shape, strict=True)):
         return
-    wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
+    expected_dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
     form = ", ".join("any" if size is None else str(size) for size in sizes)
     got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-    remedy = "The public functions of dissim_kernels bring their arguments into this form."
-    raise_argument_error(name, f"{wanted} [{form}] on {device}", got, remedy)
+    remedy = "Call the public functions of dissim_kernels, which convert their arguments."
+    raise_argument_error(name, f"{expected_dtypes} [{form}] on {device}", got, remedy)

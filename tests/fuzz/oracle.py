@@ -9,7 +9,7 @@ from forms import ACC, DTYPES, INTEGERS, up
 from dissim_kernels import testing as judge
 from dissim_kernels.backends import codes as plain_torch
 from dissim_kernels.backends import reference as plain
-from dissim_kernels.contract import Hinge, HingeBackward, Search
+from dissim_kernels.contract import HingeArguments, HingeBackwardArguments, TopKArguments
 
 NUMBERS = {"k": int, "rows": int, "count": int, "hard": int, "groups": int, "float": int | float, "bool": int,
            "backend": str, "flags": list}  # fmt: skip
@@ -124,7 +124,7 @@ def expected(draw: Draw) -> list | None:
     if name == "score_backward":
         return plain.score_backward(given["grad"], *sides, given["weight"], needs)
     rows = {**given, "query": given["query"][0], "reference": given["reference"][0]}
-    kind = {"topk": Search, "hinge": Hinge, "hinge_backward": HingeBackward}[name]
+    kind = {"topk": TopKArguments, "hinge": HingeArguments, "hinge_backward": HingeBackwardArguments}[name]
     problem = kind(*(rows[field] for field in kind._fields))
     if name == "hinge_backward":
         return plain.hinge_backward(problem, needs)
