@@ -1,10 +1,10 @@
-"""Builds every kernel for every instruction set of this architecture, once, into two libraries of dissim_kernels:
-_native.so with torch's operators, and the Python module _numpy, which needs no torch.
+"""Builds the two libraries of dissim_kernels: _native.so with the operators for torch, and the Python module _numpy,
+which does not need torch. Each kernel is compiled once for each instruction set of this architecture.
 
-The first uses torch's stable ABI: one build serves torch 2.10 and later. CUDA's kernels are compiled in where torch
-is a CUDA build and nvcc is found; FORCE_CUDA=1 asks for them beside any torch, FORCE_CUDA=0 leaves them out. CXX,
-CXXFLAGS, MAX_JOBS, CUDA_HOME and TORCH_CUDA_ARCH_LIST mean what they mean to torch's own extensions. A second build
-only compiles what changed.
+_native.so uses torch's stable ABI, so one build works with torch 2.10 and later. It includes the CUDA kernels if
+torch is a CUDA build and nvcc is found. FORCE_CUDA=1 includes them with any torch, FORCE_CUDA=0 excludes them. CXX,
+CXXFLAGS, MAX_JOBS, CUDA_HOME and TORCH_CUDA_ARCH_LIST have the same meaning as for torch's own extensions. A second
+build only compiles what changed.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-#: instruction set -> compiler flags, best first; isa.cpp chooses at run time. A new set is one row here and there.
+#: instruction set -> compiler flags, best first. csrc/cpu/isa.cpp chooses at run time. A new set needs a row in both.
 INSTRUCTION_SETS = {
     "x86_64": {
         "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512",
@@ -48,7 +48,7 @@ FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wno-psabi -Wno-maybe-uninitialized"
     " -fno-math-errno -fno-trapping-math"
 )
-#: What g++ lacks before 12 and clang before 15, as csrc/cpu/simd.h uses it.
+#: What csrc/cpu/simd.h needs and g++ before 12 and clang before 15 do not have.
 COMPILER_PROBE = """
 typedef float Vector __attribute__((vector_size(16)));
 Vector reversed(Vector a) { return __builtin_shufflevector(a, a, 3, 2, 1, 0); }
@@ -56,10 +56,10 @@ Vector reversed(Vector a) { return __builtin_shufflevector(a, a, 3, 2, 1, 0); }
 float rounded(float a) { return _Float16(a); }
 #endif
 """
-#: Compute capabilities of the CUDA kernels, in the form of TORCH_CUDA_ARCH_LIST, which overrides them.
+#: Compute capabilities for which CUDA kernels are compiled. TORCH_CUDA_ARCH_LIST, in the same form, overrides it.
 CUDA_ARCHS = "8.0;9.0;10.0+PTX"
-#: The least capability: the kernels copy to shared memory asynchronously and use bfloat16.
-CUDA_LEAST = (8, 0)
+#: The minimum capability: the kernels use asynchronous copies to shared memory and bfloat16.
+CUDA_MIN = (8, 0)
 #: torch's names for capabilities.
 CUDA_NAMES = {
     **{"Volta": "7.0+PTX", "Turing": "7.5+PTX", "Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX"},
@@ -67,7 +67,7 @@ CUDA_NAMES = {
 }
 
 
-# What a build needs, each missing part told in one sentence before anything is compiled.
+# Checks of what a build needs, before anything is compiled. Each missing part gives an error of one sentence.
 
 
 def check_machine():
@@ -83,7 +83,7 @@ def check_python():
         if not importlib.util.find_spec(package):
             raise SystemExit(
                 f"dissim-kernels: expected {package} in {sys.executable}, found none. Run `pip install "
-                f"'{requirement}'` first, or leave out --no-build-isolation."
+                f"'{requirement}'` first, or omit --no-build-isolation."
             )
     import torch
 
@@ -108,20 +108,20 @@ def find_ninja():
 
 
 def compiler():
-    """The words of CXX, a command such as "ccache g++-12", or a path."""
-    asked = os.environ.get("CXX", "c++")
-    return [asked] if shutil.which(asked) else shlex.split(asked)
+    """The command in CXX, as a list. CXX is a path, or a command with arguments such as "ccache g++-12"."""
+    cxx = os.environ.get("CXX", "c++")
+    return [cxx] if shutil.which(cxx) else shlex.split(cxx)
 
 
 def check_compiler():
     try:
         command = [*compiler(), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
         works = subprocess.run(command, input=COMPILER_PROBE, capture_output=True, text=True).returncode == 0
-        told = subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout.splitlines()
+        version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout.splitlines()
     except OSError:
-        works, told = False, ["none: no such program"]
+        works, version = False, ["none: no such program"]
     if not works:
-        found = told[0] if told else "another"
+        found = version[0] if version else "another"
         raise SystemExit(
             f"CXX={shlex.join(compiler())}: expected g++ 12, clang++ 15 or newer, got {found}. "
             "Install one and name it; on Debian and Ubuntu: apt install g++-12, CXX=g++-12."
@@ -129,40 +129,41 @@ def check_compiler():
 
 
 def jobs():
-    """Ninja's option for MAX_JOBS, how many compilers may run at once."""
-    asked = os.environ.get("MAX_JOBS", "")
-    if asked and not re.fullmatch("[1-9][0-9]*", asked):
-        raise SystemExit(f"MAX_JOBS: expected how many compilers to run at once, such as 4, got {asked!r}.")
-    return [f"-j{asked}"] if asked else []
+    """Ninja's option for MAX_JOBS, the number of compilers that run at once."""
+    max_jobs = os.environ.get("MAX_JOBS", "")
+    if max_jobs and not re.fullmatch("[1-9][0-9]*", max_jobs):
+        raise SystemExit(f"MAX_JOBS: expected how many compilers to run at once, such as 4, got {max_jobs!r}.")
+    return [f"-j{max_jobs}"] if max_jobs else []
 
 
-# CUDA: which compiler, for which architectures, with which libraries.
+# CUDA: the compiler, the architectures, the libraries.
 
 
 def force_cuda():
-    """FORCE_CUDA: True, False, or None where it is unset."""
-    asked = os.environ.get("FORCE_CUDA", "")
-    if asked.lower() in ("1", "true", "on", "yes"):
+    """FORCE_CUDA: True, False, or None if it is not set."""
+    value = os.environ.get("FORCE_CUDA", "")
+    if value.lower() in ("1", "true", "on", "yes"):
         return True
-    if asked.lower() in ("0", "false", "off", "no"):
+    if value.lower() in ("0", "false", "off", "no"):
         return False
-    if asked:
-        raise SystemExit(f"FORCE_CUDA: expected 1, true, on or yes, or 0, false, off or no, got {asked!r}.")
+    if value:
+        raise SystemExit(f"FORCE_CUDA: expected 1, true, on or yes, or 0, false, off or no, got {value!r}.")
     return None
 
 
 def find_nvcc(torch):
-    """The nvcc to compile CUDA's kernels with and "", or None and why they are left out; an error if it is missed."""
+    """(nvcc, "") for the CUDA kernels, or (None, the reason why not). Raises if FORCE_CUDA=1 and there is none."""
     forced = force_cuda()
     if forced is False:
-        return None, "FORCE_CUDA leaves them out"
+        return None, "FORCE_CUDA excludes them"
     if forced is None and not torch.version.cuda:
-        return None, f"torch {torch.__version__} is built without CUDA; FORCE_CUDA=1 compiles them all the same"
+        return None, f"torch {torch.__version__} is built without CUDA; FORCE_CUDA=1 compiles them anyway"
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     folders = [*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
     found = shutil.which("nvcc", path=os.pathsep.join(folders))
     if found:
-        # NVIDIA's nvcc does not find its parts through a link to it; a link to ccache has to keep its name.
+        # nvcc does not find its other programs if it is called through a symbolic link. A link to ccache must keep
+        # its name.
         real = Path(found).resolve()
         return (real if real.name == "nvcc" else Path(found)), ""
     missing = "nvcc was not found in CUDA_HOME/bin, CUDA_PATH/bin, on PATH or in /usr/local/cuda/bin"
@@ -174,8 +175,8 @@ def find_nvcc(torch):
     return None, missing
 
 
-def ask_nvcc(nvcc, *options):
-    """What nvcc prints, on both streams."""
+def nvcc_output(nvcc, *options):
+    """What nvcc prints to stdout and stderr."""
     done = subprocess.run([nvcc, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise SystemExit(f"{nvcc} {' '.join(options)}: expected NVIDIA's nvcc, got: {done.stdout.strip()}")
@@ -183,39 +184,42 @@ def ask_nvcc(nvcc, *options):
 
 
 def cuda_archs(nvcc, torch):
-    """The list to compile for, in the form of TORCH_CUDA_ARCH_LIST, and what of it was left out, in words or ""."""
-    asked = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
-    if asked == "native":
+    """The architectures to compile for, in the form of TORCH_CUDA_ARCH_LIST, and a text of those skipped, or ""."""
+    requested = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
+    if requested == "native":
         capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        asked = ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities))
-        if not asked:
+        requested = ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities))
+        if not requested:
             raise SystemExit(
                 "TORCH_CUDA_ARCH_LIST=native: expected a CUDA device, torch finds none. Name 8.0 or newer."
             )
     for name, archs in CUDA_NAMES.items():
-        asked = asked.replace(name, archs)
-    known = {divmod(int(number), 10) for number in re.findall(r"compute_(\d+)", ask_nvcc(nvcc, "--list-gpu-arch"))}
-    kept, ptx, left_out = {}, set(), []
-    for arch in re.split(r"[;\s]+", asked.strip("; ")):
+        requested = requested.replace(name, archs)
+    supported = {
+        divmod(int(number), 10) for number in re.findall(r"compute_(\d+)", nvcc_output(nvcc, "--list-gpu-arch"))
+    }
+    kept, ptx, skipped = {}, set(), []
+    for arch in re.split(r"[;\s]+", requested.strip("; ")):
         if not (parts := re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)):
             raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected a list such as {CUDA_ARCHS!r}, got {arch!r} in it.")
         capability = int(parts[1]), int(parts[2])
         number = f"{parts[1]}.{parts[2]}{parts[3]}"
         if parts[4]:
             ptx.add(number)
-        if capability < CUDA_LEAST:
-            left_out.append(f"{number}, for the kernels need {'{}.{}'.format(*CUDA_LEAST)}")
-        elif capability not in known:
-            left_out.append(f"{number}, which this nvcc does not know")
+        if capability < CUDA_MIN:
+            skipped.append(f"{number}, because the kernels need {'{}.{}'.format(*CUDA_MIN)}")
+        elif capability not in supported:
+            skipped.append(f"{number}, which this nvcc does not support")
         else:
             kept[number] = capability
     if not kept:
         raise SystemExit(
-            f"TORCH_CUDA_ARCH_LIST: nothing is left of {asked!r} to compile for: left out {'; '.join(left_out)}."
+            f"TORCH_CUDA_ARCH_LIST: expected an architecture to compile for, got {requested!r}. "
+            f"Skipped: {'; '.join(skipped)}."
         )
     if ptx and not ptx & kept.keys():
-        ptx.add(max(kept, key=kept.get))  # the newest left serves newer GPUs instead
-    return ";".join(number + "+PTX" * (number in ptx) for number in kept), "; ".join(left_out)
+        ptx.add(max(kept, key=kept.get))  # PTX of the newest one kept, so that newer GPUs are still supported
+    return ";".join(number + "+PTX" * (number in ptx) for number in kept), "; ".join(skipped)
 
 
 def gencodes(archs):
@@ -230,12 +234,12 @@ def gencodes(archs):
 
 
 def cuda_libraries(nvcc):
-    """The linker's flags for CUDA's runtime. nvcc tells where it is: its own folder may be that of a wrapper."""
-    told = ask_nvcc(nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", "none")
-    folders, top = (re.search(rf"^#\$ {name}=(.*)$", told, re.M) for name in ("LIBRARIES", "TOP"))
+    """The linker flags for the CUDA runtime. nvcc prints where it is; its own folder may be that of a wrapper."""
+    output = nvcc_output(nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", "none")
+    folders, top = (re.search(rf"^#\$ {name}=(.*)$", output, re.M) for name in ("LIBRARIES", "TOP"))
     if not folders or not top:
-        raise SystemExit(f"{nvcc} --dryrun: expected lines with LIBRARIES= and TOP=, got: {told.strip()}")
-    wheels = f"-L{top[1]}/lib"  # where pip installs what nvcc looks for in lib64
+        raise SystemExit(f"{nvcc} --dryrun: expected lines with LIBRARIES= and TOP=, got: {output.strip()}")
+    wheels = f"-L{top[1]}/lib"  # pip installs here what nvcc looks for in lib64
     return [*shlex.split(folders[1]), wheels, "-lcudart_static", "-lrt", "-ldl"]
 
 
@@ -243,12 +247,12 @@ def cuda_libraries(nvcc):
 
 
 def define(name, text):
-    """The compiler's flag that defines `name` as a string."""
+    """The compiler flag that defines the macro `name` as a string."""
     return f"-D{name}={json.dumps(text)}"
 
 
 class NinjaFile:
-    """The lines of a build.ninja. Commands are shell's; ninja itself quotes $in and $out for the shell."""
+    """The lines of a build.ninja file. Commands run in a shell; ninja quotes $in and $out."""
 
     def __init__(self):
         self.lines = []
@@ -257,23 +261,23 @@ class NinjaFile:
         self.lines += [f"rule {name}", f"  command = {command}", *(f"  {key} = {settings[key]}" for key in settings)]
 
     def build(self, output, rule, sources, extra=()):
-        """One command; `extra` are arguments of its own."""
+        """One build step. `extra`: more arguments for its command."""
         paths = (re.sub("[$ :]", r"$\g<0>", str(path)) for path in (output, *sources))
         self.lines += ["build {}: {} {}".format(next(paths), rule, " ".join(paths)), f"  extra = {quoted(extra)}"]
         return [output]
 
 
 def quoted(arguments):
-    """Arguments as words of a command in build.ninja."""
+    """Arguments, quoted for a command in build.ninja."""
     return shlex.join(map(str, arguments)).replace("$", "$$")
 
 
 class NinjaBuild(build_ext):
-    """Writes build.ninja and runs it. Compiler and flags come from CXX and CXXFLAGS, as users expect."""
+    """Writes build.ninja and runs ninja. CXX and CXXFLAGS set the compiler and additional flags."""
 
     def get_ext_filename(self, name):
         if name.endswith("_native"):
-            return name.replace(".", "/") + ".so"  # torch.ops.load_library's, not an importable module
+            return name.replace(".", "/") + ".so"  # for torch.ops.load_library; not an importable module
         return super().get_ext_filename(name)
 
     def run(self):
@@ -290,13 +294,13 @@ class NinjaBuild(build_ext):
         for path in (folder, *(output.parent for output in outputs.values())):
             path.mkdir(parents=True, exist_ok=True)
         rules = NinjaFile()
-        told = self.write_rules(rules, **outputs)
+        cuda_status = self.write_rules(rules, **outputs)
         (folder / "build.ninja").write_text("\n".join([*rules.lines, ""]))
         subprocess.run([find_ninja(), "-C", folder, *options], check=True)
-        print(f"CUDA kernels: {told}.")
+        print(f"CUDA kernels: {cuda_status}.")
 
     def write_rules(self, rules, _native, _numpy):
-        """Every command of the build; returns what is to be told of CUDA's kernels."""
+        """Writes every build step. Returns a message about the CUDA kernels."""
         cxx, common = quoted(compiler()), f"{FLAGS} {os.environ.get('CXXFLAGS', '')}".replace("$", "$$")
         rules.rule("compile", f"{cxx} {common} $extra -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
         rules.rule("link", f"{cxx} -shared $in -o $out $extra")
@@ -311,24 +315,26 @@ class NinjaBuild(build_ext):
                 core += compile(f"cpu/{kernel}.cpp", f"{kernel}_{isa}", [*flags.split(), f"-DDISSIM_ISA={isa}"])
         rows = "".join(f"row({isa})" for isa in sets)
         for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
-            if source.stem not in KERNELS:  # what serves all instruction sets is compiled once
+            if source.stem not in KERNELS:  # sources for all instruction sets are compiled once
                 core += compile(f"cpu/{source.name}", source.stem, [f"-DDISSIM_ISAS(row)={rows}"])
         self.write_numpy(rules, compile, core, _numpy)
         return self.write_native(rules, compile, core, _native)
 
     def write_native(self, rules, compile, core, output):
-        """The operators of torch, of the CPU and where nvcc is of CUDA."""
+        """Writes the build steps of _native.so. Returns a message about the CUDA kernels."""
         import torch
 
         folder = Path(torch.__file__).parent
-        # 2.10, the oldest torch supported: version 0xMMmmpp0000000000. Bindings compute nothing: -O1 compiles faster.
+        # -O1, because the bindings compute nothing. The target is torch 2.10, the oldest supported version, in the
+        # form 0xMMmmpp0000000000.
         include = ["-O1", "-isystem", folder / "include", "-isystem", folder / "include/torch/csrc/api/include"]
         include += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-        # No symbol is taken from libtorch.so, but it alone brings in torch's functions for CUDA: the linker keeps it.
+        # libtorch.so loads torch's CUDA functions. No symbol of it is used directly, so an option makes the linker
+        # keep it.
         kept = "-Wl,--push-state,--no-as-needed,-ltorch,--pop-state"
         libraries = [f"-L{folder}/lib", kept, "-ltorch_cpu", "-lc10"]
-        nvcc, told = find_nvcc(torch)
-        archs, left_out = cuda_archs(nvcc, torch) if nvcc else ("", "")
+        nvcc, reason = find_nvcc(torch)
+        archs, skipped = cuda_archs(nvcc, torch) if nvcc else ("", "")
         objects = core + compile(
             "torch_bindings.cpp", "torch_bindings", [*include, define("DISSIM_CUDA_ARCHS", archs)]
         )
@@ -342,11 +348,11 @@ class NinjaBuild(build_ext):
             libraries += cuda_libraries(nvcc)
         rules.build(output, "link", objects, libraries)
         if not nvcc:
-            return f"not compiled, {told}"
-        return f"compiled for {archs} by {nvcc}" + (f"; left out {left_out}" if left_out else "")
+            return f"not compiled, {reason}"
+        return f"compiled for {archs} by {nvcc}" + (f"; skipped {skipped}" if skipped else "")
 
     def write_numpy(self, rules, compile, core, output):
-        """The module for NumPy arrays, from the same objects."""
+        """Writes the build steps of the module _numpy, from the same object files."""
         import pybind11
 
         facts = {

@@ -76,8 +76,8 @@ def triton(
 def _arguments(integers: str = "", **others: str) -> dict[str, object]:
     """Types of a Triton kernel's arguments: other keys are what the pointers point to."""
     types: dict[str, object] = dict.fromkeys(f"rows columns {integers}".split(), "i32") | {"dim": "i32:16"}
-    if "part_columns" in types:
-        types["part_columns"] = "i32:16"
+    if "split_columns" in types:
+        types["split_columns"] = "i32:16"
     for kind, names in others.items():
         types |= dict.fromkeys(names.split(), f"*{kind}:16")
     return types
@@ -145,8 +145,10 @@ def _triton_rows() -> list[Budget]:
         ),
     ):
         given = _arguments("heads", **{wide: "query reference weight bias out"}) | packed
-        rows.append(_triton_row(f"score {wide}", "score", "score_kernel", "score", wide, given, score, taken=None))
-        given = _arguments("batches part_columns", **{wide: "x y grad out"}) | plain
+        rows.append(
+            _triton_row(f"score {wide}", "score", "score_kernel", "score", wide, given, score, use_max_form=None)
+        )
+        given = _arguments("batches split_columns", **{wide: "x y grad out"}) | plain
         for side, strides in (("query", ("i32", 1)), ("reference", (1, "i32"))):
             grad = dict(zip(("grad_batch", "grad_row", "grad_column"), ("i32:16", *strides), strict=True))
             name = f"score_backward {side} {wide}"
@@ -155,7 +157,7 @@ def _triton_rows() -> list[Budget]:
             )
         filters = "exclude_index query_labels reference_labels"
         given = _arguments(
-            "k parts part_columns", **{wide: "query reference weight bias out", "i64": f"{filters} indices"}
+            "k splits split_columns", **{wide: "query reference weight bias out", "i64": f"{filters} indices"}
         )
         rows.append(
             _triton_row(f"topk {wide}", "topk", "topk_kernel", "topk", wide, given | packed, topk, K=32, LARGEST=True)
@@ -165,28 +167,28 @@ def _triton_rows() -> list[Budget]:
             "i64": f"{filters} limit_indices",
             "u8": "active",
         }
-        given = _arguments("part_columns", **pointers) | packed
+        given = _arguments("split_columns", **pointers) | packed
         rows.append(_triton_row(f"hinge {wide}", "hinge", "hinge_kernel", "hinge", wide, given, hinge))
-        pointers = {wide: "x y positive negative out", "i64": "x_labels y_labels", "u8": "active", "i32": "few"}
-        given = _arguments("row_bytes part_columns", **pointers) | plain
+        pointers = {wide: "x y positive negative out", "i64": "x_labels y_labels", "u8": "active", "i32": "is_sparse"}
+        given = _arguments("row_bytes split_columns", **pointers) | plain
         for side in ("query", "reference"):
             rows.append(
                 _triton_row(
                     f"hinge_backward {side} {wide}", "hinge", "hinge_row_sums_kernel", "hinge_row_sums", wide, given,
-                    hinge_backward, OF_QUERY=side == "query",
+                    hinge_backward, X_IS_QUERY=side == "query",
                 )
             )  # fmt: skip
             rows.append(
                 _triton_row(
-                    f"hinge_backward few {side} {wide}", "hinge", "hinge_few_row_sums_kernel", "hinge_few_row_sums",
-                    wide, given, few, OF_QUERY=side == "query",
+                    f"hinge_backward few {side} {wide}", "hinge", "hinge_sparse_row_sums_kernel",
+                    "hinge_sparse_row_sums", wide, given, few, X_IS_QUERY=side == "query",
                 )
             )  # fmt: skip
     for half in ("fp16", "bf16"):
         pointers = {
-            half: "query reference parts out",
+            half: "query reference weight_parts out",
             "fp32": "query_sums reference_sums unscale bias",
-            "i32": "taken",
+            "i32": "use_max_form",
         }
         given = _arguments("heads padded_rows padded_columns", **pointers)
         rows.append(

@@ -1,8 +1,10 @@
-"""Fused dissimilarity-space scores, top-k and hinge loss for PyTorch, without the N x M x D tensor.
+"""Fused signed weighted L1 scores, top-k and hinge loss of all pairs for PyTorch, without the N x M x D tensor.
 
-`dissim_kernels.numpy` is the same for NumPy arrays and does not need torch. So torch is not imported here: the public
-names, the operators in `torch.ops.dissim` and what `torch.load` may read are there at once where torch was imported
-before, else as soon as it is imported or a name is used.
+`dissim_kernels.numpy` works on NumPy arrays and does not need torch, so this module does not import torch. The public
+names, the operators in `torch.ops.dissim` and the types that `torch.load` accepts are registered
+
+- at once if torch was imported before;
+- otherwise when torch is imported, or when a public name is used.
 """
 
 import importlib.util as _util
@@ -29,9 +31,13 @@ if _TYPE_CHECKING or "torch" in _sys.modules:
     )
 
 
-class _TorchComes:
-    """Finds torch as it is found without this class, and has the operators follow once it is imported: programs that
-    torch.export.load and codes that torch.load read name them, whichever package was imported first."""
+class _TorchImportHook:
+    """An import hook (a finder in sys.meta_path) that registers the operators right after torch is imported.
+
+    Programs read by torch.export.load name the operators, and files read by torch.load name `QuantizedReferences`.
+    Both must work if this package was imported before torch. The hook finds torch in the normal way and removes
+    itself.
+    """
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -41,12 +47,13 @@ class _TorchComes:
         spec = _util.find_spec("torch")
         if spec is None or spec.loader is None:
             return spec
-        execute = spec.loader.exec_module
+        import_torch = spec.loader.exec_module
 
         def exec_module(module):
-            execute(module)
-            ours = {name.removeprefix(f"{__name__}.") for name in _sys.modules if name.startswith(f"{__name__}.")}
-            if ours <= {"numpy", "_numpy"}:  # any other module of ours is importing torch for itself
+            import_torch(module)
+            imported = {name.removeprefix(f"{__name__}.") for name in _sys.modules if name.startswith(f"{__name__}.")}
+            # If another module of this package is imported, it is the one that imports torch, and it needs no help.
+            if imported <= {"numpy", "_numpy"}:
                 from . import ops  # noqa: F401
 
         spec.loader.exec_module = exec_module
@@ -54,7 +61,7 @@ class _TorchComes:
 
 
 if "torch" not in _sys.modules:
-    _sys.meta_path.insert(0, _TorchComes)
+    _sys.meta_path.insert(0, _TorchImportHook)
 
 __all__ = [
     "QuantizedReferences",

@@ -1,4 +1,4 @@
-"""`python -m dissim_kernels`: what is installed, which backends run on this machine, and why the others do not."""
+"""`python -m dissim_kernels` prints versions, the backends that run on this machine, and why the others do not."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ def installed(package: str) -> str:
 
 
 def facts() -> dict[str, str]:
-    """What a report of a fault should tell, by heading."""
+    """What a bug report should contain, by heading."""
     native = torch.ops.dissim_native
     available = available_backends()
     loaded = "cpu" in available
     backends = {f"backend {name}": "available" for name in available}
     backends |= {f"backend {name}": f"not available: {reason}" for name, reason in unavailable_backends().items()}
-    set_here = sorted(f"{name}={value}" for name, value in os.environ.items() if name in VARIABLES)
+    set_variables = sorted(f"{name}={value}" for name, value in os.environ.items() if name in VARIABLES)
     return {
         "dissim-kernels": installed("dissim-kernels"),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
         "triton": installed("triton"),
         "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
         **backends,
-        "instruction set": f"{native.isa()} (of {native.isas()})" if loaded else "the compiled library does not run",
+        "instruction set": f"{native.isa()} (of {native.isas()})"
+        if loaded
+        else "none, the compiled library does not run",
         "CUDA architectures": (native.cuda_archs() or "none compiled in") if loaded else "none",
         "threads": str(torch.get_num_threads()),
-        "environment": ", ".join(set_here) or "none of ours is set",
+        "environment": ", ".join(set_variables) or "none of the variables that change what runs is set",
     }
 
 

@@ -1,7 +1,7 @@
-"""What every operator accepts: shapes, the dtype table, and the text of every error at the door.
+"""Input validation: what every operator accepts in shapes and dtypes, and the text of every error.
 
-An error names the argument, what was expected, what came, and what to do. Nothing here touches data, so the
-checks run the same under FakeTensor, torch.compile and torch.export.
+An error names the argument, what was expected, what was given and how to fix it. The checks do not read data, so they
+run the same under FakeTensor, torch.compile and torch.export.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-#: embedding dtype -> accumulate dtype. A new dtype is one row here and one in csrc/dissim.h.
+#: embedding dtype -> accumulator dtype. A new dtype is one row here and one in csrc/dissim.h.
 ACCUMULATE = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -27,14 +27,14 @@ AMONG = ("different", "same", "all")
 
 
 class Problem(NamedTuple):
-    """What a backend needs to know to accept or refuse a call (see dispatch.py)."""
+    """What decides whether a backend supports a call (see dispatch.py)."""
 
     operation: str  # "score", "topk", "quantized_topk" or "hinge"
-    device: torch.device  # of its tensors: devices of one machine may differ
+    device: torch.device  # a specific device, because the devices of one machine may differ
 
 
-class Search(NamedTuple):
-    """A top-k as backends get it, all checked: one matrix of each side, and who is left out."""
+class TopKArguments(NamedTuple):
+    """The checked arguments of top-k, as backends receive them."""
 
     query: Tensor  # [N, D]
     reference: Tensor  # [M, D]
@@ -51,8 +51,8 @@ class Search(NamedTuple):
         return self.exclude_index, self.query_labels, self.reference_labels
 
 
-class Hinge(NamedTuple):
-    """A hinge loss as backends get it, all checked: one matrix of each side, labelled rows."""
+class HingeArguments(NamedTuple):
+    """The checked arguments of the hinge loss, as backends receive them."""
 
     query: Tensor  # [N, D]
     reference: Tensor  # [M, D]
@@ -65,11 +65,11 @@ class Hinge(NamedTuple):
     num_hard_negatives: int | None
 
 
-class HingeBackward(NamedTuple):
-    """What its gradients follow from (E12)."""
+class HingeBackwardArguments(NamedTuple):
+    """The checked arguments of the hinge loss's backward (E12), as backends receive them."""
 
-    grad_positive: Tensor  # [N], wide
-    grad_negative: Tensor  # [N], wide
+    grad_positive: Tensor  # [N], accumulator dtype
+    grad_negative: Tensor  # [N], accumulator dtype
     active: Tensor  # uint8 [N, ceil(M / 8)]
     query: Tensor  # [N, D]
     reference: Tensor  # [M, D]
@@ -78,7 +78,7 @@ class HingeBackward(NamedTuple):
     reference_labels: Tensor  # [M]
 
 
-class LogSumExp(NamedTuple):
+class LogSumExpArguments(NamedTuple):
     """A log-sum-exp as backends get it, all checked: one matrix of each side."""
 
     query: Tensor  # [N, D]
@@ -92,7 +92,7 @@ class LogSumExp(NamedTuple):
     among: str  # of AMONG
 
 
-class LogSumExpBackward(NamedTuple):
+class LogSumExpBackwardArguments(NamedTuple):
     """What its gradients follow from (E15)."""
 
     grad: Tensor  # [N], accumulator dtype
@@ -105,7 +105,7 @@ class LogSumExpBackward(NamedTuple):
     scale: Tensor  # [1], accumulator dtype
 
 
-class RankCount(NamedTuple):
+class RankArguments(NamedTuple):
     """A count of ranks as backends get it, all checked: lists of pairs, each query's best first."""
 
     query: Tensor  # [N, D]
@@ -136,7 +136,7 @@ def check_score_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: o
 
 
 def check_paired_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
-    """Row by row: query [..., D], reference [..., D], leading dimensions broadcast."""
+    """Row-aligned pairs: query [..., D], reference [..., D], leading dimensions broadcast."""
     _check_tensors(query, reference, weight, bias)
     for name, tensor in (("query", query), ("reference", reference)):
         if tensor.dim() < 1:
@@ -146,7 +146,7 @@ def check_paired_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
 
 
 def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
-    """Search and loss take one matrix each and one head: query [N, D], reference [M, D], weight [D]."""
+    """Top-k and hinge loss, without a batch and with one head: query [N, D], reference [M, D], weight [D]."""
     check_score_inputs(query, reference, weight, bias)
     for name, tensor, dims in (("query", query, "[N, D]"), ("reference", reference, "[M, D]")):
         if tensor.dim() != 2:
@@ -158,15 +158,13 @@ def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
 
 
 def check_reference_inputs(reference: Tensor, weight: Tensor) -> None:
-    """References alone, to make codes of them: reference [M, D], weight [D]."""
+    """References to be quantized: reference [M, D], weight [D]."""
     for name, value in (("reference", reference), ("weight", weight)):
-        _check_tensor(name, value)
+        check_tensor(name, value)
     _check_embeddings("reference", reference)
     _check_parameter("weight", weight, reference)
     if reference.dim() != 2:
-        raise_argument_error(
-            "reference", "2 dimensions [M, D]", shape(reference), "Make codes of one matrix at a time."
-        )
+        raise_argument_error("reference", "2 dimensions [M, D]", shape(reference), "Quantize one matrix at a time.")
     if weight.shape != reference.shape[1:]:
         raise_argument_error(
             "weight", f"shape [{reference.shape[1]}] as D of reference", shape(weight), "Pass one head: weight[c]."
@@ -181,7 +179,7 @@ def check_filters(
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
 ) -> None:
-    """Who is left out of a search: each None or int64 [N], [N] and [M], labels of both sides or of none."""
+    """Filters of a search: each None or int64 [N], [N] and [M]; labels of both sides or of neither."""
     if (query_labels is None) != (reference_labels is None):
         missing = "query_labels" if query_labels is None else "reference_labels"
         raise_argument_error(missing, "labels, since the other side has them", None, "Pass both or neither.")
@@ -205,10 +203,12 @@ def check_labels(name: str, labels: object, rows: int, device: torch.device) -> 
             name, "dtype int64", labels.dtype, "Use .long(): floats merge labels above 2**24.", TypeError
         )
     if labels.shape != (rows,):
-        raise_argument_error(name, f"shape [{rows}], one entry a row", shape(labels), "Pass one label for each row.")
+        raise_argument_error(
+            name, f"shape [{rows}], one entry per row", shape(labels), "Pass one label for each row."
+        )
     if labels.device != device:
         raise_argument_error(
-            name, f"device {device}", labels.device, "Move it beside the embeddings with .to(device)."
+            name, f"device {device}", labels.device, "Move it to the embeddings' device with .to(device)."
         )
 
 
@@ -217,228 +217,16 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise_argument_error(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool) or value < least:
-        raise_argument_error(name, f"an integer of at least {least}", repr(value), "Pass a Python int.")
+def check_count(name: str, value: object, minimum: int) -> None:
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool) or value < minimum:
+        raise_argument_error(name, f"an integer of at least {minimum}", repr(value), "Pass a Python int.")
 
 
 def check_number(name: str, value: object) -> None:
     if not isinstance(value, int | float):
         raise_argument_error(
-            name, "a number", type(value).__name__, f"It is not learned: use float({name}).", TypeError
+            name, "a number", type(value).__name__, f"It is not a parameter: use float({name}).", TypeError
         )
-
-
-def shape(tensor: Tensor) -> str:
-    return f"shape {list(tensor.shape)}"
-
-
-def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
-    for name, value in (("query", query), ("reference", reference), ("weight", weight)):
-        _check_tensor(name, value)
-    _check_embeddings("query", query)
-    if reference.dtype != query.dtype:
-        raise_argument_error(
-            "reference", f"query's dtype {query.dtype}", reference.dtype, "Convert one of them.", TypeError
-        )
-    if isinstance(bias, Tensor):
-        _check_tensor("bias", bias)
-        _check_parameter("bias", bias, query)
-        _check_device("bias", bias, query, "query")
-        heads = 1 if weight.dim() == 1 else weight.shape[0]
-        allowed = "a number or shape []" + (f" or [{heads}]" if weight.dim() == 2 else "")
-        if bias.dim() > weight.dim() - 1 or (bias.dim() == 1 and bias.shape[0] != heads):
-            raise_argument_error("bias", f"{allowed} for weight {shape(weight)}", shape(bias), "Reshape it.")
-    elif bias is not None and not isinstance(bias, int | float):
-        raise_argument_error("bias", "None, a number or a tensor", type(bias).__name__, "Use float(bias).", TypeError)
-    _check_parameter("weight", weight, query)
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise_argument_error(name, "a torch.Tensor", type(value).__name__, "Use torch.as_tensor(value).", TypeError)
-    if value.layout != torch.strided:
-        raise_argument_error(name, "a dense tensor", value.layout, "Use .to_dense().", TypeError)
-
-
-def _check_embeddings(name: str, rows: Tensor) -> None:
-    if rows.dtype not in ACCUMULATE:
-        names = ", ".join(str(dtype) for dtype in ACCUMULATE)
-        raise_argument_error(name, f"one of {names}", rows.dtype, "Convert it with .float().", TypeError)
-
-
-def _check_parameter(name: str, value: Tensor, rows: Tensor) -> None:
-    allowed = {rows.dtype, ACCUMULATE[rows.dtype]}
-    if value.dtype not in allowed:
-        expected = " or ".join(sorted(map(str, allowed)))
-        raise_argument_error(
-            name, f"{expected} beside {rows.dtype} embeddings", value.dtype, "Convert it.", TypeError
-        )
-
-
-def _check_device(name: str, value: Tensor, other: Tensor, owner: str) -> None:
-    if value.device != other.device:
-        raise_argument_error(
-            name, f"{owner}'s device {other.device}", value.device, f"Move it with .to({owner}.device)."
-        )
-
-
-def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
-    if weight.dim() not in (1, 2):
-        raise_argument_error("weight", "[D] or [C, D]", shape(weight), "One row of weights for each head.")
-    for name, tensor in (("reference", reference), ("weight", weight)):
-        if tensor.shape[-1] != query.shape[-1]:
-            raise_argument_error(
-                name,
-                f"a last dimension of {query.shape[-1]} as in query",
-                shape(tensor),
-                "All three share the embedding dimension D.",
-            )
-    for name, tensor in (("reference", reference), ("weight", weight)):
-        _check_device(name, tensor, query, "query")
-
-
-def _check_leading(left: torch.Size, right: torch.Size, query_form: str, reference_form: str) -> None:
-    for a, b in zip(reversed(left), reversed(right), strict=False):
-        if a != b and a != 1 and b != 1:
-            raise_argument_error(
-                "reference",
-                f"leading dimensions of {reference_form} that broadcast with {list(left)} of query {query_form}",
-                list(right),
-                "They must be equal or 1, counted from the right, as in torch.cdist.",
-            )
-
-
-# --- operands of the operators torch.ops.dissim.*, which exported programs call without the public functions --------
-
-
-def check_score_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, *_) -> None:
-    """query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None."""
-    _check_operands(query, reference, weight, bias, 3)
-
-
-def check_score_backward_operands(
-    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, backend: str, *needs: bool
-) -> None:
-    """Those of the score, and grad [B, C, N, M] in query's dtype."""
-    _check_operands(query, reference, weight, None, 3)
-    sizes = (query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
-    _check_operand("grad", grad, (query.dtype,), sizes, query.device)
-
-
-def check_score_jvp_operands(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    query_tangent: Tensor,
-    reference_tangent: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor | None,
-) -> None:
-    """query, reference, weight as of the score, and a tangent of each one's shape; one of bias [C] or None."""
-    _check_operands(query, reference, weight, None, 3)
-    dtypes, heads = _parameters(query), weight.shape[0]
-    _check_operand("query_tangent", query_tangent, dtypes, tuple(query.shape), query.device)
-    _check_operand("reference_tangent", reference_tangent, dtypes, tuple(reference.shape), query.device)
-    _check_operand("weight_tangent", weight_tangent, dtypes, tuple(weight.shape), query.device)
-    if bias_tangent is not None:
-        _check_operand("bias_tangent", bias_tangent, dtypes, (heads,), query.device)
-
-
-def check_topk_operands(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int,
-    largest: bool,
-    exclude_index: Tensor | None,
-    query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-    *_,
-) -> None:
-    """query [N, D], reference [M, D], weight [D], bias [1] or None, k at least 0, filters as in `check_filters`."""
-    _check_operands(query, reference, weight, bias, 2)
-    check_count("k", k, 0)
-    check_filters(query, reference, exclude_index, query_labels, reference_labels)
-
-
-def check_hinge_operands(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    exclude_index: Tensor | None,
-    margin: float,
-    num_hard_negatives: int | None,
-    *_,
-) -> None:
-    """As of the top-k, with labels of both sides; num_hard_negatives None or at least 0."""
-    _check_operands(query, reference, weight, bias, 2)
-    check_filters(query, reference, exclude_index, query_labels, reference_labels)
-    if num_hard_negatives is not None:
-        check_count("num_hard_negatives", num_hard_negatives, 0)
-
-
-def check_hinge_backward_operands(
-    grad_positive: Tensor,
-    grad_negative: Tensor,
-    active: Tensor,
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    needs: Sequence[bool],
-    *_,
-) -> None:
-    """As of the hinge; grad_positive and grad_negative [N] in the accumulate dtype, active uint8 [N, ceil(M / 8)]."""
-    _check_operands(query, reference, weight, None, 2)
-    check_filters(query, reference, None, query_labels, reference_labels)
-    rows, acc = query.shape[0], (ACCUMULATE[query.dtype],)
-    _check_operand("grad_positive", grad_positive, acc, (rows,), query.device)
-    _check_operand("grad_negative", grad_negative, acc, (rows,), query.device)
-    _check_operand("active", active, (torch.uint8,), (rows, (reference.shape[0] + 7) // 8), query.device)
-    if len(needs) != 4:
-        raise_argument_error(
-            "needs", "4 flags: of query, reference, weight and bias", len(needs), "Pass a bool for each."
-        )
-
-
-def _parameters(query: Tensor) -> tuple[torch.dtype, ...]:
-    return query.dtype, ACCUMULATE[query.dtype]
-
-
-def _check_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, dims: int) -> None:
-    """dims 3: batches and heads; 2: one matrix of each side and one head."""
-    _check_tensor("query", query)
-    _check_operand("query", query, tuple(ACCUMULATE), (None,) * dims, query.device)
-    batch, dim, heads = query.shape[: dims - 2], query.shape[-1], (None,) * (dims - 2)
-    _check_operand("reference", reference, (query.dtype,), (*batch, None, dim), query.device)
-    _check_operand("weight", weight, _parameters(query), (*heads, dim), query.device)
-    if bias is not None:
-        _check_operand("bias", bias, _parameters(query), (weight.shape[0] if dims == 3 else 1,), query.device)
-
-
-def _check_operand(
-    name: str,
-    tensor: Tensor,
-    dtypes: tuple[torch.dtype, ...],
-    sizes: Sequence[int | None],
-    device: torch.device,
-) -> None:
-    """A dense tensor of one of the dtypes and of these sizes, of which None is any."""
-    _check_tensor(name, tensor)
-    right = tensor.dtype in dtypes and tensor.device == device and tensor.dim() == len(sizes)
-    if right and all(size is None or size == given for size, given in zip(sizes, tensor.shape, strict=True)):
-        return
-    wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
-    form = ", ".join("any" if size is None else str(size) for size in sizes)
-    got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-    remedy = "The public functions of dissim_kernels bring their arguments into this form."
-    raise_argument_error(name, f"{wanted} [{form}] on {device}", got, remedy)
 
 
 def check_cameras(
@@ -464,26 +252,13 @@ def check_positives(query: Tensor, offsets: Tensor | None, indices: Tensor | Non
     assert offsets is not None and indices is not None and scores is not None
     check_labels("positive_offsets", offsets, query.shape[0] + 1, query.device)
     check_labels("positive_indices", indices, len(indices), query.device)
-    _check_operand("positive_scores", scores, (ACCUMULATE[query.dtype],), (len(indices),), query.device)
+    check_operand("positive_scores", scores, (ACCUMULATE[query.dtype],), (len(indices),), query.device)
     ascending = bool((offsets.diff() >= 0).all())
     if not ascending or int(offsets[0]) != 0 or int(offsets[-1]) != len(indices):
         expected = f"ascending from 0 to {len(indices)}, the number of positive_indices"
         raise_argument_error("positive_offsets", expected, "others", "Pass those of ScoredRanks.")
     if bool(scores.isnan().any()):
         raise_argument_error("positive_scores", "numbers", "NaN", "A NaN score has no rank.")
-
-
-def check_listed_scores_operands(query, reference, weight, bias, offsets, indices, *_) -> None:
-    """As of the top-k; offsets int64 [N + 1], indices int64 [P]."""
-    _check_operands(query, reference, weight, bias, 2)
-    _check_operand("offsets", offsets, (torch.int64,), (query.shape[0] + 1,), query.device)
-    _check_operand("indices", indices, (torch.int64,), (None,), query.device)
-
-
-def check_rank_operands(query, reference, weight, bias, offsets, indices, scores, *_) -> None:
-    """As of `listed_scores`; scores [P] in the accumulator dtype."""
-    check_listed_scores_operands(query, reference, weight, bias, offsets, indices)
-    _check_operand("scores", scores, (ACCUMULATE[query.dtype],), tuple(indices.shape), query.device)
 
 
 def check_among(among: str, query_labels: Tensor | None) -> None:
@@ -495,33 +270,105 @@ def check_scale(scale: object, query: Tensor) -> None:
     """A number, or a 0-d tensor in the dtype of query or its accumulator."""
     if not isinstance(scale, Tensor):
         return check_number("scale", scale)
-    _check_tensor("scale", scale)
+    check_tensor("scale", scale)
     _check_parameter("scale", scale, query)
     _check_device("scale", scale, query, "query")
     if scale.dim():
         raise_argument_error("scale", "a number or shape []", shape(scale), "Reshape it.")
 
 
-def check_logsumexp_operands(
-    query, reference, weight, bias, scale, query_labels, reference_labels, exclude_index, among, *_
-) -> None:
-    """As of the top-k; scale [1] in the accumulator dtype, labels of both sides unless among is "all"."""
-    _check_operands(query, reference, weight, bias, 2)
-    check_filters(query, reference, exclude_index, query_labels, reference_labels)
-    _check_operand("scale", scale, (ACCUMULATE[query.dtype],), (1,), query.device)
-    check_choice("among", among, AMONG)
-    check_among(among, query_labels)
+def shape(tensor: Tensor) -> str:
+    return f"shape {list(tensor.shape)}"
 
 
-def check_logsumexp_backward_operands(
-    grad, value, active, query, reference, weight, bias, scale, needs: Sequence[bool], *_
+def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
+    for name, value in (("query", query), ("reference", reference), ("weight", weight)):
+        check_tensor(name, value)
+    _check_embeddings("query", query)
+    if reference.dtype != query.dtype:
+        raise_argument_error(
+            "reference", f"query's dtype {query.dtype}", reference.dtype, "Convert one of them.", TypeError
+        )
+    if isinstance(bias, Tensor):
+        check_tensor("bias", bias)
+        _check_parameter("bias", bias, query)
+        _check_device("bias", bias, query, "query")
+        heads = 1 if weight.dim() == 1 else weight.shape[0]
+        allowed = "a number or shape []" + (f" or [{heads}]" if weight.dim() == 2 else "")
+        if bias.dim() > weight.dim() - 1 or (bias.dim() == 1 and bias.shape[0] != heads):
+            raise_argument_error("bias", f"{allowed} for weight {shape(weight)}", shape(bias), "Reshape it.")
+    elif bias is not None and not isinstance(bias, int | float):
+        raise_argument_error("bias", "None, a number or a tensor", type(bias).__name__, "Use float(bias).", TypeError)
+    _check_parameter("weight", weight, query)
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise_argument_error(name, "a torch.Tensor", type(value).__name__, "Use torch.as_tensor(value).", TypeError)
+    if value.layout != torch.strided:
+        raise_argument_error(name, "a dense tensor", value.layout, "Use .to_dense().", TypeError)
+
+
+def _check_embeddings(name: str, rows: Tensor) -> None:
+    if rows.dtype not in ACCUMULATE:
+        names = ", ".join(str(dtype) for dtype in ACCUMULATE)
+        raise_argument_error(name, f"one of {names}", rows.dtype, "Convert it with .float().", TypeError)
+
+
+def _check_parameter(name: str, value: Tensor, rows: Tensor) -> None:
+    allowed = {rows.dtype, ACCUMULATE[rows.dtype]}
+    if value.dtype not in allowed:
+        expected = " or ".join(sorted(map(str, allowed)))
+        raise_argument_error(name, f"{expected} with {rows.dtype} embeddings", value.dtype, "Convert it.", TypeError)
+
+
+def _check_device(name: str, value: Tensor, other: Tensor, owner: str) -> None:
+    if value.device != other.device:
+        raise_argument_error(
+            name, f"{owner}'s device {other.device}", value.device, f"Move it with .to({owner}.device)."
+        )
+
+
+def _check_dimension(query: Tensor, reference: Tensor, weight: Tensor) -> None:
+    if weight.dim() not in (1, 2):
+        raise_argument_error("weight", "[D] or [C, D]", shape(weight), "Pass one row of weights for each head.")
+    for name, tensor in (("reference", reference), ("weight", weight)):
+        if tensor.shape[-1] != query.shape[-1]:
+            raise_argument_error(
+                name,
+                f"a last dimension of {query.shape[-1]} as in query",
+                shape(tensor),
+                "All three share the embedding dimension D.",
+            )
+    for name, tensor in (("reference", reference), ("weight", weight)):
+        _check_device(name, tensor, query, "query")
+
+
+def _check_leading(left: torch.Size, right: torch.Size, query_form: str, reference_form: str) -> None:
+    for a, b in zip(reversed(left), reversed(right), strict=False):
+        if a != b and a != 1 and b != 1:
+            raise_argument_error(
+                "reference",
+                f"leading dimensions of {reference_form} that broadcast with {list(left)} of query {query_form}",
+                list(right),
+                "They must be equal or 1, counted from the right, as in torch.cdist.",
+            )
+
+
+def check_operand(
+    name: str,
+    tensor: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    sizes: Sequence[int | None],
+    device: torch.device,
 ) -> None:
-    """As of the log-sum-exp; grad and value [N] in the accumulator dtype, active uint8 [N, ceil(M / 8)]."""
-    _check_operands(query, reference, weight, bias, 2)
-    rows, acc = query.shape[0], (ACCUMULATE[query.dtype],)
-    _check_operand("grad", grad, acc, (rows,), query.device)
-    _check_operand("value", value, acc, (rows,), query.device)
-    _check_operand("scale", scale, acc, (1,), query.device)
-    _check_operand("active", active, (torch.uint8,), (rows, (reference.shape[0] + 7) // 8), query.device)
-    if len(needs) != 3:
-        raise_argument_error("needs", "3 flags: of query, reference and weight", len(needs), "Pass a bool for each.")
+    """A dense tensor with one of the dtypes and these sizes, where None is any size."""
+    check_tensor(name, tensor)
+    matches = tensor.dtype in dtypes and tensor.device == device and tensor.dim() == len(sizes)
+    if matches and all(size is None or size == given for size, given in zip(sizes, tensor.shape, strict=True)):
+        return
+    expected_dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
+    form = ", ".join("any" if size is None else str(size) for size in sizes)
+    got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
+    remedy = "Call the public functions of dissim_kernels, which convert their arguments."
+    raise_argument_error(name, f"{expected_dtypes} [{form}] on {device}", got, remedy)

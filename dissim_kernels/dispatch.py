@@ -1,4 +1,4 @@
-"""Which backend runs a call: one ordered table, reasons in words, and a record of what ran."""
+"""The choice of a backend for a call: the table of backends, their order, and a record of the last one used."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from .backends import cuda, native, reference, triton
 from .contract import Problem, raise_argument_error
 
-#: Every backend by name. A new one is one module, one row here and its place in AUTO.
+#: Every backend by name. A new one needs a module, a row here and a place in AUTO.
 BACKENDS: dict[str, ModuleType] = {"cpu": native, "cuda": cuda, "triton": triton, "reference": reference}
 
-#: What "auto" tries for a device, in order. The slow reference stands in where there are no kernels for a device;
-#: it never stands in for a failed build.
+#: The backends that "auto" tries for a device, in order. A device without a row uses the slow reference. A device
+#: with a row never does: if its backends fail, for example because of a failed build, the call raises.
 AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
-_ran = threading.local()
+_last = threading.local()
 
 
 def check_backend(name: str) -> None:
@@ -28,22 +28,24 @@ def check_backend(name: str) -> None:
 
 
 def resolve(name: str, problem: Problem) -> ModuleType:
-    """The backend module for a problem: the named one, or for "auto" the first that can; else raises the reasons."""
+    """The module of the named backend; for "auto", of the first that supports the problem. Raises if none does."""
     check_backend(name)
     candidates = AUTO.get(problem.device.type, ("reference",)) if name == "auto" else (name,)
     reasons = {}
     for candidate in candidates:
         reasons[candidate] = BACKENDS[candidate].unsupported_reason(problem)
         if reasons[candidate] is None:
-            _ran.name = candidate
+            _last.name = candidate
             return BACKENDS[candidate]
-    raise RuntimeError("; ".join(f"backend {row!r} cannot run this call: {why}" for row, why in reasons.items()))
+    raise RuntimeError(
+        "; ".join(f"backend {candidate!r} cannot run this call: {reason}" for candidate, reason in reasons.items())
+    )
 
 
 def available_backends() -> list[str]:
-    """The backends that run on this machine: a score, on the CPU or on a CUDA device.
+    """The names of the backends that can compute a score on this machine, on the CPU or on a CUDA device.
 
-    `unavailable_backends` has the others.
+    `unavailable_backends` returns the others with reasons.
 
     >>> "reference" in available_backends()
     True
@@ -53,9 +55,9 @@ def available_backends() -> list[str]:
 
 
 def unavailable_backends() -> dict[str, str]:
-    """Each backend that runs on no device of this machine, and the reason; on several devices, that of the last.
+    """Each backend that runs on no device of this machine, with the reason.
 
-    `python -m dissim_kernels` prints it.
+    On a machine with several devices it is the reason for the last one. `python -m dissim_kernels` prints them.
 
     >>> set(unavailable_backends()).isdisjoint(available_backends())
     True
@@ -72,7 +74,7 @@ def unavailable_backends() -> dict[str, str]:
 
 
 def last_backend() -> str:
-    """The backend that ran this thread's last call; an error if there was none."""
-    if not hasattr(_ran, "name"):
+    """The name of the backend that ran this thread's last call. Raises RuntimeError if there was none."""
+    if not hasattr(_last, "name"):
         raise RuntimeError("last_backend: no dissim operator has run in this thread yet.")
-    return _ran.name
+    return _last.name

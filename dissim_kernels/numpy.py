@@ -1,6 +1,6 @@
-"""Scores and search on NumPy arrays with the same compiled kernels, without torch.
+"""Scores and top-k on NumPy arrays by the same compiled kernels, without torch.
 
-Results are the same bits as those of the torch operators on the CPU, with any number of threads.
+Results are bit-identical to those of the torch operators on the CPU, with any number of threads.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ except ImportError as error:
 
 __all__ = ["TopK", "build_info", "score", "topk"]
 
-#: embedding dtype -> accumulate dtype, as in contract.py; NumPy has no bfloat16.
+#: embedding dtype -> accumulator dtype, as in contract.py; NumPy has no bfloat16.
 ACCUMULATE: dict[np.dtype, np.dtype] = {
     np.dtype(np.float16): np.dtype(np.float32),
     np.dtype(np.float32): np.dtype(np.float32),
     np.dtype(np.float64): np.dtype(np.float64),
 }
 
-
-#: More threads than this count as so many, and more than the system starts as those that it starts.
-MOST_THREADS = 1024
+#: A larger number of threads is reduced to this.
+MAX_THREADS = 1024
 
 
 class TopK(NamedTuple):
@@ -47,33 +46,34 @@ def score(
     *,
     threads: int | None = None,
 ) -> np.ndarray:
-    """The dissimilarity-space score of every query with every reference (E1).
+    """The score of every query with every reference (E1): a signed weighted L1 score, larger = "same".
 
     Plain NumPy::
 
         np.abs(query[:, None] - reference) @ weight + bias
 
     without the N x M x D array. query [N, D], reference [M, D], weight [D], bias a number or a 0-d array -> [N, M].
-    float16, float32 or float64, query and reference alike; weight and bias share the dtype or are float32 beside
-    float16 rows, and are accumulated in float32 (float64 for float64). Any strides, no copy; sizes may be 0.
+    query and reference are both float16, float32 or float64. weight and bias have the same dtype, or float32 with
+    float16 rows. Sums are accumulated in float32 (float64 for float64). Any strides, without a copy; sizes may be 0.
 
     Args:
-        threads: how many to use; by default the environment's DISSIM_THREADS or OMP_NUM_THREADS, else all cores. More
-            than 1024 count as 1024; where the system does not start as many, those that it starts do the work.
+        threads: number of threads, at most 1024; by default the environment's DISSIM_THREADS or OMP_NUM_THREADS, else
+            all cores. If the system does not start all of them, those that it starts do the work.
 
-    Memory: the result, and at most 2 (N + M) D values of the rows' dtype and 16 MiB, with any number of threads.
+    Memory: the result, and at most 2(N + M)D values of the rows' dtype and 16 MiB, with any number of threads.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected, what came and what to do.
-        MemoryError: there is not so much memory.
+        TypeError, ValueError: an argument is not valid. The message names the argument, what was expected, what was
+            given and how to fix it.
+        MemoryError: memory is exhausted.
 
     >>> import numpy as np
     >>> score(np.zeros((1, 2)), np.eye(2), np.array([-1.0, -2.0]), 0.5)
     array([[-0.5, -1.5]])
     """
-    wide_weight, wide_bias = _check(query, reference, weight, bias)
+    acc_weight, acc_bias = _check(query, reference, weight, bias)
     scores = np.empty((len(query), len(reference)), query.dtype)
-    compiled.score(query, reference, wide_weight, wide_bias, scores, _threads(threads))
+    compiled.score(query, reference, acc_weight, acc_bias, scores, _threads(threads))
     return scores
 
 
@@ -90,20 +90,20 @@ def topk(
 ) -> TopK:
     """The k best-scoring references of each query, exactly, without the N x M scores.
 
-    Plain NumPy, but for NaN and for float16, which is ranked before it is rounded::
+    Plain NumPy, except for NaN and for float16, which is ranked before it is rounded::
 
         order = np.argsort(-score(query, reference, weight, bias), axis=1, kind="stable")[:, :k]
 
-    Best first; equal scores by lower index; a NaN score never outranks a number. exclude_index: int64 [N], a
-    reference each query must not return, -1 for none. Other arguments, memory and errors as in `score` (scores of
-    float16 rows are float32 before they are rounded; for a k above 2**19 one query's 16 k bytes may be more than
-    16 MiB); ValueError where a query has fewer than k candidates.
+    Best first; ties by lower index; a NaN score comes after every number. exclude_index: int64 [N], a reference that
+    must not be returned for each query, -1 for none. Other arguments, memory and errors as in `score`, and ValueError
+    if a query has fewer than k candidates. Memory: scores of float16 rows are float32 before they are rounded; for a
+    k above 2**19, the 16 k bytes of one query may be more than 16 MiB.
 
     >>> import numpy as np
     >>> topk(np.zeros((1, 2)), np.eye(3)[:, :2], np.array([-1.0, -2.0]), k=2).indices
     array([[2, 0]])
     """
-    wide_weight, wide_bias = _check(query, reference, weight, bias)
+    acc_weight, acc_bias = _check(query, reference, weight, bias)
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
         _raise_error("k", "an integer of at least 0", repr(k), "Pass an int.")
     if exclude_index is not None:
@@ -118,24 +118,24 @@ def topk(
                 "Pass one reference row for each query.",
             )
         exclude_index = np.ascontiguousarray(exclude_index)
-    if len(query) and k > len(reference):  # before anything is allocated for it
+    if len(query) and k > len(reference):  # checked before anything is allocated
         candidates = len(reference) - (exclude_index is not None and 0 <= exclude_index[0] < len(reference))
-        _too_few(candidates, 0, k)
+        _raise_too_few_candidates(candidates, 0, k)
     scores = np.empty((len(query), k), ACCUMULATE[query.dtype])
     indices = np.empty(scores.shape, np.int64)
     compiled.topk(
-        query, reference, wide_weight, wide_bias, k, bool(largest), exclude_index, scores, indices, _threads(threads)
+        query, reference, acc_weight, acc_bias, k, bool(largest), exclude_index, scores, indices, _threads(threads)
     )
     if k and (short := np.flatnonzero(indices[:, -1] < 0)).size:
-        _too_few(int((indices[short[0]] >= 0).sum()), short[0], k)
+        _raise_too_few_candidates(int((indices[short[0]] >= 0).sum()), short[0], k)
     return TopK(scores.astype(query.dtype, copy=False), indices)
 
 
 def build_info() -> dict[str, Any]:
-    """What was built and what runs here: version, compiler, flags, isa (the instruction set in use), isas (each one
-    compiled, and whether this machine runs it) and kernels.
+    """How the library was built and what it uses here: version, compiler, flags, isa (the instruction set in use),
+    isas (each compiled instruction set, and whether this machine supports it) and kernels.
 
-    The environment's DISSIM_ISA chooses another instruction set before the first call.
+    The environment variable DISSIM_ISA, set before the first call, chooses another instruction set.
 
     >>> sorted(build_info())
     ['compiler', 'flags', 'isa', 'isas', 'kernels', 'version']
@@ -144,7 +144,7 @@ def build_info() -> dict[str, Any]:
 
 
 def _check(query: Any, reference: Any, weight: Any, bias: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Refuses what does not fit; weight [D] and bias [1] as the kernels read them."""
+    """Raises for invalid arguments. Returns weight [D] and bias [1] in the accumulator dtype, contiguous."""
     for name, array in (("query", query), ("reference", reference), ("weight", weight)):
         if not isinstance(array, np.ndarray):
             _raise_error(name, "a numpy.ndarray", type(array).__name__, "Use np.asarray(value).", TypeError)
@@ -164,17 +164,17 @@ def _check(query: Any, reference: Any, weight: Any, bias: Any) -> tuple[np.ndarr
             _raise_error(name, expected, _shape(array), "All three share the embedding dimension D.")
     if weight.ndim != 1:
         _raise_error("weight", "one head [D]", _shape(weight), "Call once per head: weight[c].")
-    wide = ACCUMULATE[query.dtype]
+    acc = ACCUMULATE[query.dtype]
     for name, value in (("weight", weight), ("bias", bias)):
-        if isinstance(value, np.ndarray) and value.dtype not in (query.dtype, wide):
-            expected = f"{query.dtype} or {wide} beside {query.dtype} embeddings"
+        if isinstance(value, np.ndarray) and value.dtype not in (query.dtype, acc):
+            expected = f"{query.dtype} or {acc} with {query.dtype} embeddings"
             _raise_error(name, expected, value.dtype, "Convert it.", TypeError)
     if isinstance(bias, np.ndarray):
         if bias.ndim:
             _raise_error("bias", "a number or shape []", _shape(bias), "Use bias[0].")
     elif bias is not None and not isinstance(bias, int | float | np.number):
         _raise_error("bias", "None, a number or an array", type(bias).__name__, "Use float(bias).", TypeError)
-    return np.ascontiguousarray(weight, wide), np.full(1, 0 if bias is None else bias, wide)
+    return np.ascontiguousarray(weight, acc), np.full(1, 0 if bias is None else bias, acc)
 
 
 def _threads(threads: int | None) -> int:
@@ -183,15 +183,15 @@ def _threads(threads: int | None) -> int:
             if value := os.environ.get(name):
                 if not value.isdecimal() or int(value) < 1:
                     _raise_error(name, "a number of threads in the environment", repr(value), "Set it to 1 or more.")
-                return min(int(value), MOST_THREADS)
+                return min(int(value), MAX_THREADS)
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        _raise_error("threads", "None or an integer of at least 1", repr(threads), "Leave it out to use all cores.")
-    return min(threads, MOST_THREADS)
+        _raise_error("threads", "None or an integer of at least 1", repr(threads), "Omit it to use all cores.")
+    return min(threads, MAX_THREADS)
 
 
-def _too_few(candidates: int, row: int, k: int) -> NoReturn:
-    _raise_error("k", f"at most the {candidates} candidates of query row {row}", k, "Ask for fewer.")
+def _raise_too_few_candidates(candidates: int, row: int, k: int) -> NoReturn:
+    _raise_error("k", f"at most the {candidates} candidates of query row {row}", k, "Use a smaller k.")
 
 
 def _raise_error(

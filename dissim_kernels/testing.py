@@ -332,7 +332,7 @@ def logsumexp_bounds(
     inputs = Inputs(query, reference, weight, bias)
     acc, (rows, columns) = ACCUMULATE[query.dtype], kept.shape
     u = rounding(1, acc)
-    accumulated = Inputs(*(x.to(acc) if isinstance(x, Tensor) else x for x in inputs))
+    accumulated = Inputs(query.to(acc), reference.to(acc), weight.to(acc), bias.to(acc))
     scores = plain_score(*inputs.double())
     logits = scale * scores
     logit_error = abs(scale) * score_bound(*accumulated) + u * logits.abs()
@@ -356,7 +356,8 @@ def logsumexp_bounds(
     mean_error = (share_error * scores.abs() + share * score_bound(*accumulated)).sum(1)
     mean_error = mean_error + rounding(columns + 48, acc) * (share * scores.abs()).sum(1)
     scale_error = (grad.double().abs() * (mean_error + rounding(rows + 8, acc) * (share * scores.abs()).sum(1))).sum()
-    return LogSumExpBounds(value_error, *bounds, scale_error)
+    grad_query, grad_reference, grad_weight, grad_bias = bounds
+    return LogSumExpBounds(value_error, grad_query, grad_reference, grad_weight, grad_bias, scale_error)
 
 
 def _last_two(x: Tensor) -> Tensor:

@@ -25,9 +25,12 @@ TOP = {
 #: room -> what it may import of dissim_kernels; a longer prefix is the stricter room.
 MAY_IMPORT = {
     "dissim_kernels.contract": (),
+    "dissim_kernels.operands": ("dissim_kernels.contract",),
     "dissim_kernels.backends": ("dissim_kernels.backends", "dissim_kernels.contract"),
     "dissim_kernels.dispatch": ("dissim_kernels.backends", "dissim_kernels.contract"),
-    "dissim_kernels.ops": ("dissim_kernels.ops", "dissim_kernels.dispatch", "dissim_kernels.contract"),
+    "dissim_kernels.ops": (
+        *("dissim_kernels.ops", "dissim_kernels.dispatch", "dissim_kernels.contract", "dissim_kernels.operands"),
+    ),
     "dissim_kernels.testing": ("dissim_kernels.dispatch", "dissim_kernels.contract"),
     "dissim_kernels.numpy": ("dissim_kernels._numpy",),
     "dissim_kernels": ("dissim_kernels.ops",),

@@ -86,7 +86,7 @@ def test_paths_with_spaces_and_a_wrapper_of_nvcc(checkout):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     tools = checkout.parent / "some tools" / "bin"
     assert done.stdout.splitlines()[-1] == (
-        f"CUDA kernels: compiled for 8.0;9.0+PTX by {tools / 'nvcc'}; left out 10.0, which this nvcc does not know."
+        f"CUDA kernels: compiled for 8.0;9.0+PTX by {tools / 'nvcc'}; skipped 10.0, which this nvcc does not support."
     )
     assert (checkout / "dissim_kernels" / "_native.so").exists()
     calls = (tools / "c++.log").read_text()
@@ -104,8 +104,8 @@ def test_paths_with_spaces_and_a_wrapper_of_nvcc(checkout):
 @pytest.mark.parametrize(
     "environment, says",
     [
-        ({"FORCE_CUDA": "Off"}, "CUDA kernels: not compiled, FORCE_CUDA leaves them out."),
-        ({"TORCH_CUDA_ARCH_LIST": "7.5 8.6"}, "nvcc; left out 7.5, for the kernels need 8.0."),
+        ({"FORCE_CUDA": "Off"}, "CUDA kernels: not compiled, FORCE_CUDA excludes them."),
+        ({"TORCH_CUDA_ARCH_LIST": "7.5 8.6"}, "nvcc; skipped 7.5, because the kernels need 8.0."),
     ],
     ids=str,
 )
@@ -187,7 +187,7 @@ def test_an_nvcc_that_is_missed_is_told(setup_py, monkeypatch):
 
 
 def test_lists_of_architectures(setup_py, monkeypatch):
-    monkeypatch.setattr(setup_py, "ask_nvcc", lambda *_: "compute_80\ncompute_86\ncompute_90\ncompute_100\n")
+    monkeypatch.setattr(setup_py, "nvcc_output", lambda *_: "compute_80\ncompute_86\ncompute_90\ncompute_100\n")
     cuda = SimpleNamespace(device_count=lambda: 2, get_device_capability=lambda i: (8, 6 - 6 * i))
 
     def archs(asked):
@@ -200,7 +200,7 @@ def test_lists_of_architectures(setup_py, monkeypatch):
     assert archs("native") == "8.0;8.6"
     with pytest.raises(SystemExit, match="got 'hopper' in it"):
         archs("9.0;hopper")
-    with pytest.raises(SystemExit, match=r"nothing is left of '7.5\+PTX' .* 7.5, for the kernels need 8.0"):
+    with pytest.raises(SystemExit, match=r"got '7.5\+PTX'\. Skipped: 7.5, because the kernels need 8.0"):
         archs("7.5+PTX")
     assert setup_py.gencodes("9.0a;10.0+PTX") == [
         "-gencode=arch=compute_90a,code=sm_90a",

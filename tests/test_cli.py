@@ -74,7 +74,7 @@ def test_demo_compares_trained_and_untrained(capsys):
 def test_bench_names_every_way_and_why_one_cannot_run(capsys):
     assert run("bench", "--queries", 8, "--gallery", 9, "--dim", 5) == 0
     out = capsys.readouterr().out
-    for way in ("plain torch", "torch.cdist", "fused, cpu", "fused, reference", "G elements/s"):
+    for way in ("plain torch", "torch.cdist", "fused, cpu", "fused, reference", "Gelem/s"):
         assert way in out
 
 
@@ -104,7 +104,7 @@ def test_a_triplet_run_has_no_index(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--loss", "triplet") == 0
     np.savez("x.npz", embeddings=np.zeros((2, 16), np.float32))
     assert run("index", "run", "x.npz", "x.index") == 1
-    assert "expected one trained with --loss hinge" in capsys.readouterr().err
+    assert "expected a run trained with --loss hinge" in capsys.readouterr().err
     assert not Path("x.index").exists()
 
 

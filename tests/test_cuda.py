@@ -14,7 +14,7 @@ import torch
 from cuda_on_host import backend
 
 from dissim_kernels import testing as judge
-from dissim_kernels.contract import Hinge, HingeBackward, Search
+from dissim_kernels.contract import HingeArguments, HingeBackwardArguments, TopKArguments
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(backend.unsupported_reason() is not None, reason=str(backend.unsupported_reason()))
@@ -81,10 +81,10 @@ def calls_of_every_kernel(cuda):
     query, reference, weight, bias = judge.random_inputs((130, 40), (131, 40))
     half = [x[None].half() for x in (query, reference)]
     bias, labels, other_labels = bias[None], torch.arange(130) % 4, torch.arange(131) % 4
-    search = Search(query, reference, weight, bias, 5, True, None, None, None)
-    hinge = Hinge(query, reference, weight, bias, labels, other_labels, None, 1.0, 3)
+    search = TopKArguments(query, reference, weight, bias, 5, True, None, None, None)
+    hinge = HingeArguments(query, reference, weight, bias, labels, other_labels, None, 1.0, 3)
     active = torch.full((130, 17), 1, dtype=torch.uint8)
-    backward = HingeBackward(torch.ones(130), torch.ones(130), active, *hinge[:3], labels, other_labels)
+    backward = HingeBackwardArguments(torch.ones(130), torch.ones(130), active, *hinge[:3], labels, other_labels)
     codes = cuda.quantize_references(reference, weight)
     return {
         "score": lambda: cuda.score(query[None], reference[None], weight[None], bias),

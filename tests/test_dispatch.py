@@ -111,7 +111,7 @@ def devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(triton, "_NOT_LOADED", None)
-    caches = (capability._of_index, cuda._no_image)
+    caches = (capability._capability_of_index, cuda._unsupported_device_reason)
 
     def compiled_for(archs):
         monkeypatch.setattr(cuda, "compiled_archs", lambda: archs)
@@ -151,8 +151,8 @@ def test_below_the_floor_of_both_backends_the_error_has_both_reasons(devices):
     with pytest.raises(RuntimeError) as raised:
         ran(0)
     assert str(raised.value) == (
-        "backend 'cuda' cannot run this call: its kernels were compiled for compute capability 8.0;9.0;10.0+PTX, "
-        "which does not serve cuda:0 (GPU 0, compute capability 7.5), and need 8.0 or more; "
+        "backend 'cuda' cannot run this call: its kernels are compiled for compute capability 8.0;9.0;10.0+PTX, "
+        "which do not run on cuda:0 (GPU 0, compute capability 7.5), and need 8.0 or more; "
         "backend 'triton' cannot run this call: it needs a GPU of compute capability 8.0 or more, this is "
         "cuda:0 (GPU 0, compute capability 7.5)"
     )

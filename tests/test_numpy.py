@@ -157,14 +157,14 @@ PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))[
         (
             {"weight": W.astype("d")},
             TypeError,
-            "weight: expected float32 or float32 beside float32 embeddings",
+            "weight: expected float32 or float32 with float32 embeddings",
         ),
         ({"bias": W}, ValueError, r"bias: expected a number or shape \[\], got shape \[5\]. Use bias\[0\]"),
         ({"bias": "1"}, TypeError, r"bias: expected None, a number or an array, got str. Use float\(bias\)"),
-        ({"threads": 0}, ValueError, "threads: expected None or an integer of at least 1, got 0. Leave it out"),
+        ({"threads": 0}, ValueError, "threads: expected None or an integer of at least 1, got 0. Omit it"),
         ({"k": -1}, ValueError, "k: expected an integer of at least 0, got -1. Pass an int"),
-        ({"k": 5}, ValueError, "k: expected at most the 4 candidates of query row 0, got 5. Ask for fewer"),
-        ({"k": 2**50}, ValueError, f"k: expected at most the 4 candidates of query row 0, got {2**50}. Ask"),
+        ({"k": 5}, ValueError, "k: expected at most the 4 candidates of query row 0, got 5. Use a smaller k"),
+        ({"k": 2**50}, ValueError, f"k: expected at most the 4 candidates of query row 0, got {2**50}. Use"),
         (
             {"k": 2**50, "exclude_index": np.zeros(3, np.int64)},
             ValueError,

@@ -18,7 +18,7 @@ from dissim_kernels import (
     paired_dissim_score,
 )
 from dissim_kernels import testing as judge
-from dissim_kernels.ops import hinge, operator, score, topk
+from dissim_kernels.ops import hinge_operators, operator, score_operators, topk
 
 BACKENDS = judge.runnable_backends()
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -45,16 +45,16 @@ def test_opcheck_of_every_operator(dtype, backend):
     active = torch.full((4, 1), 5, dtype=torch.uint8)
     one = (q[0], r[0], w[0])
     calls = [
-        (score.score, (q, r, w, b, backend)),
-        (score.score_backward, (gradient, q, r, w, backend, True, False, True)),
-        (score.score_jvp, (q, r, w, q, r, w, b)),
+        (score_operators.score, (q, r, w, b, backend)),
+        (score_operators.score_backward, (gradient, q, r, w, backend, True, False, True)),
+        (score_operators.score_jvp, (q, r, w, q, r, w, b)),
         (topk.topk, (*one, b[:1], 2, True, None, *SIDES, backend)),
-        (hinge.hinge, (*one, b[:1], *SIDES, None, 1.0, 2, backend)),
-        (hinge.hinge_backward, (ones, ones, active, *one, *SIDES, [True, True, False, True], backend)),
+        (hinge_operators.hinge, (*one, b[:1], *SIDES, None, 1.0, 2, backend)),
+        (hinge_operators.hinge_backward, (ones, ones, active, *one, *SIDES, [True, True, False, True], backend)),
     ]
     for called, arguments in calls:
         torch.library.opcheck(called.registered, arguments)
-        if called in (score.score, score.score_backward, hinge.hinge):
+        if called in (score_operators.score, score_operators.score_backward, hinge_operators.hinge):
             wanted = [x.clone().requires_grad_() if getattr(x, "dtype", None) == dtype else x for x in arguments]
             torch.library.opcheck(called.registered, wanted)
 
@@ -117,7 +117,7 @@ class Named(torch.Tensor):
 def names_in_subclass():
     Named.names = []
     query, reference, weight, _ = INPUTS
-    score.score(query[None].as_subclass(Named), reference[None], weight[None], None, "auto")
+    score_operators.score(query[None].as_subclass(Named), reference[None], weight[None], None, "auto")
     return Named.names
 
 
@@ -132,7 +132,7 @@ def test_who_watches_sees_the_operator(names):
 
 
 def test_nobody_watches_a_plain_call(monkeypatch):
-    monkeypatch.setattr(score.score, "registered", None)
+    monkeypatch.setattr(score_operators.score, "registered", None)
     for arguments in (INPUTS, [torch.nn.Parameter(x, requires_grad=False) for x in INPUTS], leaves()):
         fused_dissim_score(*arguments)
     with torch.inference_mode():

@@ -16,7 +16,7 @@ import torch
 from dissim_kernels import dispatch, fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
 from dissim_kernels import testing as judge
 from dissim_kernels.backends import triton as backend
-from dissim_kernels.contract import Hinge, HingeBackward, Problem, Search
+from dissim_kernels.contract import HingeArguments, HingeBackwardArguments, Problem, TopKArguments
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -83,11 +83,15 @@ def test_interpreter_sees_no_access_out_of_bounds(dtype, guarded):
     given = (inputs.query[None], inputs.reference[None], inputs.weight[None])
     judge.assert_within(backend.score(*given, inputs.bias[None])[0, 0], exact, judge.score_bound(*plain))
     assert all(x.isfinite().all() for x in backend.score_backward(grad, *given, (True,) * 3))
-    found = backend.topk(Search(*inputs[:3], inputs.bias[None], 5, True, None, None, None))
+    found = backend.topk(TopKArguments(*inputs[:3], inputs.bias[None], 5, True, None, None, None))
     judge.assert_topk_equal(*found, exact, judge.score_bound(*plain))
     sides = torch.arange(35) % 3, torch.arange(37) % 3
-    positive, negative, active = backend.hinge(Hinge(*inputs[:3], inputs.bias[None], *sides, None, 1.0, None))
-    found = backend.hinge_backward(HingeBackward(positive, negative, active, *inputs[:3], *sides), (True,) * 4)
+    positive, negative, active = backend.hinge(
+        HingeArguments(*inputs[:3], inputs.bias[None], *sides, None, 1.0, None)
+    )
+    found = backend.hinge_backward(
+        HingeBackwardArguments(positive, negative, active, *inputs[:3], *sides), (True,) * 4
+    )
     assert all(x.isfinite().all() for x in (positive, negative, *found))
 
 

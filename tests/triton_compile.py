@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from dissim_kernels.backends import triton as backend
 from dissim_kernels.backends.triton.tuning import TABLE
-from dissim_kernels.contract import ACCUMULATE, Hinge, HingeBackward, Search
+from dissim_kernels.contract import ACCUMULATE, HingeArguments, HingeBackwardArguments, TopKArguments
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -82,16 +82,18 @@ def run_operations(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int
     backend.score(*sides, weight, bias)
     backend.score_backward(torch.ones(copies, copies, rows, columns, dtype=dtype), *sides, weight, (True,) * 3)
     labels = torch.arange(rows) % 5, torch.arange(columns) % 5
-    *_, active = backend.hinge(Hinge(*search[:4], *labels, search.exclude_index, 1.0, k if optional else None))
+    *_, active = backend.hinge(
+        HingeArguments(*search[:4], *labels, search.exclude_index, 1.0, k if optional else None)
+    )
     grad = torch.ones(rows, dtype=ACCUMULATE[dtype])
-    backend.hinge_backward(HingeBackward(grad, grad, active, *search[:3], *labels), (True,) * 4)
+    backend.hinge_backward(HingeBackwardArguments(grad, grad, active, *search[:3], *labels), (True,) * 4)
 
 
-def run_search(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, optional: bool) -> Search:
+def run_search(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, optional: bool) -> TopKArguments:
     query, reference, weight = (torch.ones(*shape, dtype=dtype) for shape in ((rows, dim), (columns, dim), (dim,)))
     labels = (torch.arange(rows) % 5, torch.arange(columns) % 5) if optional else (None, None)
     bias, exclude_index = (weight[:1], torch.arange(rows)) if optional else (None, None)
-    search = Search(query, reference, weight, bias, k, optional, exclude_index, *labels)
+    search = TopKArguments(query, reference, weight, bias, k, optional, exclude_index, *labels)
     backend.topk(search)
     return search
 

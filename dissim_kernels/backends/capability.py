@@ -1,4 +1,4 @@
-"""Compute capabilities of NVIDIA GPUs, and which of them a list of compiled architectures serves."""
+"""Compute capabilities of NVIDIA GPUs, and whether kernels compiled for a list of architectures run on them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Of a CUDA device, (8, 0) for an A100; the current device where it has no index. Asked once for each device."""
-    return _of_index(torch.cuda.current_device() if device.index is None else device.index)
+    """The compute capability of a CUDA device, like (8, 0); without an index, of the current device. Cached."""
+    return _capability_of_index(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @cache
-def _of_index(index: int) -> tuple[int, int]:
+def _capability_of_index(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-def named(device: torch.device) -> str:
-    """The device in words: "cuda:1 (NVIDIA A100, compute capability 8.0)"."""
+def describe(device: torch.device) -> str:
+    """A description of the device, like "cuda:1 (NVIDIA A100, compute capability 8.0)"."""
     major, minor = capability(device)
     return f"{device} ({torch.cuda.get_device_name(device)}, compute capability {major}.{minor})"
 
@@ -27,8 +27,9 @@ def named(device: torch.device) -> str:
 def serves(archs: str, wanted: tuple[int, int]) -> bool:
     """Whether kernels compiled for `archs`, a list like "8.0;9.0;10.0+PTX", run on a device of this capability.
 
-    Machine code runs on the same major and an equal or higher minor capability, PTX ("+PTX") on every higher one too.
-    What has a suffix is not portable: "a" is for that capability alone, others for the same major one.
+    Machine code runs on the same major and an equal or higher minor capability; PTX ("+PTX") also on every higher
+    one. Code with a suffix is not portable: "a" runs on that capability only, other suffixes on the same major one
+    only.
     """
     for arch in re.split(r"[;\s]+", archs.strip()):
         if not (parts := re.fullmatch(r"(\d+)\.(\d+)([a-z]?)(\+PTX)?", arch)):

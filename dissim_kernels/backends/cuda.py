@@ -1,7 +1,7 @@
-"""The backend `cuda`: the CUDA C++ kernels of csrc/cuda, where the library was built with them.
+"""The backend `cuda`: the CUDA C++ kernels of csrc/cuda, if the library was built with them.
 
-They run on devices that the library has an image for, which `capability.serves` tells of each device's own compute
-capability before anything is launched.
+A device is supported if the library contains code for its compute capability. `capability.serves` checks that before
+a kernel is launched.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from ..contract import Problem
-from .capability import capability, named, serves
+from .capability import capability, describe, serves
 from .native import (
     NOT_LOADED,
     hinge,
@@ -40,17 +40,17 @@ BUILD = "Build it where nvcc is found: FORCE_CUDA=1 pip install --no-build-isola
 def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return f"it runs tensors on CUDA devices, these are on {problem.device.type!r}"
-    return NOT_LOADED or _no_image(problem.device)
+    return NOT_LOADED or _unsupported_device_reason(problem.device)
 
 
 @cache
 def compiled_archs() -> str:
-    """The architectures whose kernels are in the library, "8.0;9.0;10.0+PTX" for one; empty without any."""
+    """The architectures that the library has kernels for, like "8.0;9.0;10.0+PTX"; empty if it has none."""
     return torch.ops.dissim_native.cuda_archs()
 
 
 @cache
-def _no_image(device: torch.device) -> str | None:
+def _unsupported_device_reason(device: torch.device) -> str | None:
     """The reason why no compiled kernel runs on this device, or None."""
     archs = compiled_archs()
     if not archs:
@@ -58,7 +58,7 @@ def _no_image(device: torch.device) -> str | None:
     major, minor = capability(device)
     if serves(archs, (major, minor)):
         return None
-    reason = f"its kernels were compiled for compute capability {archs}, which does not serve {named(device)}"
+    reason = f"its kernels are compiled for compute capability {archs}, which do not run on {describe(device)}"
     if (major, minor) < (8, 0):
         return f"{reason}, and need 8.0 or more"
     return f"{reason}. Build it for this device: TORCH_CUDA_ARCH_LIST={major}.{minor}+PTX."

@@ -1,4 +1,4 @@
-"""The backward pass of the log-sum-exp (E15) from a backend's score and score_backward, a band of references at a time.
+"""The backward pass of the log-sum-exp (E15) by a backend's score and score_backward, in bands of references.
 
 It scores all pairs again, whatever their bits. Its memory is a band of scores.
 """

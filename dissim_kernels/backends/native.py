@@ -1,11 +1,11 @@
-"""The compiled kernels of csrc, through private operators that torch directs by the device of their tensors.
+"""The compiled kernels of csrc, called through private operators that torch dispatches by device.
 
-As a backend this module is `cpu`; cuda.py is the same for CUDA tensors.
+This module is the backend `cpu`. cuda.py offers the same functions for CUDA tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..contract import (
     ACCUMULATE,
-    Hinge,
-    HingeBackward,
-    LogSumExp,
-    LogSumExpBackward,
+    HingeArguments,
+    HingeBackwardArguments,
+    LogSumExpArguments,
+    LogSumExpBackwardArguments,
     Problem,
-    RankCount,
-    Search,
+    RankArguments,
+    TopKArguments,
 )
 from . import reference as reference_backend
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
@@ -29,7 +29,7 @@ BUILD = "Build it with `pip install .` (needs g++ or clang++), in a checkout `pi
 
 
 def _load() -> str | None:
-    """Loads the library; the reason why it cannot be, or None."""
+    """Loads the compiled library. Returns None, or the reason why it cannot be loaded."""
     if not LIBRARY.exists():
         return f"the compiled library {LIBRARY.name} was not built. {BUILD}"
     try:
@@ -41,8 +41,6 @@ def _load() -> str | None:
 
 NOT_LOADED = _load()
 operators = torch.ops.dissim_native
-#: Devices whose kernels leave a weight's Inf - Inf to Python. CUDA's mend it: reading it back would wait for the GPU.
-MENDED_HERE = ("cpu",)
 
 
 def unsupported_reason(problem: Problem) -> str | None:
@@ -52,93 +50,117 @@ def unsupported_reason(problem: Problem) -> str | None:
 
 
 def isa() -> str:
-    """The instruction set the kernels run with; DISSIM_ISA in the environment chooses another before import."""
+    """The instruction set of the kernels. The environment variable DISSIM_ISA, set before import, selects it."""
     return torch.ops.dissim_native.isa()
 
 
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (query.numel() and reference.numel() and weight.numel()):
-        return reference_backend.score(query, reference, weight, bias)  # no term to add up
+        return reference_backend.score(query, reference, weight, bias)  # the kernels need at least one term
     out = query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
-    operators.score(query, reference, _wide(weight), None if bias is None else _wide(bias), out)
+    operators.score(query, reference, _to_acc(weight), None if bias is None else _to_acc(bias), out)
     return out
 
 
 def score_backward(
     grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]
 ) -> list[Tensor]:
-    wide = _wide(weight)
-    grads = [
-        t.new_empty(t.shape) if needed else None for t, needed in zip((query, reference, wide), needs, strict=True)
-    ]
-    operators.score_backward(grad, query, reference, wide, *grads)
-    of_weight = grads[2]
-    if of_weight is not None and of_weight.device.type in MENDED_HERE:
-        broken = ~of_weight.isfinite().all(0)
-        if broken.any():  # Inf - Inf is lost in E2's two sums: add the terms themselves in these dimensions
-            q, r, w = (x[..., broken] for x in (query, reference, wide))
-            of_weight[:, broken] = reference_backend.score_backward(grad, q, r, w, (False, False, True))[0]
-    if of_weight is not None:
-        grads[2] = of_weight.to(weight.dtype)
+    acc_weight = _to_acc(weight)
+    inputs = (query, reference, acc_weight)
+    grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(inputs, needs, strict=True)]
+    operators.score_backward(grad, query, reference, acc_weight, *grads)
+    if grads[2] is not None:
+
+        def sum_over_pairs(dims: Tensor) -> Tensor:
+            q, r, w = (x[..., dims] for x in inputs)
+            return reference_backend.score_backward(grad, q, r, w, (False, False, True))[0]
+
+        fix_nonfinite_weight_grad(grads[2], sum_over_pairs)
+        grads[2] = grads[2].to(weight.dtype)
     return [g for g in grads if g is not None]
 
 
-def topk(search: Search) -> tuple[Tensor, Tensor]:
-    found = _found(search)
-    operators.topk(*_search(search), *found)
-    return found
+def fix_nonfinite_weight_grad(grad_weight: Tensor, sum_over_pairs: Callable[[Tensor], Tensor]) -> None:
+    """Recomputes, in place, the dimensions of grad_weight [C, D] or [D] that are not finite.
+
+    E2 computes this gradient from two sums over rows, in which Inf - Inf may give NaN where the sum over pairs does
+    not. sum_over_pairs(dims) computes the latter for a bool mask of dimensions [D]. The CUDA kernels do this
+    themselves, because reading the mask here would wait for the device.
+    """
+    if grad_weight.device.type != "cpu":
+        return
+    nonfinite = ~grad_weight.isfinite()
+    if grad_weight.dim() == 2:
+        nonfinite = nonfinite.any(0)
+    if nonfinite.any():
+        grad_weight[..., nonfinite] = sum_over_pairs(nonfinite)
 
 
-def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
-    query, reference, weight, bias, *filters, margin, num_hard_negatives = given
+def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
+    scores, indices = _empty_topk(arguments)
+    operators.topk(*_for_kernels(arguments), scores, indices)
+    return scores, indices
+
+
+def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
+    query, reference, weight, bias, *labels, margin, num_hard_negatives = arguments
     positive, negative = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
     active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
-    pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
-    hard = -1 if num_hard_negatives is None else num_hard_negatives
-    operators.hinge(*pairs, *map(_contiguous, filters), margin, hard, positive, negative, active)
+    operators.hinge(
+        query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias),
+        *map(_contiguous, labels), margin, -1 if num_hard_negatives is None else num_hard_negatives,
+        positive, negative, active,
+    )  # fmt: skip
     return positive, negative, active
 
 
-def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
-    query, reference, weight = given[3:6]
+def hinge_backward(arguments: HingeBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
+    *upstream, query, reference, weight, query_labels, reference_labels = arguments
     if not (query.numel() and reference.numel()):
-        return reference_backend.hinge_backward(given, needs)  # zeros
-    wide, upstream, labels = _wide(weight), map(_contiguous, given[:3]), map(_contiguous, given[6:])
-    shapes = (query, reference, wide, wide.new_empty(1))
-    grads = [t.new_empty(t.shape) if n else None for t, n in zip(shapes, needs, strict=True)]
-    operators.hinge_backward(*upstream, query[None], reference[None], wide, *labels, *grads)
-    of_weight = grads[2]
-    if of_weight is not None and of_weight.device.type in MENDED_HERE:
-        broken = ~of_weight.isfinite()
-        if broken.any():  # as in score_backward
-            some = given._replace(query=query[:, broken], reference=reference[:, broken], weight=wide[broken])
-            of_weight[broken] = reference_backend.hinge_backward(some, (False, False, True, False))[0]
-    if of_weight is not None:
-        grads[2] = of_weight.to(weight.dtype)
+        return reference_backend.hinge_backward(arguments, needs)  # zeros
+    acc_weight = _to_acc(weight)
+    shapes = (query, reference, acc_weight, acc_weight.new_empty(1))
+    grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(shapes, needs, strict=True)]
+    operators.hinge_backward(
+        *map(_contiguous, upstream), query[None], reference[None], acc_weight,
+        _contiguous(query_labels), _contiguous(reference_labels), *grads,
+    )  # fmt: skip
+    if grads[2] is not None:
+
+        def sum_over_pairs(dims: Tensor) -> Tensor:
+            only_dims = arguments._replace(
+                query=query[:, dims], reference=reference[:, dims], weight=acc_weight[dims]
+            )
+            return reference_backend.hinge_backward(only_dims, (False, False, True, False))[0]
+
+        fix_nonfinite_weight_grad(grads[2], sum_over_pairs)
+        grads[2] = grads[2].to(weight.dtype)
     return [g for g in grads if g is not None]
 
 
-def quantized_topk(search: Search, quantized: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """`topk` by way of the codes of `quantize_references`, and how many references of each query were scored."""
-    codes, errors, *grid = quantized
-    given, (scores, indices) = _search(search), _found(search)
-    rescored = search.query.new_empty(len(search.query), dtype=torch.int64)
+def quantized_topk(arguments: TopKArguments, quantized: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk` with the tensors of `quantize_references`, and how many references were rescored for each query."""
+    codes, error_bounds, *grid = quantized
+    step = grid[-1]
+    kernel_arguments, (scores, indices) = _for_kernels(arguments), _empty_topk(arguments)
+    query_codes = quantize_queries(arguments.query, kernel_arguments.bias, grid)
+    rescored = arguments.query.new_empty(len(arguments.query), dtype=torch.int64)
     operators.quantized_topk(
-        *given, positive_groups(given.weight), grid[-1], *quantize_queries(search.query, given.bias, grid),
-        codes, errors, scores, indices, rescored,
+        *kernel_arguments, positive_groups(kernel_arguments.weight), step, *query_codes, codes, error_bounds,
+        scores, indices, rescored,
     )  # fmt: skip
     return scores, indices, rescored
 
 
-def _search(search: Search) -> Search:
-    """As the kernels take it: a batch of one, wide, labels contiguous."""
-    query, reference, weight, bias, k, largest = search[:6]
-    wide = _wide(weight), None if bias is None else _wide(bias)
-    return Search(query[None], reference[None], *wide, k, largest, *map(_contiguous, search.filters))
+def _for_kernels(arguments: TopKArguments) -> TopKArguments:
+    """The arguments in the form of the kernels: a batch of one, parameters in the accumulator dtype, contiguous."""
+    query, reference, weight, bias, k, largest = arguments[:6]
+    parameters = _to_acc(weight), None if bias is None else _to_acc(bias)
+    return TopKArguments(query[None], reference[None], *parameters, k, largest, *map(_contiguous, arguments.filters))
 
 
-def _found(search: Search) -> tuple[Tensor, Tensor]:
-    scores = search.query.new_empty(len(search.query), search.k, dtype=ACCUMULATE[search.query.dtype])
+def _empty_topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
+    scores = arguments.query.new_empty(len(arguments.query), arguments.k, dtype=ACCUMULATE[arguments.query.dtype])
     return scores, torch.empty_like(scores, dtype=torch.int64)
 
 
@@ -146,37 +168,38 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _to_acc(tensor: Tensor) -> Tensor:
+    """The tensor in its accumulator dtype, contiguous."""
     return tensor.to(ACCUMULATE[tensor.dtype]).contiguous()
 
 
-def logsumexp(given: LogSumExp) -> tuple[Tensor, Tensor, Tensor]:
+def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
     query, reference, weight, bias, scale, *filters, among = given
     value, mean_score = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
     active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
-    pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
+    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
     if among == "all":
         filters[:2] = None, None
     operators.logsumexp(*pairs, scale, *map(_contiguous, filters), among == "same", value, mean_score, active)
     return value, mean_score, active
 
 
-def logsumexp_backward(given: LogSumExpBackward, needs: Sequence[bool]) -> list[Tensor]:
+def logsumexp_backward(given: LogSumExpBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
     grad, value, active, query, reference, weight, bias, scale = given
-    wide = _wide(weight)
-    grads = [t.new_empty(t.shape) if n else None for t, n in zip((query, reference, wide), needs, strict=True)]
+    acc_weight = _to_acc(weight)
+    grads = [t.new_empty(t.shape) if n else None for t, n in zip((query, reference, acc_weight), needs, strict=True)]
     operators.logsumexp_backward(
-        *map(_contiguous, (grad, value, active)), query[None], reference[None], wide,
-        None if bias is None else _wide(bias), scale, *grads,
+        *map(_contiguous, (grad, value, active)), query[None], reference[None], acc_weight,
+        None if bias is None else _to_acc(bias), scale, *grads,
     )  # fmt: skip
     if grads[2] is not None:
         grads[2] = grads[2].to(weight.dtype)
     return [g for g in grads if g is not None]
 
 
-def rank(given: RankCount) -> tuple[Tensor, Tensor]:
+def rank(given: RankArguments) -> tuple[Tensor, Tensor]:
     query, reference, weight, bias, *lists = given
     counts, nan_rows = torch.empty_like(given.indices), query.new_empty(len(query), dtype=torch.uint8)
-    pairs = query[None], reference[None], _wide(weight), None if bias is None else _wide(bias)
+    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
     operators.rank(*pairs, *map(_contiguous, lists), counts, nan_rows)
     return counts, nan_rows.bool()

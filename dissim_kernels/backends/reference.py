@@ -1,7 +1,7 @@
-"""The backend `reference`: pure PyTorch, any device, float64-capable, chunked so that no N x M x D tensor exists.
+"""The backend `reference`: pure PyTorch on any device, in chunks, so that no N x M x D tensor exists.
 
-It is the meaning of every other backend and the oracle of every test; it is written for reading. All functions
-take the canonical shapes of ops.py: query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None.
+It defines what every other backend must compute, and tests compare the others with it. All functions take the
+canonical shapes of ops/score_operators.py: query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch.nn.functional import pad
 
 from ..contract import (
     ACCUMULATE,
-    Hinge,
-    HingeBackward,
-    LogSumExp,
-    LogSumExpBackward,
+    HingeArguments,
+    HingeBackwardArguments,
+    LogSumExpArguments,
+    LogSumExpBackwardArguments,
     Problem,
-    RankCount,
-    Search,
+    RankArguments,
+    TopKArguments,
 )
 from .quantize import quantize_references  # noqa: F401
 
-#: No temporary has more elements than this (16 MiB in float32), unless one pair's D is larger.
+#: Maximum number of elements of a temporary (16 MiB in float32), unless the D of one pair is larger.
 CHUNK = 1 << 22
 
 
 def unsupported_reason(problem: Problem) -> str | None:
-    """Every problem on every device, but for scans over codes: it is the definition, which scores every reference."""
+    """It runs every problem on every device, but it has no quantized scan: it scores every reference."""
     return "it has no scan over codes" if problem.operation == "quantized_topk" else None
 
 
@@ -43,83 +43,91 @@ def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def score_block(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """E1 on one block, written as the definition: [b, n, D], [b, m, D], [C, D], [C] -> [b, C, n, m], wide."""
-    wide = ACCUMULATE[query.dtype]
+    """E1 as defined, on one block: [b, n, D], [b, m, D], [C, D], [C] -> [b, C, n, m] in the accumulator dtype."""
+    acc = ACCUMULATE[query.dtype]
     with torch.autocast(query.device.type, enabled=False):
-        difference = query.to(wide).unsqueeze(2) - reference.to(wide).unsqueeze(1)
-        scores = (difference.abs() @ weight.to(wide).T).movedim(-1, 1)
-    return scores if bias is None else scores + bias.to(wide)[:, None, None]
+        difference = query.to(acc).unsqueeze(2) - reference.to(acc).unsqueeze(1)
+        scores = (difference.abs() @ weight.to(acc).T).movedim(-1, 1)
+    return scores if bias is None else scores + bias.to(acc)[:, None, None]
 
 
 def score_backward(
     grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]
 ) -> list[Tensor]:
-    """E2, each sum written out. grad [B, C, N, M] -> those needed of [B, N, D], [B, M, D], [C, D]."""
-    wide = ACCUMULATE[query.dtype]
-    grads = [torch.zeros(t.shape, dtype=wide, device=t.device) for t in (query, reference, weight)]
+    """E2 with each sum over pairs. grad [B, C, N, M] -> the needed ones of [B, N, D], [B, M, D], [C, D]."""
+    acc = ACCUMULATE[query.dtype]
+    grads = [torch.zeros(t.shape, dtype=acc, device=t.device) for t in (query, reference, weight)]
     with torch.autocast(query.device.type, enabled=False):
         for b, n, m in _blocks(query, reference):
-            difference = query[b, n].to(wide).unsqueeze(2) - reference[b, m].to(wide).unsqueeze(1)
-            sign = difference.sign()  # E3: sgn(0) = 0
-            for head, w in enumerate(weight.to(wide)):
-                g = grad[b, head, n, m].to(wide)
+            difference = query[b, n].to(acc).unsqueeze(2) - reference[b, m].to(acc).unsqueeze(1)
+            sign = difference.sign()  # sign(0) = 0 (E3)
+            for head, w in enumerate(weight.to(acc)):
+                g = grad[b, head, n, m].to(acc)
                 grads[0][b, n] += w * torch.einsum("bnm,bnmd->bnd", g, sign)
                 grads[1][b, m] -= w * torch.einsum("bnm,bnmd->bmd", g, sign)
-                of_rows = torch.einsum("bnm,bnmd->bnd", g, difference.abs())  # one sum of all pairs would round more
-                grads[2][head] += of_rows.sum((0, 1))
+                # Summed in two steps, which rounds less than one sum over all pairs.
+                row_sums = torch.einsum("bnm,bnmd->bnd", g, difference.abs())
+                grads[2][head] += row_sums.sum((0, 1))
     dtypes = (query.dtype, reference.dtype, weight.dtype)
     return [g.to(dtype) for g, dtype, needed in zip(grads, dtypes, needs, strict=True) if needed]
 
 
 def score_jvp(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
-    """Directional derivative of `score` at (query, reference, weight[, bias]), E13: [B, C, N, M] in its dtype."""
+    """Directional derivative of `score` (E13), [B, C, N, M] in the score's dtype.
+
+    primals: query, reference, weight. tangents: one for each, and optionally one of the bias.
+    """
     query, reference, weight = primals[:3]
-    wide = ACCUMULATE[query.dtype]
-    along_bias = tangents[3].to(wide) if len(tangents) == 4 else 0
+    acc = ACCUMULATE[query.dtype]
+    along_bias = tangents[3].to(acc) if len(tangents) == 4 else 0
     out = query.new_empty(query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
     with torch.autocast(query.device.type, enabled=False):
         for b, n, m in _blocks(query, reference):
             difference, change = (
-                (q[b, n].to(wide).unsqueeze(2) - r[b, m].to(wide).unsqueeze(1))
+                (q[b, n].to(acc).unsqueeze(2) - r[b, m].to(acc).unsqueeze(1))
                 for q, r in zip((query, tangents[0]), (reference, tangents[1]), strict=True)
             )
-            along_rows = (difference.sign() * change) @ weight.to(wide).T
-            along_weight = difference.abs() @ tangents[2].to(wide).T
+            along_rows = (difference.sign() * change) @ weight.to(acc).T
+            along_weight = difference.abs() @ tangents[2].to(acc).T
             out[b, :, n, m] = (along_rows + along_weight + along_bias).movedim(-1, 1)
     return out
 
 
-def topk(search: Search) -> tuple[Tensor, Tensor]:
-    """Best first, ties by lower index, NaN last: wide scores and indices [N, k]; -1 where candidates run out."""
-    query, reference, weight, bias, k, largest = search[:6]
-    wide, columns = ACCUMULATE[query.dtype], reference.shape[0]
-    out = torch.full((query.shape[0], k), torch.nan, dtype=wide, device=query.device)
+def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
+    """Scores in the accumulator dtype and indices [N, k]: best first, ties by lower index, NaN last.
+
+    Places without a candidate have score NaN and index -1.
+    """
+    query, reference, weight, bias, k, largest = arguments[:6]
+    acc, columns = ACCUMULATE[query.dtype], reference.shape[0]
+    out = torch.full((query.shape[0], k), torch.nan, dtype=acc, device=query.device)
     indices = torch.full(out.shape, -1, device=query.device)
     width = min(k, columns)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
-        barred = excluded_pairs(columns, *search.filters, n, scores)
-        out[n, :width], indices[n, :width] = select(scores, barred, k, largest)
+        excluded = excluded_pairs(columns, *arguments.filters, n, scores)
+        out[n, :width], indices[n, :width] = select(scores, excluded, k, largest)
     return out, indices
 
 
-def select(scores: Tensor, barred: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
-    """The best min(k, M) of each row of scores [n, M] and their columns; NaN and -1 for what is barred."""
-    # A stable sort by class, then a stable sort by value: numbers, then NaN, then barred.
-    order = (barred * 2 + (scores.isnan() & ~barred)).sort(dim=1, stable=True).indices
-    keys = scores.masked_fill(scores.isnan() | barred, -torch.inf if largest else torch.inf)
+def select(scores: Tensor, excluded: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """The best min(k, M) of each row of scores [n, M] and their columns; NaN and -1 for excluded pairs."""
+    # A stable sort by class (numbers, then NaN, then excluded pairs), followed by a stable sort by value.
+    order = (excluded * 2 + (scores.isnan() & ~excluded)).sort(dim=1, stable=True).indices
+    keys = scores.masked_fill(scores.isnan() | excluded, -torch.inf if largest else torch.inf)
     order = order.gather(1, keys.gather(1, order).sort(dim=1, stable=True, descending=largest).indices)
     order = order[:, :k]
-    found = ~barred.gather(1, order)
-    return scores.gather(1, order).masked_fill(~found, torch.nan), order.masked_fill(~found, -1)
+    none_left = excluded.gather(1, order)
+    return scores.gather(1, order).masked_fill(none_left, torch.nan), order.masked_fill(none_left, -1)
 
 
-def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
-    """Row sums of the positives' and the negatives' hinge [N], [N], and the active bits [N, ceil(M / 8)]."""
-    query, reference, weight, bias, query_labels, reference_labels, exclude_index, margin, num_hard_negatives = given
-    columns, bits = reference.shape[0], (reference.shape[0] + 7) // 8
+def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Hinge sums (E12) over each row's positives [N] and negatives [N], and the active bits [N, ceil(M / 8)]."""
+    query, reference, weight, bias, query_labels, reference_labels, exclude_index = arguments[:7]
+    margin, num_hard_negatives = arguments[7:]
+    columns, row_bytes = reference.shape[0], (reference.shape[0] + 7) // 8
     sums = [torch.zeros(query.shape[0], dtype=ACCUMULATE[query.dtype], device=query.device) for _ in range(2)]
-    active = torch.zeros(query.shape[0], bits, dtype=torch.uint8, device=query.device)
+    active = torch.zeros(query.shape[0], row_bytes, dtype=torch.uint8, device=query.device)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
         same = query_labels[n, None] == reference_labels
@@ -127,24 +135,25 @@ def hinge(given: Hinge) -> tuple[Tensor, Tensor, Tensor]:
         if num_hard_negatives is not None:
             filters = (None if exclude_index is None else exclude_index[n], query_labels[n], reference_labels)
             k = min(num_hard_negatives, columns)
-            hard = topk(Search(query[n], reference, weight, bias, k, True, *filters))[1]
-            chosen = torch.zeros(same.shape[0], columns + 1, dtype=torch.bool, device=same.device)
-            kept &= same | chosen.scatter_(1, hard % (columns + 1), True)[:, :columns]
+            hard = topk(TopKArguments(query[n], reference, weight, bias, k, True, *filters))[1]
+            # One more column takes the places without a candidate: -1 % (columns + 1) is `columns`.
+            is_hard = torch.zeros(same.shape[0], columns + 1, dtype=torch.bool, device=same.device)
+            kept &= same | is_hard.scatter_(1, hard % (columns + 1), True)[:, :columns]
         violation = torch.where(same, margin - scores, margin + scores).clamp(min=0)
-        for row_sums, chosen_pairs in zip(sums, (same & kept, ~same & kept), strict=True):
-            row_sums[n] = violation.masked_fill(~chosen_pairs, 0).sum(1)
-        active[n] = _packed_bits((violation > 0) & kept)
+        for row_sums, pairs in zip(sums, (same & kept, ~same & kept), strict=True):
+            row_sums[n] = violation.masked_fill(~pairs, 0).sum(1)
+        active[n] = packed_bits((violation > 0) & kept)
     return sums[0], sums[1], active
 
 
-def hinge_backward(given: HingeBackward, needs: Sequence[bool]) -> list[Tensor]:
-    """E12 turned into a score gradient block by block. Those needed of [N, D], [M, D], [D], [1]."""
-    grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = given
+def hinge_backward(arguments: HingeBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
+    """The needed ones of the gradients [N, D], [M, D], [D], [1]: E12 for the scores of a block, then E2."""
+    grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = arguments
     tensors = (query, reference, weight, grad_positive.new_empty(1))
     grads = [torch.zeros(t.shape, dtype=grad_positive.dtype, device=t.device) for t in tensors]
     for n in row_blocks(query, reference):
+        bits = unpacked_bits(active[n], reference.shape[0])
         same = query_labels[n, None] == reference_labels
-        bits = _unpacked_bits(active[n], reference.shape[0])
         g = torch.where(same, -grad_positive[n, None], grad_negative[n, None]) * bits
         _add_gradients(grads, g, n, query, reference, weight)
         grads[3] += g.sum()
@@ -161,7 +170,7 @@ def _add_gradients(
     grads[2] += parts[2][0]
 
 
-def _packed_bits(flags: Tensor) -> Tensor:
+def packed_bits(flags: Tensor) -> Tensor:
     """bool [n, M] -> uint8 [n, ceil(M / 8)], lowest bit first."""
     count = (flags.shape[1] + 7) // 8
     powers = 1 << torch.arange(8, dtype=torch.uint8, device=flags.device)
@@ -169,13 +178,13 @@ def _packed_bits(flags: Tensor) -> Tensor:
     return (bits * powers).sum(2, dtype=torch.uint8)
 
 
-def _unpacked_bits(packed: Tensor, columns: int) -> Tensor:
-    """The inverse of `_packed_bits`."""
+def unpacked_bits(packed: Tensor, columns: int) -> Tensor:
+    """The inverse of `packed_bits`."""
     powers = 1 << torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[:, :, None] & powers) != 0).flatten(1)[:, :columns]
 
 
-def logsumexp(given: LogSumExp) -> tuple[Tensor, Tensor, Tensor]:
+def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp and mean score of each row [N], [N], and the active bits [N, ceil(M / 8)] (E15)."""
     query, reference, weight, bias, scale, query_labels, reference_labels, exclude_index, among = given
     rows, columns = query.shape[0], reference.shape[0]
@@ -192,11 +201,11 @@ def logsumexp(given: LogSumExp) -> tuple[Tensor, Tensor, Tensor]:
         value[n] = logits.logsumexp(1)
         shares = torch.where(kept, (logits - value[n, None]).exp(), 0)
         mean_score[n] = torch.where(shares == 0, 0, shares * scores).sum(1)
-        active[n] = _packed_bits(kept & ~(shares <= min_share))  # a NaN is active
+        active[n] = packed_bits(kept & ~(shares <= min_share))  # a NaN is active
     return value, mean_score, active
 
 
-def logsumexp_backward(given: LogSumExpBackward, needs: Sequence[bool]) -> list[Tensor]:
+def logsumexp_backward(given: LogSumExpBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
     """The softmax of the active pairs turned into a score gradient, block by block (E15)."""
     grad, value, active, query, reference, weight, bias, scale = given
     tensors = (query, reference, weight)
@@ -204,7 +213,7 @@ def logsumexp_backward(given: LogSumExpBackward, needs: Sequence[bool]) -> list[
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
         share = (scale * scores - value[n, None]).exp()
-        g = torch.where(_unpacked_bits(active[n], reference.shape[0]), grad[n, None] * scale * share, 0)
+        g = torch.where(unpacked_bits(active[n], reference.shape[0]), grad[n, None] * scale * share, 0)
         _add_gradients(grads, g, n, query, reference, weight)
     return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
 
@@ -222,7 +231,7 @@ def listed_scores(
     return out
 
 
-def rank(given: RankCount) -> tuple[Tensor, Tensor]:
+def rank(given: RankArguments) -> tuple[Tensor, Tensor]:
     """For each listed pair the references before it: of a larger score, or of the same one and a lower index."""
     query, reference, weight, bias, offsets, indices, listed_scores = given
     counts = torch.zeros_like(indices)
@@ -248,23 +257,23 @@ def row_blocks(query: Tensor, reference: Tensor) -> list[slice]:
 
 
 def _row_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Wide scores [n, M], whatever the embeddings' dtype."""
-    wide = ACCUMULATE[query.dtype]
-    return score(query[None].to(wide), reference[None].to(wide), weight[None].to(wide), bias)[0, 0]
+    """Scores [n, M] in the accumulator dtype."""
+    acc = ACCUMULATE[query.dtype]
+    return score(query[None].to(acc), reference[None].to(acc), weight[None].to(acc), bias)[0, 0]
 
 
 def excluded_pairs(columns, exclude_index, query_labels, reference_labels, rows: slice, like: Tensor) -> Tensor:
-    """Pairs a query may not return: its excluded row and, with labels, every row of its own label."""
-    barred = torch.zeros_like(like, dtype=torch.bool)
+    """Pairs that a search must not return: each query's excluded row and, with labels, rows with its own label."""
+    excluded = torch.zeros_like(like, dtype=torch.bool)
     if exclude_index is not None:
-        barred |= exclude_index[rows, None] == torch.arange(columns, device=like.device)
+        excluded |= exclude_index[rows, None] == torch.arange(columns, device=like.device)
     if query_labels is not None:
-        barred |= query_labels[rows, None] == reference_labels
-    return barred
+        excluded |= query_labels[rows, None] == reference_labels
+    return excluded
 
 
 def _blocks(query: Tensor, reference: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices (batch, rows, columns) that cover all pairs, each with at most CHUNK differences."""
+    """Slices (batch, rows, columns) that cover all pairs, with at most CHUNK differences each."""
     (batch, rows, dimension), columns = query.shape, reference.shape[1]
     width = max(1, min(columns, CHUNK // max(1, dimension)))
     height = max(1, min(rows, CHUNK // (width * max(1, dimension))))

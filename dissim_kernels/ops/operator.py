@@ -1,10 +1,17 @@
-"""Operators of torch that cost a plain eager call little, and what autograd is given to keep.
+"""Custom operators with little overhead for plain eager calls, and what their autograd rules share.
 
-What a call costs, for scores of 8 x 8 rows of 16 numbers in one thread (AMD EPYC, torch 2.13, minimum of 600 rounds):
-custom_op 19.3 us, the same function as a plain operator of torch.library 15.8, `Operator` 13.6, the function itself
-8.8. A check of the arguments takes 6.7 more, which `Operator`, whose callers have checked, would not need. The
-kernel's own operator, in C++, takes 3.4: less by 10 of the 38 us of the public function, but then the choice of a
-backend would be needed in C++ as well.
+Overhead of one call, for scores of 8 x 8 rows of 16 numbers in one thread (AMD EPYC, torch 2.13, minimum of 600
+rounds):
+
+    custom_op of torch.library               19.3 us
+    plain operator of torch.library          15.8 us
+    `Operator` below                         13.6 us
+    the Python function without an operator   8.8 us
+    the kernel's own C++ operator             3.4 us
+
+A check of the arguments adds 6.7 us. `Operator` omits it for calls by the public functions, which have checked them.
+Calling the C++ operator directly would save 10 of the 38 us of the public function, but the choice of a backend would
+then have to be written in C++ as well.
 """
 
 from __future__ import annotations
@@ -21,11 +28,11 @@ from torch.overrides import has_torch_function
 
 
 class Operator:
-    """`custom_op`, but a call that torch would only pass on runs the function at once.
+    """A `custom_op` that plain eager calls bypass: they run its function directly.
 
-    On a small problem torch's way to an operator of Python takes several times as long as the kernel.
+    On a small problem, torch's dispatch of a Python operator takes several times as long as the kernel.
 
-    `check` looks at the arguments of calls through torch, which need not come from our public functions.
+    `check` validates the arguments of calls through torch, which need not come from our public functions.
     """
 
     def __init__(self, name: str, run: Callable, check: Callable):
@@ -37,11 +44,11 @@ class Operator:
         self.registered = custom_op(name, checked, mutates_args=(), schema=infer_schema(run, mutates_args=()))
         self.register_autograd = self.registered.register_autograd
         self.register_vmap = self.registered.register_vmap
-        self.__signature__ = inspect.signature(run)  # made once: an autograd.Function asks for it in every call
+        self.__signature__ = inspect.signature(run)  # computed once: an autograd.Function reads it in every call
         self._run, self._check = run, check
 
     def register_fake(self, fake: Callable) -> None:
-        """What the operator gives without data, for arguments checked as those with data are."""
+        """Registers the function that gives results without data. Arguments are checked as for data."""
 
         @self.registered.register_fake
         def _(*arguments):
@@ -49,30 +56,30 @@ class Operator:
             return fake(*arguments)
 
     def __call__(self, *arguments):
-        return self.registered(*arguments) if _watched(arguments) else self._run(*arguments)
+        return self.registered(*arguments) if _needs_dispatcher(arguments) else self._run(*arguments)
 
 
 def operator(name: str, check: Callable) -> Callable[[Callable], Operator]:
-    """The decorator: `custom_op(name, mutates_args=())` of a function whose arguments `check` looks at first."""
+    """Decorator that makes a function an `Operator`; `check` validates its arguments first."""
     return lambda run: Operator(name, run, check)
 
 
 def differentiated(*inputs: Tensor | None) -> bool:
-    """Whether an eager call may be asked for derivatives; if not, the operator alone costs less."""
+    """Whether an eager call may be differentiated. If not, the operator is called directly, which costs less."""
     if torch.compiler.is_compiling():
         return False
     return transformed() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs if x is not None))
 
 
 def transformed() -> bool:
-    """Whether torch.func or forward mode watches an eager call: they reach a Function, not an operator's formula."""
+    """Whether torch.func or forward mode is active. They use a Function but not `register_autograd`."""
     if torch.compiler.is_compiling():
         return False
     return _transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def save(ctx, *tensors: Tensor) -> None:
-    """`ctx.save_for_backward`, but a tensor that is given twice is saved once: hooks may copy each that is saved."""
+    """`ctx.save_for_backward` that saves a tensor once if it occurs twice: saved-tensor hooks may copy each one."""
     unique = {id(x): x for x in tensors}
     places = list(unique)
     ctx.places = [places.index(id(x)) for x in tensors]
@@ -80,16 +87,37 @@ def save(ctx, *tensors: Tensor) -> None:
 
 
 def saved(ctx) -> list[Tensor]:
-    """What `save` was given. To be asked for once in a backward: checkpointing gives it at the first reading only."""
+    """The tensors given to `save`. Read it once per backward: activation checkpointing allows only one read."""
     unique = ctx.saved_tensors
     return [unique[place] for place in ctx.places]
 
 
-# --- what torch tells in private functions; without them a call takes the longer way, which is right too --------
+def vmap_by_loop(operator: Callable) -> Callable:
+    """A vmap rule that calls the operator once per entry of the mapped dimension and stacks the results."""
+
+    def rule(info, in_dims, *args):
+        def entry(value, dim, i):
+            if isinstance(dim, list | tuple):
+                return [entry(v, d, i) for v, d in zip(value, dim, strict=True)]
+            return value if dim is None else value.select(dim, i)
+
+        outs = [
+            operator(*(entry(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)
+        ]
+        if isinstance(outs[0], Tensor):
+            return torch.stack(outs), 0
+        stacked = [torch.stack(column) for column in zip(*outs, strict=True)]
+        return stacked, [0] * len(stacked)
+
+    return rule
+
+
+# --- private functions of torch. If a version lacks them, every call goes through the dispatcher, which is correct
+# ---
 
 
 def _keys_of_plain_calls() -> int | None:
-    """The dispatch keys of tensors and threads for which the dispatcher only runs the kernel, as bits."""
+    """Bit set of the dispatch keys for which the dispatcher does nothing but run the kernel."""
     names = ["ADInplaceOrView", "BackendSelect"]
     names += [kind + device for device in ("CPU", "CUDA") for kind in ("", "Autograd", "Autocast")]
     bits = 0
@@ -106,9 +134,9 @@ _PLAIN = _keys_of_plain_calls()
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
-def _watched(arguments: Sequence) -> bool:
-    """Whether torch would do more with a call than run the kernel: for a compiler, tracer, mode, transform, autograd
-    or another kind of tensor. Each has a dispatch key, in the thread or in a tensor."""
+def _needs_dispatcher(arguments: Sequence) -> bool:
+    """Whether the dispatcher would do more than run the kernel: for a compiler, tracer, mode, transform, autograd or
+    tensor subclass. Each of them sets a dispatch key, in the thread or in a tensor."""
     if _PLAIN is None or torch.compiler.is_compiling() or has_torch_function(arguments):
         return True
     if getattr(forward_ad, "_current_level", 0) >= 0:
@@ -119,6 +147,6 @@ def _watched(arguments: Sequence) -> bool:
             if grad_enabled and x.requires_grad:
                 return True
             keys |= torch._C._dispatch_keys(x)
-        elif isinstance(x, list) and _watched(x):
+        elif isinstance(x, list) and _needs_dispatcher(x):
             return True
     return bool(keys.raw_repr() & ~_PLAIN)

@@ -1,4 +1,4 @@
-"""8-bit codes of references with error bounds (E10): the public function, its result and the checks of both."""
+"""8-bit codes of references with error bounds (E10): the public function, its result type and their checks."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, check_reference_inputs, raise_argument_error, shape
+from ..contract import ACCUMULATE, Problem, check_reference_inputs, raise_argument_error, shape
 from ..dispatch import resolve
-from .score import autocast_to_float32, problem_of
+from .arguments import autocast_to_float32
 
-#: D and M are below these: sums of codes fit 31 bits, row numbers 32.
+#: D and M must be smaller than these, so that sums of code differences fit in 31 bits and row numbers in 32.
 MAX_DIMENSIONS, MAX_REFERENCES = 2**19, 2**32
-#: Rows of a panel and columns of a group (csrc/dissim.h).
+#: Layout of the codes (csrc/dissim.h): rows per panel and code columns per group.
 PANEL, GROUP = 16, 8
 
 
 class QuantizedReferences(NamedTuple):
-    """References as 8-bit codes, made by `quantize_references`. torch.save stores it and torch.load reads it, once
-    dissim_kernels is imported.
+    """References as 8-bit codes, the result of `quantize_references`.
 
-    Column c of row m stands for the value offset[c] + codes / inv_scale[c] of dimension dim_order[c]. The columns
-    of positive weights come first; columns with inv_scale 0 fill up each sign to a multiple of 8.
+    torch.save stores it; torch.load reads it if dissim_kernels is imported.
+
+    Code c of a row stands for the value offset[c] + code / inv_scale[c] of dimension dim_order[c]. The columns of
+    positive weights come first, then those of negative weights. Each of the two parts is padded to a multiple of 8
+    columns; padding has inv_scale 0.
     """
 
     codes: Tensor  #: uint8 [ceil(M / 16), groups, 16, 8]: panels of 16 rows, groups of 8 columns
-    error_bounds: Tensor  #: int32 [16 ceil(M / 16)]: the error of a row's score in steps (E10); 2**29: no bound
+    error_bounds: Tensor  #: int32 [16 ceil(M / 16)]: bound on a row's share of the error, in steps; 2**29: no bound
     dim_order: Tensor  #: int64 [8 groups]: the dimension of each column
     offset: Tensor  #: [8 groups] in the accumulator dtype: the value of code 0
     inv_scale: Tensor  #: [8 groups] in the accumulator dtype: abs(weight) / step
@@ -37,24 +39,24 @@ class QuantizedReferences(NamedTuple):
 
 
 torch.serialization.add_safe_globals([QuantizedReferences])
-#: What to do about codes that do not fit.
-REMEDY = "Make it again with quantize_references(reference, weight)."
+#: How to fix codes that do not match the call.
+REMEDY = "Create it again with quantize_references(reference, weight)."
 
 
 def quantize_references(reference: Tensor, weight: Tensor) -> QuantizedReferences:
-    """Prepares references for `fused_dissim_topk(..., quantized=)`: a byte per value, an error bound per row.
+    """Prepares references for `fused_dissim_topk(..., quantized=)`: one byte per value, one error bound per row.
 
-    Plain torch, for a step chosen from a sample of rows::
+    Plain torch, for offsets and a step chosen from a sample of rows::
 
         codes = ((reference - offset) * weight.abs() / step).round().clamp(0, 255).byte()
         error = (weight.abs() * (reference - offset - codes * step / weight.abs()).abs()).sum(1) / step
 
     reference [M, D] and weight [D], dtypes as in `fused_dissim_score`, any strides; D < 2**19 and M < 2**32. Rows
-    with NaN, Inf or values whose differences might overflow have no bound and are always re-scored. The codes are
-    valid for these references and weights only, and the references are still needed to re-score. The layout is the
-    same on every device. Not differentiable.
+    with NaN, Inf or values whose differences might overflow have no bound and are rescored in every search. The codes
+    are valid for these references and weights only, and a search still needs the references. The layout is the same
+    on every device. Not differentiable.
 
-    Cost: two passes over the references. Memory: M D bytes. On CUDA it waits for the device. Errors name
+    Cost: two passes over the references. Memory: M D bytes. On CUDA the call waits for the device. Errors name
     `reference` or `weight`, as in `fused_dissim_score`.
 
     >>> import torch
@@ -65,7 +67,7 @@ def quantize_references(reference: Tensor, weight: Tensor) -> QuantizedReference
     reference, weight = autocast_to_float32(reference, weight)
     check_reference_inputs(reference, weight)
     check_sizes(reference)
-    module = resolve("auto", problem_of("quantize", reference))
+    module = resolve("auto", Problem("quantize", reference.device))
     tensors = module.quantize_references(reference.detach(), weight.detach())
     return QuantizedReferences._make([*tensors, reference.shape[0]])
 
@@ -78,9 +80,9 @@ def check_sizes(reference: Tensor) -> None:
 
 
 def check_quantized(quantized: object, reference: Tensor) -> None:
-    """Everything but values, which `check_quantized_values` reads."""
+    """Checks types, dtypes, shapes and devices. `check_quantized_values` checks values."""
     if not isinstance(quantized, QuantizedReferences):
-        remedy = "Make it with quantize_references(reference, weight)."
+        remedy = "Create it with quantize_references(reference, weight)."
         raise_argument_error("quantized", "a QuantizedReferences", type(quantized).__name__, remedy, TypeError)
     rows, dim = reference.shape
     if quantized.rows != rows:
@@ -114,8 +116,10 @@ def _check_field(name: str, tensor: object, dtype: torch.dtype, sizes: tuple[int
 
 
 def check_quantized_values(quantized: QuantizedReferences, weight: Tensor) -> None:
-    """That the codes are of these weights. On CUDA it waits for the device; on the CPU the kernel that reads
-    dim_order checks its range itself."""
+    """Checks that the codes belong to these weights. On CUDA it waits for the device.
+
+    On the CPU, the kernel that reads dim_order checks its range.
+    """
     quantized_weight, dim_order = quantized.weight, quantized.dim_order
     weight = weight.to(quantized_weight.dtype)
     same = torch.equal(quantized_weight.nan_to_num(), weight.nan_to_num())

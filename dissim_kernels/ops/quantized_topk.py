@@ -9,16 +9,16 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..contract import Search, check_topk_operands, raise_argument_error
+from ..contract import Problem, TopKArguments, raise_argument_error
 from ..dispatch import last_backend, resolve
+from ..operands import check_topk_operands
 from .operator import operator
 from .quantize import REMEDY, QuantizedReferences, check_quantized, check_quantized_values, check_sizes
-from .score import problem_of
 from .topk_checks import check_enough_candidates, check_k, is_capturing, raise_no_derivative
 
 
 def _check_operands(query, reference, *others):
-    """As of the top-k, with the tensors of a `QuantizedReferences` and its rows."""
+    """The arguments of top-k, then the tensors of a `QuantizedReferences`, its number of rows and the backend."""
     *topk_operands, codes, rows, _ = others
     check_topk_operands(query, reference, *topk_operands)
     check_sizes(reference)
@@ -46,9 +46,9 @@ def quantized_topk(
     if not is_capturing(query):
         check_quantized_values(QuantizedReferences._make([*codes, rows]), weight)
     filters = (exclude_index, query_labels, reference_labels)
-    search = Search(query, reference, weight, bias, k, largest, *filters)
-    module = resolve(backend, problem_of("topk", query))
-    reason = module.unsupported_reason(problem_of("quantized_topk", query))
+    search = TopKArguments(query, reference, weight, bias, k, largest, *filters)
+    module = resolve(backend, Problem("topk", query.device))
+    reason = module.unsupported_reason(Problem("quantized_topk", query.device))
     if reason is None:
         scores, indices, rescored = module.quantized_topk(search, codes)
     else:
@@ -74,7 +74,7 @@ def _(
 
 
 class QuantizedTopKFunction(torch.autograd.Function):
-    """Raises for derivatives and for vmap, where torch alone would take a derivative for zero."""
+    """Raises for vmap and for derivatives, which torch would otherwise treat as zero."""
 
     forward = staticmethod(quantized_topk)
 
@@ -93,5 +93,5 @@ class QuantizedTopKFunction(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *args) -> NoReturn:
         raise NotImplementedError(
-            "fused_dissim_topk: vmap is not implemented with quantized. Leave quantized out under vmap."
+            "fused_dissim_topk: vmap is not implemented with quantized. Call it without quantized under vmap."
         )

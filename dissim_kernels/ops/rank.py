@@ -9,19 +9,19 @@ from torch import Tensor
 
 from ..contract import (
     ACCUMULATE,
-    RankCount,
+    Problem,
+    RankArguments,
     check_cameras,
     check_filters,
     check_labels,
-    check_listed_scores_operands,
     check_matrix_inputs,
     check_positives,
-    check_rank_operands,
     raise_argument_error,
 )
 from ..dispatch import check_backend, resolve
+from ..operands import check_listed_scores_operands, check_rank_operands
+from .arguments import autocast_to_float32, head_bias
 from .operator import operator
-from .score import autocast_to_float32, head_bias, problem_of
 
 
 class Ranks(NamedTuple):
@@ -209,7 +209,8 @@ def listed_scores(
     backend: str,
 ) -> Tensor:
     """The scores of listed pairs [P] in the accumulator dtype, bit-identical to those that `rank` compares."""
-    return resolve(backend, problem_of("rank", query)).listed_scores(query, reference, weight, bias, offsets, indices)
+    module = resolve(backend, Problem("rank", query.device))
+    return module.listed_scores(query, reference, weight, bias, offsets, indices)
 
 
 @operator("dissim::rank", check_rank_operands)
@@ -225,8 +226,8 @@ def rank(
 ) -> tuple[Tensor, Tensor]:
     """How many references of the query come before each listed pair [P] int64, and which queries have a NaN score
     [N] bool. The lists are sorted: larger score first, then lower index."""
-    given = RankCount(query, reference, weight, bias, offsets, indices, scores)
-    return resolve(backend, problem_of("rank", query)).rank(given)
+    given = RankArguments(query, reference, weight, bias, offsets, indices, scores)
+    return resolve(backend, Problem("rank", query.device)).rank(given)
 
 
 @listed_scores.register_fake

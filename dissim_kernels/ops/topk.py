@@ -7,12 +7,13 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..contract import Search, check_count, check_filters, check_matrix_inputs, check_topk_operands
+from ..contract import Problem, TopKArguments, check_count, check_filters, check_matrix_inputs
 from ..dispatch import check_backend, resolve
-from .operator import differentiated, operator
+from ..operands import check_topk_operands
+from .arguments import autocast_to_float32, head_bias
+from .operator import differentiated, operator, vmap_by_loop
 from .quantize import QuantizedReferences, check_quantized
 from .quantized_topk import QuantizedTopKFunction, quantized_topk
-from .score import autocast_to_float32, each_entry, head_bias, problem_of
 from .topk_checks import check_enough_candidates, check_k, raise_no_derivative
 
 
@@ -84,44 +85,46 @@ def fused_dissim_topk(
 ) -> TopK | TopKStats:
     """The k best-scoring references of each query, exactly, without the N x M score matrix.
 
-    Plain torch, but for ties and NaN::
+    Plain torch, except for the order of ties and NaN::
 
         fused_dissim_score(query, reference, weight, bias).topk(k, largest=largest)
 
     query [N, D], reference [M, D], weight [D], bias a number or 0-d tensor, dtypes as in `fused_dissim_score`.
-    Best first; equal scores by lower index; a NaN score never outranks a number. For half precision the order
-    is that of the float32 scores, the returned scores are rounded.
+    Results are ordered best first; ties by lower index; a NaN score comes after every number. For half precision the
+    order is that of the float32 scores, and the returned scores are rounded.
 
     Args:
-        exclude_index: int64 [N], a reference row that each query must not return, -1 for none (itself, for one).
-        query_labels, reference_labels: int64 [N] and [M]; references of the query's own label are excluded, which
-            is hard-negative mining.
-        quantized: what `quantize_references(reference, weight)` returned. A scan over its 8-bit codes bounds every
+        exclude_index: int64 [N], a reference row that must not be returned for each query (for example the query
+            itself), -1 for none.
+        query_labels, reference_labels: int64 [N] and [M]. References with the query's own label are excluded, as in
+            hard-negative mining.
+        quantized: the result of `quantize_references(reference, weight)`. A scan over its 8-bit codes bounds every
             score (E10), and only references that may be among the k best are scored in full precision. Scores and
-            indices are bit-identical to those without it. It pays where few references are close to the best; data
-            on which all are close takes longer than without it. Where the backend has no such scan (triton,
-            reference), a warning says why and every reference is scored.
-        return_stats: return `TopKStats`. Its rescored counts, for each query, the references whose bound reaches
-            the k-th best score, on CUDA a score slightly below it; M where every reference was scored.
+            indices are bit-identical to those without it. It is faster if few references score close to the best, and
+            slower if most do. A backend without such a scan (triton, reference) warns, gives its reason and scores
+            every reference.
+        return_stats: return `TopKStats`. Its `rescored` counts, for each query, the references whose bound reaches
+            the k-th best score (on CUDA: a score slightly below it). It is M if every reference was scored.
 
-    A derivative raises NotImplementedError, and so does vmap with quantized. To train through the result, gather
-    the rows and score them with `paired_dissim_score`.
+    A derivative raises NotImplementedError, and so does vmap with quantized. To train through the result, gather the
+    rows and score them with `paired_dissim_score`.
 
-    Cost: that of the score, and of a sort of k. With quantized: N M D steps on bytes (with AVX2 two instructions do
-    32 of them, where three do 8 of a float32 score; on CUDA one does 4, where two do 1), and the re-scored rows.
+    Cost: that of the score, and a sort of k. With quantized: N M D operations on bytes and the scores of the
+    references that are rescored. For 32 byte terms AVX2 needs two instructions, where a float32 score needs three for
+    8 terms; CUDA needs one for 4 terms, where a float32 score needs two for one.
 
-    Memory on the CPU: the result, for half types once more in float32, and at most 2(N + M)D values and 16 MiB, or
-    16 k bytes if these are more; on GPUs the result and a block of scores, on CUDA lists of 1.25 k + 32 candidates a
-    query, or more of them up to 1 GiB. With quantized besides, on the CPU: the codes of the queries and at most
-    32 MiB of candidates, or 48 k bytes if these are more; on CUDA at most 64 MiB of bounds and candidates, or what
-    128 queries need, a byte for each 4 references and some for each of k.
+    Memory on the CPU: the result (for half types once more in float32) and at most 2(N + M)D values and 16 MiB, or
+    16 k bytes if that is more. On GPUs: the result and a block of scores; CUDA also needs lists of 1.25 k + 32
+    candidates per query, or longer ones up to 1 GiB. With quantized, in addition, on the CPU: the codes of the
+    queries and at most 32 MiB of candidates, or 48 k bytes if that is more; on CUDA: at most 64 MiB of bounds and
+    candidates, or what 128 queries need (one byte per 4 references, and some bytes per place in k).
 
-    Raises ValueError when k is above M, before anything is allocated, when a query has fewer than k candidates, or
-    for `quantized` of other weights, another number of references, another device, or damaged: each tensor's dtype,
-    shape, contiguity and the range of dim_order are checked, codes and error bounds are not. Other errors as in
-    `fused_dissim_score`. On CUDA the count of candidates, where a filter is given, and the check of the weights and
-    dim_order of `quantized` wait for the device. Both are left out while a graph is captured: places without a
-    candidate then hold index -1.
+    Raises ValueError if k is above M (before anything is allocated), if a query has fewer than k candidates, or if
+    `quantized` belongs to other weights, another number of references or another device, or is damaged. Each tensor's
+    dtype, shape, contiguity and the range of dim_order are checked; codes and error bounds are not. Other errors as
+    in `fused_dissim_score`. On CUDA, two checks wait for the device: the count of candidates if a filter is given,
+    and the weights and dim_order of `quantized`. Both are skipped while a CUDA graph is captured; places without a
+    candidate then have index -1.
 
     >>> import torch
     >>> from dissim_kernels import quantize_references
@@ -173,9 +176,9 @@ def topk(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     check_k(k, reference)
-    module = resolve(backend, problem_of("topk", query))
+    module = resolve(backend, Problem("topk", query.device))
     filters = (exclude_index, query_labels, reference_labels)
-    scores, indices = module.topk(Search(query, reference, weight, bias, k, largest, *filters))
+    scores, indices = module.topk(TopKArguments(query, reference, weight, bias, k, largest, *filters))
     if exclude_index is not None or query_labels is not None:
         check_enough_candidates(indices, k)
     return scores.to(query.dtype), indices
@@ -187,11 +190,11 @@ def _(query, reference, weight, bias, k, largest, exclude_index, query_labels, r
     return scores, torch.empty_like(scores, dtype=torch.int64)
 
 
-topk.register_vmap(each_entry(topk))
+topk.register_vmap(vmap_by_loop(topk))
 
 
 class _TopKFunction(torch.autograd.Function):
-    """Raises for derivatives, where torch alone would take them for zero."""
+    """Raises for derivatives, which torch would otherwise treat as zero."""
 
     generate_vmap_rule = True
     forward = staticmethod(topk)

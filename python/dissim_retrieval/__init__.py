@@ -1,8 +1,8 @@
-"""Image retrieval in the dissimilarity space: train, evaluate, index and search by one and the same pair score."""
+"""Image retrieval with a learned pair score: train, evaluate, index and search with the same score."""
 
 from .evaluate import evaluate
 from .head import DissimilarityHead
-from .index import DissimilarityIndex
+from .index import DissimilarityIndex, SearchResult
 from .losses import HingeLoss, TripletLoss
 from .metrics import retrieval_metrics
 from .train import TrainConfig, load_trained, train
@@ -11,6 +11,7 @@ __all__ = [
     "DissimilarityHead",
     "DissimilarityIndex",
     "HingeLoss",
+    "SearchResult",
     "TrainConfig",
     "TripletLoss",
     "evaluate",

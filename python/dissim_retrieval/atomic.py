@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, also when the machine stops half way."""
+"""Atomic file writes: a file is either complete or absent, even if the machine stops while it is written."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends, and vanishes when it raises.
+    """A binary file that replaces `path` when the block ends, and is deleted if the block raises.
 
-    The folder is made. The content lies in that folder until it is moved, so the move is one step.
+    Creates the folder if needed. The content is written to a temporary file in the same folder, so that the final
+    move is atomic.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +25,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's own mode shuts everyone else out
+        os.chmod(name, 0o644)  # mkstemp creates files that only the owner can read
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

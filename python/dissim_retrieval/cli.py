@@ -1,6 +1,6 @@
-"""The command line: each command is a few calls of the library.
+"""The command line. Each command is a few calls of the library.
 
-Exit codes: 0 done; 1 an error in what was asked or found, told in one line; 2 unknown arguments; 130 interrupted.
+Exit codes: 0 success; 1 an error in an argument or a file, printed in one line; 2 unknown arguments; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ from .train import TrainConfig, load_trained
 from .train import train as train_on
 
 Run = Annotated[Path, arg(metavar="RUN", help="Folder of a training run.")]
-Embeddings = Annotated[Path, arg(metavar="EMBEDDINGS", help="An .npz file as `dissim embed` writes it.")]
-Index = Annotated[Path, arg(metavar="INDEX", help="A file as `dissim index` writes it.")]
-Out = Annotated[Path, arg(metavar="OUT", help="Where the result goes.")]
+Embeddings = Annotated[Path, arg(metavar="EMBEDDINGS", help="An .npz file written by `dissim embed`.")]
+Index = Annotated[Path, arg(metavar="INDEX", help="A file written by `dissim index`.")]
+Out = Annotated[Path, arg(metavar="OUT", help="Where to write the result.")]
 Part = Literal["train", "test", "all"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which images."""
+    """The images."""
 
     data: Annotated[str, arg(help=f"One of {', '.join(SETS)}.")] = "emoji"
     size: int = 64
     """Height of the images in pixels."""
     root: Path | None = None
-    """Folder of a set that lies on disk."""
+    """Folder of an image set on disk."""
     train_fraction: float = 0.5
-    """Share of the identities that are the training part; the others are the test part."""
+    """Fraction of the identities in the training part; the others are in the test part."""
     split_seed: int = 0
+    """Seed of the split into training and test part."""
 
     def load(self, part: Part) -> ImageSet:
         images = load_images(self.data, size=self.size, root=self.root)
@@ -57,21 +58,21 @@ class Data:
 
 
 def demo(config: Annotated[DemoConfig, arg(name="")]) -> None:
-    """Train and compare on real images that pip installed; the report, a page with pictures, goes to --out."""
+    """Train and compare on real images from pip packages; write the report, an HTML page with pictures, to --out."""
     run_demo(config)
 
 
 def train(
     run: Run, /, data: OmitArgPrefixes[Data], config: OmitArgPrefixes[TrainConfig], part: Part = "train"
 ) -> None:
-    """Train a backbone and the pair classifier; checkpoints go to RUN, where a stopped run continues."""
+    """Train a backbone and the pair classifier; write checkpoints to RUN. An interrupted run continues from there."""
     start = time.perf_counter()
     train_on(config, data.load(part), folder=run)
     print(f"{run}: {config.steps} steps, {time.perf_counter() - start:.0f} s")
 
 
 def embed(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "test") -> None:
-    """Write the embeddings of images by the network in RUN to OUT, a NumPy .npz with labels and cameras."""
+    """Embed images with the network in RUN; write embeddings, labels and cameras to OUT, a NumPy .npz file."""
     images = data.load(part)
     embeddings = embed_images(load_trained(run).backbone, images)
     write_embeddings(out, embeddings, images)
@@ -79,10 +80,10 @@ def embed(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "test
 
 
 def index(run: Run, embeddings: Embeddings, out: Out, /) -> None:
-    """Build the index OUT over the rows of an embeddings file; a row's number in the file is its id."""
+    """Build the index OUT from the rows of an embeddings file. The id of a row is its number in the file."""
     head = load_trained(run).head
     if head is None:
-        raise ValueError(f"run: expected one trained with --loss hinge, got {run}, which has no pair classifier.")
+        raise ValueError(f"run: expected a run trained with --loss hinge, got {run}, which has no pair classifier.")
     rows = read_embeddings(embeddings)
     built = DissimilarityIndex(head)
     built.add(rows, torch.arange(len(rows)))
@@ -92,18 +93,18 @@ def index(run: Run, embeddings: Embeddings, out: Out, /) -> None:
 
 def search(index: Index, queries: Embeddings, /, k: int = 10) -> None:
     """Print the k best rows of INDEX for each row of an embeddings file: query, rank, id, score, tab-separated."""
-    found = DissimilarityIndex.load(index).search(read_embeddings(queries), k)
+    result = DissimilarityIndex.load(index).search(read_embeddings(queries), k)
     print("query\trank\tid\tscore")
-    for query, (ids, scores) in enumerate(zip(found.ids.tolist(), found.scores.tolist(), strict=True)):
+    for query, (ids, scores) in enumerate(zip(result.ids.tolist(), result.scores.tolist(), strict=True)):
         for rank, (row, score) in enumerate(zip(ids, scores, strict=True), 1):
             print(f"{query}\t{rank}\t{row}\t{score:.6g}")
 
 
 def evaluate(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "test", seed: int = 0) -> None:
-    """Evaluate RUN, each image a query against all others; report and metrics go to the folder OUT.
+    """Evaluate RUN with each image as a query against all others; write report and metrics to the folder OUT.
 
     Args:
-        seed: Of the queries that the report pictures.
+        seed: Seed for the choice of the queries that the report shows.
     """
     start = time.perf_counter()
     trained, images = load_trained(run), data.load(part)
@@ -118,7 +119,7 @@ def evaluate(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "t
     facts = {
         "images": f"{len(images)} of {data}, part {part}",
         "training": trained.config,
-        "pictured queries": f"drawn by seed {seed}",
+        "pictured queries": f"chosen at random, seed {seed}",
         "machine": environment_summary(),
         "embedding and evaluation": f"{time.perf_counter() - start:.0f} s",
     }
@@ -128,23 +129,27 @@ def evaluate(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "t
 
 
 def bench(queries: int = 256, gallery: int = 1024, dim: int = 256, device: str = "cpu") -> None:
-    """Compare the ways to score all pairs on this machine: plain torch, torch.cdist and every backend."""
+    """Compare the speed of methods that score all pairs on this machine: plain torch, torch.cdist and every backend.
+
+    Gelem/s: billions of terms abs(q_d - r_d) per second, queries x gallery x dim terms per call.
+    """
     results = compare_speed(queries=queries, gallery=gallery, dim=dim, device=device)
     print(f"{environment_summary()}; float32, {queries} x {gallery} pairs of {dim} numbers")
-    for way in results:
-        print(f"{way.name:<20}" + (way.reason or f"{way.rate:8.2f} G elements/s   largest error {way.error:.1e}"))
+    for method in results:
+        speed = f"{method.rate:8.2f} Gelem/s   largest error {method.error:.1e}"
+        print(f"{method.name:<20}" + (method.reason or speed))
 
 
 COMMANDS = {command.__name__: command for command in (demo, train, embed, index, search, evaluate, bench)}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `dissim` with the given arguments (default: the process's) and return its exit code."""
+    """Run `dissim` with the given arguments (default: those of the process) and return its exit code."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="dissim", description="Image retrieval in the dissimilarity space.", args=arguments
+            COMMANDS, prog="dissim", description="Image retrieval with a learned pair score.", args=arguments
         )
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+    except BrokenPipeError:  # the reader of the output, for example `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
         print(f"dissim: {error}", file=sys.stderr)

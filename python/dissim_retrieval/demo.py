@@ -1,4 +1,4 @@
-"""The whole way on real images: draw, train, evaluate on identities never seen, compare, report."""
+"""A complete example on real images: load, train, evaluate on new identities, compare, report."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from .train import TrainConfig, Trained, train
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Half of the identities train, the others test. Each method gets its best settings and as many images (19,200).
+    """Half of the identities are for training, the others for testing. Each method sees 19,200 training images.
 
-    Those were chosen with identities held out of the training half, never on the test half: see README.md.
+    The settings of each method were chosen with identities held out of the training half, never on the test half: see
+    docs/benchmarks.md.
     """
 
     out: Path = Path("runs/demo")
@@ -37,19 +38,19 @@ class DemoConfig:
     size: int = 64
     """Height of the images in pixels."""
     seed: int = 0
-    """Draws the split of the identities and everything in both trainings."""
+    """Seed of the split of the identities and of both trainings."""
     threads: int = 1
-    """CPU threads of each training; the two run side by side. More threads help on idle cores only."""
+    """CPU threads of each training. The two trainings run in parallel; more threads help only if cores are idle."""
     hinge: TrainConfig = field(default_factory=TrainConfig)
     triplet: TrainConfig = field(default_factory=lambda: TrainConfig(loss="triplet", steps=300, identities=32))
 
 
 def run_demo(config: DemoConfig) -> Path:
-    """Compare the pair classifier with a triplet baseline and with what needs no training; write the report.
+    """Compare the pair classifier with a triplet baseline and with untrained features; write the report.
 
-    Every image of a test identity is a query against all other test images but those of its own identity and
-    camera (Market-1501's rule). What needs no training gets the best of cosine, L2 and L1 on the test images
-    themselves. Prints the metrics and returns the path of the report, an HTML page.
+    Every image of a test identity is a query against all other test images, except those with its identity and camera
+    (Market-1501's rule). For untrained features, the best of cosine, L2 and L1 on the test images is reported.
+    Prints the metrics and returns the path of the report, an HTML page.
     """
     torch.set_num_threads(config.threads)
     images = load_images(config.data, size=config.size)
@@ -59,8 +60,8 @@ def run_demo(config: DemoConfig) -> Path:
 
     names = f"{config.hinge.backbone}, pair classifier", f"{config.triplet.backbone}, triplet loss"
     evaluations = []
-    settings = [replace(of_one, seed=config.seed) for of_one in (config.hinge, config.triplet)]
-    context = get_context("spawn")  # torch's threads do not survive a fork
+    settings = [replace(one_method, seed=config.seed) for one_method in (config.hinge, config.triplet)]
+    context = get_context("spawn")  # torch's threads do not work after a fork
     with ProcessPoolExecutor(len(names), context, tqdm.set_lock, (context.RLock(),)) as pool:
         trainings = pool.map(_train, settings, [seen] * 2, [config.threads] * 2, range(2))
         for name, (trained, seconds) in zip(names, trainings, strict=True):
@@ -71,7 +72,7 @@ def run_demo(config: DemoConfig) -> Path:
     for backbone in ("efficientnet_lite0", "mobilenet_v2"):
         frozen = embed_images(build_backbone(backbone, None), unseen)
         evaluations.append(_best_plain(f"{backbone}, frozen", frozen, unseen, pictured))
-    thumbnails = adaptive_avg_pool2d(unseen.images.float(), 8).flatten(1)  # retrieves better than all pixels do
+    thumbnails = adaptive_avg_pool2d(unseen.images.float(), 8).flatten(1)  # better than full-size pixels
     evaluations.append(_best_plain("Pixels, 8 x 8", thumbnails, unseen, pictured))
 
     facts["machine"] = environment_summary()
@@ -84,15 +85,15 @@ def run_demo(config: DemoConfig) -> Path:
 
 
 def _train(settings: TrainConfig, images: ImageSet, threads: int, line: int) -> tuple[Trained, float]:
-    """A training in a process of its own, and its seconds."""
+    """Train in a process of its own. Returns the result and the seconds."""
     torch.set_num_threads(threads)
     start = time.perf_counter()
     return train(settings, images, line=line), time.perf_counter() - start
 
 
 def _best_plain(name: str, rows: Tensor, images: ImageSet, pictured: list[int]) -> Evaluation:
-    """The evaluation with the highest mAP of three scorers that learn nothing."""
-    l1 = DissimilarityHead(rows.shape[1], normalize=False)  # as it starts: minus an L1 distance
+    """The evaluation with the highest mAP of three scorers without learned weights."""
+    l1 = DissimilarityHead(rows.shape[1], normalize=False)  # untrained: minus an L1 distance
     scorers: dict[str, Scorer] = {"cosine": cosine, "L2": negative_euclidean, "L1": l1}
     tried = [
         evaluate(f"{name}, {kind}", rows, scorer, images, pictured_queries=pictured)

@@ -27,7 +27,7 @@ def write_embeddings(path: str | Path, embeddings: Tensor, images: ImageSet) -> 
 
 
 def read_embeddings(path: str | Path) -> Tensor:
-    """The array "embeddings" [B, D] of an .npz file; no other is needed, and nothing in the file is run."""
+    """The array "embeddings" [B, D] of an .npz file. Other arrays are optional. No code from the file is run."""
     expected = f"path: expected an .npz file with an array 'embeddings' [B, D] of floats, got {path}"
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""How well a scorer retrieves images: metrics, curves, score histograms and ranked lists."""
+"""Evaluation of a scorer on images: metrics, curves, score histograms and ranked lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .metrics import RankedBlock, Scorer, measure, rank_blocks, summarize
 
 #: Recall levels of the precision-recall curve.
 RECALL_GRID = torch.linspace(0, 1, 101, dtype=torch.float64)
-#: Bins that the precision-recall curve is computed from, and how many of them make one of the pictured histogram.
+#: Bins for the precision-recall curve, and how many of them form one bar of the histogram that is shown.
 BINS, BINS_PER_BAR = 4000, 50
 
 
@@ -31,14 +31,14 @@ class RankedList:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one method reached on one set of images. Plain numbers and lists, so `dataclasses.asdict` is JSON."""
+    """The results of one method on one set of images, in plain numbers and lists: `asdict` can be saved as JSON."""
 
     name: str
     metrics: dict  # as `retrieval_metrics`, without its "cmc"
     cmc: list[float]
     precision: list[float]  # over all pairs at RECALL_GRID, see `Histogram.interpolated_precision`
     bar_edges: list[float]
-    same: list[int]  # pairs of one identity by score; the outer bars hold what lies beyond them
+    same: list[int]  # pairs of one identity by score; the outer bars include scores beyond them
     different: list[int]
     ranked: list[RankedList]
 
@@ -49,7 +49,7 @@ def negative_euclidean(query: Tensor, reference: Tensor) -> Tensor:
 
 
 def cosine(query: Tensor, reference: Tensor) -> Tensor:
-    """Scorer: the cosine of the angle."""
+    """Scorer: cosine similarity."""
     return normalize(query, dim=-1) @ normalize(reference, dim=-1).T
 
 
@@ -66,11 +66,11 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a scorer: each query of `images` against its gallery, or each image against all others.
 
-    The Market-1501 rule holds: images with the query's label and camera are no candidates. Where all images share
-    one camera, the rule would leave no match, and only the query itself is left out (as for CUB, Cars and SOP).
+    The Market-1501 rule is applied: images with the query's label and camera are excluded. If all images have the
+    same camera, the rule would exclude every match, so only the query itself is excluded (as for CUB, Cars and SOP).
 
-    embeddings [B, D] belong to images row by row. `ranked` candidates are listed for each of `pictured_queries`
-    (image rows; default `pick_queries(images)`). Metrics, CMC and both mAP as in `retrieval_metrics`.
+    embeddings: [B, D], row i of image i. ranked: length of the ranked list of each of `pictured_queries` (image rows;
+    default `pick_queries(images)`). Metrics, CMC and both mAP are those of `retrieval_metrics`.
     Memory: about 50 * block * B bytes.
     """
     if len(embeddings) != len(images):
@@ -101,7 +101,7 @@ def evaluate(
                 lists[row] = _ranked_list(part, place, row, gallery_rows, ranked)
 
     metrics = summarize(per_query, recall_at=(1, 5, 10), max_rank=50, map_convention="mean")
-    assert histogram is not None  # summarize refuses an empty set
+    assert histogram is not None  # summarize raises if there is no query
     return Evaluation(
         name=name,
         cmc=metrics.pop("cmc"),
@@ -115,10 +115,12 @@ def evaluate(
 
 
 def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int]:
-    """`count` queries to picture, as image rows: of different identities, with a match, drawn by seed alone."""
+    """`count` queries to show, as image rows: of different identities, with a match, chosen by the seed only."""
     query_rows, gallery_rows = _sides(images)
     views = images.labels * len(images.camera_names) + images.cameras
-    keys = views if _many_cameras(images) else torch.arange(len(images))  # what a query shares with no candidate
+    keys = (
+        views if _many_cameras(images) else torch.arange(len(images))
+    )  # a query and its candidates never have the same key
     same_label, same_key = (
         _count_equal(values[query_rows], values[gallery_rows]) for values in (images.labels, keys)
     )
@@ -130,7 +132,7 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
 
 
 class Histogram:
-    """Counts of same and different pairs by score, in bins around given scores; NaN counts as the lowest score."""
+    """Counts of same and different pairs by score, in bins over the given scores. NaN counts as the lowest score."""
 
     def __init__(self, scores: Tensor) -> None:
         finite = scores[scores.isfinite()].double()
@@ -150,9 +152,9 @@ class Histogram:
         return torch.bincount(bins, minlength=BINS).cpu()
 
     def interpolated_precision(self) -> Tensor:
-        """At each recall of RECALL_GRID the best precision of "same if score >= t" with that recall or more.
+        """For each recall of RECALL_GRID, the best precision of "same if score >= t" with at least that recall.
 
-        The counts at a bin's lower edge t are exact; only the choice of t is as fine as the bins.
+        t is the lower edge of a bin. The counts at these edges are exact.
         """
         found = self.same.flip(0).cumsum(0).double()
         precision = found / (found + self.different.flip(0).cumsum(0)).clamp(min=1)
@@ -161,7 +163,7 @@ class Histogram:
 
 
 def _ranked_list(block: RankedBlock, place: int, row: int, gallery_rows: Tensor, length: int) -> RankedList:
-    """The list of the query at `place` of the block; `row` and `gallery_rows` are rows of the images."""
+    """The ranked list of the query at `place` in the block; `row` and `gallery_rows` are image rows."""
     order = block.order[place]
     best = order[block.candidate[place][order]][:length]
     scores, hits = block.scores[place][best], block.match[place][best]
@@ -175,7 +177,7 @@ def _sides(images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def _count_equal(values: Tensor, among: Tensor) -> Tensor:
-    """How many of `among` equal each value."""
+    """How many entries of `among` equal each value."""
     ordered = among.sort().values
     return torch.searchsorted(ordered, values, right=True) - torch.searchsorted(ordered, values)
 

@@ -1,4 +1,5 @@
-"""The report's figures. Colours are Okabe and Ito's, safe for color-blind eyes, and never the only difference."""
+"""The report's figures. The colors are Okabe and Ito's, safe for color-blind readers, and never the only
+difference."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ LINES = [
     ("#56B4E9", ":"),
     ("#000000", (0, (5, 1, 1, 1, 1, 1))),
 ]
-#: Rows of (method, cells of (text, whether it is the column's best)).
+#: Rows of (method, cells). A cell is its text and whether it is the best of the column.
 Table = list[tuple[str, list[tuple[str, bool]]]]
 STYLE: Any = {
     "font.size": 10,
@@ -54,8 +55,7 @@ def curves_svg(evaluations: list[Evaluation]) -> bytes:
 def overview_png(
     evaluations: list[Evaluation], images: ImageSet, columns: list[str], table: Table, *, title: str
 ) -> bytes:
-    """Some ranked lists of the first method beside two curves, above the metrics of all: 1,100 pixels wide, to be
-    read in a page of 800."""
+    """Ranked lists of the first method, two curves, and all metrics. It is legible on a page of 800 pixels."""
     with rc_context(STYLE):
         figure = Figure(figsize=(11, 6.6 + 0.3 * len(table)), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
@@ -73,8 +73,8 @@ def overview_png(
 
 
 def draw_ranked(axes: Axes, evaluation: Evaluation, images: ImageSet, *, queries: int, length: int) -> None:
-    """One row per query: the query, a gap, then its best candidates with tick or cross."""
-    axes.set_title(f"{evaluation.name}\n(queries drawn by seed, not by success)", fontsize=10)
+    """One row per query: the query, then its best candidates, marked with a tick or a cross."""
+    axes.set_title(f"{evaluation.name}\n(queries chosen at random)", fontsize=10)
     axes.set_axis_off()
     shown = evaluation.ranked[:queries]
     for y, one in enumerate(shown):
@@ -92,7 +92,7 @@ def draw_ranked(axes: Axes, evaluation: Evaluation, images: ImageSet, *, queries
 
 
 def draw_table(axes: Axes, columns: list[str], table: Table) -> None:
-    """Metrics in percent, a row for each method, the best of a column bold and starred."""
+    """Metrics in percent, one row per method. The best value of a column is bold and has a star."""
     axes.set_axis_off()
     places = [0.24 + (x + 1) * 0.76 / len(columns) for x in range(len(columns))]
     axes.text(0, 0, "Metrics, %", fontsize=11, weight="bold", color=INK)
@@ -125,7 +125,7 @@ def draw_precision_recall(axes: Axes, evaluations: list[Evaluation]) -> None:
 
 
 def draw_histogram(axes: Axes, evaluation: Evaluation) -> None:
-    """Score densities of same and different pairs, each with area one: there are far more different pairs."""
+    """Score densities of same and different pairs. Each has area one, because there are far more different pairs."""
     edges = np.array(evaluation.bar_edges)
     for name, counts, color, hatch, line in (
         ("different identity", evaluation.different, MISS, "///", "--"),

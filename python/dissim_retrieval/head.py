@@ -1,4 +1,4 @@
-"""DissimilarityHead: the classifier that scores a pair of embeddings in the dissimilarity space."""
+"""DissimilarityHead: a linear classifier on |q - r| that scores pairs of embeddings."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ SIGNS = ("free", "negative")
 class DissimilarityHead(nn.Module):
     """Scores of pairs: ``F.linear((t(query)[:, None] - t(reference)[None]).abs(), weight, bias[0])``, t = transform.
 
-    A larger score means "same". The head is a scorer: query [n, D], reference [M, D] -> scores [n, M]. Its parameters
-    are weight [D] and bias [1].
+    A larger score means "same". The head maps query [n, D] and reference [M, D] to scores [n, M]. Its parameters are
+    weight [D] and bias [1].
 
     Max-margin training with a constraint on the L2 norm of the weights is the method of Kiran et al.
-    (arXiv 2412.08618); its abstract leaves the form of every choice below open, so they are ours:
+    (arXiv 2412.08618). Its abstract does not specify the following choices, so they are ours:
 
     Args:
-        constraint: what happens to the weights after every step of an optimizer that trains them, by a hook, without
-            a call of yours. "project": their L2 norm is set back to `radius` exactly; "cap": a norm above `radius`
-            is brought down to it (the weights may then shrink to 0 and learning stops); "penalty": nothing,
-            `penalty()` is a term for the loss (HingeLoss adds it); "none": nothing.
-        sign: "negative" keeps every weight <= 0, so that -score + bias is a weighted L1 distance and any L1 index
-            serves it; "free" lets a difference also speak for "same".
-        normalize: embeddings are L2-normalized and multiplied by `scale`; otherwise taken as they are, `scale`
-            unused.
+        constraint: what happens to the weights after every step of an optimizer that trains them. A hook does it; you
+            need not call anything. "project": the L2 norm is set to `radius`. "cap": a norm above `radius` is reduced
+            to it (the weights may then shrink to 0, and learning stops). "penalty": nothing, but `penalty()` is a
+            term for the loss, which HingeLoss adds. "none": nothing.
+        sign: "negative" keeps every weight <= 0. Then -score + bias is a weighted L1 distance, and any L1 index can
+            search with it. "free" also allows positive weights, so that a difference can increase the score.
+        normalize: L2-normalize the embeddings and multiply them by `scale`. If False, they are used as they are and
+            `scale` has no effect.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class DissimilarityHead(nn.Module):
                 raise ValueError(f"{name}: expected a positive number, got {number}")
         self.constraint, self.radius, self.sign = constraint, radius, sign
         self.normalize, self.scale = normalize, scale
-        # Every difference speaks against "same", all alike: minus an L1 distance. The bias is such that a pair
-        # without any difference scores the usual margin.
+        # Initially minus an L1 distance: every difference lowers the score equally. With this bias, a pair of equal
+        # embeddings scores 1, the usual margin.
         self.weight = nn.Parameter(torch.full((dim,), -radius / dim**0.5))
-        self.bias = nn.Parameter(torch.ones(1))  # not 0-d, which FSDP does not shard
+        self.bias = nn.Parameter(torch.ones(1))  # [1], because FSDP does not shard 0-d parameters
         _register(self)
 
-    def __setstate__(self, state: dict) -> None:  # a copied or unpickled head is constrained too
+    def __setstate__(self, state: dict) -> None:  # so that a copied or unpickled head is constrained, too
         super().__setstate__(state)
         _register(self)
 
     def transform(self, embeddings: Tensor) -> Tensor:
-        """The embeddings as the score sees them; an index may store these."""
+        """The embeddings in the form that is scored. An index may store these."""
         return F.normalize(embeddings, dim=-1) * self.scale if self.normalize else embeddings
 
     def forward(self, query: Tensor, reference: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ class DissimilarityHead(nn.Module):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Put the weights back where `sign` and `constraint` allow them.
+        """Change the weights so that they satisfy `sign` and `constraint`.
 
-        A hook calls it after every step of a torch optimizer; call it yourself where you change weights otherwise.
-        Weights that the constraint leaves without a direction (all zero) restart at the initial one.
+        A hook calls this after every step of a torch optimizer. Call it yourself if you change the weights in another
+        way. Weights that are all zero cannot be scaled to a norm; they are reset to the initial weights.
         """
         if self.sign == "negative":
             self.weight.clamp_(max=0)
@@ -90,7 +90,7 @@ class DissimilarityHead(nn.Module):
             self.weight.copy_(self.weight.double() * (self.radius / norm))
 
     def penalty(self) -> Tensor:
-        """``(weight.norm() - radius)**2`` under constraint "penalty", else 0: a term for the loss, 0-d."""
+        """A term for the loss, 0-d: ``(weight.norm() - radius)**2`` with constraint "penalty", else 0."""
         if self.constraint != "penalty":
             return self.weight.new_zeros(())
         return (self.weight.norm() - self.radius).square()

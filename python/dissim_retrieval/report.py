@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML page that needs no network, one picture, and the numbers as JSON."""
+"""The report of a comparison: an HTML page without external files, a picture, and the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def write_report(
 ) -> Path:
     """Write report.html, report.png and metrics.json into `out_dir` and return the path of report.html.
 
-    evaluations: the method of interest first, its baselines after it, all of the same `images` and with the same
-    pictured queries. facts: what a reader needs to repeat the run (seed, configuration, machine, time), as text.
+    evaluations: the method of interest first, then its baselines, all on the same `images` and with the same pictured
+    queries. facts: what a reader needs to repeat the run (seed, configuration, machine, time), as text.
     """
     if not evaluations:
         raise ValueError("evaluations: expected at least one, got none. Pass what `evaluate` returned.")
@@ -68,10 +68,10 @@ def write_report(
 
 
 def metric_table(evaluations: list[Evaluation]) -> tuple[list[str], Table]:
-    """Headings and values in percent of those COLUMNS that differ; what is equal as printed is equally good.
+    """Headings of the COLUMNS that are shown, and their values in percent. Values that print alike count as equal.
 
-    Some metrics are the same by definition where every query has one match: a column that has the values of an
-    earlier one for all methods is left out.
+    Some metrics are equal by definition if every query has one match. A column is omitted if it has the values of an
+    earlier column for all methods.
     """
     shown: dict[str, list[float]] = {}
     for heading, key in COLUMNS.items():
@@ -85,7 +85,7 @@ def metric_table(evaluations: list[Evaluation]) -> tuple[list[str], Table]:
 
 
 def metric_text(evaluations: list[Evaluation]) -> str:
-    """The metric table as text, the best of a column marked with an asterisk."""
+    """The metric table as text. An asterisk marks the best value of a column."""
     columns, table = metric_table(evaluations)
     width = max(len(name) for name, _ in table)
     lines = [" " * width + "".join(f"{column:>12}" for column in columns)]

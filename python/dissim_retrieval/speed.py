@@ -1,4 +1,4 @@
-"""A quick look at how fast this machine scores pairs, and by which way; bench/ measures in earnest."""
+"""A quick comparison of methods that score all pairs on this machine. bench/ has the full benchmark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dissim_kernels import available_backends, fused_dissim_score
 
 
 class Speed(NamedTuple):
-    """One way to score: elements |q - r| a second, in 10^9, and the largest error against float64; or why not."""
+    """The result of one method: rate in Gelem/s (billions of terms |q_d - r_d| per second), largest error against
+    float64, and the reason if it could not run."""
 
     name: str
     rate: float
@@ -26,7 +27,7 @@ class Speed(NamedTuple):
 
 
 def environment_summary() -> str:
-    """What the numbers were measured on."""
+    """The machine and the versions, for use next to measurements."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads"
     return f"{platform.machine()} {device}, {threads}, torch {torch.__version__}, Python {platform.python_version()}"
@@ -37,8 +38,8 @@ def compare_speed(
 ) -> list[Speed]:
     """Time the score of all pairs, float32, by plain torch, by torch.cdist and by every backend.
 
-    Plain torch holds queries * gallery * dim numbers. torch.cdist serves weights of one sign only, as here.
-    Each result is checked against float64 before it is timed; RuntimeError where it exceeds the rounding bound.
+    Plain torch stores queries * gallery * dim numbers. torch.cdist supports weights of one sign only, as used here.
+    Each result is compared with float64 before it is timed; RuntimeError if the error exceeds the rounding bound.
     """
     draw = torch.Generator().manual_seed(0)
     query, reference = (torch.randn(rows, dim, generator=draw).to(device) for rows in (queries, gallery))
@@ -50,7 +51,7 @@ def compare_speed(
     def fused(backend: str) -> Callable[[], Tensor]:
         return lambda: fused_dissim_score(query, reference, weight, bias, backend=backend)
 
-    ways: dict[str, Callable[[], Tensor]] = {
+    methods: dict[str, Callable[[], Tensor]] = {
         "plain torch": lambda: plain(query, reference, weight),
         "torch.cdist, p=1": lambda: bias - torch.cdist(query * -weight, reference * -weight, p=1),
         **{f"fused, {name}": fused(name) for name in available_backends()},
@@ -58,16 +59,18 @@ def compare_speed(
     exact = plain(*(x.double() for x in (query, reference, weight)))
     size = (query.abs() @ -weight)[:, None] + reference.abs() @ -weight + bias  # bounds the sum of |terms|
     bound = (dim + 4) * torch.finfo(torch.float32).eps * size
-    return [_measure(name, way, exact, bound, dim, seconds) for name, way in tqdm(ways.items(), "bench")]
+    return [_measure(name, method, exact, bound, dim, seconds) for name, method in tqdm(methods.items(), "bench")]
 
 
-def _measure(name: str, way: Callable[[], Tensor], exact: Tensor, bound: Tensor, dim: int, seconds: float) -> Speed:
+def _measure(
+    name: str, method: Callable[[], Tensor], exact: Tensor, bound: Tensor, dim: int, seconds: float
+) -> Speed:
     try:
-        error = (way() - exact).abs()
-    except RuntimeError as refusal:
-        return Speed(name, 0.0, 0.0, str(refusal))
+        error = (method() - exact).abs()
+    except RuntimeError as reason:
+        return Speed(name, 0.0, 0.0, str(reason))
     if not (error <= bound).all():
         raise RuntimeError(f"{name}: wrong by {error.max():.2e}, above the rounding bound; not timed.")
-    timer = Timer("way()", globals={"way": way}, num_threads=torch.get_num_threads())
+    timer = Timer("method()", globals={"method": method}, num_threads=torch.get_num_threads())
     time = timer.blocked_autorange(min_run_time=seconds).median
     return Speed(name, exact.numel() * dim / time / 1e9, error.max().item())

@@ -1,4 +1,4 @@
-"""Train a backbone and the pair classifier on top of it together: seeded, resumable, either loss."""
+"""Training of a backbone and its pair classifier, with hinge or triplet loss: seeded and resumable."""
 
 from __future__ import annotations
 
@@ -25,32 +25,33 @@ from .models import build_backbone
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All that decides a training run, given its images.
+    """Everything that determines a training run, given its images.
 
-    From `margin` on: see HingeLoss and DissimilarityHead; the triplet baseline has none of it. The defaults did best
-    for hinge on identities held out of the training half of the emoji, in 90 s on one CPU core.
+    `margin` and the fields after it are those of HingeLoss and DissimilarityHead; the triplet baseline does not use
+    them. The defaults were the best for the hinge loss on identities held out of the training half of the emoji, in
+    90 s on one CPU core.
     """
 
     loss: Literal["hinge", "triplet"] = "hinge"
-    """The pair classifier, trained with the backbone, or the batch-hard triplet baseline, which has no classifier."""
+    """hinge trains backbone and pair classifier; triplet is the batch-hard baseline, which has no classifier."""
     backbone: str = "mobilenet_v2"
-    """A name of models.BACKBONES; not used when a module is passed to train()."""
+    """A name of models.BACKBONES; not used if a module is passed to train()."""
     dim: int = 512
     steps: int = 150
     identities: int = 64
-    """Identities in a batch; each with `views` images."""
+    """Identities in a batch, each with `views` images."""
     views: int = 2
     lr: float = 1e-3
-    """Peak rate of the backbone (AdamW, one cycle)."""
+    """Maximum learning rate of the backbone (AdamW, one-cycle schedule)."""
     head_lr: float = 1e-2
-    """Peak rate of the classifier's weights and bias."""
+    """Maximum learning rate of the classifier's weights and bias."""
     weight_decay: float = 1e-2
-    """Of the backbone; the classifier has its norm constraint instead."""
+    """Weight decay of the backbone; the classifier has a norm constraint instead."""
     checkpoint_every: int = 100
-    """Steps between checkpoints, where train() is given a folder."""
+    """Steps between checkpoints, if train() has a folder."""
     seed: int = 0
     triplet_margin: float = 0.2
-    """Of the L2 distance between normalized embeddings."""
+    """Margin of the triplet loss, in L2 distances of normalized embeddings."""
     margin: float = 1.0
     num_hard_negatives: int | None = 2
     balance: Literal["classes", "pairs"] = "classes"
@@ -63,7 +64,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Trained:
-    """A backbone in eval mode and, after hinge training, its pair classifier, on the CPU."""
+    """The result of training: a backbone in eval mode and, with the hinge loss, its pair classifier on the CPU."""
 
     backbone: nn.Module
     head: DissimilarityHead | None
@@ -79,15 +80,16 @@ def train(
     progress: bool = True,
     line: int = 0,
 ) -> Trained:
-    """Train on all of `images`, unaugmented (runs short enough for a CPU do better so); on a GPU where there is one.
+    """Train on all of `images`, on a GPU if there is one. No augmentation: runs this short are better without.
 
     Args:
         backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place.
-        folder: where checkpoints go. A run that was interrupted there continues, to the result it would have had.
-        line: of the progress bar, where several runs show theirs below one another.
+        folder: where checkpoints are written. An interrupted run continues from its last checkpoint, with the same
+            result as without the interruption.
+        line: the line of the progress bar, if several runs show one at the same time.
 
-    Deterministic given config, images, machine and torch.get_num_threads(): batches are planned from the seed, and
-    every step seeds torch's generator anew. The caller's random state is left as it was.
+    Deterministic for the same config, images, machine and torch.get_num_threads(): the seed determines all batches,
+    and every step seeds torch's generator. The caller's random state is restored.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = plan_batches(images.labels, config)
@@ -110,33 +112,33 @@ def train(
 
 
 def load_trained(folder: Path, *, backbone: nn.Module | None = None) -> Trained:
-    """The result of a finished train(..., folder=folder); your own backbone is passed again, to be filled."""
+    """The result of a finished train(..., folder=folder). backbone: your own module, if you trained one."""
     config = TrainConfig(**json.loads((folder / "config.json").read_text()))
     run = _Run(config, backbone or build_backbone(config.backbone, config.dim, pretrained=False), torch.device("cpu"))
     done = run.resume(folder)
     if done < config.steps:
         steps = f"{done} of {config.steps} steps"
-        raise ValueError(f"folder: {folder} holds an unfinished run ({steps}). Call train() with it first.")
+        raise ValueError(f"folder: {folder} has an unfinished run ({steps}). Call train() with it first.")
     return Trained(run.backbone.eval(), None if run.head is None else run.head.eval(), config)
 
 
 def plan_batches(labels: Tensor, config: TrainConfig) -> Tensor:
-    """The image rows of every step, int64 [steps, identities * views]: identities anew each step, from the seed."""
+    """The image rows of every step, int64 [steps, identities * views]. Each step draws identities by the seed."""
     present = len(labels.unique())
     if config.identities > present:
         raise ValueError(f"identities: expected at most {present}, as many as there are, got {config.identities}.")
     size = config.identities * config.views
     sampler = MPerClassSampler(labels, config.views, size, config.steps * size)
-    theirs = common_functions.NUMPY_RANDOM  # the sampler takes no seed of its own
+    shared_generator = common_functions.NUMPY_RANDOM  # the sampler has no seed argument; it uses this generator
     common_functions.NUMPY_RANDOM = np.random.RandomState(config.seed)
     try:
         return torch.tensor(list(sampler)).view(config.steps, size)
     finally:
-        common_functions.NUMPY_RANDOM = theirs
+        common_functions.NUMPY_RANDOM = shared_generator
 
 
 class _Run:
-    """What one step changes, and its checkpoint."""
+    """The state of a training run: one step of it, and its checkpoint."""
 
     def __init__(self, config: TrainConfig, backbone: nn.Module, device: torch.device) -> None:
         self.config, self.head = config, None
@@ -178,14 +180,14 @@ class _Run:
             torch.save(state, file)
 
     def resume(self, folder: Path) -> int:
-        """Take over the checkpoint in `folder`, if there is one; the number of steps it has behind it."""
+        """Load the checkpoint in `folder`, if there is one. Returns the number of steps that are done."""
         if not (folder / "checkpoint.pt").exists():
             return 0
         before = json.loads((folder / "config.json").read_text())
         now = json.loads(json.dumps(asdict(self.config)))
         if before != now:
             changed = sorted(key for key in now if before.get(key) != now[key])
-            raise ValueError(f"folder: {folder} holds a run with another {', '.join(changed)}. Choose a new folder.")
+            raise ValueError(f"folder: {folder} has a run with another {', '.join(changed)}. Choose a new folder.")
         checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint[name])

