@@ -70,11 +70,11 @@ struct Packed {
 }  // namespace dissim
 
 using namespace dissim;
-#define CEILING extern "C" __attribute__((visibility("default"))) int64_t
+#define PEAK extern "C" __attribute__((visibility("default"))) int64_t
 
 // max, fma (max form, E7) per vector of elements or, where that is not used, sub, and, fma (E1). Returns the number of
 // elements.
-CEILING ceiling_score(int64_t steps) {
+PEAK peak_score(int64_t steps) {
   constexpr bool max_form = kMinMaxFormDim < INT64_MAX;
   V query = broadcast<float>(1.5f), weight = broadcast<float>(1e-3f), reference[kColumns], sums[kRows][kColumns] = {};
   for (int j = 0; j < kColumns; ++j) reference[j] = broadcast<float>(0.25f * j);
@@ -93,7 +93,7 @@ CEILING ceiling_score(int64_t steps) {
 
 // The kernels' own register tile, with its loads and stores, of kL1Positions of a panel. Returns the number of
 // elements.
-CEILING ceiling_tile(int64_t steps) {
+PEAK peak_tile(int64_t steps) {
   alignas(64) float panel[kL1Positions * kPanel<float>], query[kL1Positions * kQueryPanel], weight[kL1Positions];
   alignas(64) float scores[kTileRows * kPanel<float>] = {};
   for (int64_t i = 0; i < kL1Positions * kPanel<float>; ++i) panel[i] = float(i % 7);
@@ -113,7 +113,7 @@ CEILING ceiling_tile(int64_t steps) {
 // The kernels' own blocks of a number of queries and a chunk of a number of references, each limited to its maximum:
 // register tiles with operands from L2, packing of the queries, and the final scores. A call adds to this the packing
 // of the references and the stores of the result. Returns the number of elements.
-CEILING ceiling_block(int64_t steps, int64_t rows, int64_t columns, int64_t dim) {
+PEAK peak_block(int64_t steps, int64_t rows, int64_t columns, int64_t dim) {
   thread_local std::unique_ptr<Packed> block;
   rows = min(rows, kBlockRows), columns = min(columns, kMaxChunkColumns<float>);
   if (!block || block->rows != rows || block->columns != columns || block->dim != dim) {
@@ -128,7 +128,7 @@ CEILING ceiling_block(int64_t steps, int64_t rows, int64_t columns, int64_t dim)
 }
 
 // sub, sign, fma, fma per vector of elements, with one sum per row and one per column. Returns the number of elements.
-CEILING ceiling_backward(int64_t steps) {
+PEAK peak_backward(int64_t steps) {
   V query = broadcast<float>(1.5f), grad = broadcast<float>(1e-3f), reference[2];
   V row_sums[kRows] = {}, column_sums[2][2] = {};
   for (int j = 0; j < 2; ++j) reference[j] = broadcast<float>(0.25f + 2 * j);
@@ -164,16 +164,16 @@ static int64_t sad(int64_t steps) {
 }
 
 // sad, add per vector of bytes. Returns the number of elements.
-CEILING ceiling_sad(int64_t steps) { return adds_saturating() ? sad<true>(steps) : sad<false>(steps); }
+PEAK peak_sad(int64_t steps) { return adds_saturating() ? sad<true>(steps) : sad<false>(steps); }
 
 // The first-touch page faults of a result, as in every call that makes one. Returns the number of bytes.
-CEILING ceiling_pages(char* result, int64_t bytes) {
+PEAK peak_pages(char* result, int64_t bytes) {
   map_output(result, bytes, Parallel{nullptr, 1});
   return bytes;
 }
 
 // Reads `count` floats from memory, once. Returns the number of bytes.
-CEILING ceiling_memory(const float* from, int64_t count) {
+PEAK peak_memory(const float* from, int64_t count) {
   constexpr int streams = 8;
   V sums[streams] = {};
   for (int64_t i = 0; i + streams * kLanes<float> <= count; i += streams * kLanes<float>)
