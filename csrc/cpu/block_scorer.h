@@ -142,7 +142,9 @@ class BlockScorer {
     if (packs_all_dims_) {
       pack_by([&](int64_t d) { return form_.position_of(d); });
     } else {
-      pack_by([&](int64_t d) {  // the unsigned comparison also finds positions below the range
+      // Dimensions of other ranges go to the spare position at the end. As unsigned numbers, positions before the range
+      // are large as well.
+      pack_by([&](int64_t d) {
         const uint64_t position = uint64_t(form_.position_of(d) - range.first), length = uint64_t(range.length());
         return int64_t(position < length ? position : length);
       });
