@@ -18,26 +18,26 @@ class HingeScan {
 
  public:
   static void run(const Hinge& p, const Parallel& parallel) {
-    const int64_t hard_negatives = max(0, min(p.num_hard_negatives, p.reference.rows));
+    const int64_t num_hard_negatives = max(0, min(p.num_hard_negatives, p.reference.rows));
     const AllPairs<E> all{
         p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};
     const int64_t sum_bytes = kPairClasses * partition_work(all, 1).chunks * int64_t(sizeof(A));
-    const int64_t heap_bytes = Selection<A>::bytes(hard_negatives);
+    const int64_t heap_bytes = Selection<A>::bytes(num_hard_negatives);
     for_each_query_range(all, sum_bytes + heap_bytes, [&](int64_t begin, int64_t end) {
       const int64_t rows = end - begin, heaps_budget = all.memory_budget / 2 - rows * sum_bytes;
       const int64_t max_column_parts = max(1, heaps_budget / (rows * heap_bytes));
       const Partition partition = partition_work(all.query_range(begin, end, 0), parallel.threads, max_column_parts);
       const AllPairs<E> pairs = all.query_range(begin, end, rows * (sum_bytes + partition.column_parts * heap_bytes));
-      Selection<A> selection(begin, rows, hard_negatives, true, partition,
+      Selection<A> selection(begin, rows, num_hard_negatives, true, partition,
                              {p.exclude_index, p.query_labels, p.reference_labels});
       HingeScan hinge(p, begin, rows, partition);
       scan<E>(pairs, partition, parallel, [&](const ScoreBlock<A>& block) {
         hinge.add(block);
-        if (hard_negatives > 0) selection.add(block);
+        if (num_hard_negatives > 0) selection.add(block);
       });
       for_each(parallel, rows, [&](int64_t row) {
         hinge.sum_chunks(begin + row);
-        if (hard_negatives > 0) hinge.add_hard_negatives(begin + row, selection.merge_parts(begin + row));
+        if (num_hard_negatives > 0) hinge.add_hard_negatives(begin + row, selection.merge_parts(begin + row));
       });
     });
   }
