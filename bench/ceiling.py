@@ -1,4 +1,4 @@
-"""The ceilings of ceiling.cpp: compiled at first use with the library's own flags, run on all threads.
+"""The ceilings of peak.cpp: compiled at first use with the library's own flags, run on all threads.
 
 They are calls like any competitor's and take part in a case's rounds, so a ratio to the ceiling is a ratio of the
 same minute.
@@ -23,7 +23,7 @@ from .cases import Case
 from .toolchain import compiler
 
 ROOT = Path(__file__).parents[1]
-SOURCES = Path(__file__).with_suffix(".cpp"), ROOT / "csrc" / "cpu" / "memory.cpp"
+SOURCES = Path(__file__).with_name("peak.cpp"), ROOT / "csrc" / "cpu" / "memory.cpp"
 ARITHMETIC = ("score", "tile", "block", "backward", "sad")
 #: Elements of one arithmetic call on a thread: some 50 ms.
 ELEMENTS = 1 << 31
@@ -45,7 +45,7 @@ def flags(isa: str) -> list[str]:
 
 
 def load(isa: str) -> ctypes.CDLL:
-    library = ROOT / "build" / f"ceiling_{isa}.so"
+    library = ROOT / "build" / f"peak_{isa}.so"
     newest = max(path.stat().st_mtime for path in (*SOURCES, *ROOT.glob("csrc/**/*.h"), ROOT / "setup.py"))
     if not library.exists() or library.stat().st_mtime < newest:
         library.parent.mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def load(isa: str) -> ctypes.CDLL:
         made.replace(library)
     loaded = ctypes.CDLL(str(library))
     for name in (*ARITHMETIC, "memory", "pages"):
-        getattr(loaded, f"ceiling_{name}").restype = ctypes.c_int64
+        getattr(loaded, f"peak_{name}").restype = ctypes.c_int64
     return loaded
 
 
@@ -69,7 +69,7 @@ def ceilings(isa: str, threads: int, names: set[str], case: Case) -> Iterator[di
     with ThreadPoolExecutor(threads) as pool:
 
         def arithmetic(name: str) -> Callable[[], int]:
-            function = getattr(library, f"ceiling_{name}")
+            function = getattr(library, f"peak_{name}")
             shape = (case.queries, case.references, case.dim) if name == "block" else ()
             sizes = [ctypes.c_int64(size) for size in shape]
             # How many elements a step is depends on the instruction set, so it is asked.
@@ -77,10 +77,10 @@ def ceilings(isa: str, threads: int, names: set[str], case: Case) -> Iterator[di
             return lambda: sum(pool.map(lambda _: function(steps, *sizes), range(tasks)))
 
         def read(part: torch.Tensor) -> int:
-            return library.ceiling_memory(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
+            return library.peak_memory(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
 
         def map_pages(part: torch.Tensor) -> int:
-            return library.ceiling_pages(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
+            return library.peak_pages(ctypes.c_void_p(part.data_ptr()), ctypes.c_int64(part.numel()))
 
         def pages() -> int:
             made = [torch.empty(size, dtype=torch.uint8) for size in case.results]

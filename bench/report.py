@@ -19,7 +19,7 @@ Measured {datetime} in {seconds} s with `{command}`; load average {load_before} 
 One element is one step (query, reference, dimension); a rate is elements over the seconds of the whole call, of the
 median round of {rounds}, all competitors taking turns in one process. The **ceiling** is what the same instructions
 do in registers on all threads, or what reading memory allows, whichever is less, of the median round too
-(`bench/ceiling.cpp`, `bench/cases.py`): **at most** so many times the best other's rate is left to anyone. The
+(`bench/peak.cpp`, `bench/cases.py`): **at most** so many times the best other's rate is left to anyone. The
 **tile**, where one is given, is the kernels' own register tile out of L1: its loads keep it below the ceiling, and
 packing, outer caches and the result keep a call below it. The
 **error** is the largest against float64, on a sample of the timed call's own result, in units of the sum of absolute

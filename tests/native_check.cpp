@@ -274,12 +274,12 @@ void check_tile(const char* name) {
 
 // Both ways to add sums of absolute differences, of the largest there are.
 void check_sad() {
-  Partial sums[2] = {};
-  for (int64_t step = 0; step < kSadSteps && step < 128; ++step) {
+  SadPartial sums[2] = {};
+  for (int64_t step = 0; step < kMaxSadAdditions && step < 128; ++step) {
     add_sad<false>(sums[0], Bytes{} + 255, Bytes{});
     add_sad<true>(sums[1], Bytes{} + 255, Bytes{});
   }
-  const Sums plain = total(sums[0]), saturating = total(sums[1]);
+  const SadSums plain = to_sad_sums(sums[0]), saturating = to_sad_sums(sums[1]);
   check(!memcmp(&plain, &saturating, sizeof plain), "sum of differences", "uint8", 1, 1, kVectorBytes);
 }
 

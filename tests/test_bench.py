@@ -173,7 +173,7 @@ def test_ceilings_are_compiled_with_the_flags_of_the_library_and_count_their_wor
         assert calls["memory"]() == 1 << 20 and calls["pages"]() == 4 * (20 + 100) * 16
         for name in ceiling.ARITHMETIC:
             shape = (20, 100, 16) if name == "block" else ()
-            step = getattr(library, f"ceiling_{name}")(1, *shape)  # each task does whole steps
+            step = getattr(library, f"peak_{name}")(1, *shape)  # each task does whole steps
             assert calls[name]() == tasks * step * ((1 << 20) // ceiling.TASKS // step) > 0
 
 

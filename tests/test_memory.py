@@ -106,7 +106,7 @@ def test_search_and_loss_never_hold_a_matrix_of_scores(what, backend):
 def test_the_quantized_search_keeps_lists_of_candidates_only():
     """4 dimensions, where quantized scores tie by the thousand: lists overflow and references are scanned again."""
     n, m = 1024, 65536
-    lists = 32 << 20  # kMostCandidates of csrc/cpu/quantized_topk.cpp
+    lists = 32 << 20  # kMaxListBytes of csrc/cpu/quantized_topk.cpp
     assert FLOAT * n * m > 4 * (lists + SLACK)
     assert extra_memory("quantized_topk", "cpu", n, m, 4) <= 1.25 * lists + SLACK
 

@@ -64,7 +64,7 @@ class Gradient {
     for_each(parallel, chunks_, [&](int64_t chunk) {
       factors_[chunk] = scale_usual<A>(packed_ + chunk * stride_, padded_);
       const int64_t d = (first_ + chunk) * lanes;
-      if (grad_weight_) find_centre<E>(reference_, batch, d, d + lanes, dim_, centre_ + chunk * lanes);
+      if (grad_weight_) find_center<E>(reference_, batch, d, d + lanes, dim_, centre_ + chunk * lanes);
     });
   }
 

@@ -102,7 +102,7 @@ class SparseGradient {
     }
     memset(sums_q_ + at(begin, 0), 0, size_t(at(end, 0) - at(begin, 0)) * sizeof(A));
     memset(total_ + begin, 0, size_t(end - begin) * sizeof(double));
-    if (p_.grad_weight) find_centre<E>(p_.reference, 0, first_ + begin, first_ + end, p_.dim, centre_ + begin);
+    if (p_.grad_weight) find_center<E>(p_.reference, 0, first_ + begin, first_ + end, p_.dim, centre_ + begin);
   }
 
   template <bool of_query, class Lists>
