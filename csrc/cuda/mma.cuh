@@ -103,13 +103,13 @@ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b
 // c += a b over 32 columns of a and rows of b: two instructions. Lane 4 g + t passes the eight consecutive columns
 // 8 t to 8 t + 7, which are one 16-byte load: `low` of a's row g, `high` of a's row g + 8, `b` of b's column g.
 //
-// The instruction assigns its columns to registers in another order. That order does not matter, because a and b use
-// the same one: every column of a meets its row of b, and the sum runs over all of them.
+// The instructions see these columns in another order. That changes no product, because a and b use the same order:
+// every column of a meets its row of b.
 //
-//   column 8 t + ...     0  1 | 2  3 | 4  5 | 6  7
-//   register of uint4      x  |   y  |   z  |   w
-//   first mma            a[0..1], b0 | a[2..3], b1
-//   second mma                              a[0..1], b0 | a[2..3], b1
+//   dimension 8 t + ...    0, 1      2, 3      4, 5      6, 7
+//   register of uint4      x         y         z         w
+//   instruction            first     first     second    second
+//   column of a in it      2t        2t + 8    2t        2t + 8      (and the next)
 template <class E>
 __device__ __forceinline__ void mma_m16n8k32(float (&c)[4], const uint4& low, const uint4& high, const uint4& b) {
   const unsigned first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};

@@ -7,8 +7,8 @@
 // All numbers are in steps. What a query adds to all of its scores, and its own error, come later (quantized_topk.cu).
 //
 //   for each reference tile of the split:
-//       sums = -(SAD over the groups whose weights count against a reference)      sums are negated between two passes:
-//       sums += SAD over the other groups                                          sums = -sums; sums += ...
+//       sums = S of all pairs                        two passes: SAD over the groups that lower S, negate, SAD over
+//                                                    the groups that raise it
 //       store the largest upper bound of each query and cluster
 //       for each query with a lower bound above its list's threshold:
 //           append its lower bounds to the list, a warp per query
@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (m0 >= p.topk.reference.rows) break;
     const CodePanels reference = code_panels(p.reference_codes, m0, p.topk.reference.rows, p.groups);
 
-    // Pass 0: the groups whose sign lowers a reference's rank. Pass 1: the others. Groups with positive weights come
-    // first in the codes.
+    // Pass 0: the groups that lower S. Pass 1: those that raise it, which are the positive weights if the largest
+    // scores are searched. Groups of positive weights come first in the codes.
     unsigned sums[T::kPerThread][T::kPerThread] = {};
 #pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {

@@ -11,8 +11,8 @@
 //   weight_parts_kernel   weights of each head -> 4 columns of half precision; clears the marks of all tiles
 //   row_sums_kernel       each row x           -> w.x, |w|.x, |w|.|x|
 //   score_max_kernel      for each query q of a warp:
-//                             A = max(q, R)                  16 references x 64 dimensions, in registers
-//                             C += A W                       W: 64 dimensions x 8 columns
+//                             A = max(q, R)                  R: 16 references x 32 dimensions, in registers
+//                             C += A W                       W: 32 dimensions x 8 columns
 //                         s = 2 C[w] - w.q - w.r + b,  t = 2 C[|w|] - |w|.q - |w|.r
 //                         mark the tile if a pair fails the test
 //

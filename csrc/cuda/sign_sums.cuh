@@ -8,8 +8,7 @@
 //
 // A block owns kDims dimensions (16 bytes per lane), one split of the queries and one split of the references:
 //
-//   for each tile of kQueries queries of the split:          warp w has kWarpQueries of them, with their sums, in
-//   registers
+//   for each tile of kQueries queries of the split:          warp w holds kWarpQueries of them and their sums
 //       for each kReferences references of the split:        in shared memory, with their upstream gradients g
 //           for each reference m:
 //               for each query n of the warp:

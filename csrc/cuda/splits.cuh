@@ -11,8 +11,9 @@ namespace dissim {
 namespace {
 
 constexpr int64_t kTargetTopkBlocks = 512;  // of a grid: several blocks per SM of the largest devices
-// A query has at most kMinSplitLimit splits, or more as long as its lists have at most kMaxListSlots slots together.
-constexpr int64_t kMinSplitLimit = 8, kMaxListSlots = 32768;
+// A query has at most kMaxSplitsAnyK splits; for a small k it may have more, as long as its lists have at most
+// kMaxListSlots slots together.
+constexpr int64_t kMaxSplitsAnyK = 8, kMaxListSlots = 32768;
 
 // The candidate lists of all splits, [queries][splits][capacity]. So the lists of one query are contiguous and can be
 // read as one list.
@@ -62,7 +63,7 @@ SplitLists<A> plan_splits(const TopK& p, int64_t tile_rows, int64_t max_bytes) {
   const int64_t query_tiles = max(1, ceil_div(p.query.rows, tile_rows));
   const int64_t capacity = list_capacity(p.k);
   const int64_t split_bytes = max(1, p.query.rows) * capacity * int64_t(sizeof(int64_t) + sizeof(Key<A>));
-  const int64_t max_splits = min(max(kMinSplitLimit, kMaxListSlots / capacity), max(1, max_bytes / split_bytes));
+  const int64_t max_splits = min(max(kMaxSplitsAnyK, kMaxListSlots / capacity), max(1, max_bytes / split_bytes));
   const int64_t target_splits = min(min(max_splits, ceil_div(kTargetTopkBlocks, query_tiles)), reference_tiles);
   const int64_t tiles_per_split = ceil_div(reference_tiles, target_splits);
   return {int(ceil_div(reference_tiles, tiles_per_split)), int(tiles_per_split), p.query.rows, p.reference.rows, p.k,

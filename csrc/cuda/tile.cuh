@@ -3,20 +3,20 @@
 // A block of 16 x 16 threads computes T x T pairs, T = 16 * kPerThread. Thread (x, y) holds the pairs of the queries
 // y, y + 16, y + 32, ... and the references x, x + 16, x + 32, ...:
 //
-//                     references
-//                0   1  ..  15 | 16  17  ..  31 | ...
-//   queries  0  (0,0)(1,0) (15,0)|(0,0)(1,0)        |        (x, y) is the thread that holds the pair
-//            1  (0,1)(1,1)       |(0,1)             |
-//           ..
-//           16  (0,0)(1,0)       |(0,0)
+//                   reference
+//                     0      1     ...     15   |   16     17    ...     31   |  ...
+//   query   0       (0,0)  (1,0)   ...   (15,0) | (0,0)  (1,0)   ...   (15,0) |          (x, y): the thread that holds
+//           1       (0,1)  (1,1)   ...   (15,1) | (0,1)  (1,1)   ...   (15,1) |          the pair
+//          ...
+//          16       (0,0)  (1,0)   ...   (15,0) | (0,0)  (1,0)   ...   (15,0) |
 //
 // The dimensions pass through two stages of shared memory, kStageDims at a time: cp.async fills one stage while the
 // threads compute with the other (double buffering).
 //
 //   load(stage 0)
 //   for d in 0, kStageDims, ..., dim:
-//       wait for the copies of this thread; __syncthreads      this stage is full, the other is no longer read
-//       load(other stage)                                      unless this was the last
+//       wait_group; __syncthreads                              this stage is full, the other is no longer read
+//       load(other stage)                                      unless this is the last step
 //       for every 16 bytes of dimensions in this stage:
 //           w = weights, q[i] = this thread's queries, r[j] = its references
 //           sums[i][j] += w * |q[i] - r[j]|

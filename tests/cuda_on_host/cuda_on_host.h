@@ -1,4 +1,4 @@
-// Executes CUDA kernels on the CPU. csrc/cuda/launch.h includes this file in location of the CUDA runtime, so g++
+// Executes CUDA kernels on the CPU. csrc/cuda/launch.h includes this file in place of the CUDA runtime, so g++
 // compiles the unchanged kernel sources, and they can be tested without a GPU, also under sanitizers.
 //
 // Blocks run one after another. The threads of a block are fibers, which switch only at barriers, shuffles and votes.
@@ -10,11 +10,9 @@
 //   thread order     between barriers: ascending, or as DISSIM_HOST_ORDER=reverse|shuffled says
 //   barriers         abort with file and line if threads wait at different ones, or if some have returned
 //   memory order     only barriers order memory accesses, shuffles do not. ThreadSanitizer is told so and finds a
-//   missing
-//                    barrier in any thread order
-//   launches         fail where a GPU's would: grid too large, too much shared memory, or more of it than was
-//   requested;
-//                    and where a test injects a failure (cuda_on_host_fail)
+//                    missing barrier in any thread order
+//   launches         fail where a GPU's would: a grid that is too large, more shared memory than a block can have or
+//                    than was requested; and where a test injects a failure (cuda_on_host_fail)
 //   steps            the number of basic blocks that all threads have executed, if kernels are compiled with
 //                    -fsanitize-coverage=trace-pc
 //
