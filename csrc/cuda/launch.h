@@ -1,5 +1,5 @@
-// Launches a kernel on a stream and checks the result. tests/cuda_on_host/ replaces `enqueue` to run kernels on the
- // CPU.
+// Launches a kernel on a stream and checks the result. tests/cuda_on_host/ replaces `enqueue` and runs kernels on the
+// CPU.
 #pragma once
 
 #include <type_traits>

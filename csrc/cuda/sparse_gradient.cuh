@@ -33,7 +33,7 @@ struct ActivePairs {
   __device__ __forceinline__ bool is_positive(int64_t n, int64_t m) const {
     return query_labels[n] == reference_labels[m];
   }
-  // Of a pair that is active.
+  // Of a pair, which must be active.
   __device__ __forceinline__ A gradient(int64_t n, int64_t m) const {
     return is_positive(n, m) ? -positive[n] : negative[n];
   }

@@ -160,8 +160,9 @@ void wait_group() {
 template <class... Parameters, class... Arguments>
 void enqueue(void (*kernel)(Parameters...), const auto& grid, int shared_bytes, cudaStream_t, Arguments... arguments) {
   auto body = [=] { kernel(arguments...); };
+  constexpr unsigned threads = 256;  // kThreads of launch.h, which includes this file
   ::cuda_on_host::run(
-      reinterpret_cast<const void*>(kernel), {unsigned(grid.x), unsigned(grid.y), 1}, 256, shared_bytes,
+      reinterpret_cast<const void*>(kernel), {unsigned(grid.x), unsigned(grid.y), 1}, threads, shared_bytes,
       [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
 }
 
