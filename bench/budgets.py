@@ -209,15 +209,15 @@ HALVES = (("fp16", "__half"), ("bf16", "__nv_bfloat16"))
 HALVES_AND_FLOAT = (("fp32", "float"), *HALVES)
 
 BUDGETS: tuple[Budget, ...] = (
-    # E1: an addition and a fused multiply-add. 64 pairs of a thread by 32 dimensions; of doubles 16.
+    # E1: an addition and a fused multiply-add. A stage has 64 pairs per thread (16 of doubles) and 32 dimensions.
     Budget("score fp32", cuda("score", "score_kernel<float, true>", 73984), _all(2.15), elements=(2048,)),
     Budget("score fp64", cuda("score", "score_kernel<double, true>", 70144), _all(2.6), DOUBLE, elements=(512,)),
-    # E7: four maxima and a product for eight elements.
+    # Max form (E7): four maxima and a product for eight elements.
     *(
         Budget(f"score {name}", cuda("score", f"score_max_kernel<{kind}, true>", 34816), _all(0.75), PRODUCT)
         for name, kind in HALVES
     ),
-    # The same where rows are not 16-byte aligned: two of a side are loaded in a loop, element by element.
+    # The same for rows that are not 16-byte aligned: a thread loads two rows of a side in a loop, element by element.
     *(
         Budget(
             f"score strided {name}",
@@ -228,15 +228,15 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind in HALVES
     ),
-    # E1 where that is not certain: the tile with loads one by one.
+    # E1 for the tiles that the max form leaves to it; half types are loaded element by element.
     *(
         Budget(
-            f"score again {name}", cuda("score", f"score_kernel<{kind}, false>", 73984), _all(2.35), elements=(2048,)
+            f"score by E1 {name}", cuda("score", f"score_kernel<{kind}, false>", 73984), _all(2.35), elements=(2048,)
         )
         for name, kind in HALVES
     ),
-    # E2, both sides: a sign by keys in one instruction, which sm_80 has not, and two fused multiply-adds. 64 elements
-    # have 3 more, of the sums of upstream gradients.
+    # E2, both sides: a sign by keys in one instruction, which sm_80 does not have, and two fused multiply-adds. The
+    # sums of upstream gradients add three per 64 elements.
     *(
         Budget(
             f"score_backward {name}",
@@ -247,7 +247,7 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind in HALVES_AND_FLOAT
     ),
-    # The same for any numbers: two comparisons and their difference.
+    # The general kernel: a sign is two comparisons and their difference.
     *(
         Budget(
             f"score_backward general {name}",
@@ -258,7 +258,7 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind in HALVES_AND_FLOAT
     ),
-    # The tile of the score; what its rows do with it afterwards runs once for all dimensions and is not in the loop.
+    # The tile of the score. The epilogue runs once for all dimensions and is not in the main loop.
     *(
         Budget(f"{stem} {name}", cuda(stem, f"{stem}_kernel<{kind}>", shared), _all(bar), work, elements=(elements,))
         for stem in ("topk", "hinge")
@@ -269,7 +269,7 @@ BUDGETS: tuple[Budget, ...] = (
             ("bf16", "__nv_bfloat16, false", 73984, 2.35, FLOAT, 2048),
         )
     ),
-    # The same with gradients from bits and labels, which takes more instructions than reading them.
+    # As score_backward; computing a gradient from bits and labels takes more instructions than loading it.
     Budget(
         "hinge_backward fp32",
         cuda("hinge_backward", "sign_keys_kernel<PairGradients<float> >", 98560),
@@ -286,18 +286,19 @@ BUDGETS: tuple[Budget, ...] = (
         per_element=2,
         elements=(64, 512),
     ),
-    # And where few pairs are active: a side's elements of an active pair, 16 a lane or 8 of doubles.
+    # Few active pairs: one side's elements of an active pair, 16 per lane or 8 of doubles.
     *(
         Budget(
-            f"hinge_backward few {side} {name}",
-            cuda("hinge_backward", f"active_pairs_kernel<{kind}, {of_query}>"),
+            f"hinge_backward sparse {side} {name}",
+            cuda("hinge_backward", f"active_pairs_kernel<{kind}, {own_is_query}>"),
             _all(bar),
             work,
         )
         for name, kind, bar, work in (("fp32", "float", 7.2, FLOAT), ("fp64", "double", 14.5, DOUBLE))
-        for side, of_query in (("query", "true"), ("reference", "false"))
+        for side, own_is_query in (("query", "true"), ("reference", "false"))
     ),
-    # E10: four elements an instruction, whatever dtype the rows have. 64 pairs of a thread by 16 groups of 8 columns.
+    # E10: four elements per instruction, for rows of any dtype. A stage has 64 pairs per thread and 16 groups of 8
+    # columns.
     Budget(
         "quantized fp32",
         cuda("quantized_topk", "quantized_scan_kernel", 65536),

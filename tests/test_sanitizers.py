@@ -13,8 +13,8 @@ BUGS = {
     "a missing barrier": ("tile.cuh", "    __syncthreads();\n", "", "thread", "data race"),
     "a wait for the wrong copies": (
         "tile.cuh",
-        "    wait_for_groups<0>();\n",
-        "    wait_for_groups<1>();\n",
+        "    wait_group<0>();\n",
+        "    wait_group<1>();\n",
         "thread",
         "data race",
     ),
