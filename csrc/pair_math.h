@@ -9,7 +9,7 @@ namespace {
 // E1: |t| for t = q - r.
 template <class A>
 DISSIM_INLINE Vector<A> magnitude(Vector<A> t) {
-  return (Vector<A>)((Integers<A>)t & VectorOf<A>::magnitude);
+  return (Vector<A>)((Integers<A>)t & VectorOf<A>::abs_mask);
 }
 
 #if defined(__aarch64__)
@@ -32,7 +32,7 @@ DISSIM_INLINE Vector<A> greater(Vector<A> a, Vector<A> b) {
 template <class A>
 DISSIM_INLINE Vector<A> greater(Vector<A> a, const A* from) {  // of *from in every lane
 #if defined(__AVX512F__)
-  DISSIM_EVERY_LANE("vmax", "=v"(a) : "v"(a), "m"(*from));
+  DISSIM_BROADCAST_OPERAND("vmax", "=v"(a) : "v"(a), "m"(*from));
   return a;
 #else
   return greater<A>(broadcast<A>(*from), a);

@@ -91,8 +91,8 @@ class ActivePairs {
 
   static void fill(uint64_t positives, uint64_t negatives, A positive, A negative, A* g) {
     for (int64_t j = 0; j < 64; j += lanes)
-      store<A>(g + j, where<A>(lanes_of<A>(positives >> j), broadcast<A>(positive)) +
-                          where<A>(lanes_of<A>(negatives >> j), broadcast<A>(negative)));
+      store<A>(g + j, where<A>(mask_of_bits<A>(positives >> j), broadcast<A>(positive)) +
+                          where<A>(mask_of_bits<A>(negatives >> j), broadcast<A>(negative)));
   }
 
   // The bias has the gradient of every score: counted row by row, for a sum of N terms.

@@ -51,7 +51,7 @@ class PairLists {
   // Pairs of as many references as `make` makes at a time.
   int64_t size() const { return min(all_, kPairs); }
   // Of size() pairs and what making them takes beside `room`.
-  int64_t bytes() const { return bytes_of<Pair<A>>(size()) + bytes_of<int32_t>(places()); }
+  int64_t bytes() const { return scratch_bytes<Pair<A>>(size()) + scratch_bytes<int32_t>(places()); }
   int64_t places() const { return size() + ceil_div(words_, kLine) * kPlaces; }
 
   // Makes the lists of references from m on, a multiple of 64, which lie in pairs [size()]: grad(n, m); by way of
@@ -66,7 +66,7 @@ class PairLists {
     }
     begins_[last * 64] = end;
     const int64_t lines = ceil_div(last, kLine) - first / kLine;
-    for_each_with(bytes_of<int32_t>(rows_), room, parallel, lines, [&](int64_t i, Arena arena) {
+    for_each_with(scratch_bytes<int32_t>(rows_), room, parallel, lines, [&](int64_t i, Arena arena) {
       const int64_t line = (first / kLine + i) * kLine, begin = max(first, line);
       list(begin, min(last, line + kLine), pairs, places + begins_[begin * 64] + i * kPlaces,
            arena.take<int32_t>(rows_), grad);
