@@ -131,7 +131,7 @@ DISSIM_INLINE Vector<A> minus(Vector<A> a, const A* from) {
 
 // sum + a * *from
 template <class A>
-DISSIM_INLINE Vector<A> plus_product(Vector<A> sum, Vector<A> a, const A* from) {
+DISSIM_INLINE Vector<A> multiply_add(Vector<A> sum, Vector<A> a, const A* from) {
 #if defined(__AVX512F__)
   DISSIM_BROADCAST_OPERAND("vfmadd231", "+v"(sum) : "v"(a), "m"(*from));
   return sum;
