@@ -30,13 +30,13 @@ struct Parallel {
 };
 constexpr int kMaxThreads = 1024;  // of a call
 
-// Scratch memory: an entry point allocates what it needs beside its outputs before its first task begins. If there is
-// not enough, it throws std::bad_alloc and leaks nothing. With N and M rows of one batch entry, a forward pass
+// Scratch memory: an entry point allocates what it needs in addition to its outputs before its first task begins. If
+// there is not enough, it throws std::bad_alloc and leaks nothing. With N and M rows of one batch entry, a forward pass
 // allocates at most 2 (N + M) D values of `dtype` and 8 MiB, a backward pass at most 3 (N + M) D values and 8 MiB, with
 // any number of threads. A calling thread keeps 2 MiB of it for its next call.
 
-// The scores of all pairs (E1): scores[b, c, n, m] = bias[c] + sum_d weight[c, d] |query[b, n, d] - reference[b, m,
-// d]|.
+// The scores of all pairs (E1):
+//     scores[b, c, n, m] = bias[c] + sum_d weight[c, d] |query[b, n, d] - reference[b, m, d]|
 struct Score {
   Dtype dtype;
   int64_t batch, heads, dim;

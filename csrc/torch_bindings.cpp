@@ -12,9 +12,9 @@
 
 namespace {
 
-// Whether the system can start so many threads. torch's parallel_for uses OpenMP, which ends the process if a thread
-// does not start. OpenMP starts its threads in the first parallel loop of a calling thread and keeps them. So this is
-// tested once per calling thread and number of threads: by starting that many at the same time.
+// Whether the system can start this number of threads. torch's parallel_for uses OpenMP, which ends the process if a
+// thread does not start. OpenMP starts its threads in the first parallel loop of a calling thread and keeps them. So
+// this is tested once per calling thread and number of threads: by starting that many at the same time.
 bool can_start_threads(int64_t threads) {
   thread_local int64_t max_started = 1;
   if (threads <= max_started) return true;

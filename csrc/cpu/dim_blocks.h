@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kBackwardSpareBytes = 8 << 20;
 
-// The most bytes that a backward pass may allocate beside its results (dissim.h).
+// The most bytes that a backward pass may allocate in addition to its results (dissim.h).
 template <class E>
 int64_t backward_memory_budget(const Rows& query, const Rows& reference, int64_t dim) {
   return 3 * (query.rows + reference.rows) * dim * int64_t(sizeof(E)) + kBackwardSpareBytes;

@@ -1,7 +1,7 @@
 // The gradients (E2) of all pairs from upstream gradients of any source, for score_backward and hinge_backward.
 //
-//     for each task, in parallel:                      # some blocks of dimensions; query rows and references, see
-//     sweep
+//     for each task, in parallel:                 # a range of the blocks of dimensions, or of that and of rows:
+//     `sweep`
 //         query_sums = 0
 //         for each tile of 128 references:
 //             reference_sums = 0
@@ -13,8 +13,8 @@
 //             write grad_reference; store sum (r - center) reference_sums for grad_weight
 //     grad_weight = sum (q - center) query_sums - the stored sums; write grad_query
 //
-// A task owns its blocks of dimensions, so no two threads add to the same number, and every sum has one fixed order.
-// The gradient of the weights needs no third pass over the pairs.
+// No two tasks add to the same number, and every sum has one fixed order. The gradient of the weights needs no third
+// pass over the pairs.
 #pragma once
 
 #include "dim_blocks.h"
@@ -81,7 +81,9 @@ class DenseGradient {
     const bool need_query_sums = grad_query_ || grad_weight_, need_reference_sums = grad_reference_ || grad_weight_;
     if (need_query_sums && need_reference_sums && blocks_ >= parallel.threads) {
       sweep<true, true>(head, parallel, 1, load_g);
-    } else {  // either one of the sums, or both one after the other; the order of each sum is the same
+    } else {
+      // Only one side needs sums, or there are fewer blocks than threads: each side by itself, with its rows split. The
+      // order of a sum is the same as above.
       const int64_t splits = ceil_div(2 * parallel.threads, blocks_);
       if (need_query_sums) sweep<true, false>(head, parallel, splits, load_g);
       if (need_reference_sums) sweep<false, true>(head, parallel, splits, load_g);

@@ -14,9 +14,9 @@ DISSIM_INLINE uint64_t compare_labels(const int64_t* labels, int64_t label, int6
   uint64_t same = 0;
   int64_t j = 0;
   for (; j + lanes <= count; j += lanes) {
-    V some;
-    memcpy(&some, labels + j, sizeof some);
-    same |= uint64_t(bits<double>(some == wanted)) << j;
+    V loaded;
+    memcpy(&loaded, labels + j, sizeof loaded);
+    same |= uint64_t(bits<double>(loaded == wanted)) << j;
   }
   for (; j < count; ++j) same |= uint64_t(labels[j] == label) << j;
   return same;

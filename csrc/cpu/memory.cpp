@@ -30,8 +30,8 @@ class OutOfMemory : public std::bad_alloc {
  public:
   explicit OutOfMemory(int64_t bytes) {
     snprintf(text_, sizeof text_,
-             "dissim: expected %.1f MiB of free memory beside the result, the system has less. Use fewer rows at a "
-             "time.",
+             "dissim: expected %.1f MiB of free memory in addition to the result, the system has less. Use fewer rows "
+             "at a time.",
              double(bytes) / (1 << 20));
   }
   const char* what() const noexcept override { return text_; }

@@ -16,8 +16,9 @@
 namespace dissim {
 namespace {
 
-// Writes offset + i for every set bit i, ascending, and returns the end of what is valid. It writes kUnroll numbers at
-// a time, valid or not: a loop that ends exactly after the last bit would mispredict its branch for almost every word.
+// Writes offset + i for every set bit i of a word, ascending, and returns the end of these numbers. It writes kUnroll
+// numbers at a time, so up to kUnroll numbers from that end on are overwritten. A loop over the set bits alone would
+// mispredict its last branch for most words.
 constexpr int kUnroll = 4;
 DISSIM_INLINE int32_t* write_set_bits(uint64_t bits, int32_t offset, int32_t* to) {
   constexpr uint64_t last_bit = uint64_t(1) << 63;  // __builtin_ctzll is undefined for 0

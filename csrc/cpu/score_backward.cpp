@@ -20,8 +20,8 @@ class ScoreBackwardKernel {
     map_output(p.grad_reference, p.batch * p.reference.rows * p.dim * int64_t(sizeof(E)), parallel);
     const int64_t blocks = ceil_div(p.dim, lanes), groups = min(p.batch, kMaxBatchGroups);
     const int64_t memory_budget = backward_memory_budget<E>(p.query, p.reference, p.dim);
-    // Threads either take one group each or share the work of one group. The first needs fewer synchronizations and
-    // more memory: at least half of the threads must find theirs.
+    // Threads either take one group each or share the work of one group. The first needs fewer synchronizations but
+    // memory for each thread. It is chosen if there are enough groups, and enough memory for half of the threads.
     const int64_t max_blocks = min(blocks, DimBlocks::kMaxDims / lanes);
     const bool group_per_thread =
         groups >= parallel.threads && group_bytes(p, max_blocks, 1) * parallel.threads / 2 <= memory_budget;
@@ -79,7 +79,7 @@ class ScoreBackwardKernel {
             grad_weight};
   }
 
-  // Whether a batch entry is a single pair, as for row-aligned pairs: then no rows share anything.
+  // Whether a batch entry is a single pair, as for row-aligned pairs. Such an entry has no sums to share.
   static bool is_single_pair(const ScoreBackward& p) { return p.query.rows == 1 && p.reference.rows == 1; }
 
   // The gradients of batch entries [begin, end) in the dimensions of `blocks`; adds to grad_weight [heads][dims].

@@ -161,7 +161,7 @@ DISSIM_INLINE Group<A> fold(Vector<A> v) {
 }
 
 template <class A>
-DISSIM_INLINE A sum(Vector<A> v) {  // pairwise: the order is fixed
+DISSIM_INLINE A sum(Vector<A> v) {  // pairwise, in a fixed order
   const Group<A> four = fold<A>(v);
   if constexpr (sizeof(A) == 8)
     return four[0] + four[1];
