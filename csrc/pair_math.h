@@ -27,16 +27,16 @@ DISSIM_INLINE Vector<double> magnitude<double>(Vector<double> t) {
 
 // The maximum of the max form (E7). Of a NaN and a number it may return either.
 template <class A>
-DISSIM_INLINE Vector<A> greater(Vector<A> a, Vector<A> b) {
+DISSIM_INLINE Vector<A> maximum(Vector<A> a, Vector<A> b) {
   return a > b ? a : b;
 }
 template <class A>
-DISSIM_INLINE Vector<A> greater(Vector<A> a, const A* from) {  // of a and *from in every lane
+DISSIM_INLINE Vector<A> maximum(Vector<A> a, const A* from) {  // of a and *from in every lane
 #if defined(__AVX512F__)
   DISSIM_BROADCAST_OPERAND("vmax", "=v"(a) : "v"(a), "m"(*from));
   return a;
 #else
-  return greater<A>(broadcast<A>(*from), a);
+  return maximum<A>(broadcast<A>(*from), a);
 #endif
 }
 

@@ -120,7 +120,7 @@ DISSIM_INLINE Vector<A> broadcast(A x) {
 
 // a - *from
 template <class A>
-DISSIM_INLINE Vector<A> minus(Vector<A> a, const A* from) {
+DISSIM_INLINE Vector<A> subtract(Vector<A> a, const A* from) {
 #if defined(__AVX512F__)
   DISSIM_BROADCAST_OPERAND("vsub", "=v"(a) : "v"(a), "m"(*from));
   return a;
@@ -140,18 +140,18 @@ DISSIM_INLINE Vector<A> multiply_add(Vector<A> sum, Vector<A> a, const A* from) 
 #endif
 }
 
-// 16 bytes of a vector.
+// A vector of 128 bits.
 template <class A>
-struct GroupOf {
+struct Vector128Of {
   typedef A type __attribute__((vector_size(16)));
 };
 template <class A>
-using Group = typename GroupOf<A>::type;
+using Vector128 = typename Vector128Of<A>::type;
 
-// The sum of the 16-byte parts of a vector.
+// The sum of the 128-bit parts of a vector.
 template <class A>
-DISSIM_INLINE Group<A> fold(Vector<A> v) {
-  Group<A> parts[kVectorBytes / 16];
+DISSIM_INLINE Vector128<A> fold(Vector<A> v) {
+  Vector128<A> parts[kVectorBytes / 16];
   memcpy(parts, &v, sizeof v);
 #pragma GCC unroll 3
   for (int half = kVectorBytes / 32; half; half /= 2)
@@ -162,11 +162,11 @@ DISSIM_INLINE Group<A> fold(Vector<A> v) {
 
 template <class A>
 DISSIM_INLINE A sum(Vector<A> v) {  // pairwise, in a fixed order
-  const Group<A> four = fold<A>(v);
+  const Vector128<A> lanes = fold<A>(v);
   if constexpr (sizeof(A) == 8)
-    return four[0] + four[1];
+    return lanes[0] + lanes[1];
   else
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
 // --- conversions between the element dtype and the accumulator dtype ---------------------------------------------
