@@ -4,6 +4,7 @@
 // compiler can neither hoist nor drop the work. Nine or more independent sums fill the pipelines.
 #include <memory>
 
+#include "../csrc/cpu/fast_sign.h"
 #include "../csrc/cpu/sad.h"
 #include "../csrc/cpu/scan.h"
 
@@ -84,7 +85,7 @@ PEAK peak_score(int64_t steps) {
       UNKNOWN(query);  // the next row's
       for (int j = 0; j < kColumns; ++j)
         sums[i][j] +=
-            weight * (max_form ? greater<float>(query, reference[j]) : magnitude<float>(query - reference[j]));
+            weight * (max_form ? maximum<float>(query, reference[j]) : magnitude<float>(query - reference[j]));
     }
   for (auto& row : sums)
     for (V& sum : row) UNKNOWN(sum);
@@ -100,7 +101,8 @@ PEAK peak_tile(int64_t steps) {
   for (int64_t i = 0; i < kL1Positions * kQueryPanel; ++i) query[i] = float(i % 5);
   for (int64_t i = 0; i < kL1Positions; ++i) weight[i] = float(i % 3);
   constexpr int64_t slice_length = 32;
-  const auto tile = reads_in_place() ? max_tile<float, kTileVectors, true> : max_tile<float, kTileVectors, false>;
+  const auto tile =
+      prefers_broadcast_operand() ? max_tile<float, kTileVectors, true> : max_tile<float, kTileVectors, false>;
   for (int64_t step = 0; step < steps; ++step)
     if (kMinMaxFormDim < INT64_MAX) {
       tile(query, query, panel, panel, weight, kL1Positions, slice_length, false, scores);
@@ -137,7 +139,7 @@ PEAK peak_backward(int64_t steps) {
     for (int i = 0; i < kRows; ++i) {
       UNKNOWN(query);  // the next row's
       for (int j = 0; j < 2; ++j) {
-        const V s = sign_of_usual<float>(query - reference[j]);
+        const V s = fast_sign<float>(query - reference[j]);
         row_sums[i] += grad * s;
         column_sums[j][i % 2] += grad * s;
       }
@@ -164,7 +166,7 @@ static int64_t sad(int64_t steps) {
 }
 
 // sad, add per vector of bytes. Returns the number of elements.
-PEAK peak_sad(int64_t steps) { return adds_saturating() ? sad<true>(steps) : sad<false>(steps); }
+PEAK peak_sad(int64_t steps) { return prefers_saturating_add() ? sad<true>(steps) : sad<false>(steps); }
 
 // The first-touch page faults of a result, as in every call that makes one. Returns the number of bytes.
 PEAK peak_pages(char* result, int64_t bytes) {

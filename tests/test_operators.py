@@ -176,7 +176,7 @@ NATIVE_BAD = [
     ),
     (("hinge",), "num_hard_negatives", lambda x: -2, "num_hard_negatives: expected an integer from -1"),
     (("hinge",), "active", lambda x: x[:, :1].contiguous(), "active: expected contiguous uint8 \\[6, 2\\]"),
-    (("hinge_backward",), "active", lambda x: x + 128, "active: expected spare bits of 0"),
+    (("hinge_backward",), "active", lambda x: x + 128, "active: expected unused bits of 0"),
     (("hinge_backward",), "grad_positive", torch.Tensor.double, "grad_positive: expected contiguous float32 \\[6\\]"),
 ]
 NATIVE_ROWS = [(name, *row[1:]) for row in NATIVE_BAD for name in row[0]]

@@ -187,7 +187,7 @@ class BlockScorer {
   // weight has that sign.
   template <int vectors>
   void add_half_sums(int sign, const Range& range, int64_t j, A* sums) {
-    const auto tile = reads_in_place() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
+    const auto tile = prefers_broadcast_operand() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
     const int64_t first_slice = form_.slice_of(range.first);
     const int64_t first = max(range.first, form_.group_begin(sign)), last = min(range.last, form_.group_end(sign));
     if (form_.group_begin(sign) == form_.group_end(sign))

@@ -65,7 +65,8 @@ class HingeScan {
       uint64_t active = 0;
       for (int64_t j = 0; j < block.columns; j += lanes) {
         const Vector<A> score = load<A>(block[i] + j);
-        const Integers<A> positive_lanes = lanes_of<A>(positive >> j), negative_lanes = lanes_of<A>(negative >> j);
+        const Integers<A> positive_lanes = mask_of_bits<A>(positive >> j),
+                          negative_lanes = mask_of_bits<A>(negative >> j);
         const Vector<A> violations[kPairClasses] = {where<A>(positive_lanes, not_below_0(margin - score)),
                                                     where<A>(negative_lanes, not_below_0(margin + score))};
         for (int c = 0; c < kPairClasses; ++c) sums[c] += violations[c];

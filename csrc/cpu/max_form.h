@@ -166,7 +166,7 @@ __attribute__((noinline)) void max_tile(const A* query, const A* query_sums, con
         const A* from = query + position * kQueryPanel + i;
         const Vector<A> q = broadcast_operand ? Vector<A>{} : broadcast<A>(*from);
         for (int j = 0; j < vectors; ++j)
-          sums[i][j] += w * (broadcast_operand ? greater<A>(r[j], from) : greater<A>(r[j], q));
+          sums[i][j] += w * (broadcast_operand ? maximum<A>(r[j], from) : maximum<A>(r[j], q));
       }
     }
     const bool starts = first && !slice;

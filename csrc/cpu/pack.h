@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "large_pages.h"
+#include "huge_pages.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -46,8 +46,8 @@ void for_each_with(int64_t bytes, int64_t memory_budget, const Parallel& paralle
 // that first write to one page at the same time would both clear it.
 inline void map_output(void* output, int64_t bytes, const Parallel& parallel) {
   if (!output) return;
-  ask_for_large_pages(output, bytes);
-  for_each(parallel, ceil_div(bytes, kLargePage), [&](int64_t i) { static_cast<char*>(output)[i * kLargePage] = 0; });
+  advise_huge_pages(output, bytes);
+  for_each(parallel, ceil_div(bytes, kHugePage), [&](int64_t i) { static_cast<char*>(output)[i * kHugePage] = 0; });
 }
 
 // Calls Operation<E>::run(problem, parallel) for the element type E of `dtype`.

@@ -34,7 +34,7 @@ struct ExtentScan {
     const int64_t tasks = max(1, min(kMaxTasks, ceil_div(p.rows.rows, kRowsPerTask)));
     const int64_t padded_dim = ceil_div(p.dim, lanes) * lanes;
     Scratch<A> extents(tasks * 2 * padded_dim);  // [tasks][low, high][padded_dim]
-    const int64_t bytes = bytes_of<A>(padded_dim), memory_budget = quantize_memory_budget<E>(p.rows, p.dim);
+    const int64_t bytes = scratch_bytes<A>(padded_dim), memory_budget = quantize_memory_budget<E>(p.rows, p.dim);
     for_each_with(bytes, memory_budget, parallel, tasks, [&](int64_t task, Arena arena) {
       A *const low = extents + task * 2 * padded_dim, *const high = low + padded_dim;
       for (int64_t d = 0; d < padded_dim; ++d) low[d] = A(__builtin_inf()), high[d] = -low[d];
@@ -89,7 +89,7 @@ struct Quantizer {
     const int64_t rows = ceil_div(p.rows.rows, kCodePanel) * kCodePanel;
     const int64_t columns = p.groups * kCodeGroup, group_stride = kCodePanel * kCodeGroup;
     const int64_t bytes =
-        bytes_of<A>(p.dim + lanes) + bytes_of<A>(columns + lanes) + bytes_of<uint8_t>(columns + lanes);
+        scratch_bytes<A>(p.dim + lanes) + scratch_bytes<A>(columns + lanes) + scratch_bytes<uint8_t>(columns + lanes);
     const int64_t tasks = ceil_div(rows, kRowsPerTask);
     for_each_with(bytes, quantize_memory_budget<E>(p.rows, p.dim), parallel, tasks, [&](int64_t task, Arena arena) {
       A *const acc_values = arena.take<A>(p.dim + lanes), *const ordered = arena.take<A>(columns + lanes);

@@ -293,7 +293,7 @@ class QuantizedScan {
   const int64_t k_, list_capacity_, parts_, first_query_, queries_, panels_;
   const int32_t negate_mask_;  // -1 to change the sign of S: the smallest scores are the largest of their negatives
   const Filter filter_;
-  const bool saturating_ = adds_saturating();
+  const bool saturating_ = prefers_saturating_add();
   Scratch<PartCandidates> candidates_;  // [parts][queries]
   Scratch<ScoredRow<double>> lower_bounds_;
   Scratch<StoredCandidate> stored_;

@@ -32,12 +32,12 @@ struct ScoreAll {
           for (int64_t j = 0; j < block.columns; ++j)
             scores[(block.column + j) * columns + block.row + i] = narrow<E>(block[i][j]);
         } else if (nontemporal) {
-          for (int64_t j = 0; j < block.columns; j += kLanes<A>) stream(to + j, block[i] + j);
+          for (int64_t j = 0; j < block.columns; j += kLanes<A>) store_nontemporal(to + j, block[i] + j);
         } else {
           store_narrow<E>(to, block[i], block.columns);
         }
       }
-      if (nontemporal) finish_streams();
+      if (nontemporal) store_fence();
     });
   }
 };

@@ -44,7 +44,7 @@ __attribute__((noinline)) void score_tile(const A* query, bool first, int64_t di
     Vector<A> r[vectors];
     for (int j = 0; j < vectors; ++j) r[j] = load<A>(panel + d * kPanel<A> + j * lanes);
     for (int i = 0; i < kTileRows; ++i)
-      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(minus<A>(r[j], query + d * kQueryPanel + i));
+      for (int j = 0; j < vectors; ++j) sums[i][j] += w * magnitude<A>(subtract<A>(r[j], query + d * kQueryPanel + i));
   }
 #pragma GCC unroll kTileRows
   for (int i = 0; i < kTileRows; ++i)
@@ -59,10 +59,10 @@ template <class A>
 constexpr int kRowGroup = 16 / sizeof(A);
 
 // Sums of neighboring lanes: those of a, then those of b.
-DISSIM_INLINE Group<float> add_neighbors(Group<float> a, Group<float> b) {
+DISSIM_INLINE Vector128<float> add_neighbors(Vector128<float> a, Vector128<float> b) {
   return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
 }
-DISSIM_INLINE Group<double> add_neighbors(Group<double> a, Group<double> b) {
+DISSIM_INLINE Vector128<double> add_neighbors(Vector128<double> a, Vector128<double> b) {
   return __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
 }
 
@@ -78,7 +78,7 @@ DISSIM_INLINE void score_rows(const Acc<E>* const* query, const E* const* refere
   using A = Acc<E>;
   constexpr int lanes = kLanes<A>, chains = 4, group = kRowGroup<A>;
   const int64_t vector_end = stride == 1 ? dim / lanes * lanes : 0;
-  Group<A> sums[queries][group];
+  Vector128<A> sums[queries][group];
 #pragma GCC unroll 4
   for (int i = 0; i < group; ++i) {
     const E* r = reference[i];
