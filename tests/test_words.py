@@ -80,7 +80,7 @@ EVERYWHERE = (
 #: Checked in code and file names only, because the words are ordinary English.
 IN_CODE = (
     Rule(word("least"), "min", "LEAST_CASE"),
-    Rule(f"(?:{word('most')})(?!_common| recent call)", "max", "most_rows"),
+    Rule(f"(?<!at )(?:{word('most')})(?!_common| recent call)", "max", "most_rows"),
     Rule(word("wide"), "acc, to_acc_dtype: the accumulator dtype", "kWideBytes"),
     Rule(f"(?<!too_)(?:{word('few')})", "small batch, sparse, or what is meant", "few_rows"),
     Rule(word("usual"), "fast_sign", "is_usual"),
