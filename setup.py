@@ -42,6 +42,7 @@ KERNELS = [
     "quantized_topk",
     "logsumexp",
     "logsumexp_backward",
+    "listed_scores",
     "rank",
 ]
 FLAGS = (

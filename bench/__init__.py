@@ -1,27 +1,27 @@
 """The CPU benchmark: `python -m bench`, or `python -m bench --quick` for a smoke test of a minute or two.
 
-cases.py      every size, and every formula that turns a time into a rate or a fraction of a ceiling
+cases.py      every size, and every formula that turns a time into a rate or a fraction of the peak
 problem.py    the inputs of a case
-ours.py       what is measured: the public functions of dissim_kernels
-peers/        what it is measured against, each with its best settings
-ceiling.*     how fast the same instructions run in registers, and how fast memory is read
-correctness.py float64 truth: nothing is timed before its result was checked
+ours.py       our implementation: the public functions of dissim_kernels
+peers/        the competitors, each with its best settings
+peak.*        the rate of the same instructions in registers, and the rates of memory
+correctness.py the check against float64 that precedes all timing
 measure.py    interleaved rounds in one process; peak memory
-run.py        gate, memory and rounds of one case
-machine.py    what the numbers were measured on
+run.py        check, memory and rounds of one case
+machine.py    a description of the machine
 report.py     JSON, Markdown and picture
+compare.py    speed and bit-identity against an earlier commit
 
-sass.py       the other instrument: what GPU kernels cost, counted in their machine code without a GPU
-budgets.py    what each may cost: one row a kernel
-machine_code.py, occupancy.py, toolchain.py    how it is read, what an SM holds, where NVIDIA's tools are
+sass.py       the cost of GPU kernels, counted in their machine code without a GPU
+budgets.py    the limits of these costs, one row per kernel
+machine_code.py, occupancy.py, toolchain.py    reading machine code, limits of an SM, NVIDIA's tools
 
 gpu_session.py    `make gpu`: build, test and measure on a machine with a GPU, in eight minutes
-gpu.py            one case on a GPU, in a process of its own
-gpu_tests.py      which tests a GPU runs, several at a time
+gpu.py            one case on a GPU, in its own process
+gpu_tests.py      the tests that run on a GPU, several at a time
 gpu_report.py     Markdown, and the table printed last
-gpu_environment.py, data_sheets.py    what it ran on, and what the vendor says of that
-processes.py, files.py    commands with a time limit, files that are whole or absent
+gpu_environment.py, data_sheets.py    a description of the GPU, and its vendor's data sheet
+processes.py, files.py    commands with a time limit, files that are replaced atomically
 
-A new size is one row of CASES, a new competitor one function under @competitor; both turn up everywhere by
-themselves.
+A new size is one row of CASES and a new competitor is one function with @competitor. Both then appear in all reports.
 """

@@ -1,8 +1,8 @@
-"""What every GPU kernel may cost: one row a kernel, counted by bench/sass.py, asserted by tests/test_sass.py.
+"""The limits of what every GPU kernel may cost: one row per kernel. bench/sass.py counts, tests/test_sass.py asserts.
 
-A row names the kernel, how it is compiled, which instruction finishes an element, and its bars: the most issue slots
-an element of the main loop may take. Spills, local memory and loops of unknown length inside the main loop have no
-bar: they are not allowed.
+A row names the kernel, how it is compiled, the instruction that completes an element, and its limits: the maximum of
+issue slots per element of the main loop. Spills, local memory and loops of unknown length in the main loop are not
+allowed at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ARCHITECTURES = (80, 90, 100)
 
 @dataclass(frozen=True)
 class Binary:
-    """A compiled kernel: its cubin, a part of its (demangled) name, the dynamic shared memory of its launch."""
+    """A compiled kernel: its cubin, a part of its demangled name, the dynamic shared memory of its launch."""
 
     cubin: Path
     part: str
@@ -32,7 +32,7 @@ class Budget:
 
     name: str
     build: Callable[..., Binary]
-    bars: Mapping[int, float]  # architecture -> issue slots per element
+    limits: Mapping[int, float]  # architecture -> issue slots per element
     work: tuple[str, ...] = ("FFMA", "FFMA2")
     per_element: float = 1
     elements: tuple[int, ...] = ()
@@ -41,16 +41,18 @@ class Budget:
 
 
 def cuda(stem: str, part: str, dynamic_shared: int = 0) -> Callable[..., Binary]:
-    """The kernel of csrc/cuda/<stem>.cu whose demangled name has this part."""
+    """The kernel of csrc/cuda/<stem>.cu whose demangled name contains `part`."""
     return lambda arch: Binary(compile_cuda(ROOT / "csrc" / "cuda" / f"{stem}.cu", arch), part, dynamic_shared)
 
 
 def triton(
     stem: str, function: str, signature: Mapping[str, str], constants: Mapping[str, object], **options: object
 ) -> Callable[..., Binary]:
-    """The kernel of that name in dissim_kernels/backends/triton/<stem>.py, compiled for these types ("*fp32", "i32",
-    "constexpr") and constants; a type "*fp32:16" or "i32:16" is divisible by 16. options: num_warps and so on. It is
-    compiled for AMD where the architecture is a name ("gfx942")."""
+    """The kernel `function` in dissim_kernels/backends/triton/<stem>.py for these argument types and constants.
+
+    Types are "*fp32", "i32", "constexpr" and so on; the value of a type "*fp32:16" or "i32:16" is divisible by 16.
+    options: num_warps and so on. An architecture given by name ("gfx942") is one of AMD.
+    """
 
     def build(arch: int | str) -> Binary:
         from triton.backends.compiler import GPUTarget
@@ -64,17 +66,17 @@ def triton(
         given = {places[name]: value for name, value in constants.items()}
         source = ASTSource(kernel, types, given, divisible)
         target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
-        made = compile(source, target=target, options=options)
+        binary = compile(source, target=target, options=options)
         CACHE.mkdir(parents=True, exist_ok=True)
-        cubin = CACHE / f"triton_{stem}_{function}_{arch}_{made.hash[:16]}.cubin"
-        cubin.write_bytes(made.kernel)
-        return Binary(cubin, function, made.metadata.shared)
+        cubin = CACHE / f"triton_{stem}_{function}_{arch}_{binary.hash[:16]}.cubin"
+        cubin.write_bytes(binary.kernel)
+        return Binary(cubin, function, binary.metadata.shared)
 
     return build
 
 
 def _arguments(integers: str = "", **others: str) -> dict[str, object]:
-    """Types of a Triton kernel's arguments: other keys are what the pointers point to."""
+    """Types of a Triton kernel's arguments: i32 for `integers`; others: element type -> names of its pointers."""
     types: dict[str, object] = dict.fromkeys(f"rows columns {integers}".split(), "i32") | {"dim": "i32:16"}
     if "split_columns" in types:
         types["split_columns"] = "i32:16"
@@ -84,7 +86,7 @@ def _arguments(integers: str = "", **others: str) -> dict[str, object]:
 
 
 def _strides(*sides: str, row: object, dim: object) -> dict[str, object]:
-    """Of [B, rows, D]: packed rows are neighbours in memory (row=1), of others the dimensions (dim=1)."""
+    """Types of the strides of [B, rows, D]. Packed tensors have row=1, others dim=1."""
     axes = {"batch": "i32:16", "row": row, "dim": dim}
     return {f"{side}_{axis}": stride for side in sides for axis, stride in axes.items()}
 
@@ -94,13 +96,13 @@ def _triton_row(
     stem: str,
     function: str,
     tile: str,
-    wide: str,
+    acc: str,
     arguments: dict[str, object],
-    bars: tuple,
+    limits: tuple,
     **options: object,
 ) -> Budget:
-    """A kernel on a large problem whose D is a multiple of 16, with its tile from the backend's table."""
-    work = {"score_max": ("HMMA.16816",)}.get(tile, ("DFMA",) if wide == "fp64" else ("FFMA", "FFMA2"))
+    """A kernel for a large problem with D a multiple of 16, with the tile of the backend's table."""
+    work = {"score_max": ("HMMA.16816",)}.get(tile, ("DFMA",) if acc == "fp64" else ("FFMA", "FFMA2"))
 
     def build(arch: int | str) -> Binary:
         import torch
@@ -108,7 +110,7 @@ def _triton_row(
         from dissim_kernels.backends.triton.tuning import row_of
 
         chosen = row_of(
-            tile, torch.float64 if wide == "fp64" else torch.float32, arch if isinstance(arch, int) else None
+            tile, torch.float64 if acc == "fp64" else torch.float32, arch if isinstance(arch, int) else None
         )
         given = {"rows": "i32", "columns": "i32", "dim": "i32:16", **arguments, **chosen.sizes, **options}
         types = {key: value if isinstance(value, str) else "constexpr" for key, value in given.items()}
@@ -116,15 +118,15 @@ def _triton_row(
         launch = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages, "enable_fp_fusion": True}
         return triton(stem, function, types, constants, **launch)(arch)
 
-    return Budget(f"triton {name}", build, dict(zip(ARCHITECTURES, bars, strict=True)), work)
+    return Budget(f"triton {name}", build, dict(zip(ARCHITECTURES, limits, strict=True)), work)
 
 
 def _triton_rows() -> list[Budget]:
     packed = _strides("query", "reference", row=1, dim="i32:16") | {"PACKED": True}
     plain = _strides("x", "y", row="i32:16", dim=1)
     rows = []
-    # They hold for every Triton from 3.6 on; the newest takes up to a sixth less.
-    for wide, score, backward, topk, hinge, hinge_backward, few in (
+    # The limits hold for every Triton from 3.6 on. The newest takes up to a sixth less.
+    for acc, score, backward, topk, hinge, hinge_backward, sparse in (
         (
             "fp32",
             (2.3, 2.3, 1.4),
@@ -144,44 +146,44 @@ def _triton_rows() -> list[Budget]:
             (21.5, 21, 21),
         ),
     ):
-        given = _arguments("heads", **{wide: "query reference weight bias out"}) | packed
+        given = _arguments("heads", **{acc: "query reference weight bias out"}) | packed
         rows.append(
-            _triton_row(f"score {wide}", "score", "score_kernel", "score", wide, given, score, use_max_form=None)
+            _triton_row(f"score {acc}", "score", "score_kernel", "score", acc, given, score, use_max_form=None)
         )
-        given = _arguments("batches split_columns", **{wide: "x y grad out"}) | plain
+        given = _arguments("batches split_columns", **{acc: "x y grad out"}) | plain
         for side, strides in (("query", ("i32", 1)), ("reference", (1, "i32"))):
             grad = dict(zip(("grad_batch", "grad_row", "grad_column"), ("i32:16", *strides), strict=True))
-            name = f"score_backward {side} {wide}"
+            name = f"score_backward {side} {acc}"
             rows.append(
-                _triton_row(name, "score_backward", "row_sums_kernel", "row_sums", wide, given | grad, backward[side])
+                _triton_row(name, "score_backward", "row_sums_kernel", "row_sums", acc, given | grad, backward[side])
             )
         filters = "exclude_index query_labels reference_labels"
         given = _arguments(
-            "k splits split_columns", **{wide: "query reference weight bias out", "i64": f"{filters} indices"}
+            "k splits split_columns", **{acc: "query reference weight bias out", "i64": f"{filters} indices"}
         )
         rows.append(
-            _triton_row(f"topk {wide}", "topk", "topk_kernel", "topk", wide, given | packed, topk, K=32, LARGEST=True)
+            _triton_row(f"topk {acc}", "topk", "topk_kernel", "topk", acc, given | packed, topk, K=32, LARGEST=True)
         )
         pointers = {
-            wide: "query reference weight bias limits margin out",
+            acc: "query reference weight bias limits margin out",
             "i64": f"{filters} limit_indices",
             "u8": "active",
         }
         given = _arguments("split_columns", **pointers) | packed
-        rows.append(_triton_row(f"hinge {wide}", "hinge", "hinge_kernel", "hinge", wide, given, hinge))
-        pointers = {wide: "x y positive negative out", "i64": "x_labels y_labels", "u8": "active", "i32": "is_sparse"}
+        rows.append(_triton_row(f"hinge {acc}", "hinge", "hinge_kernel", "hinge", acc, given, hinge))
+        pointers = {acc: "x y positive negative out", "i64": "x_labels y_labels", "u8": "active", "i32": "is_sparse"}
         given = _arguments("row_bytes split_columns", **pointers) | plain
         for side in ("query", "reference"):
             rows.append(
                 _triton_row(
-                    f"hinge_backward {side} {wide}", "hinge", "hinge_row_sums_kernel", "hinge_row_sums", wide, given,
+                    f"hinge_backward {side} {acc}", "hinge", "hinge_row_sums_kernel", "hinge_row_sums", acc, given,
                     hinge_backward, X_IS_QUERY=side == "query",
                 )
             )  # fmt: skip
             rows.append(
                 _triton_row(
-                    f"hinge_backward few {side} {wide}", "hinge", "hinge_sparse_row_sums_kernel",
-                    "hinge_sparse_row_sums", wide, given, few, X_IS_QUERY=side == "query",
+                    f"hinge_backward sparse {side} {acc}", "hinge", "hinge_sparse_row_sums_kernel",
+                    "hinge_sparse_row_sums", acc, given, sparse, X_IS_QUERY=side == "query",
                 )
             )  # fmt: skip
     for half in ("fp16", "bf16"):
@@ -200,8 +202,9 @@ def _triton_rows() -> list[Budget]:
     return rows
 
 
-def _all(bar: float) -> dict[int, float]:
-    return dict.fromkeys(ARCHITECTURES, bar)
+def _all(limit: float) -> dict[int, float]:
+    """The same limit for all architectures."""
+    return dict.fromkeys(ARCHITECTURES, limit)
 
 
 FLOAT, DOUBLE, PRODUCT = ("FFMA", "FFMA2"), ("DFMA",), ("HMMA.16816",)
@@ -209,15 +212,15 @@ HALVES = (("fp16", "__half"), ("bf16", "__nv_bfloat16"))
 HALVES_AND_FLOAT = (("fp32", "float"), *HALVES)
 
 BUDGETS: tuple[Budget, ...] = (
-    # E1: an addition and a fused multiply-add. 64 pairs of a thread by 32 dimensions; of doubles 16.
+    # E1: an addition and a fused multiply-add. A stage has 64 pairs per thread (16 of doubles) and 32 dimensions.
     Budget("score fp32", cuda("score", "score_kernel<float, true>", 73984), _all(2.15), elements=(2048,)),
     Budget("score fp64", cuda("score", "score_kernel<double, true>", 70144), _all(2.6), DOUBLE, elements=(512,)),
-    # E7: four maxima and a product for eight elements.
+    # Max form (E7): four maxima and a product for eight elements.
     *(
         Budget(f"score {name}", cuda("score", f"score_max_kernel<{kind}, true>", 34816), _all(0.75), PRODUCT)
         for name, kind in HALVES
     ),
-    # The same where rows are not 16-byte aligned: two of a side are loaded in a loop, element by element.
+    # The same for rows that are not 16-byte aligned: a thread loads two rows of a side in a loop, element by element.
     *(
         Budget(
             f"score strided {name}",
@@ -228,15 +231,15 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind in HALVES
     ),
-    # E1 where that is not certain: the tile with loads one by one.
+    # E1 for the tiles that the max form leaves to it; half types are loaded element by element.
     *(
         Budget(
-            f"score again {name}", cuda("score", f"score_kernel<{kind}, false>", 73984), _all(2.35), elements=(2048,)
+            f"score by E1 {name}", cuda("score", f"score_kernel<{kind}, false>", 73984), _all(2.35), elements=(2048,)
         )
         for name, kind in HALVES
     ),
-    # E2, both sides: a sign by keys in one instruction, which sm_80 has not, and two fused multiply-adds. 64 elements
-    # have 3 more, of the sums of upstream gradients.
+    # E2, both sides: a sign by keys in one instruction, which sm_80 does not have, and two fused multiply-adds. The
+    # sums of upstream gradients add three per 64 elements.
     *(
         Budget(
             f"score_backward {name}",
@@ -247,7 +250,7 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind in HALVES_AND_FLOAT
     ),
-    # The same for any numbers: two comparisons and their difference.
+    # The general kernel: a sign is two comparisons and their difference.
     *(
         Budget(
             f"score_backward general {name}",
@@ -258,7 +261,7 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind in HALVES_AND_FLOAT
     ),
-    # The tile of the score; what its rows do with it afterwards runs once for all dimensions and is not in the loop.
+    # The tile of the score. The epilogue runs once for all dimensions and is not in the main loop.
     *(
         Budget(f"{stem} {name}", cuda(stem, f"{stem}_kernel<{kind}>", shared), _all(bar), work, elements=(elements,))
         for stem in ("topk", "hinge")
@@ -269,7 +272,7 @@ BUDGETS: tuple[Budget, ...] = (
             ("bf16", "__nv_bfloat16, false", 73984, 2.35, FLOAT, 2048),
         )
     ),
-    # The same with gradients from bits and labels, which takes more instructions than reading them.
+    # As score_backward; computing a gradient from bits and labels takes more instructions than loading it.
     Budget(
         "hinge_backward fp32",
         cuda("hinge_backward", "sign_keys_kernel<PairGradients<float> >", 98560),
@@ -286,18 +289,19 @@ BUDGETS: tuple[Budget, ...] = (
         per_element=2,
         elements=(64, 512),
     ),
-    # And where few pairs are active: a side's elements of an active pair, 16 a lane or 8 of doubles.
+    # Few active pairs: one side's elements of an active pair, 16 per lane or 8 of doubles.
     *(
         Budget(
-            f"hinge_backward few {side} {name}",
-            cuda("hinge_backward", f"active_pairs_kernel<{kind}, {of_query}>"),
+            f"hinge_backward sparse {side} {name}",
+            cuda("hinge_backward", f"active_pairs_kernel<{kind}, {own_is_query}>"),
             _all(bar),
             work,
         )
         for name, kind, bar, work in (("fp32", "float", 7.2, FLOAT), ("fp64", "double", 14.5, DOUBLE))
-        for side, of_query in (("query", "true"), ("reference", "false"))
+        for side, own_is_query in (("query", "true"), ("reference", "false"))
     ),
-    # E10: four elements an instruction, whatever dtype the rows have. 64 pairs of a thread by 16 groups of 8 columns.
+    # E10: four elements per instruction, for rows of any dtype. A stage has 64 pairs per thread and 16 groups of 8
+    # columns.
     Budget(
         "quantized fp32",
         cuda("quantized_topk", "quantized_scan_kernel", 65536),

@@ -1,7 +1,7 @@
-"""Every size, and every formula by which bench/ turns a time into a rate, a limit or a fraction of one.
+"""Every benchmark size, and every formula that turns a time into a rate or a fraction of the peak.
 
-One **element** is one step (n, m, d): a query, a reference, a dimension. A rate is elements / seconds of the whole
-call, whatever the operation; for a step of training (forward and backward) an element is its way there and back.
+One **element** is one term |q_d - r_d|: a query, a reference and a dimension. Rates are in Gelem/s, billions of
+elements per second of the whole call. A training step (forward and backward) counts each element once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-#: Operations: what one element costs in steps of the ceilings of ceiling.cpp. "score" is max, fma (E7) or, off x86,
-#: sub, and, fma (E1); "backward" is sub, sign, fma, fma; "sad" is the sum of absolute differences of bytes, add. A
-#: hinge step does the backward of active pairs alone, so that cost is the case's share.
-STEPS = {
+#: Operation -> the loops of peak.cpp whose instructions it needs, and how often it needs them for one element.
+#: "score" is max and fma (max form, E7) or, on other processors than x86, sub, and, fma (E1); "backward" is sub, sign
+#: and two fma; "sad" is the sum of absolute differences of bytes and an add. A hinge step runs the backward pass of
+#: active pairs only, so None stands for the case's fraction of active pairs.
+COSTS = {
     "score": {"score": 1.0},
     "score_backward": {"backward": 1.0},
     "score_step": {"score": 1.0, "backward": 1.0},
@@ -24,6 +25,11 @@ STEPS = {
     "hinge_backward": {"backward": None},
     "hinge_step": {"score": 1.0, "backward": None},
 }
+
+
+def gelem_per_s(rate: float) -> str:
+    """Elements per second as Gelem/s with three digits."""
+    return f"{rate / 1e9:.3g}" if rate < 1e12 else f"{rate / 1e9:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Case:
     dim: int
     dtype: str = "float32"
     k: int = 10  # topk, quantized_topk
-    active: float = 1.0  # hinge: the share of pairs inside the margin
+    active: float = 1.0  # hinge: the fraction of pairs inside the margin
     quick: bool = False  # part of `--quick`, with fewer rows
 
     @property
@@ -46,8 +52,8 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Memory traffic that no implementation avoids: each input read once, each output written once. For a
-        quantized search the references are their codes, a byte each."""
+        """Memory traffic that no implementation avoids: each input is read once, each output is written once. The
+        references of a quantized search are read as codes of one byte."""
         item, rows, pairs = ITEM_BYTES[self.dtype], self.queries + self.references, self.queries * self.references
         inputs, scores = rows * self.dim * item, pairs * item
         read = {
@@ -63,7 +69,7 @@ class Case:
 
     @property
     def results(self) -> tuple[int, ...]:
-        """Bytes of each tensor that a call returns, the small ones left out."""
+        """Bytes of each tensor that a call returns, without the small ones."""
         item = ITEM_BYTES[self.dtype]
         scores = self.queries * self.references * item
         gradients = self.queries * self.dim * item, self.references * self.dim * item
@@ -79,38 +85,42 @@ class Case:
         }[self.operation]
 
     @property
-    def steps(self) -> dict[str, float]:
-        """Steps of each arithmetic ceiling that an element costs."""
-        return {name: self.active if cost is None else cost for name, cost in STEPS[self.operation].items()}
+    def costs(self) -> dict[str, float]:
+        """How often each loop of peak.cpp runs for one element."""
+        return {name: self.active if cost is None else cost for name, cost in COSTS[self.operation].items()}
 
     @property
-    def by_tiles(self) -> bool:
-        """Whether scores come from register tiles; those of few queries come row by row (csrc/cpu/scan.h)."""
-        return "score" in self.steps and self.queries > 16
+    def uses_tiles(self) -> bool:
+        """Whether scores are computed in register tiles. Those of few queries are not (csrc/cpu/scan.h)."""
+        return "score" in self.costs and self.queries > 16
 
-    def limits(self, ceilings: Mapping[str, float]) -> dict[str, float]:
-        """Elements a second that arithmetic and memory allow; ceilings: "score", "backward", "sad" in elements a
-        second and "memory" in bytes a second, each as measured on all threads."""
-        arithmetic = 1 / sum(cost / ceilings[name] for name, cost in self.steps.items())
-        return {"arithmetic": arithmetic, "memory": ceilings["memory"] * self.elements / self.bytes}
+    def limits(self, peaks: Mapping[str, float]) -> dict[str, float]:
+        """Elements per second that arithmetic and memory allow (a roofline).
 
-    def rows_within(self, rate: float, whole: float, part: float) -> int:
-        """Queries to measure a competitor of about `rate` elements a second on: all if that takes less than `whole`
-        seconds, else a power of two that takes about `part` seconds. A rate is a property of the loop, not of the
-        number of queries; the report says how many were measured."""
+        peaks: "score", "backward", "sad" in elements and "memory" in bytes per second, measured on all threads.
+        """
+        arithmetic = 1 / sum(cost / peaks[name] for name, cost in self.costs.items())
+        return {"arithmetic": arithmetic, "memory": peaks["memory"] * self.elements / self.bytes}
+
+    def queries_within(self, rate: float, full_s: float, sampled_s: float) -> int:
+        """The number of queries to measure a competitor on whose rate is about `rate` elements per second.
+
+        All queries if they take at most `full_s` seconds, else a power of two that takes about `sampled_s` seconds.
+        The rate hardly depends on the number of queries. The report states how many were measured.
+        """
         seconds = self.elements / rate
-        if seconds <= whole:
+        if seconds <= full_s:
             return self.queries
-        return 2 ** max(0, int(math.log2(self.queries * part / seconds)))
+        return 2 ** max(0, int(math.log2(self.queries * sampled_s / seconds)))
 
-    def with_active(self, share: float) -> Case:
-        """The same with the share of active pairs that was counted, for the ceiling."""
-        return replace(self, active=share)
+    def with_active(self, fraction: float) -> Case:
+        """The case with the measured fraction of active pairs, which its peak depends on."""
+        return replace(self, active=fraction)
 
-    def shrunk(self, elements: int) -> Case:
-        """The same with rows halved until no more than this many elements are left."""
+    def shrunk(self, max_elements: int) -> Case:
+        """The case with its rows halved until it has at most this many elements."""
         case = self
-        while case.elements > elements and max(case.queries, case.references) > 64:
+        while case.elements > max_elements and max(case.queries, case.references) > 64:
             longer = "queries" if case.queries > case.references else "references"
             case = replace(case, **{longer: getattr(case, longer) // 2})
         return case
@@ -138,7 +148,7 @@ CASES = (
     Case("wide D=4096", "score", 256, 256, 4096),
 )
 
-#: What a GPU is measured on (gpu.py), the most important first: those that time does not suffice for are left out.
+#: The sizes for a GPU (gpu.py), the most important first: the last ones are skipped if time runs out.
 GPU_CASES = (
     Case("score fp32", "score", 4096, 65_536, 512),
     Case("top-10 of 1,000,000", "topk", 1024, 1_000_000, 512),

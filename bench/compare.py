@@ -1,8 +1,9 @@
 """`python -m bench.compare REVISION`: is this tree as fast as that commit, and are its results bit-identical?
 
-Both trees run in processes of their own and take turns, so that a slow minute of the machine meets both. A number is
-the minimum of all rounds. `--worker` is what such a process runs. Exit code 1 if an operation became slower than
-`--limit` allows or gives other bits.
+Each tree runs in its own process, and the processes take turns, so that a slow period of the machine affects both.
+Both run the cases of this tree's bench/, with the same inputs, by the public functions of their own dissim_kernels.
+The table has the minimum of all rounds. Exit code 1 if an operation is slower than `--limit` allows or a result
+differs. `--worker` runs the process of one tree.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-#: A turn repeats short calls until it has lasted so long.
-MIN_ROUND_SECONDS = 0.05
+#: A turn repeats a shorter call for that long.
+MIN_TURN_S = 0.05
 
 
 def tree_of(revision: str) -> Path:
-    """A folder is taken as it is; a commit is unpacked into build/compare and built there, once."""
+    """The folder of a built tree: `revision` itself if it is a folder, else the commit, built in build/compare."""
     if Path(revision).is_dir():
         return Path(revision).absolute()
     commit = subprocess.check_output(["git", "rev-parse", f"{revision}^{{commit}}"], cwd=ROOT, text=True).strip()
@@ -39,31 +39,60 @@ def tree_of(revision: str) -> Path:
 
 
 class Worker:
-    """One tree's process; it answers each request with one line of JSON."""
+    """The process of one tree. It replies to each request with one line of JSON."""
 
     def __init__(self, tree: Path):
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker"],
+            [sys.executable, __file__, "--worker", str(tree)],
             cwd=tree,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "python")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def ask(self, **request: object):
+    def request(self, **message: object):
         assert self.process.stdin and self.process.stdout
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
+        print(json.dumps(message), file=self.process.stdin, flush=True)
+        reply = self.process.stdout.readline()
+        if not reply:
             raise RuntimeError(f"bench.compare: the process of {self.process.args} ended, see its error above.")
-        return json.loads(answer)
+        return json.loads(reply)
 
 
-def work() -> None:
-    """The process of one tree, which is the current folder."""
-    sys.path[0] = os.getcwd()  # this file's own folder stood there
-    from bench import ours  # noqa: F401  (it registers itself)
+def import_trees(tree: Path) -> None:
+    """Imports dissim_kernels from `tree`, and makes bench importable from this one."""
+    sys.path[0] = str(tree)  # the folder of this file is not a place to import from
+    import dissim_kernels
+
+    assert Path(dissim_kernels.__file__).is_relative_to(tree), dissim_kernels.__file__
+    add_new_names(dissim_kernels)
+    sys.path[0] = str(ROOT)
+
+
+def add_new_names(package) -> None:
+    """Adds the present public names to a dissim_kernels of commit 9016173 or before.
+
+    Temporary: remove it when no comparison with such a commit is needed.
+    """
+    if hasattr(package, "quantize_references"):
+        return
+    plain_topk, quantized_topk = package.fused_dissim_topk, package.certified_dissim_topk
+
+    def topk(*arguments, quantized=None, **options):
+        if quantized is None:
+            return plain_topk(*arguments, **options)
+        return quantized_topk(*arguments, quantised=quantized, **options)[:2]
+
+    package.fused_dissim_topk = topk
+    package.quantize_references = package.quantise_references
+
+
+def work(tree: Path) -> None:
+    """The process of one tree: reads requests from stdin and prints the replies."""
+    import_trees(tree)
+    import torch
+
+    import bench.ours  # noqa: F401  (registers itself)
     from bench.cases import CASES
     from bench.problem import make
     from bench.registry import competitors_of
@@ -71,12 +100,10 @@ def work() -> None:
     calls = {}
 
     def prepare(case: str) -> str:
-        """Makes the case's call and returns a digest of its result."""
-        import torch
-
+        """Prepares the call of the case and returns a digest of its result."""
         chosen = next(row for row in CASES if row.name == case)
-        calls["now"] = next(row for row in competitors_of(chosen) if row.ours).prepare(make(chosen))
-        result = calls["now"]()
+        calls["current"] = next(row for row in competitors_of(chosen) if row.ours).prepare(make(chosen))
+        result = calls["current"]()
         tensors = [result] if isinstance(result, torch.Tensor) else list(result)
         digest = hashlib.sha256()
         for tensor in tensors:
@@ -84,56 +111,58 @@ def work() -> None:
         return digest.hexdigest()
 
     def seconds(repeats: int) -> float:
-        calls["now"]()
+        call = calls["current"]
+        call()
         start = time.perf_counter()
         for _ in range(repeats):
-            calls["now"]()
+            call()
         return (time.perf_counter() - start) / repeats
 
     actions = {"prepare": prepare, "seconds": seconds}
     for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(actions[request.pop("action")](**request)), flush=True)
+        message = json.loads(line)
+        print(json.dumps(actions[message.pop("action")](**message)), flush=True)
 
 
 def compare(case: str, trees: dict[str, Worker], rounds: int) -> tuple[dict[str, float], bool]:
     """The minimum seconds of each tree's call, and whether the results are bit-identical."""
-    digests = {worker.ask(action="prepare", case=case) for worker in trees.values()}
-    single = min(worker.ask(action="seconds", repeats=1) for worker in trees.values())
-    repeats = max(1, round(MIN_ROUND_SECONDS / single))
-    best = dict.fromkeys(trees, float("inf"))
+    digests = {worker.request(action="prepare", case=case) for worker in trees.values()}
+    single = min(worker.request(action="seconds", repeats=1) for worker in trees.values())
+    repeats = max(1, round(MIN_TURN_S / single))
+    minimum = dict.fromkeys(trees, float("inf"))
     for turn in range(rounds):
         for name in sorted(trees, reverse=turn % 2 == 1):
-            best[name] = min(best[name], trees[name].ask(action="seconds", repeats=repeats))
-    return best, len(digests) == 1
+            minimum[name] = min(minimum[name], trees[name].request(action="seconds", repeats=repeats))
+    return minimum, len(digests) == 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     parser.add_argument("revision", help="a commit, or the folder of a tree that is built")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--limit", type=float, default=1.05, help="how many times as long an operation may take")
-    parser.add_argument("--only", default=[""], nargs="+", metavar="TEXT", help="only cases named with one of these")
+    parser.add_argument("--limit", type=float, default=1.05, help="the largest allowed ratio of times, now / before")
+    parser.add_argument("--only", default=[""], nargs="+", metavar="TEXT", help="only cases whose name contains one")
     options = parser.parse_args()
     from bench.cases import CASES
 
     cases = [case.name for case in CASES if any(text in case.name for text in options.only)]
     trees = {"before": Worker(tree_of(options.revision)), "now": Worker(ROOT)}
     failed = []
-    print(f"{'case':36} {'before, ms':>12} {'now, ms':>12} {'ratio':>7}  bits", flush=True)
+    print(f"{'case':36} {'before, ms':>12} {'now, ms':>12} {'ratio':>7}  results", flush=True)
     for case in cases:
-        best, identical = compare(case, trees, options.rounds)
-        ratio = best["now"] / best["before"]
-        bits = "identical" if identical else "differ"
-        print(f"{case:36} {best['before'] * 1e3:12.3f} {best['now'] * 1e3:12.3f} {ratio:7.3f}  {bits}", flush=True)
+        minimum, identical = compare(case, trees, options.rounds)
+        ratio = minimum["now"] / minimum["before"]
+        results = "bit-identical" if identical else "DIFFERENT"
+        times = f"{minimum['before'] * 1e3:12.3f} {minimum['now'] * 1e3:12.3f}"
+        print(f"{case:36} {times} {ratio:7.3f}  {results}", flush=True)
         failed += [case] if ratio > options.limit or not identical else []
     if failed:
-        print(f"slower than {options.limit} times, or other bits: {', '.join(failed)}")
+        print(f"slower than {options.limit} times, or different results: {', '.join(failed)}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--worker"]:
-        work()
+    if sys.argv[1:2] == ["--worker"]:
+        work(Path(sys.argv[2]))
     else:
         sys.exit(main())

@@ -1,10 +1,10 @@
-"""The gate: the very result of the call to be timed, compared with float64 truth on a sample of it.
+"""The correctness check: a sample of a call's result is compared with float64 before the call is timed.
 
-A sample of rows (or, for the gradient of the weights, of dimensions) is recomputed from the definition in float64,
-against everything it depends on; nothing is shared with the kernels. **error** is the largest difference in units of
-the sum of absolute terms behind a number (for a score sum_d |w_d| |q_d - r_d|, as in E9), so 6e-8 is one rounding of
-float32. What passes: E9's bound for dissim_kernels; for a competitor the bound of its own route, which may round
-inputs scaled by the weights (E8, E11), or every term in a half type.
+A sample of rows (for the gradient of the weights: of dimensions) is recomputed in float64 from the definition. It
+shares no code with the kernels. **error** is the largest difference relative to the sum of the absolute terms of a
+number (for a score sum_d |w_d| |q_d - r_d|, as in E9), so 6e-8 is one rounding in float32. The result of
+dissim_kernels must be within the rounding bound (E9). The bound of a competitor is that of its own formula, which may
+round inputs scaled by the weights (E8, E11) or each term in half precision.
 """
 
 from __future__ import annotations
@@ -19,35 +19,38 @@ from .problem import MARGIN, Problem, exact_scores
 SAMPLE = 8
 #: One rounding of float32.
 UNIT = torch.finfo(torch.float32).eps / 2
-#: No temporary of the truth has more elements than this (32 MiB).
+#: The elements of the largest float64 temporary (32 MiB).
 BLOCK = 1 << 22
 
 
 class RowSums(NamedTuple):
-    """The result of a competitor that never stores scores [N, M], but sums them over the references: [N]."""
+    """The result [N] of a competitor that sums the scores over the references and never stores them."""
 
     sums: Tensor
 
 
 class Verdict(NamedTuple):
-    """error as defined above; passed: every sampled number is within its bound."""
+    """error: as defined above; passed: every sampled number is within its bound."""
 
     error: float
     passed: bool
 
 
-class Truth(NamedTuple):
-    """A number's float64 value, the sum of its absolute terms, the same with |q| + |r| for |q - r|, and what it may
-    differ by because a float32 score cannot tell on which side of the margin a pair lies."""
+class Expected(NamedTuple):
+    """Float64 values and what their error bounds are computed from.
+
+    terms: the sum of the absolute terms; scaled_terms: the same with |q| + |r| in place of |q - r|;
+    margin_error: the largest difference due to pairs whose float32 score may be on the other side of the margin.
+    """
 
     value: Tensor
     terms: Tensor
-    route: Tensor
-    slack: Tensor | float = 0.0
+    scaled_terms: Tensor
+    margin_error: Tensor | float = 0.0
 
 
-class Gate:
-    """Float64 truth of a problem, computed once for all competitors that share it."""
+class CorrectnessCheck:
+    """The expected values of a problem, computed once for all competitors that share it."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -57,117 +60,122 @@ class Gate:
             torch.linspace(0, size - 1, min(size, SAMPLE), device=problem.query.device).long()
             for size in (*problem.query.shape[:1], *self.reference.shape)
         )
-        self.truths = getattr(self, f"_{problem.case.operation}")()
+        self.expected = getattr(self, f"_{problem.case.operation}")()
 
-    def check(self, result: object, ours: bool) -> Verdict:
-        """result: what the operation's competitors return, see ours.py."""
+    def verdict(self, result: object, ours: bool) -> Verdict:
+        """result: what the call of a competitor returns, see ours.py."""
         if self.problem.case.operation in ("topk", "quantized_topk"):
             return self._check_topk(*result[:2], ours=ours)
         verdicts = [
-            self._judge(got, truth, ours)
-            for got, truth in zip(self._sampled(result), self.truths_of(result), strict=True)
+            self._compare(got, expected, ours)
+            for got, expected in zip(self._sampled(result), self._expected_of(result), strict=True)
         ]
         return Verdict(max(v.error for v in verdicts), all(v.passed for v in verdicts))
 
-    def truths_of(self, result: object) -> list[Truth]:
+    def _expected_of(self, result: object) -> list[Expected]:
         if isinstance(result, RowSums):
-            return [Truth(*(part.sum(1) for part in self.truths[0][:3]))]
-        return self.truths
+            return [Expected(*(field.sum(1) for field in self.expected[0][:3]))]
+        return self.expected
 
     def _sampled(self, result) -> list[Tensor]:
         if isinstance(result, RowSums):
             return [result.sums[self.queries]]
         if self.problem.case.operation == "score":
             return [torch.as_tensor(result)[self.queries]]
-        *loss, of_query, of_reference, of_weight = (torch.as_tensor(part) for part in result)
-        return [*loss, of_query[self.queries], of_reference[self.references], of_weight[self.dims]]
+        *loss, grad_query, grad_reference, grad_weight = (torch.as_tensor(part) for part in result)
+        return [*loss, grad_query[self.queries], grad_reference[self.references], grad_weight[self.dims]]
 
-    def _judge(self, got: Tensor, truth: Truth, ours: bool) -> Verdict:
-        """E9 with the number of terms that a sum of this operation has."""
+    def _compare(self, got: Tensor, expected: Expected, ours: bool) -> Verdict:
+        """Compares with the rounding bound (E9) for the number of terms of this operation's sums."""
         case = self.problem.case
         terms = {"score": case.dim, "topk": case.dim, "quantized_topk": case.dim}.get(
             case.operation, case.queries + case.references + case.dim
         )
         storage = torch.finfo(self.problem.query.dtype).eps / 2
-        difference = (got.double() - truth.value).abs()
+        difference = (got.double() - expected.value).abs()
         bound = (
-            (terms + 2) * UNIT * (truth.terms if ours else truth.route)
-            + 2 * storage * truth.value.abs()
-            + truth.slack
+            (terms + 2) * UNIT * (expected.terms if ours else expected.scaled_terms)
+            + 2 * storage * expected.value.abs()
+            + expected.margin_error
         )
         if not ours and storage > UNIT:
-            bound += 4 * storage * truth.terms
-        error = (difference / truth.terms.clamp(min=1e-30)).max().item()
+            bound += 4 * storage * expected.terms
+        error = (difference / expected.terms.clamp(min=1e-30)).max().item()
         return Verdict(error, bool((difference <= bound).all()))  # a NaN does not pass
 
-    # --- truth, an operation each --------------------------------------------------------------------------------
+    # --- expected values of each operation -----------------------------------------------------------------------
 
-    def _score(self) -> list[Truth]:
+    def _score(self) -> list[Expected]:
         return [self._scores_of(self.queries)]
 
     _topk = _quantized_topk = _score
 
-    def _scores_of(self, rows: Tensor) -> Truth:
+    def _scores_of(self, rows: Tensor) -> Expected:
         query, size = self.query[rows], max(1, BLOCK // (len(rows) * self.query.shape[1]))
         parts = []
         for reference in self.reference.split(size):
             difference = (query[:, None] - reference).abs()
-            route = (query.abs() @ self.weight.abs())[:, None] + reference.abs() @ self.weight.abs()
-            parts.append((difference @ self.weight, difference @ self.weight.abs(), route))
-        value, terms, route = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
-        return Truth(value + self.problem.bias, terms + abs(self.problem.bias), route + abs(self.problem.bias))
+            scaled_terms = (query.abs() @ self.weight.abs())[:, None] + reference.abs() @ self.weight.abs()
+            parts.append((difference @ self.weight, difference @ self.weight.abs(), scaled_terms))
+        value, terms, scaled_terms = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
+        bias = self.problem.bias
+        return Expected(value + bias, terms + abs(bias), scaled_terms + abs(bias))
 
-    def _score_backward(self) -> list[Truth]:
+    def _score_backward(self) -> list[Expected]:
         return self._gradients(self.problem.grad.double())
 
     _score_step = _score_backward
 
-    def _hinge_step(self) -> list[Truth]:
+    def _hinge_step(self) -> list[Expected]:
         scores = exact_scores(self.query, self.reference, self.weight, self.problem.bias)
         signs = torch.where(self.problem.query_labels[:, None] == self.problem.reference_labels, 1.0, -1.0).double()
         violation = MARGIN - signs * scores
         sizes = [rows.abs() @ self.weight.abs() for rows in (self.query, self.reference)]
         size = sizes[0][:, None] + sizes[1] + abs(self.problem.bias) + MARGIN
-        active, unsure = violation > 0, violation.abs() <= size * self.query.shape[1] * UNIT
+        active, undecided = violation > 0, violation.abs() <= size * self.query.shape[1] * UNIT
         self.active = active.double().mean().item()
-        pairs, terms = scores.numel(), (size * (active | unsure)).mean()
+        pairs, terms = scores.numel(), (size * (active | undecided)).mean()
         return [
-            Truth(violation.clamp(min=0).mean(), terms, terms),
-            *self._gradients(-signs * active / pairs, unsure.double() / pairs),
+            Expected(violation.clamp(min=0).mean(), terms, terms),
+            *self._gradients(-signs * active / pairs, undecided.double() / pairs),
         ]
 
-    def _hinge_backward(self) -> list[Truth]:
+    def _hinge_backward(self) -> list[Expected]:
         return self._hinge_step()[1:]
 
-    def _gradients(self, grad: Tensor, unsure: Tensor | None = None) -> list[Truth]:
-        """E2 of sampled rows and, from the definition, of sampled dimensions of the weights. `unsure`: by how much
-        `grad` may be off, pair by pair."""
-        unsure = grad.new_zeros(1, 1).expand_as(grad) if unsure is None else unsure
-        of_query = self._of_rows(self.query[self.queries], self.reference, grad[self.queries], unsure[self.queries])
-        of_reference = self._of_rows(
-            self.reference[self.references], self.query, grad.T[self.references], unsure.T[self.references]
+    def _gradients(self, grad: Tensor, grad_error: Tensor | None = None) -> list[Expected]:
+        """The gradients (E2) of sampled rows and, by the definition, of sampled dimensions of the weights.
+
+        grad_error: by how much the upstream gradient `grad` of each pair may differ.
+        """
+        grad_error = grad.new_zeros(1, 1).expand_as(grad) if grad_error is None else grad_error
+        query_rows = self._row_gradients(
+            self.query[self.queries], self.reference, grad[self.queries], grad_error[self.queries]
+        )
+        reference_rows = self._row_gradients(
+            self.reference[self.references], self.query, grad.T[self.references], grad_error.T[self.references]
         )
         weights = []
         for d in self.dims.tolist():
             q, r = self.query[:, d, None], self.reference[:, d]
             difference = (q - r).abs_()
             sums = [(grad * difference).sum(), (grad.abs() * difference).sum()]
-            sums += [(grad.abs() * (q.abs() + r.abs())).sum(), (unsure * difference).sum()]
+            sums += [(grad.abs() * (q.abs() + r.abs())).sum(), (grad_error * difference).sum()]
             weights.append(torch.stack(sums))
-        return [of_query, of_reference, Truth(*torch.stack(weights).T)]
+        return [query_rows, reference_rows, Expected(*torch.stack(weights).T)]
 
-    def _of_rows(self, rows: Tensor, others: Tensor, grad: Tensor, unsure: Tensor) -> Truth:
+    def _row_gradients(self, rows: Tensor, others: Tensor, grad: Tensor, grad_error: Tensor) -> Expected:
         sums = torch.stack([g @ (row - others).sign() for row, g in zip(rows, grad, strict=True)])
-        terms, slack = (part.abs().sum(1, keepdim=True) * self.weight.abs() for part in (grad, unsure))
-        return Truth(sums * self.weight, terms, terms, slack)
+        terms, margin_error = (part.abs().sum(1, keepdim=True) * self.weight.abs() for part in (grad, grad_error))
+        return Expected(sums * self.weight, terms, terms, margin_error)
 
     def _check_topk(self, scores, indices, ours: bool) -> Verdict:
-        """Scores are right for their indices, and no reference left out is better than the last one by two bounds."""
+        """Scores are right for their indices; no missing reference is better than a returned one by two bounds."""
         scores, indices = (torch.as_tensor(part)[self.queries] for part in (scores, indices))
         if any(len(row.unique()) != len(row) for row in indices):
             return Verdict(float("inf"), False)
-        found = Truth(*(part.gather(1, indices.long()) for part in self.truths[0][:3]))
-        verdict = self._judge(scores, found, ours)
-        best = self.truths[0].value.topk(indices.shape[1]).values
-        verdicts = verdict, self._judge(found.value, found._replace(value=best), False)
+        found = Expected(*(field.gather(1, indices.long()) for field in self.expected[0][:3]))
+        verdict = self._compare(scores, found, ours)
+        best = self.expected[0].value.topk(indices.shape[1]).values
+        verdicts = verdict, self._compare(found.value, found._replace(value=best), False)
         return Verdict(verdict.error, all(v.passed for v in verdicts))

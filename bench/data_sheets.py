@@ -1,4 +1,4 @@
-"""What vendors promise of a GPU. The benchmark reports measured rates as fractions of these, and labels them so."""
+"""Peak rates from vendors' data sheets. The GPU benchmark reports measured rates as fractions of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataSheet:
-    """float32_tflops: of float32 without matrix units, a fused multiply-add counting as two; terabytes: of memory,
-    a second."""
+    """float32_tflops: float32 without matrix units, a fused multiply-add counted as two operations.
+
+    terabytes: memory traffic per second.
+    """
 
     name: str
     float32_tflops: float
@@ -16,13 +18,16 @@ class DataSheet:
 
     @property
     def peaks(self) -> dict[str, float]:
-        """Elements a second at two float32 instructions for a score (subtract, multiply-add of |x|) and three more
-        for its gradients; bytes a second. Matrix units, which half precision may use, can exceed the first."""
+        """Elements per second, and bytes per second for "memory".
+
+        A score takes two float32 instructions per element (subtract, multiply-add of |x|), its gradients three more.
+        Matrix units, which half precision may use, can exceed this.
+        """
         instructions = self.float32_tflops * 1e12 / 2
         return {"score": instructions / 2, "backward": instructions / 3, "memory": self.terabytes * 1e12}
 
 
-#: The first whose name is in torch's name of the device, as "NVIDIA H100 80GB HBM3".
+#: The first one applies whose name is part of torch's name of the device, for example "NVIDIA H100 80GB HBM3".
 DATA_SHEETS = (
     DataSheet("A100-SXM4-40GB", 19.5, 1.555),
     DataSheet("A100-SXM4-80GB", 19.5, 2.039),
@@ -35,5 +40,5 @@ DATA_SHEETS = (
 
 
 def data_sheet(device: str) -> DataSheet | None:
-    """The row for torch's name of a device, or None."""
+    """The data sheet for torch's name of a device, or None."""
     return next((sheet for sheet in DATA_SHEETS if sheet.name in device), None)

@@ -1,4 +1,4 @@
-"""Forward and backward as autograd runs them, for every competitor that is a differentiable function.
+"""Forward and backward passes by autograd, for every competitor that is a differentiable function.
 
 function(problem, query, reference, weight) -> scores [N, M], or a scalar loss.
 """
@@ -17,7 +17,7 @@ def leaves(problem: Problem) -> list[Tensor]:
 
 
 def step_of(problem: Problem, function) -> Call:
-    """Forward and the gradients of query, reference and weight; the loss comes first where the function is one."""
+    """Forward and backward: the gradients of query, reference and weight, after the loss if the function is one."""
     inputs = leaves(problem)
 
     def step():
@@ -29,7 +29,7 @@ def step_of(problem: Problem, function) -> Call:
 
 
 def backward_of(problem: Problem, function) -> Call:
-    """The backward alone: the graph is built once and kept."""
+    """The backward pass only. The graph is built once and retained."""
     inputs = leaves(problem)
     out = function(problem, *inputs)
     return lambda: torch.autograd.grad(out, inputs, problem.grad, retain_graph=True)

@@ -1,4 +1,4 @@
-"""Result files that are whole or absent. The benchmark needs nothing but torch, so it has its own few lines."""
+"""Result files that are replaced atomically. The benchmark must run without dissim_retrieval, which has the same."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Writes `path` whole: the content goes to a file beside it, which then takes its place. The folder is made."""
+    """Writes the content to a temporary file, which then replaces `path`. Creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(beside, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)

@@ -1,13 +1,12 @@
-"""One case on a GPU: `python -m bench.gpu CASE FOLDER` adds a line to FOLDER/gpu.jsonl. `make gpu` runs them all.
+"""One case on a GPU: `python -m bench.gpu CASE FOLDER` adds a line to FOLDER/gpu.jsonl. `make gpu` runs all cases.
 
-Each case has a process of its own (gpu_session.py), because a kernel that reads outside its memory, or never ends,
-takes the process with it. FOLDER/trying holds the name of the competitor that is tried; `--without NAME` leaves one
-out that ended an earlier try.
+gpu_session.py runs each case in its own process, because a kernel that accesses memory out of bounds or never ends
+takes the process with it. FOLDER/trying holds the name of the running competitor, and `--without NAME` skips one that
+ended an earlier process.
 
-Every competitor passes the correctness check first, as on the CPU (correctness.py). A call that is replayed as a CUDA
-graph passes it once more, by what the replay wrote. CUDA events time one call after the
-cache was overwritten, the competitors in turns. One that needs more memory than there is gets a sixteenth of the
-queries, and again. Memory is the allocator's peak.
+Every competitor passes the correctness check first, as on the CPU (correctness.py). The result of a replayed CUDA
+graph is checked again. CUDA events time one call after the cache was overwritten, the competitors in turns. A
+competitor without enough memory gets a sixteenth of the queries, twice if needed. Memory is the allocator's peak.
 """
 
 from __future__ import annotations
@@ -23,95 +22,109 @@ from pathlib import Path
 import torch
 
 from .cases import GPU_CASES, Case
-from .correctness import Gate
+from .correctness import CorrectnessCheck
 from .data_sheets import data_sheet
 from .gpu_session import OURS_FAILED
 from .peers import on_gpu  # noqa: F401  (competitors register themselves)
 from .problem import make
 from .registry import Call, Competitor, competitors_of
-from .run import Effort, Row, admit
+from .run import Measurement, TimeBudget, prepare_and_check
 
-#: Rounds of everyone, but no more of a slow call than fill this many seconds, and at least three.
-ROUNDS, SECONDS = 15, 1.0
+#: The rounds of each competitor. A slow call has fewer, as many as fit in SECONDS but at least MIN_ROUNDS.
+ROUNDS, SECONDS, MIN_ROUNDS = 15, 1.0, 3
 #: More than any cache of a GPU holds; written before each timed call.
 FLUSH_BYTES = 512 << 20
+#: The name of the phase after all competitors were tried, in FOLDER/trying.
+ROUNDS_PHASE = "its rounds"
 
 
 def measure(case: Case, without: list[str], trying: Callable[[str], object]) -> dict[str, object]:
-    """The case's line: its sizes, and a row for every competitor."""
-    problem, gates, rows, calls, replays = make(case, "cuda"), {}, [], {}, set()
+    """The line of the case for gpu.jsonl: its sizes, and a row for every competitor."""
+    problem, checks, rows, calls, replays = make(case, "cuda"), {}, [], {}, set()
     for competitor in competitors_of(case, "cuda"):
         if competitor.name in without:
             reason = "it ended the process, or did not end: see the log"
-            rows.append(Row(competitor.name, competitor.ours, False, case.queries, case.elements, reason=reason))
+            rows.append(
+                Measurement(competitor.name, competitor.ours, False, case.queries, case.elements, reason=reason)
+            )
             continue
         trying(competitor.name)
-        row, call = admit_fewer(competitor, problem, gates)
+        row, call = prepare_within_memory(competitor, problem, checks)
         rows.append(row)
         if call is None:
             continue
-        replay, result = captured(call)
+        replay, result = try_capture(call)
         if replay is not None:
             replay()
-            row.error, passed = gates[row.queries, row.one_sign].check(result, row.ours)
+            row.error, passed = checks[row.queries, row.one_sign].verdict(result, row.ours)
             if not passed:
                 row.wrong, row.reason = True, f"wrong by {row.error:.1e} when replayed as a CUDA graph: not timed"
                 continue
             replays.add(row.name)
         calls[row.name] = replay or call
-        torch.cuda.synchronize()  # a kernel that failed ends the process here, while its name is known
-    trying("its rounds")
+        torch.cuda.synchronize()  # a failed kernel ends the process here, while `trying` has its name
+    trying(ROUNDS_PHASE)
     samples = interleave(calls)
-    if case.operation == "hinge_step" and (case.queries, False) in gates:
-        case = case.with_active(gates[case.queries, False].active)
+    if case.operation == "hinge_step" and (case.queries, False) in checks:
+        case = case.with_active(checks[case.queries, False].active)
     for row in rows:
         row.seconds = samples.get(row.name, [])
     sheet = data_sheet(torch.cuda.get_device_name())
-    shown = [
+    fields = [
         dataclasses.asdict(row)
         | {"replayed": row.name in replays, "of_peak": of_peak(case, row, sheet.peaks) if sheet else None}
         for row in rows
     ]
-    return {"case": dataclasses.asdict(case), "device": torch.cuda.get_device_name(), "rows": shown}
+    return {"case": dataclasses.asdict(case), "device": torch.cuda.get_device_name(), "rows": fields}
 
 
-def admit_fewer(competitor: Competitor, problem, gates: dict[object, Gate]) -> tuple[Row, Call | None]:
-    """`admit` on all queries or, where memory does not suffice, on a sixteenth of them, and again."""
+def prepare_within_memory(
+    competitor: Competitor, problem, checks: dict[object, CorrectnessCheck]
+) -> tuple[Measurement, Call | None]:
+    """`prepare_and_check` on all queries or, if memory does not suffice, on a sixteenth of them, and again."""
     case = problem.case
     queries = [case.queries // 16**n or 1 for n in range(3)]
     for count in dict.fromkeys(queries):
         try:
-            return admit(competitor, problem.first(count), Effort(), gates, say, peak_extra_bytes)
+            return prepare_and_check(competitor, problem.first(count), TimeBudget(), checks, say, peak_extra_bytes)
         except torch.OutOfMemoryError:
-            pass  # and only then, without the exception, are its tensors freed
+            pass  # the tensors are freed only after the exception, so the cache is emptied below
         torch.cuda.empty_cache()
-    reason = f"out of memory, of {count} queries too"
-    return Row(competitor.name, competitor.ours, competitor.one_sign, count, case.elements, reason=reason), None
+    reason = f"out of memory even for {count} queries"
+    row = Measurement(competitor.name, competitor.ours, competitor.one_sign, count, case.elements, reason=reason)
+    return row, None
 
 
-def captured(call: Call) -> tuple[Callable[[], None] | None, object]:
-    """A function that replays the call as a CUDA graph, and what it writes to; None where it cannot be captured."""
+def capture(call: Call) -> tuple[torch.cuda.CUDAGraph, object]:
+    """A CUDA graph of the call, and the result that its replays write to."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph, result
+
+
+def try_capture(call: Call) -> tuple[Callable[[], None] | None, object]:
+    """As `capture`, but returns the function that replays the graph, or None if the call cannot be captured."""
     try:
-        with torch.cuda.graph(graph):
-            result = call()
+        graph, result = capture(call)
     except Exception as error:
-        say(f"    not captured: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        first_line = str(error).split("\n")[0]
+        say(f"    not captured: {type(error).__name__}: {first_line}")
         torch.cuda.synchronize()
         return None, None
     return graph.replay, result
 
 
 def interleave(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of a call, one number a round; each round starts one further. Slow calls have fewer rounds."""
+    """Seconds of each call, one number per round. Each round starts one call later than the previous one."""
     names, samples = list(calls), {name: [] for name in calls}
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    rounds = {name: max(3, min(ROUNDS, int(SECONDS / seconds(calls[name], flush)))) for name in names}
+    rounds = {name: max(MIN_ROUNDS, min(ROUNDS, int(SECONDS / seconds(calls[name], flush)))) for name in names}
     for turn in range(ROUNDS):
         first = turn % max(1, len(names))
         for name in names[first:] + names[:first]:
@@ -140,13 +153,13 @@ def peak_extra_bytes(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def of_peak(case: Case, row: Row, peaks: Mapping[str, float]) -> float | None:
-    """The seconds that the data sheet's peaks would take, over those measured; None of a row without times."""
+def of_peak(case: Case, row: Measurement, peaks: Mapping[str, float]) -> float | None:
+    """The rate as a fraction of what the data sheet's peaks allow (a roofline), or None for a row without times."""
     if not row.seconds:
         return None
-    arithmetic = sum(cost / peaks[step] for step, cost in case.steps.items() if step in peaks)
-    least = max(arithmetic, case.bytes / case.elements / peaks["memory"])
-    return least * row.rate
+    arithmetic = sum(cost / peaks[name] for name, cost in case.costs.items() if name in peaks)
+    seconds_per_element = max(arithmetic, case.bytes / case.elements / peaks["memory"])
+    return seconds_per_element * row.rate
 
 
 def say(text: str) -> None:

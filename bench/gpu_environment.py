@@ -1,4 +1,4 @@
-"""What a GPU benchmark ran on: `python -m bench.gpu_environment` prints it as JSON, or why no GPU can be used."""
+"""The GPU and its software: `python -m bench.gpu_environment` prints them as JSON, or why no GPU can be used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def unsupported_reason() -> str | None:
 
 
 def describe() -> dict[str, object]:
-    """Facts of the current device and of every tool that has a part in the result."""
+    """The current device and the versions of all tools that affect the result."""
     properties = torch.cuda.get_device_properties()
     return {
         "device": properties.name,
@@ -41,7 +41,7 @@ def describe() -> dict[str, object]:
     }
 
 
-def line(facts: dict) -> str:
+def environment_summary(facts: dict) -> str:
     return (
         "{device} (capability {capability}, {memory_gib} GiB), driver {driver}; torch {torch}, CUDA {cuda}, "
         "Triton {triton}, nvcc {nvcc}, Python {python}; commit {commit}"
@@ -56,7 +56,7 @@ def _driver() -> str:
 
 
 def _nvcc() -> str:
-    """The number of the compiler that the build takes; build.log has its whole name."""
+    """The version of the compiler that the build uses. build.log has its full name."""
     places = [os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"), os.environ.get("PATH", "")]
     if not (found := shutil.which("nvcc", path=os.pathsep.join(places))):
         return "not found"

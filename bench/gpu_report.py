@@ -1,4 +1,4 @@
-"""The GPU benchmark as Markdown, from the lines that bench/gpu.py wrote, and the few rows that are printed last."""
+"""The GPU benchmark as Markdown, from the lines that bench/gpu.py wrote, and the table that is printed last."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import json
 import statistics
 from pathlib import Path
 
-from .gpu_environment import line as environment_line
+from .gpu_environment import environment_summary
 from .report import grid
 
 HEAD = """# GPU benchmark
 
 {environment}.
 
-CUDA events around one call, up to 15 rounds in turns, the cache overwritten before each; "graph": replayed as a CUDA
-graph, else called from Python. Gelem/s: billions of |q_d - r_d| terms per second, of the whole call, by the median.
-**Of the peak** is not measured but a fraction of the vendor's data sheet (`bench/data_sheets.py`): float32
-instructions, two per element of a score and three more for its gradients, or reading and writing everything once,
-whichever is slower; matrix units can exceed it. **Error**: the largest against float64 on a sample, in units of the
-sum of absolute terms; what is wrong is not timed. (E8): two distances for two signs of weights.
+CUDA events time one call, in up to 15 rounds in turns; the cache is overwritten before each. "graph": replayed as a
+CUDA graph, "calls": called from Python.
+
+- **Gelem/s**: billions of |q_d - r_d| terms per second of the whole call, by the median.
+- **of the peak**: a fraction of the vendor's data sheet (`bench/data_sheets.py`), not of a measured peak: float32
+  instructions, two per element of a score and three more for its gradients, or reading and writing everything once,
+  whichever is slower. Matrix units can exceed it.
+- **error**: the largest error against float64 on a sample, relative to the sum of the absolute terms. Wrong results
+  are not timed.
+- **(E8)**: two distances, one for the positive and one for the negative weights.
 """
 
 
@@ -26,16 +30,16 @@ def read(lines: Path) -> list[dict]:
     return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
 
 
-def document(lines: Path, facts: dict, left_out: list[str], failed: list[str]) -> str:
-    """The whole report; with what is not in it, and why."""
-    parts = [HEAD.format(environment=environment_line(facts))]
+def document(lines: Path, facts: dict, skipped: list[str], failed: list[str]) -> str:
+    """The whole report, with the names of skipped and failed cases."""
+    parts = [HEAD.format(environment=environment_summary(facts))]
     parts += [f"**Failed**: {text}\n" for text in failed]
-    parts += [f"Not run yet, or no time was left: {', '.join(left_out)}.\n"] if left_out else []
+    parts += [f"Not run yet, or no time was left: {', '.join(skipped)}.\n"] if skipped else []
     return "\n".join(parts + [table(line) + "\n" for line in read(lines)])
 
 
 def table(line: dict) -> str:
-    """Everyone on one case, the fastest first, then those without times and why."""
+    """Every competitor on one case, the fastest first, then those without times and the reason."""
     case, rows = line["case"], line["rows"]
     timed = sorted((row for row in rows if row["seconds"]), key=lambda row: -rate(row))
     ours = [row for row in timed if row["ours"]]
@@ -55,7 +59,7 @@ def table(line: dict) -> str:
         for row in timed
     ]
     cells += [[row["name"], row["reason"] or "not timed", *[""] * 8] for row in rows if not row["seconds"]]
-    titles = ("", "ms, median", "ms, min", "Gelem/s", "of the peak", "ours is faster, times", "peak extra memory",
+    titles = ("", "ms, median", "ms, min", "Gelem/s", "of the peak", "ours / this", "peak extra memory",
               "error", "measured on", "rounds")  # fmt: skip
     title = "## {name}\n\n{operation}, N={queries:,} M={references:,} D={dim} {dtype}".format(**case)
     title += f", k={case['k']:,}" if case["operation"] in ("topk", "quantized_topk") else ""
@@ -64,7 +68,7 @@ def table(line: dict) -> str:
 
 
 def short(lines: Path) -> str:
-    """A row for each case: the better of ours, and the best other."""
+    """A row for each case: our faster backend, and the best other."""
     cells = []
     for line in read(lines):
         timed = [row for row in line["rows"] if row["seconds"]]
@@ -81,12 +85,12 @@ def short(lines: Path) -> str:
                 f"{rate(best) / rate(other):.2f}" if best and other else "",
             ]
         )
-    titles = ("case", "ours", "ms", "Gelem/s", "of the peak", "best other", "times faster")
+    titles = ("case", "ours", "ms", "Gelem/s", "of the peak", "best other", "ours / best other")
     return grid(titles, cells) if cells else ""
 
 
 def rate(row: dict) -> float:
-    """Elements a second, by the median round."""
+    """Elements per second, by the median round."""
     return row["elements"] / statistics.median(row["seconds"])
 
 

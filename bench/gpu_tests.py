@@ -1,8 +1,8 @@
-"""Which tests a GPU runs, several at a time: what only a GPU can show, and the tests that every backend passes.
+"""The tests that run on a GPU, several at a time: those only for GPUs, and those that every backend passes.
 
-The latter are those of the CPU's backends (tests/on_device.py copies their tensors to the GPU and back). Most of the
-time is Triton's, which compiles a kernel for each type and kind of size (some 120 for the edge-case inputs of a
-type); so its tests are cut by type, and these inputs in parts.
+The latter run with tests/on_device.py, which copies the tensors of the CPU tests to the GPU and back. Triton takes
+most of the time, because it compiles about 120 kernels for the edge-case inputs of one dtype. So its tests are split
+by dtype and these inputs into parts.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from .processes import ROOT, TimedOut, execute
 
-#: At most so many processes, each with some hundred MiB on the GPU.
+#: The maximum number of processes. Each takes some hundred MiB of the GPU.
 PROCESSES = 14
-#: No test: the status by which pytest says that it found none.
+#: pytest's exit status if it found no test.
 NONE_FOUND = 5
 
 TYPES = {
@@ -29,39 +29,39 @@ TYPES = {
     "fp64": "float64",
     "other": "not float",
 }
-#: The edge-case inputs are cut in so many parts (test_gpu.py).
+#: The number of parts of the edge-case inputs (test_gpu.py).
 PARTS = 4
-#: Files with the tests of every backend.
-OF_EVERY_BACKEND = {"cuda": ("score", "topk", "hinge", "quantized_topk"), "triton": ("score", "topk", "hinge")}
+#: The tests of every backend: tests/test_<stem>.py.
+BACKEND_TESTS = {"cuda": ("score", "topk", "hinge", "quantized_topk"), "triton": ("score", "topk", "hinge")}
 
 
 def selections() -> dict[str, list[str]]:
-    """Name of each selection and pytest's arguments, the most important first: the last ones may find no time."""
-    chosen = {"cuda": only_gpu("cuda and not triton"), "either": only_gpu("not cuda and not triton")}
-    for stem in OF_EVERY_BACKEND["cuda"]:
-        chosen[f"cuda {stem}"] = of_every_backend(stem, "cuda")
-    for name, of_type in TYPES.items():
-        chosen[f"triton {name}"] = only_gpu(f"triton and ({of_type}) and not part")
+    """Selection -> pytest's arguments, the most important first: the last ones are skipped if time runs out."""
+    chosen = {"cuda": gpu_only_tests("cuda and not triton"), "either": gpu_only_tests("not cuda and not triton")}
+    for stem in BACKEND_TESTS["cuda"]:
+        chosen[f"cuda {stem}"] = backend_tests(stem, "cuda")
+    for name, dtype in TYPES.items():
+        chosen[f"triton {name}"] = gpu_only_tests(f"triton and ({dtype}) and not part")
         for part in range(PARTS if name != "other" else 0):
-            chosen[f"triton {name} {part}"] = only_gpu(f"triton and ({of_type}) and part{part}")
-    for stem in OF_EVERY_BACKEND["triton"]:
-        for name, of_type in TYPES.items():
-            chosen[f"triton {stem} {name}"] = of_every_backend(stem, f"triton and ({of_type})")
+            chosen[f"triton {name} {part}"] = gpu_only_tests(f"triton and ({dtype}) and part{part}")
+    for stem in BACKEND_TESTS["triton"]:
+        for name, dtype in TYPES.items():
+            chosen[f"triton {stem} {name}"] = backend_tests(stem, f"triton and ({dtype})")
     return chosen
 
 
-def of_every_backend(stem: str, which: str) -> list[str]:
-    """Without the tests that test_gpu.py has of its own."""
-    which += " and not those_of_the_definition and not input_that_bites"
+def backend_tests(stem: str, which: str) -> list[str]:
+    """Without the edge-case inputs, which test_gpu.py tests itself."""
+    which += " and not those_of_the_definition and not edge_case_inputs"
     return ["-p", "on_device", f"tests/test_{stem}.py", "-k", which]
 
 
-def only_gpu(which: str) -> list[str]:
+def gpu_only_tests(which: str) -> list[str]:
     return ["tests/test_gpu.py", "-m", "gpu", "-k", which]
 
 
 def run(folder: Path, seconds: float, chosen: dict[str, list[str]] | None = None) -> tuple[Counter[str], list[str]]:
-    """How many tests passed, failed and so on, and a line for each that did not pass; a skipped test did not."""
+    """The numbers of passed, failed and other tests, and a line for each test that did not pass (also if skipped)."""
     end, chosen = time.monotonic() + seconds, selections() if chosen is None else chosen
     settings = {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -93,7 +93,7 @@ def run(folder: Path, seconds: float, chosen: dict[str, list[str]] | None = None
 
 
 def read(report: Path) -> tuple[Counter[str], list[str]]:
-    """A JUnit report: counts, and a line for each test that did not pass."""
+    """The counts of a JUnit report, and a line for each test that did not pass."""
     counts, bad = Counter(), []
     for case in Xml.parse(report).iter("testcase"):
         outcome = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)

@@ -1,4 +1,4 @@
-"""What the numbers were measured on, and whether anything else was running."""
+"""A description of the machine, and whether it was busy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .ceiling import compiler
+from .toolchain import compiler
 
 PACKAGES = ("faiss-cpu", "numba", "pykeops", "scikit-learn", "scipy")
 
@@ -34,7 +34,7 @@ def describe() -> dict[str, object]:
     }
 
 
-def line(machine: dict) -> str:
+def environment_summary(machine: dict) -> str:
     peers = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; kernels {machine['isa']} "
@@ -44,17 +44,17 @@ def line(machine: dict) -> str:
 
 
 def load() -> float | None:
-    """Processes that want a core, averaged over the last minute."""
+    """The load average of the last minute."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def busy(machine: dict) -> str | None:
-    """A warning if something else was running when the measurement began."""
+    """A warning if the machine was busy when the measurement began."""
     before = machine["load_before"]
     if before is None or before < 0.25 * machine["cores"]:
         return None
     return (
-        f"the machine was busy (load {before:.2f} on {machine['cores']} cores when this began): the figures are noise"
+        f"the machine was busy at the start (load {before:.2f} on {machine['cores']} cores): the times are unreliable"
     )
 
 
@@ -77,7 +77,7 @@ def package_version(package: str) -> str:
 
 
 def commit() -> str:
-    """What git calls this checkout; "unknown" of a copy without git, or where there is none."""
+    """The commit of this checkout by git, or "unknown"."""
     command = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)

@@ -1,8 +1,8 @@
-"""A kernel's machine code: its instructions, its loops, and what it takes of an SM. No GPU is needed.
+"""A kernel's machine code: its instructions, its loops and its use of an SM. No GPU is needed.
 
-An **element** is one step (query, reference, dimension). An **issue slot** is one instruction of one warp, whatever
-it is: on every architecture here a scheduler issues one a clock. So slots per element is the floor of the clocks that
-a scheduler spends on 32 elements, with all that the main loop adds in loads, addresses and barriers.
+An **element** is one term |q_d - r_d|. An **issue slot** is one instruction of one warp. On every architecture here a
+scheduler issues one instruction per clock. So the slots per element, with all loads, addresses and barriers of the
+main loop, are the minimum number of clocks that a scheduler needs for 32 elements.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 from .toolchain import demangle, run
 
-#: Elements that one instruction of a thread finishes, where it is the last on an element's way. Of a matrix product
-#: they are the entries of the operand that holds max(q, r) (E7), shared among the threads that hold it.
+#: Last instruction of an element's computation -> the elements of a thread that it completes. For a matrix product
+#: these are the entries of the operand max(q, r) (E7), divided among the threads that hold it.
 WORK = {
     **{"FFMA": 1, "FFMA2": 2, "DFMA": 1, "HFMA2": 2, "FADD": 1},
     **{"VABSDIFF4": 4, "HMMA.16816": 8, "HMMA.1688": 4, "HGMMA": 8},
 }
 INSTRUCTION_BYTES = 16
-#: Bytes of shared memory of every block that ptxas counts and the system takes, from sm_90 on.
+#: Bytes of each block's shared memory that are reserved for the system and counted by ptxas, from sm_90 on.
 SYSTEM_SHARED = 1024
 
 
@@ -36,20 +36,20 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """Where a jump within the kernel goes to. Some CALLs are such jumps; those of subroutines name them."""
+        """The target of a jump within the kernel. Some CALLs are such jumps; others name a subroutine."""
         jumps = self.opcode.split(".")[0] in ("BRA", "JMP", "CALL")
         address = re.search(r"(0x[0-9a-f]+)$", self.operands)
         return int(address.group(1), 16) // INSTRUCTION_BYTES if jumps and address else None
 
     @property
     def ends(self) -> bool:
-        """Whether no thread goes on to the next instruction."""
+        """Whether no thread continues with the next instruction."""
         conditional = self.predicate not in ("", "@PT", "@UPT") or re.match(r"!?U?P", self.operands)
         jumps = self.opcode.split(".")[0] in ("BRA", "JMP", "CALL") and self.target is not None
         return (jumps or self.opcode.split(".")[0] in ("BRX", "EXIT", "RET")) and not conditional
 
     def work(self, names: tuple[str, ...]) -> int:
-        """Elements finished, if this is one of the named instructions of WORK and no move of a constant."""
+        """The elements completed, if this is one of the named instructions of WORK and no move of a constant."""
         if ",-RZ,RZ," in self.operands:
             return 0
         return next((WORK[name] for name in names if f"{self.opcode}.".startswith(f"{name}.")), 0)
@@ -57,7 +57,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """A natural loop: the places of its instructions."""
+    """A natural loop: the positions of its instructions."""
 
     head: int
     body: frozenset[int]
@@ -65,9 +65,11 @@ class Loop:
 
 @dataclass(frozen=True)
 class MainLoop:
-    """The loop of a kernel in which elements are counted. elements: of one thread and turn; opcodes: how often each
-    instruction runs in a turn; side_loops: loops beside the main one whose turns the machine code does not tell,
-    counted as one each."""
+    """The loop of a kernel in which elements are counted.
+
+    elements: of one thread in one turn; opcodes: how often each instruction runs in a turn; side_loops: other loops
+    inside it with an unknown number of turns, counted as one turn each.
+    """
 
     elements: float
     opcodes: Counter[str]
@@ -90,33 +92,35 @@ class Code:
 
     @cached_property
     def loops(self) -> list[Loop]:
-        """Loops that share a head are one."""
+        """The loops; those with the same head are merged."""
         bodies: dict[int, frozenset[int]] = {}
-        for end, head in self._edges_back():
+        for end, head in self._back_edges():
             bodies[head] = bodies.get(head, frozenset()) | self._body(end, head)
         return [Loop(head, body) for head, body in bodies.items()]
 
     @cached_property
-    def _after(self) -> list[list[int]]:
-        """The places that each place may be followed by."""
-        after = []
+    def _successors(self) -> list[list[int]]:
+        """The positions that may follow each position."""
+        successors = []
         for place, instruction in enumerate(self.instructions):
             following = [] if instruction.ends or place + 1 == len(self.instructions) else [place + 1]
-            after.append(following + ([] if instruction.target is None else [instruction.target]))
-        return after
+            successors.append(following + ([] if instruction.target is None else [instruction.target]))
+        return successors
 
     @cached_property
-    def _before(self) -> list[list[int]]:
-        before: list[list[int]] = [[] for _ in self.instructions]
-        for place, following in enumerate(self._after):
+    def _predecessors(self) -> list[list[int]]:
+        predecessors: list[list[int]] = [[] for _ in self.instructions]
+        for place, following in enumerate(self._successors):
             for other in following:
-                before[other].append(place)
-        return before
+                predecessors[other].append(place)
+        return predecessors
 
-    def _edges_back(self) -> Iterator[tuple[int, int]]:
-        """Steps to a place that is still on the path of a walk in depth from the entry: what closes loops, wherever
-        the compiler put their blocks."""
-        path, entered, on_path = [(0, iter(self._after[0]))], {0}, {0}
+    def _back_edges(self) -> Iterator[tuple[int, int]]:
+        """The edges of a depth-first search to a position on its current path.
+
+        They close the loops, in whatever order the compiler put their blocks.
+        """
+        path, entered, on_path = [(0, iter(self._successors[0]))], {0}, {0}
         while path:
             place, following = path[-1]
             step = next(following, None)
@@ -128,7 +132,7 @@ class Code:
             elif step not in entered:
                 entered.add(step)
                 on_path.add(step)
-                path.append((step, iter(self._after[step])))
+                path.append((step, iter(self._successors[step])))
 
     def _body(self, end: int, head: int) -> frozenset[int]:
         body, waiting = {head}, [end]
@@ -136,26 +140,27 @@ class Code:
             place = waiting.pop()
             if place not in body:
                 body.add(place)
-                waiting.extend(self._before[place])
+                waiting.extend(self._predecessors[place])
         return frozenset(body)
 
     def main_loop(
         self, work: tuple[str, ...], per_element: float = 1, elements: tuple[int, ...] = (), turns: int = 0
     ) -> MainLoop:
-        """The innermost loop with the most of the instructions `work`, or one around it.
+        """The innermost loop with most of the instructions `work`, or a loop around it.
 
-        per_element: how many results of WORK make an element (2 for a backward of two fused multiply-adds each).
-        elements: of a thread in one turn of the main loop. Where the innermost loop finishes fewer, it is nested in
-        the main loop and runs as many turns as that takes; several numbers are several levels, from within.
-        turns: of every other loop within the main loop; 0 if that is not known.
+        per_element: the instructions of WORK that an element takes, 2 for a backward of two fused multiply-adds.
+        elements: the elements of a thread in one turn of the main loop. If the innermost loop completes fewer, it is
+        nested in the main loop and runs the number of turns that this takes. Several numbers are the levels of the
+        nest from the inside.
+        turns: the turns of every other loop in the main loop, or 0 if unknown.
         """
-        finished = {place: ins.work(work) for place, ins in enumerate(self.instructions) if ins.work(work)}
-        nest = [loop for loop in self.loops if finished.keys() & loop.body]
+        completed = {place: ins.work(work) for place, ins in enumerate(self.instructions) if ins.work(work)}
+        nest = [loop for loop in self.loops if completed.keys() & loop.body]
         if not nest:
             raise LookupError(f"no loop has an instruction {' or '.join(work)}")
         innermost = [loop for loop in nest if not any(other.body < loop.body for other in nest)]
-        loop = max(innermost, key=lambda loop: sum(finished.get(place, 0) for place in loop.body))
-        turn = sum(finished.get(place, 0) for place in loop.body) / per_element
+        loop = max(innermost, key=lambda loop: sum(completed.get(place, 0) for place in loop.body))
+        turn = sum(completed.get(place, 0) for place in loop.body) / per_element
         opcodes, side = self._straight(loop, None, turns)
         for wanted in elements:
             if wanted > turn:
@@ -174,7 +179,7 @@ class Code:
         return MainLoop(turn, opcodes, side)
 
     def _straight(self, loop: Loop, inner: Loop | None, turns: int) -> tuple[Counter[str], int]:
-        """Instructions of the loop without those of `inner`, and how many other loops of unknown length are there."""
+        """The instructions of the loop without those of `inner`, and its number of other loops of unknown length."""
         own = loop.body - (inner.body if inner else frozenset())
         others = [other for other in self.loops if other.body <= own and other.body != loop.body]
         opcodes = Counter(self.instructions[place].opcode.split(".")[0] for place in own)
@@ -185,7 +190,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel of a cubin. shared: bytes that its source declares; dynamic shared memory is the launch's."""
+    """One kernel of a cubin. shared: the bytes of static shared memory."""
 
     arch: int
     symbol: str
@@ -193,7 +198,7 @@ class Kernel:
     registers: int
     local: int  # bytes of stack and local memory of a thread
     shared: int
-    threads: int  # the most of a block, by its launch bounds
+    threads: int  # the maximum of a block, by its launch bounds
     code: Code
 
     @property
@@ -203,7 +208,7 @@ class Kernel:
 
 
 def read(cubin: Path) -> list[Kernel]:
-    """Every kernel of a cubin, of nvcc or of Triton."""
+    """All kernels of a cubin, from nvcc or Triton."""
     head, functions = json.loads(run("nvdisasm", "-json", cubin))
     arch = head["SM"]["version"]["major"] * 10 + head["SM"]["version"]["minor"]
     usage, threads = _usage(cubin), _threads(cubin)
@@ -232,7 +237,7 @@ def _usage(cubin: Path) -> dict[str, dict[str, int]]:
 
 
 def _threads(cubin: Path) -> dict[str, int]:
-    """Launch bounds, or what the kernel requires."""
+    """The launch bounds, or the number of threads that the kernel requires."""
     bounds = {}
     for section in re.split(r"^//-+ \.nv\.info\.", run("nvdisasm", cubin), flags=re.M)[1:]:
         found = re.search(r"EIATTR_(?:MAX_THREADS|REQNTID)\b(.*?)\n\n", section, re.S)

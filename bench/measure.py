@@ -8,19 +8,20 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-#: Between two competitors: their OpenMP threads, which spin for a while, are asleep by then.
-SETTLE_SECONDS = 0.02
+#: A pause before each competitor, after which the OpenMP threads of the previous one no longer spin.
+PAUSE_SECONDS = 0.02
 
 
-def interleave(
-    calls: Mapping[str, Callable[[], object]], rounds: int, least_seconds: float
-) -> dict[str, list[float]]:
-    """Seconds of a call, one number a round. Every round runs all the calls in turn, starting one further each time,
-    so that a slow minute of the machine hits all alike. A call shorter than `least_seconds` is repeated until they
-    are full and the mean taken. Each turn starts with an untimed call, unless the call is long. All are warm."""
+def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, min_round_s: float) -> dict[str, list[float]]:
+    """Seconds of each call, one number per round.
+
+    Every round runs all calls, so that a slow period of the machine affects all of them. Each round starts one call
+    later than the previous one. A call shorter than `min_round_s` is repeated for that long and the mean is taken; an
+    untimed call precedes it.
+    """
     names = list(calls)
     single = {name: _seconds(calls[name], 1) for name in names}
-    repeats = {name: max(1, round(least_seconds / single[name])) for name in names}
+    repeats = {name: max(1, round(min_round_s / single[name])) for name in names}
     samples = {name: [] for name in names}
     gc.collect()
     gc.disable()
@@ -28,8 +29,8 @@ def interleave(
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                time.sleep(SETTLE_SECONDS)
-                if single[name] < least_seconds:
+                time.sleep(PAUSE_SECONDS)
+                if single[name] < min_round_s:
                     calls[name]()
                 samples[name].append(_seconds(calls[name], repeats[name]))
     finally:
@@ -37,8 +38,8 @@ def interleave(
     return samples
 
 
-def quickest(call: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the best of a few warm calls: to choose between settings, not to report."""
+def min_seconds(call: Callable[[], object], times: int = 3) -> float:
+    """The minimum time of a few calls after a warm-up, to choose between settings. It is not reported."""
     call()
     return min(_seconds(call, 1) for _ in range(times))
 
@@ -51,11 +52,11 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def peak_extra_bytes(call: Callable[[], object]) -> int | None:
-    """How far one call's resident memory rises above what was resident before, its result included: whatever
-    allocated it. None where the system cannot tell (it is Linux that can reset the mark)."""
+    """The rise of resident memory in one call, its result included. None on systems other than Linux, which cannot
+    reset the peak."""
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else freed memory of an earlier call hides this one's
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory of an earlier call would hide the rise
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
     except (OSError, AttributeError):

@@ -1,8 +1,10 @@
-"""What is measured: the public functions of dissim_kernels, as a user calls them.
+"""Our implementation: the public functions of dissim_kernels, as a user calls them.
 
-Results, here and of every competitor: "score" [N, M] (or RowSums); "score_backward", "score_step" and
-"hinge_backward" the gradients of query, reference and weight; "topk" and "quantized_topk" scores and indices;
-"hinge_step" the loss and the three gradients.
+The calls return, here and for every competitor:
+- "score": scores [N, M], or RowSums;
+- "score_backward", "score_step", "hinge_backward": the gradients of query, reference and weight;
+- "topk", "quantized_topk": scores and indices;
+- "hinge_step": the loss and the three gradients.
 """
 
 from __future__ import annotations
@@ -16,43 +18,43 @@ from dissim_kernels import (
 
 from .differentiate import backward_of, step_of
 from .problem import MARGIN, Problem
-from .registry import WHOLE, Call, competitor
+from .registry import ALL_QUERIES, Call, competitor
 
 
 def score(problem: Problem, query, reference, weight):
     return fused_dissim_score(query, reference, weight, problem.bias)
 
 
-@competitor("dissim_kernels", {"score": WHOLE}, ours=True)
+@competitor("dissim_kernels", {"score": ALL_QUERIES}, ours=True)
 def _score(problem: Problem) -> Call:
     return lambda: score(problem, problem.query, problem.reference, problem.weight)
 
 
-@competitor("dissim_kernels", {"score_backward": WHOLE}, ours=True)
+@competitor("dissim_kernels", {"score_backward": ALL_QUERIES}, ours=True)
 def _score_backward(problem: Problem) -> Call:
     return backward_of(problem, score)
 
 
-@competitor("dissim_kernels", {"score_step": WHOLE}, ours=True)
+@competitor("dissim_kernels", {"score_step": ALL_QUERIES}, ours=True)
 def _score_step(problem: Problem) -> Call:
     return step_of(problem, score)
 
 
-@competitor("dissim_kernels", {"topk": WHOLE}, ours=True)
+@competitor("dissim_kernels", {"topk": ALL_QUERIES}, ours=True)
 def _topk(problem: Problem) -> Call:
     p, k = problem, problem.case.k
     return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k)
 
 
-@competitor("dissim_kernels", {"quantized_topk": WHOLE}, ours=True)
+@competitor("dissim_kernels", {"quantized_topk": ALL_QUERIES}, ours=True)
 def _quantized_topk(problem: Problem) -> Call:
     p, k = problem, problem.case.k
     quantized = quantize_references(p.reference, p.weight)
     return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantized=quantized)
 
 
-@competitor("dissim_kernels, codes made in the call", {"quantized_topk": WHOLE}, ours=True)
-def _quantized_topk_anew(problem: Problem) -> Call:
+@competitor("dissim_kernels, codes computed in the call", {"quantized_topk": ALL_QUERIES}, ours=True)
+def _quantize_and_topk(problem: Problem) -> Call:
     p, k = problem, problem.case.k
 
     def run():
@@ -74,11 +76,11 @@ def hinge(problem: Problem, query, reference, weight):
     )
 
 
-@competitor("dissim_kernels", {"hinge_backward": WHOLE}, ours=True)
+@competitor("dissim_kernels", {"hinge_backward": ALL_QUERIES}, ours=True)
 def _hinge_backward(problem: Problem) -> Call:
     return backward_of(problem, hinge)
 
 
-@competitor("dissim_kernels", {"hinge_step": WHOLE}, ours=True)
+@competitor("dissim_kernels", {"hinge_step": ALL_QUERIES}, ours=True)
 def _hinge_step(problem: Problem) -> Call:
     return step_of(problem, hinge)

@@ -10,13 +10,13 @@ from torch import Tensor
 from .cases import Case
 
 MARGIN = 1.0
-#: Images of a class in a hinge batch of P x K; rows of a class lie together, as such a sampler draws them.
+#: Images of a class in a hinge batch. Rows of a class are neighbors, as a P x K sampler draws them.
 CLASS_ROWS = 4
 
 
 @dataclass(frozen=True)
 class Problem:
-    """query [N, D], reference [M, D], weight [D] (float32), bias; grad [N, M] for a backward; labels for a hinge."""
+    """query [N, D], reference [M, D], weight [D] (float32), bias; for gradients grad [N, M], for a hinge labels."""
 
     case: Case
     query: Tensor
@@ -28,7 +28,7 @@ class Problem:
     reference_labels: Tensor | None = None
 
     def first(self, queries: int) -> Problem:
-        """The problem of the first so many queries."""
+        """The problem with the first `queries` queries only."""
         if queries == self.case.queries:
             return self
         return replace(
@@ -40,11 +40,11 @@ class Problem:
         )
 
     def one_sign(self) -> Problem:
-        """The problem with weights -|w|: the only kind an engine for plain L1 distances can serve (E11)."""
+        """The problem with weights -|w|, the only ones that libraries for L1 distances support (E11)."""
         return replace(self, weight=-self.weight.abs())
 
     def floats(self) -> tuple[Tensor, Tensor, Tensor]:
-        """query, reference, weight in float32, for competitors that know nothing narrower."""
+        """query, reference, weight in float32, for competitors without half precision."""
         return self.query.float(), self.reference.float(), self.weight
 
 
@@ -68,10 +68,10 @@ def _make(case: Case) -> Problem:
 
 
 def _clustered(case: Case) -> Problem:
-    """Rows around class centres and weights of mostly one sign, as training leaves them; queries near the centres."""
-    centres = torch.randn(case.references // 100, case.dim)
+    """Rows around class centers and weights of mostly one sign, as after training."""
+    centers = torch.randn(case.references // 100, case.dim)
     query, reference = (
-        centres[torch.randint(len(centres), (rows,))] + 0.3 * torch.randn(rows, case.dim)
+        centers[torch.randint(len(centers), (rows,))] + 0.3 * torch.randn(rows, case.dim)
         for rows in (case.queries, case.references)
     )
     weight = torch.randn(case.dim) * 0.25 - 1
@@ -79,13 +79,14 @@ def _clustered(case: Case) -> Problem:
 
 
 def _labelled(case: Case) -> Problem:
-    """Rows around class centres; the bias puts the share `case.active` of negatives of 64 queries in the margin."""
+    """Rows around class centers. The bias is chosen on 64 queries such that the fraction `case.active` of negative
+    pairs is inside the margin."""
     classes = case.references // CLASS_ROWS
     reference_labels = torch.arange(case.references) // CLASS_ROWS
     query_labels = torch.arange(case.queries) // CLASS_ROWS % classes
-    centres = torch.randn(classes, case.dim)
+    centers = torch.randn(classes, case.dim)
     query, reference = (
-        centres[labels] + 0.5 * torch.randn(len(labels), case.dim) for labels in (query_labels, reference_labels)
+        centers[labels] + 0.5 * torch.randn(len(labels), case.dim) for labels in (query_labels, reference_labels)
     )
     weight = torch.randn(case.dim) * 0.25 - 1  # mostly one sign, as trained weights are, yet not all
     weight /= weight.norm()
@@ -102,7 +103,7 @@ def _labelled(case: Case) -> Problem:
 
 
 def exact_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: float) -> Tensor:
-    """E1 by the two-distance split E8 in float64 [N, M]: no code is shared with the kernels."""
+    """Scores [N, M] in float64 as two L1 distances (E8). It shares no code with the kernels."""
     query, reference, weight = query.double(), reference.double(), weight.double()
     scores = query.new_full((len(query), len(reference)), bias)
     for sign in (1, -1):

@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class TimedOut(Exception):
-    """The command was still running when its time was over, and was ended with all that it had started."""
+    """The command exceeded its time limit and was killed with its child processes."""
 
 
 def execute(command: list[str], log: Path, seconds: float, settings: Mapping[str, str] | None = None) -> int:
-    """Runs a command in the checkout and appends what it prints to `log`; its exit status. Raises TimedOut."""
+    """Runs a command in the checkout, appends its output to `log` and returns its exit status. Raises TimedOut."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -28,12 +28,12 @@ def execute(command: list[str], log: Path, seconds: float, settings: Mapping[str
             return process.wait(max(0, seconds))
         except subprocess.TimeoutExpired:
             raise TimedOut(f"not done within {seconds:.0f} s ({log.name})") from None
-        finally:  # a compiler or a worker may be left, also of a command that ended or was interrupted
+        finally:  # child processes may be left even if the command ended
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 def last_line(log: Path) -> str:
-    """The last line that says something."""
+    """The last line that is not empty."""
     return next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "")

@@ -1,4 +1,4 @@
-"""Competitors: named ways to run an operation, ours and everyone else's, registered where they are defined."""
+"""Competitors: named implementations of an operation, ours included, registered where they are defined."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from .cases import Case
 from .problem import Problem
 
 Call = Callable[[], object]
-WHOLE = float("inf")
+#: A rate for competitors that are always measured on all queries.
+ALL_QUERIES = float("inf")
 
 
 class Unavailable(Exception):
-    """A competitor cannot run a case; the message says why, for the report."""
+    """A competitor cannot run a case. The message is the reason for the report."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """prepare(problem) does whatever may be done once (indexes, compilation, contiguous copies) and returns the call
-    that is timed, which returns the operation's result (see ours.py)."""
+    """prepare(problem) does the work that is not timed (indexes, compilation, contiguous copies).
+
+    It returns the call that is timed, which returns the operation's result (see ours.py).
+    """
 
     name: str
     prepare: Callable[[Problem], Call]
-    #: operation -> about how many G elements/s on two cores. Only chooses on how many queries it is measured;
-    #: WHOLE measures all.
+    #: Operation -> its rate on two cores, in Gelem/s, roughly. It only determines the number of queries measured.
     rates: Mapping[str, float]
     needs: tuple[str, ...] = ()  # module names of the optional group "bench"
     one_sign: bool = False
@@ -40,10 +42,11 @@ class Competitor:
         missing = [name for name in self.needs if find_spec(name) is None]
         return f"not installed: {', '.join(missing)}" if missing else None
 
-    def rows(self, case: Case, whole: float, part: float) -> int:
+    def queries(self, case: Case, full_s: float, sampled_s: float) -> int:
+        """The number of queries to measure it on, see `Case.queries_within`."""
         if self.ours:
             return case.queries
-        return case.rows_within(self.rates[case.operation] * 1e9, whole, part)
+        return case.queries_within(self.rates[case.operation] * 1e9, full_s, sampled_s)
 
 
 COMPETITORS: list[Competitor] = []

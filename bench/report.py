@@ -1,53 +1,59 @@
-"""The outcome as JSON (the schema of pytest-benchmark, so its `compare` reads it), Markdown and a picture."""
+"""The results as JSON (the schema of pytest-benchmark, so its `compare` reads it), Markdown and a picture."""
 
 from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from . import files, machine
+from .cases import CASES, gelem_per_s
 from .picture import draw
-from .run import Outcome, Row
+from .run import CaseResult, Measurement
 
 HEAD = """# CPU benchmark
 
-{warning}{line}.
+{warning}{environment}.
 
 Measured {datetime} in {seconds} s with `{command}`; load average {load_before} before, {load_after} after.
 
-One element is one step (query, reference, dimension); a rate is elements over the seconds of the whole call, of the
-median round of {rounds}, all competitors taking turns in one process. The **ceiling** is what the same instructions
-do in registers on all threads, or what reading memory allows, whichever is less, of the median round too
-(`bench/ceiling.cpp`, `bench/cases.py`): **at most** so many times the best other's rate is left to anyone. The
-**tile**, where one is given, is the kernels' own register tile out of L1: its loads keep it below the ceiling, and
-packing, outer caches and the result keep a call below it. The
-**error** is the largest against float64, on a sample of the timed call's own result, in units of the sum of absolute
-terms (6e-8: one rounding of float32); what is wrong is not timed. In a hinge step it may be that of one pair
-within a rounding of the margin, active here and not in float64.
-**Extra memory** is the rise of resident memory in one call, the result included. Slow competitors are measured on
-fewer queries, as stated. (E8) two distances for two signs of weights; (one sign) knows only weights of one sign, and
-was given such (E11).
+- **Gelem/s**: billions of terms abs(q_d - r_d) per second of the whole call, by the median of {rounds} rounds. All
+  competitors take turns in one process.
+- **Peak**: the rate of the same instructions in registers on all threads, or the rate that reading memory allows,
+  whichever is lower, by the median of the same rounds (`bench/peak.cpp`, `bench/cases.py`). **peak / best other** is
+  how many times as fast as the best other an implementation with our instructions could be.
+- **tile**: the rate of the kernels' register tile with data in L1; **block**: that of a block of tiles. Loads keep a
+  tile below the peak; packing, outer caches and the result keep a call below the block.
+- **error**: the largest error against float64 on a sample of the timed call's result, relative to the sum of the
+  absolute terms; 6e-8 is one rounding of float32. Wrong results are not timed. In a hinge step the error may be that
+  of one pair within a rounding of the margin, which is active here but not in float64.
+- **extra memory**: the rise of resident memory in one call, the result included.
+- **measured on**: slow competitors run on fewer queries.
+- **(E8)**: two distances, one for the positive and one for the negative weights. **(one sign)**: the competitor
+  supports only weights of one sign and was given such weights (E11).
+"""
+
+TIME_PARTS = ("arithmetic", "tile", "block", "page faults")
+HEAD_OF_TIME_PARTS = """## Where the time of our call goes
+
+In milliseconds:
+
+- **arithmetic**: at its peak;
+- **tile**: what the register tile adds, for loads and for keeping partial sums short;
+- **block**: what a block of tiles adds, for packing queries, adding partial sums and outer caches;
+- **page faults**: the system maps and clears the pages of a large result at their first use. It takes the minimum of
+  the rounds, because this time varies many times over with the system's free memory;
+- **other**: the rest, for packing references, writing the result, waking threads and Python. It is negative where a
+  busy machine slowed the peak more than the call;
+- **memory**: the time to move each input and output once, which partly overlaps with the arithmetic.
 """
 
 
-#: What of a call's time is known.
-SHARES = ("arithmetic", "tile", "block", "pages")
-HEAD_OF_SHARES = """## Where the time of our call goes
-
-In ms: its **arithmetic** at the ceiling; what the register **tile** takes beyond that, for loads and for keeping sums
-small; what a **block** of tiles takes beyond that, for packing queries, settling sums and outer caches; the **pages**
-of the result, which the system maps and clears on all threads before anything is written there, unless memory freed
-before is used again, in their quickest round: what a system has at hand for it varies many times over; and what is
-**left** for packing references, writing the result, waking threads and Python.
-Moving each input and output once through **memory** takes as long as stated, more or less of it beside arithmetic.
-Less than nothing is left where a busy machine slowed the one and not the other.
-"""
-
-
-def write(outcomes: list[Outcome], facts: dict, folder: Path) -> list[Path]:
-    contents: dict[str, str | bytes] = {"cpu.json": to_json(outcomes, facts), "cpu.md": to_markdown(outcomes, facts)}
-    contents["cpu.png"] = draw(outcomes, facts)
+def write(results: list[CaseResult], facts: dict, folder: Path) -> list[Path]:
+    """Writes cpu.json, cpu.md and cpu.png; their paths."""
+    contents: dict[str, str | bytes] = {"cpu.json": to_json(results, facts), "cpu.md": to_markdown(results, facts)}
+    contents["cpu.png"] = draw(results, facts)
     for name, content in contents.items():
         files.replace(folder / name, content)
     return [folder / name for name in contents]
@@ -56,71 +62,72 @@ def write(outcomes: list[Outcome], facts: dict, folder: Path) -> list[Path]:
 # --- Markdown ------------------------------------------------------------------------------------------------------
 
 
-def to_markdown(outcomes: list[Outcome], facts: dict) -> str:
+def to_markdown(results: list[CaseResult], facts: dict) -> str:
     warning = machine.busy(facts)
-    measured = [outcome for outcome in outcomes if outcome.ceilings]
-    rounds = max((len(row.seconds) for outcome in measured for row in outcome.rows), default=0)
+    measured = [result for result in results if result.peaks]
+    rounds = max((len(row.seconds) for result in measured for row in result.rows), default=0)
     head = HEAD.format(
         **facts,
-        line=machine.line(facts),
+        environment=machine.environment_summary(facts),
         rounds=rounds,
         warning=f"**{warning}**\n\n" if warning else "",
     )
-    cells = [row for outcome in measured for row in summary(outcome)]
-    titles = ("case", "ours, G elements/s", "of the ceiling", "best other", "times the best other", "at most",
-              "extra memory", "of the best other", "error")  # fmt: skip
-    shares = grid(("case", "ours, ms", *SHARES, "left", "memory"), [where_time_goes(outcome) for outcome in measured])
-    return "\n".join(
-        [head, grid(titles, cells), "", HEAD_OF_SHARES, shares, ""] + [table(outcome) + "\n" for outcome in outcomes]
-    )
+    titles = ("case", "ours, Gelem/s", "of the peak", "best other, Gelem/s", "ours / best other",
+              "peak / best other", "our extra memory", "extra memory of the best other", "our error")  # fmt: skip
+    overview = grid(titles, [row for result in measured for row in summary(result)])
+    titles = ("case", "our call", *TIME_PARTS, "other", "memory")
+    parts = grid(titles, [where_time_goes(result) for result in measured])
+    tables = [table(result) + "\n" for result in results]
+    return "\n".join([head, overview, "", HEAD_OF_TIME_PARTS, parts, "", *tables])
 
 
-def summary(outcome: Outcome) -> list[list[str]]:
-    best = outcome.best_peer
+def summary(result: CaseResult) -> list[list[str]]:
+    """A row for each measurement of ours."""
+    best, (_, peak) = result.best_peer, result.peak
     return [
         [
-            outcome.case.name + ("" if row.name == "dissim_kernels" else f" ({row.name})"),
-            _rate(row.rate),
-            f"{row.rate / outcome.limit[1]:.0%}",
-            f"{best.name} {_rate(best.rate)}" if best else "none",
+            result.case.name + ("" if row.name == "dissim_kernels" else f" ({row.name})"),
+            gelem_per_s(row.rate),
+            f"{row.rate / peak:.0%}",
+            f"{best.name}: {gelem_per_s(best.rate)}" if best else "none",
             f"{row.rate / best.rate:.2f}" if best else "",
-            f"{outcome.limit[1] / best.rate:.2f}" if best else "",
+            f"{peak / best.rate:.2f}" if best else "",
             _memory(row),
             _memory(best) if best else "",
             f"{row.error:.1e}",
         ]
-        for row in outcome.rows
+        for row in result.rows
         if row.ours and row.seconds
     ]
 
 
-def where_time_goes(outcome: Outcome) -> list[str]:
-    ours = next(row for row in outcome.rows if row.name == "dissim_kernels")
-    seconds, shares = statistics.median(ours.seconds), outcome.shares
-    memory = shares.pop("memory")
-    columns = [seconds, *(shares.get(name) for name in SHARES), seconds - sum(shares.values()), memory]
-    return [outcome.case.name, *("" if share is None else f"{share * 1e3:.3g}" for share in columns)]
+def where_time_goes(result: CaseResult) -> list[str]:
+    ours = next(row for row in result.rows if row.name == "dissim_kernels")
+    seconds, parts = statistics.median(ours.seconds), result.time_parts
+    memory = parts.pop("memory")
+    columns = [seconds, *(parts.get(name) for name in TIME_PARTS), seconds - sum(parts.values()), memory]
+    return [result.case.name, *("" if part is None else f"{part * 1e3:.3g}" for part in columns)]
 
 
-def table(outcome: Outcome) -> str:
-    """Every competitor on one case, the fastest first, then those without times and why."""
-    case, ours = outcome.case, [row for row in outcome.rows if row.ours and row.seconds]
+def table(result: CaseResult) -> str:
+    """Every competitor on one case, the fastest first, then those without times and the reason."""
+    case, ours = result.case, [row for row in result.rows if row.ours and row.seconds]
     title = f"## {case.name}\n\n{case.operation}, N={case.queries:,} M={case.references:,} D={case.dim} {case.dtype}"
     if case.operation.startswith("hinge"):
         title += f", {case.active:.1%} of pairs active"
-    if outcome.ceilings:
-        binds, limit = outcome.limit
-        speeds = [f"{name} {speed / 1e9:.1f} G{'B' if name in ('memory', 'pages') else ' elements'}/s"
-                  for name, speed in outcome.ceilings.items()]  # fmt: skip
-        title += f"; ceiling {_rate(limit)} G elements/s, by {binds} ({', '.join(speeds)})"
-    rows = sorted((row for row in outcome.rows if row.seconds), key=lambda row: -row.rate)
+    if result.peaks:
+        limited_by, peak = result.peak
+        rates = [f"{name} {rate / 1e9:.1f} {'GB' if name in ('memory', 'pages') else 'Gelem'}/s"
+                 for name, rate in result.peaks.items()]  # fmt: skip
+        title += f"; peak {gelem_per_s(peak)} Gelem/s, limited by {limited_by} ({', '.join(rates)})"
+    rows = sorted((row for row in result.rows if row.seconds), key=lambda row: -row.rate)
     cells = [
         [
-            f"**{row.name}**" if row.ours else row.name + (" (one sign)" if row.one_sign else ""),
+            f"**{row.label}**" if row.ours else row.label,
             f"{statistics.median(row.seconds) * 1e3:.4g}",
             f"{min(row.seconds) * 1e3:.4g}",
-            _rate(row.rate),
-            f"{row.rate / outcome.limit[1]:.0%}",
+            gelem_per_s(row.rate),
+            f"{row.rate / result.peak[1]:.0%}",
             f"{ours[0].rate / row.rate:.2f}" if ours else "",
             _memory(row),
             f"{row.error:.1e}",
@@ -129,10 +136,10 @@ def table(outcome: Outcome) -> str:
         for row in rows
     ]
     cells += [
-        [row.name, row.reason or "not timed: ours is wrong", *[""] * 7] for row in outcome.rows if not row.seconds
+        [row.name, row.reason or "not timed: ours is wrong", *[""] * 7] for row in result.rows if not row.seconds
     ]
-    titles = ("", "ms, median", "ms, least", "G elements/s", "of the ceiling", "ours is faster, times",
-              "extra memory", "error", "measured on")  # fmt: skip
+    titles = ("", "ms, median", "ms, min", "Gelem/s", "of the peak", "ours / this", "extra memory", "error",
+              "measured on")  # fmt: skip
     return f"{title}.\n\n{grid(titles, cells)}"
 
 
@@ -144,23 +151,21 @@ def grid(titles, cells: list[list[str]]) -> str:
     )
 
 
-def _rate(rate: float) -> str:
-    return f"{rate / 1e9:.3g}"
-
-
-def _memory(row: Row) -> str:
+def _memory(row: Measurement) -> str:
     return "unknown" if row.memory is None else f"{row.memory / 2**20:.1f} MiB"
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------
 
+CASES_BY_NAME = {case.name: case for case in CASES}
 
-def to_json(outcomes: list[Outcome], facts: dict) -> str:
-    benchmarks = [_benchmark(outcome, row) for outcome in outcomes for row in outcome.rows if row.seconds]
+
+def to_json(results: list[CaseResult], facts: dict) -> str:
+    benchmarks = [_benchmark(result, row) for result in results for row in result.rows if row.seconds]
     reasons = [
-        {"case": outcome.case.name, "name": row.name, "reason": row.reason, "error": row.error}
-        for outcome in outcomes
-        for row in outcome.rows
+        {"case": result.case.name, "name": row.name, "reason": row.reason, "error": row.error}
+        for result in results
+        for row in result.rows
         if not row.seconds
     ]
     document = {
@@ -174,8 +179,33 @@ def to_json(outcomes: list[Outcome], facts: dict) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def _benchmark(outcome: Outcome, row: Row) -> dict:
-    case, seconds = outcome.case, sorted(row.seconds)
+def read(path: Path) -> tuple[list[CaseResult], dict]:
+    """The results and facts of a file that `to_json` wrote. Cases without any time are not in it."""
+    document = json.loads(path.read_text())
+    results: dict[str, CaseResult] = {}
+    for entry in document["benchmarks"]:
+        name, info = entry["group"], entry["extra_info"]
+        if name not in results:
+            sizes = {key: info[key] for key in ("references", "dim", "dtype", "active")}
+            results[name] = CaseResult(replace(CASES_BY_NAME[name], **sizes), [], info["peaks"])
+        results[name].rows.append(
+            Measurement(
+                entry["name"], info["ours"], info["one_sign"], info["queries"], info["elements"], info["error"],
+                info["extra_memory_bytes"], seconds=entry["stats"]["data"],
+            )
+        )  # fmt: skip
+    for result in results.values():
+        result.case = replace(result.case, queries=max(row.queries for row in result.rows))
+    for entry in document["not_timed"]:
+        if entry["case"] in results:
+            result = results[entry["case"]]
+            result.rows.append(Measurement(entry["name"], False, False, 0, 0, entry["error"], reason=entry["reason"]))
+    return list(results.values()), document["machine_info"]
+
+
+def _benchmark(result: CaseResult, row: Measurement) -> dict:
+    case, seconds = result.case, sorted(row.seconds)
+    peak_by, peak = result.peak
     quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return {
         "group": case.name,
@@ -195,10 +225,10 @@ def _benchmark(outcome: Outcome, row: Row) -> dict:
             "one_sign": row.one_sign,
             "elements": row.elements,
             "elements_per_second": row.rate,
-            "of_ceiling": row.rate / outcome.limit[1],
-            "ceiling": outcome.limit[1],
-            "ceiling_by": outcome.limit[0],
-            "ceilings": outcome.ceilings,
+            "of_peak": row.rate / peak,
+            "peak": peak,
+            "peak_by": peak_by,
+            "peaks": result.peaks,
             "extra_memory_bytes": row.memory,
             "error": row.error,
         },

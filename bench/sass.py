@@ -1,7 +1,7 @@
-"""What every GPU kernel costs, counted in its machine code: `python -m bench.sass`, no GPU needed.
+"""The cost of every GPU kernel, counted in its machine code: `python -m bench.sass`. No GPU is needed.
 
-Compiles each row of budgets.py for each architecture and prints the table; `--write` puts it into
-bench/results/sass.md, `--only TEXT` chooses rows. Exit code 1 if a budget is exceeded.
+Compiles each row of budgets.py for each architecture and prints a table. `--write` also writes it to
+bench/results/sass.md, `--only TEXT` selects rows. Exit code 1 if a budget is exceeded.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ HEAD = """# GPU kernels, counted
 
 Counted in machine code by `python -m bench.sass`, not measured: {tools}.
 
-**Slots** are the issue slots (instructions of a warp) that one element, a step (query, reference, dimension), takes
-of the whole main loop, loads, addresses and barriers included; **bar** is the most that `bench/budgets.py` allows.
-**Shared** is static and dynamic shared memory of a block. **Warps** is how many of a kernel's warps an SM holds, of
-the 64 it can, and what keeps it from holding more. No kernel spills registers or uses local memory.
+**Slots** are the issue slots (instructions of a warp) of the main loop for one element, a term |q_d - r_d|, with all
+loads, addresses and barriers. **Limit** is the maximum that `bench/budgets.py` allows. **Shared** is the static and
+dynamic shared memory of a block. **Warps** is how many of the kernel's warps an SM holds, of at most 64, and
+**limited by** the resource that limits them. No kernel spills registers or uses local memory.
 """
 
 
 @dataclass(frozen=True)
 class Count:
-    """What was found in the machine code of a row's kernel."""
+    """The counts for the kernel of a row of budgets.py."""
 
     budget: Budget
     kernel: Kernel
@@ -45,21 +45,21 @@ class Count:
         return occupancy(kernel.arch, kernel.threads, kernel.registers, kernel.shared + self.dynamic_shared)
 
     @property
-    def complaints(self) -> list[str]:
-        """Every way in which the kernel costs more than its row allows."""
-        kernel, loop, bar = self.kernel, self.loop, self.budget.bars[self.kernel.arch]
+    def violations(self) -> list[str]:
+        """All ways in which the kernel exceeds its budget."""
+        kernel, loop, limit = self.kernel, self.loop, self.budget.limits[self.kernel.arch]
         found = {
-            f"{loop.slots_per_element:.3f} issue slots per element, at most {bar}": loop.slots_per_element > bar,
+            f"{loop.slots_per_element:.3f} issue slots per element, at most {limit}": loop.slots_per_element > limit,
             f"{kernel.spills} instructions that spill": kernel.spills > 0,
             f"{kernel.local} bytes of local memory": kernel.local > 0,
             f"{loop.side_loops} loops of unknown length within the main loop": loop.side_loops > 0,
             f"no block fits an SM, because of {self.occupancy.limiter}": self.occupancy.blocks == 0,
         }
-        return [text for text, wrong in found.items() if wrong]
+        return [text for text, exceeded in found.items() if exceeded]
 
 
 def count(budget: Budget, arch: int) -> Count:
-    """Compiles the kernel and counts; an error if not exactly one kernel has the name."""
+    """Compiles the kernel and counts. Raises LookupError unless exactly one kernel has the name."""
     binary = budget.build(arch)
     found = [kernel for kernel in read(binary.cubin) if binary.part in kernel.name]
     if len(found) != 1:
@@ -74,7 +74,7 @@ def table(counts: Iterable[Count]) -> str:
         "kernel",
         "sm",
         "slots",
-        "bar",
+        "limit",
         "registers",
         "threads",
         "shared, KiB",
@@ -87,7 +87,7 @@ def table(counts: Iterable[Count]) -> str:
             count.budget.name,
             str(count.kernel.arch),
             f"{count.loop.slots_per_element:.3f}",
-            f"{count.budget.bars[count.kernel.arch]:g}",
+            f"{count.budget.limits[count.kernel.arch]:g}",
             str(count.kernel.registers),
             str(count.kernel.threads),
             f"{(count.kernel.shared + count.dynamic_shared) / 1024:.1f}",
@@ -114,9 +114,9 @@ def main() -> int:
     if options.write:
         tools = f"{version()}, Triton {metadata.version('triton')}"
         files.replace(ROOT / "bench" / "results" / "sass.md", f"{HEAD.format(tools=tools)}\n{text}\n")
-    complaints = [f"{c.budget.name} for sm_{c.kernel.arch}: {text}" for c in counts for text in c.complaints]
-    print("\n".join(complaints), file=sys.stderr)
-    return 1 if complaints else 0
+    violations = [f"{c.budget.name} for sm_{c.kernel.arch}: {text}" for c in counts for text in c.violations]
+    print("\n".join(violations), file=sys.stderr)
+    return 1 if violations else 0
 
 
 if __name__ == "__main__":

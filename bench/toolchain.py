@@ -1,7 +1,7 @@
-"""NVIDIA's compiler and disassemblers, wherever they are: installed by pip, by a toolkit, or inside Triton.
+"""Finds NVIDIA's compiler and disassemblers: installed by pip, in a CUDA toolkit, or inside Triton.
 
-None of them needs a GPU. pip's come with `pip install dissim-kernels[cuda-check]` and are preferred, so that counts
-are those of one pinned version; a toolkit's are taken from CUDA_HOME or PATH; Triton brings the disassemblers.
+None of them needs a GPU. Those of `pip install dissim-kernels[cuda-check]` are preferred, so that counts are those of
+one pinned version. A toolkit is found by CUDA_HOME or PATH. Triton contains the disassemblers.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-#: What compiled kernels are kept in: a folder that git ignores, one file for each content of csrc.
+#: The cache of compiled kernels, which git ignores. It has one file for each content of csrc.
 CACHE = ROOT / "build" / "sass"
 #: As setup.py compiles the library.
 FLAGS = ("-std=c++17", "-O3")
-#: Words that may stand before the compiler in CXX.
+#: Programs that may precede the compiler in CXX.
 LAUNCHERS = ("ccache", "sccache", "distcc")
 REMEDY = "Install pip's with `pip install dissim-kernels[cuda-check]`, or a CUDA toolkit and set CUDA_HOME."
 
 
 class Missing(Exception):
-    """A tool is not installed; the message says which and what to do."""
+    """A tool is not installed. The message names it and how to install it."""
 
 
 def places() -> list[Path]:
-    """Folders to look in, best first."""
+    """The folders to search, the preferred one first."""
     packages = Path(sysconfig.get_path("purelib"))
     toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     return [
@@ -46,16 +46,16 @@ def places() -> list[Path]:
 
 @cache
 def tool(name: str) -> Path:
-    """The tool of this name in the best place that has it; raises Missing."""
+    """The tool of this name in the first folder that has it. Raises Missing."""
     for place in places():
         if (place / name).is_file() and os.access(place / name, os.X_OK):
-            real = (place / name).resolve()  # nvcc does not find its parts through a link to it
+            real = (place / name).resolve()  # nvcc does not find its files through a link
             return real if real.name == name else place / name
     raise Missing(f"{name} was not found. {REMEDY}")
 
 
 def toolkit() -> Path:
-    """The folder with bin/nvcc, as CUDA_HOME names it."""
+    """The toolkit's folder, as in CUDA_HOME."""
     return tool("nvcc").parents[1]
 
 
@@ -70,7 +70,7 @@ def unsupported_reason(*names: str) -> str | None:
 
 
 def run(name: str, *arguments: object) -> str:
-    """What the tool prints; its complaint as an error where it fails."""
+    """The output of the tool. Raises RuntimeError with its messages if it fails."""
     done = subprocess.run([tool(name), *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} {' '.join(map(str, arguments))}: {done.stderr.strip() or done.stdout.strip()}")
@@ -78,7 +78,7 @@ def run(name: str, *arguments: object) -> str:
 
 
 def compile_cuda(source: Path, arch: int) -> Path:
-    """The cubin of a .cu file for sm_<arch>, compiled once for each content of it and of csrc's headers."""
+    """The cubin of a .cu file for sm_<arch>, compiled once for each content of the file and of csrc's headers."""
     digest = hashlib.sha256(f"{FLAGS}{version()}{_host()}".encode())
     headers = (ROOT / "csrc").rglob("*")
     for path in [source, *sorted(path for path in headers if path.suffix in (".h", ".cuh"))]:
@@ -87,10 +87,10 @@ def compile_cuda(source: Path, arch: int) -> Path:
     if not cubin.exists():
         keep_only_newest(source.stem, arch)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            made = Path(folder) / cubin.name
+            temporary = Path(folder) / cubin.name
             include = f"-I{ROOT / 'csrc'}"
-            run("nvcc", f"-arch=sm_{arch}", *FLAGS, *_host(), include, "-cubin", "-o", made, source)
-            made.replace(cubin)
+            run("nvcc", f"-arch=sm_{arch}", *FLAGS, *_host(), include, "-cubin", "-o", temporary, source)
+            temporary.replace(cubin)
     return cubin
 
 
@@ -101,18 +101,18 @@ def keep_only_newest(stem: str, arch: int) -> None:
 
 
 def _host() -> list[str]:
-    """nvcc's host compiler is the one that builds the rest."""
+    """The option by which nvcc uses the same host compiler as the rest of the build."""
     return ["-ccbin", compiler()] if os.environ.get("CXX") else []
 
 
 def compiler() -> str:
-    """The C++ compiler in CXX, without ccache or another word before it."""
+    """The C++ compiler in CXX, without ccache or another launcher before it."""
     return next(word for word in shlex.split(os.environ.get("CXX") or "c++") if Path(word).name not in LAUNCHERS)
 
 
 @cache
 def version() -> str:
-    """The compiler's and the disassembler's, in a line."""
+    """The versions of the compiler and the disassembler in one line."""
     numbers = (re.search(r"\bV([\d.]+)", run(name, "--version")) for name in ("nvcc", "nvdisasm"))
     return "nvcc {}, nvdisasm {}".format(*(number.group(1) if number else "unknown" for number in numbers))
 

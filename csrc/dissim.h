@@ -1,7 +1,10 @@
-// The contract of every compiled entry point: shapes, units, who owns what. Torch-free: the bindings
-// (torch_bindings.cpp, numpy_bindings.cpp) fill these structs from their own tensors. Pointers are borrowed for the
-// length of a call; strides count elements; outputs are contiguous and wholly overwritten.
-// "Acc" is the accumulate type: double for float64, float for the other three (contract.py has the same table).
+// The contract of every compiled entry point: shapes, units, and who writes what. It does not depend on torch: the
+// bindings (torch_bindings.cpp, numpy_bindings.cpp) fill these structs from their own tensors.
+//
+// Pointers are borrowed for the length of a call. Strides count elements. Inputs without strides and all outputs are
+// contiguous. A kernel overwrites every element of an output. "dtype" below is the dtype of the rows. "acc" is the
+// accumulator dtype: float64 for float64 rows, float32 for all others (contract.py has the same table).
+// "E1" and the like are formulas of MATH.md.
 #pragma once
 
 #include <cstdint>
@@ -10,138 +13,150 @@ namespace dissim {
 
 enum class Dtype : int { float16, bfloat16, float32, float64 };
 
-// A batch of matrices [batch, rows, D]; a stride of 0 repeats.
+// A batch of matrices [batch, rows, dim]. A stride may be 0: then all elements along that axis are the same memory.
 struct Rows {
   const void* data;
   int64_t rows;
   int64_t batch_stride, row_stride, dim_stride;
 };
 
-// How an entry point runs on many threads: each(context, worker, i) is called once for every i < count, in any order,
-// by workers < threads of which each does one thing at a time. It throws nothing; `run` may, before the first call.
-// Results never depend on `threads`: work is cut by shape alone and every sum has a fixed order.
+// How an entry point uses threads. `run` calls each(context, worker, i) once for every i < count, in any order. A
+// worker is a number below `threads`; no two calls with the same worker run at the same time. `each` never throws.
+// `run` may throw before its first call of `each`.
+// Results do not depend on `threads`: the work is divided by shape alone, and every sum has a fixed order.
 struct Parallel {
   void (*run)(int threads, int64_t count, void (*each)(void* context, int worker, int64_t i), void* context);
   int threads;
 };
-constexpr int kMostThreads = 1024;  // that a call uses
+constexpr int kMaxThreads = 1024;  // of a call
 
-// Memory: an entry point takes what it needs beside its outputs before the first task begins and throws
-// std::bad_alloc where there is none, with nothing left behind. With N and M rows of one batch entry and values of
-// `dtype`, forward takes at most 2 (N + M) D values and 8 MiB, backward 3 (N + M) D values and 8 MiB, on any number
-// of threads. A thread that calls keeps 2 MiB of it for its next call.
+// Scratch memory: an entry point allocates what it needs in addition to its outputs before its first task begins. If
+// there is not enough, it throws std::bad_alloc and leaks nothing. With N and M rows of one batch entry, a forward pass
+// allocates at most 2 (N + M) D values of `dtype` and 8 MiB, a backward pass at most 3 (N + M) D values and 8 MiB, with
+// any number of threads. A calling thread keeps 2 MiB of it for its next call.
 
-// E1: scores[b, c, n, m] = bias[c] + sum_d weight[c, d] |query[b, n, d] - reference[b, m, d]|.
+// The scores of all pairs (E1):
+//     scores[b, c, n, m] = bias[c] + sum_d weight[c, d] |query[b, n, d] - reference[b, m, d]|
 struct Score {
   Dtype dtype;
   int64_t batch, heads, dim;
   Rows query, reference;
-  const void* weight;  // wide [heads, dim]
-  const void* bias;    // wide [heads], or null for 0
-  void* scores;        // dtype [batch, heads, query.rows, reference.rows]
+  const void* weight;  // acc [heads, dim]
+  const void* bias;  // acc [heads], or null for 0
+  void* scores;  // out: dtype [batch, heads, query.rows, reference.rows]
 };
 
-// E2: the gradients of `Score` for an upstream gradient; a null output is not computed.
+// The gradients (E2) of `Score` for the upstream gradient `grad`. A null output is not computed.
 struct ScoreBackward {
   Dtype dtype;
   int64_t batch, heads, dim;
   Rows query, reference;
-  const void* weight;  // wide [heads, dim]
-  const void* grad;    // dtype [batch, heads, query.rows, reference.rows], by these strides
+  const void* weight;  // acc [heads, dim]
+  const void* grad;  // dtype [batch, heads, query.rows, reference.rows], with these strides
   int64_t grad_batch_stride, grad_head_stride, grad_row_stride, grad_column_stride;
-  void* grad_query;      // dtype [batch, query.rows, dim]
-  void* grad_reference;  // dtype [batch, reference.rows, dim]
-  void* grad_weight;     // wide [heads, dim]
+  void* grad_query;  // out: dtype [batch, query.rows, dim]
+  void* grad_reference;  // out: dtype [batch, reference.rows, dim]
+  void* grad_weight;  // out: acc [heads, dim]
 };
 
-// The k best references of each query by E1, best first, equal scores by lower index, NaN after every number. Places
-// for which there is no candidate left hold NaN and index -1.
+// The k best references of each query by their scores (E1), best first. Equal scores are ordered by lower index; NaN
+// comes after every number. If a query has fewer than k candidates, the remaining places hold NaN and index -1.
 struct TopK {
   Dtype dtype;
   int64_t dim, k;
   bool largest;
   Rows query, reference;  // one batch entry
-  const void* weight;     // wide [dim]
-  const void* bias;       // wide [1], or null for 0
-  const int64_t* exclude_index;                          // [query.rows] or null: a reference row barred, -1 for none
-  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows] or both null: equal is barred
-  void* scores;      // wide [query.rows, k]
-  int64_t* indices;  // [query.rows, k]
+  const void* weight;  // acc [dim]
+  const void* bias;  // acc [1], or null for 0
+  const int64_t* exclude_index;  // [query.rows]: a reference to exclude, -1 for none; or null
+  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]: equal excludes; or both null
+  void* scores;  // out: acc [query.rows, k]
+  int64_t* indices;  // out: [query.rows, k]
 };
 
-// Rows as codes of 8 bits (E10). Column c of the codes is dimension dim_order[c] of the rows, of one sign of weight
-// within a group of kCodeGroup columns: code = round((x - offset) * inv_scale), clamped to 0 and max_code. Steps are
-// |weight| / inv_scale, the same in every column, so that sums over columns are in steps; spare columns of a group have
-// inv_scale and max_code 0. Codes lie in panels of kCodePanel rows, [panels, groups, kCodePanel, kCodeGroup]; rows and
-// columns that fill up a panel or a group have code 0, and such rows error 0.
+// Codes of 8 bits for rows (E10).
+//
+// Column c of the codes stands for dimension dim_order[c] of the rows. Columns form groups of kCodeGroup; all weights
+// of a group have the same sign. code = round((x - offset) * inv_scale), clamped to [0, max_code]. One step of a code
+// is worth |weight| / inv_scale of the score. This is the same for all columns, so sums over columns count steps.
+// Unused columns of a group have inv_scale and max_code 0.
+//
+// Codes are stored in panels of kCodePanel rows, [panels, groups, kCodePanel, kCodeGroup]. Unused rows of a panel and
+// unused columns of a group have code 0; unused rows have error bound 0.
 constexpr int64_t kCodePanel = 16, kCodeGroup = 8;
-// Errors are steps; this many for a row that no bound is known for, which any row of scores may beat or not.
+// The error bound, in steps, of a row without a bound: a search never excludes such a row.
 constexpr int32_t kUnbounded = 1 << 29;
 
+// Codes and error bounds of rows.
 struct Quantize {
   Dtype dtype;
   int64_t dim, groups;
   Rows rows;  // one batch entry
   const int64_t* dim_order;  // [groups * kCodeGroup]
-  const void *offset, *inv_scale, *max_code;  // wide [groups * kCodeGroup]
-  int64_t positive;  // so many groups have weights above 0, the others below
-  double step, extra;  // what a step is worth; steps to add to each error
-  uint8_t* codes;
-  int32_t* error_bounds;  // [panels * kCodePanel]
-  double* bases;  // [rows] for queries: the score without bias of a reference at no step from it; null for references
+  const void *offset, *inv_scale, *max_code;  // acc [groups * kCodeGroup]
+  int64_t positive;  // the first `positive` groups have positive weights, the others negative
+  double step;  // the score of one step
+  double extra;  // steps to add to each error bound
+  uint8_t* codes;  // out: in panels, as above
+  int32_t* error_bounds;  // out: [panels * kCodePanel], in steps
+  double* bases;  // out: [rows], for queries; null for references. The score without bias of a reference whose codes
+                  // are those of the query (E14)
 };
 
-// The least and the greatest value of each dimension, of the values a bound can be known for; 0 and 0 without any.
+// The minimum and maximum of each dimension, over the values x for which 4 x is finite: a row with another value has no
+// bound. Both are 0 if there are none.
 struct Extent {
   Dtype dtype;
   int64_t dim;
   Rows rows;  // one batch entry
-  void *low, *high;  // wide [dim]
+  void *low, *high;  // out: acc [dim]
 };
 
-// `TopK` by way of the codes: only references whose bound allows it are scored, `rescored` [query.rows] of them: those
-// whose bound reaches a score that the k best reach, the k-th best itself or one that is known before.
+// `TopK` with codes: bit-identical to `TopK`, but a scan over the codes first excludes the references whose bound is
+// below the k-th best score. Only the others are scored.
 struct QuantizedTopK {
   TopK topk;
   int64_t groups;
-  const int64_t* positive;  // [1], as in `Quantize`; where the codes are, so that no host waits for a device
+  const int64_t* positive;  // [1], as in `Quantize`; on the device of the codes, so that the host need not wait for it
   const double* step;  // [1], likewise
   const uint8_t *query_codes, *reference_codes;
-  const int32_t *query_errors, *reference_errors;
-  const double* query_bases;  // with bias
-  int64_t* rescored;
+  const int32_t *query_errors, *reference_errors;  // their error bounds
+  const double* query_bases;  // [query.rows], with the bias
+  int64_t* rescored;  // out: [query.rows], how many references have a bound that reaches the search's last threshold,
+                      // which is at most the k-th best score
 };
 
-// The two classes of a labelled problem's hinge, max(0, margin - y s) summed over each query's pairs, and one bit for
-// each pair: 1 where it is kept and y s < margin (E12).
+// The hinge loss over all pairs (E12): the sums of max(0, margin - y s) over each query's pairs, with y = 1 for a pair
+// with equal labels ("positive") and -1 otherwise ("negative"); and one bit per pair: 1 if the pair counts and
+// y s < margin.
 struct Hinge {
   Dtype dtype;
   int64_t dim;
   Rows query, reference;  // one batch entry
-  const void* weight;  // wide [dim]
-  const void* bias;  // wide [1], or null for 0
+  const void* weight;  // acc [dim]
+  const void* bias;  // acc [1], or null for 0
   const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]
-  const int64_t* exclude_index;  // [query.rows] or null: a reference row that makes no pair with the query, -1 for none
+  const int64_t* exclude_index;  // [query.rows]: a reference to exclude, -1 for none; or null
   double margin;
-  int64_t num_hard_negatives;  // of a query's negatives only this many with the highest scores are kept; -1: all
-  void *positive, *negative;  // wide [query.rows]
-  uint8_t* active;  // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
+  int64_t num_hard_negatives;  // only so many negatives of a query count, those with the highest scores; -1: all
+  void *positive, *negative;  // out: acc [query.rows]
+  uint8_t* active;  // out: [query.rows, ceil(reference.rows / 8)], lowest bit first, unused bits 0
 };
 
-// The gradients of `Hinge` from its bits: the upstream gradient of a pair is -grad_positive[n] or grad_negative[n]
-// where the pair is active, else 0. A null output is not computed.
+// The gradients (E2) of `Hinge` from its bits: the upstream gradient of an active pair is -grad_positive[n] or
+// grad_negative[n], that of any other pair 0. A null output is not computed.
 struct HingeBackward {
   Dtype dtype;
   int64_t dim;
-  Rows query, reference;
-  const void* weight;  // wide [dim]
-  const int64_t *query_labels, *reference_labels;
-  const void *grad_positive, *grad_negative;  // wide [query.rows]
-  const uint8_t* active;
-  void* grad_query;  // dtype [query.rows, dim]
-  void* grad_reference;  // dtype [reference.rows, dim]
-  void* grad_weight;  // wide [dim]
-  void* grad_bias;  // wide [1]
+  Rows query, reference;  // one batch entry
+  const void* weight;  // acc [dim]
+  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]
+  const void *grad_positive, *grad_negative;  // acc [query.rows]
+  const uint8_t* active;  // as `Hinge` wrote it
+  void* grad_query;  // out: dtype [query.rows, dim]
+  void* grad_reference;  // out: dtype [reference.rows, dim]
+  void* grad_weight;  // out: acc [dim]
+  void* grad_bias;  // out: acc [1]
 };
 
 // The log-sum-exp of scale times each query's scores over the references that are kept, its mean score under the
@@ -189,17 +204,29 @@ struct Rank {
   uint8_t* nan_rows;  // [query.rows], 0 or 1: whether a score of the query is NaN
 };
 
-// Every entry point by its problem and its name: row(Problem, name). CUDA has the first six; there rows become codes
-// in plain torch (backends/codes.py).
+// The scores of listed pairs, bit-identical to those that `rank` compares.
+struct ListedScores {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;  // one batch entry
+  const void* weight;  // acc [dim]
+  const void* bias;  // acc [1], or null for 0
+  const int64_t* offsets;  // [query.rows + 1], ascending from 0
+  const int64_t* indices;  // [offsets[query.rows]], each a reference row
+  void* scores;  // acc [offsets[query.rows]]
+};
+
+// All entry points, as row(struct, function). CUDA has the first six: there, plain torch computes the codes
+// (backends/codes.py).
 #define DISSIM_CUDA_ENTRY_POINTS(row)                                                    \
   row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge) \
       row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk)
 #define DISSIM_ENTRY_POINTS(row)                                                                                   \
   DISSIM_CUDA_ENTRY_POINTS(row)                                                                                    \
   row(Extent, extent) row(Quantize, quantize) row(LogSumExp, logsumexp) row(LogSumExpBackward, logsumexp_backward) \
-      row(Rank, rank)
+      row(ListedScores, listed_scores) row(Rank, rank)
 
-// The entry points as one instruction set compiled them.
+// The CPU's entry points, compiled for one instruction set.
 struct Kernels {
   const char* isa;
 #define DISSIM_POINTER(Problem, name) void (*name)(const Problem&, const Parallel&);
@@ -207,10 +234,10 @@ struct Kernels {
 #undef DISSIM_POINTER
 };
 
-// The best set this machine runs, or the one named by the environment variable DISSIM_ISA; chosen once.
-// Null if that name is unknown or the machine cannot run it.
+// The best instruction set that this machine can run, or the one that the environment variable DISSIM_ISA names. It is
+// chosen once. Null if that name is unknown or this machine cannot run it.
 const Kernels* kernels();
-// Null-terminated: every instruction set that was compiled, best first, and whether this machine can run it.
+// All compiled instruction sets, best first, null-terminated; and whether this machine can run one.
 const Kernels* const* compiled_kernels();
 bool can_run(const Kernels&);
 

@@ -1,5 +1,5 @@
-// The kernels on NumPy arrays, without torch, and what was built (dissim_kernels/numpy.py checks every argument and
-// allocates the results). Arrays are taken as they are, by their strides.
+// The CPU kernels on NumPy arrays, without torch. dissim_kernels/numpy.py checks every argument and allocates the
+// results. Rows may have any strides.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -34,15 +34,15 @@ dissim::Rows rows_of(const py::array& array) {  // [R, D]
 const void* pointer(const std::optional<py::array>& array) { return array ? array->data() : nullptr; }
 const int64_t* integers(const std::optional<py::array>& array) { return static_cast<const int64_t*>(pointer(array)); }
 
-// Threads of one call, this one among them; a shared counter, so that one on a busy core takes fewer tasks. Where the
-// system does not start as many, those that it has started do the work.
+// Starts threads for one call; the calling thread is one of them. The counter is shared: a thread on a busy core takes
+// fewer tasks. If the system does not start all threads, those that it has started do the work.
 dissim::Parallel parallel(int threads) {
-  return {[](int most, int64_t count, void (*each)(void*, int, int64_t), void* context) {
+  return {[](int threads, int64_t count, void (*each)(void*, int, int64_t), void* context) {
             std::atomic<int64_t> next{0};
             const auto work = [&](int worker) {
               for (int64_t i; (i = next++) < count;) each(context, worker, i);
             };
-            const int workers = int(std::min<int64_t>(most, count));
+            const int workers = int(std::min<int64_t>(threads, count));
             std::vector<std::thread> others;
             others.reserve(workers);
             try {
@@ -52,7 +52,7 @@ dissim::Parallel parallel(int threads) {
             work(0);
             for (std::thread& other : others) other.join();
           },
-          std::min(threads, dissim::kMostThreads)};
+          std::min(threads, dissim::kMaxThreads)};
 }
 
 const dissim::Kernels& kernels() {
@@ -116,7 +116,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_numpy, module) {
-  module.doc() = "The compiled side of dissim_kernels.numpy, which checks every argument first.";
+  module.doc() = "The compiled functions of dissim_kernels.numpy, which checks their arguments.";
   module.def("score", &score);
   module.def("topk", &topk);
   module.def("build_info", &build_info);

@@ -1,5 +1,5 @@
-// The tensors of an operator, each checked as its pointer is taken. Exported programs and other languages call the
-// operators without our Python, so a kernel may only read and write what was seen here to be a tensor's memory.
+// Checks of the arguments of a private operator. Exported programs and other languages call these operators without our
+// Python code. So each pointer is returned only after its tensor was checked: a kernel reads and writes nothing else.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -32,10 +32,10 @@ constexpr int64_t kAny = -1;  // a size that no other argument fixes
 inline void check_integer(const char* name, int64_t value, int64_t min, int64_t max) {
   if (value < min || value > max)
     raise_argument_error(name, "an integer from " + std::to_string(min) + " to " + std::to_string(max),
-                         std::to_string(value), "Pass one of these.");
+                         std::to_string(value), "Pass a value in this range.");
 }
 
-inline const char* dtype_name(ScalarType type) {  // as Python has it
+inline const char* dtype_name(ScalarType type) {  // torch's name in Python
   switch (type) {
     case ScalarType::Half: return "float16";
     case ScalarType::BFloat16: return "bfloat16";
@@ -66,13 +66,13 @@ inline int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1)
 
 class Arguments {
  public:
-  // Device and dtypes of all tensors follow from `rows`.
+  // The device and the dtypes of all other tensors follow from `rows`.
   explicit Arguments(const Tensor& rows, const char* name = "query")
       : device_(defined(name, rows).device()), element_(rows.scalar_type()) {
     if (element_ != ScalarType::Half && element_ != ScalarType::BFloat16 && element_ != ScalarType::Float &&
         element_ != ScalarType::Double)
       raise_argument_error(name, "float16, bfloat16, float32 or float64", dtype_name(element_), "Convert it.");
-    memory_.reserve(20);
+    seen_.reserve(20);
   }
 
   ScalarType element() const { return element_; }
@@ -88,38 +88,39 @@ class Arguments {
     }
   }
 
-  // An input in the dtype of all rows, of any strides.
+  // An input in the dtype of the rows, with any strides.
   const void* strided(const char* name, const Tensor& tensor, Sizes sizes) {
     check(name, tensor, element_, sizes, false);
     const void* data = tensor.const_data_ptr();
-    take_memory(name, tensor, data, false);
+    check_memory(name, tensor, data, false);
     return data;
   }
 
+  // Rows [batch, any, dim].
   dissim::Rows rows(const char* name, const Tensor& tensor, int64_t batch, int64_t dim) {
     const void* data = strided(name, tensor, {batch, kAny, dim});
     return {data, tensor.size(1), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
   }
 
-  // A contiguous input; null where there is none.
+  // A contiguous input; null if there is none.
   const void* input(const char* name, const Optional& tensor, ScalarType type, Sizes sizes) {
     if (!tensor) return nullptr;
     check(name, *tensor, type, sizes, true);
     const void* data = tensor->const_data_ptr();
-    take_memory(name, *tensor, data, false);
+    check_memory(name, *tensor, data, false);
     return data;
   }
 
-  // A contiguous output that shares no memory with another argument; null where there is none.
+  // A contiguous output that shares no memory with another argument; null if there is none.
   void* output(const char* name, const Optional& tensor, ScalarType type, Sizes sizes) {
     if (!tensor) return nullptr;
     check(name, *tensor, type, sizes, true);
     void* data = tensor->mutable_data_ptr();
-    take_memory(name, *tensor, data, true);
+    check_memory(name, *tensor, data, true);
     return data;
   }
 
-  // The same for numbers whose type does not follow from the rows.
+  // The same for tensors whose dtype does not follow from the rows.
   template <class T>
   const T* input(const char* name, const Optional& tensor, Sizes sizes) {
     return static_cast<const T*>(input(name, tensor, scalar_type_of<T>(), sizes));
@@ -130,10 +131,10 @@ class Arguments {
   }
 
  private:
-  // From the first to behind the last element.
+  // The memory of a tensor, from its first element to the end of its last one.
   struct Memory {
     const char *name, *begin, *end;
-    bool written;
+    bool is_output;
   };
 
   template <class T>
@@ -162,30 +163,37 @@ class Arguments {
                              device_name(device_),
                          std::string(dtype_name(tensor.scalar_type())) + " " + list(tensor.sizes()) + " with strides " +
                              list(tensor.strides()) + " on " + device_name(tensor.device()),
-                         "Convert it, or call the function of dissim_kernels, which does.");
+                         "Convert it, or call the function of dissim_kernels, which converts its arguments.");
   }
 
-  void take_memory(const char* name, const Tensor& tensor, const void* data, bool written) {
+  // Checks that the storage of a tensor holds all its elements and that no output overlaps another argument.
+  void check_memory(const char* name, const Tensor& tensor, const void* data, bool is_output) {
     if (!tensor.numel()) return;
-    int64_t last = 0, storage = 0;
+    int64_t last = 0;  // the offset of the last element from the first
     for (int64_t axis = 0; axis < tensor.dim(); ++axis) last += (tensor.size(axis) - 1) * tensor.stride(axis);
+    check_storage(name, tensor, last);
+    const char* begin = static_cast<const char*>(data);
+    const Memory memory{name, begin, begin + (last + 1) * int64_t(tensor.element_size()), is_output};
+    for (const Memory& other : seen_)
+      if ((is_output || other.is_output) && memory.begin < other.end && other.begin < memory.end)
+        raise_argument_error(name, "memory of its own", std::string("memory of ") + other.name,
+                             "Allocate outputs apart from all other arguments.");
+    seen_.push_back(memory);
+  }
+
+  // A storage can be resized to less than its tensors need.
+  static void check_storage(const char* name, const Tensor& tensor, int64_t last) {
+    int64_t storage = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &storage));
-    const int64_t item = int64_t(tensor.element_size()), needed = (tensor.storage_offset() + last + 1) * item;
+    const int64_t needed = (tensor.storage_offset() + last + 1) * int64_t(tensor.element_size());
     if (needed > storage)
       raise_argument_error(name, "a storage of at least " + std::to_string(needed) + " bytes", std::to_string(storage),
-                           "It was resized under its tensor.");
-    const char* begin = static_cast<const char*>(data);
-    const Memory memory{name, begin, begin + (last + 1) * item, written};
-    for (const Memory& other : memory_)
-      if ((written || other.written) && memory.begin < other.end && other.begin < memory.end)
-        raise_argument_error(name, "memory of its own", std::string("memory of ") + other.name,
-                             "Outputs share none with other arguments: allocate it apart.");
-    memory_.push_back(memory);
+                           "Do not resize the storage of a tensor that is in use.");
   }
 
   const torch::stable::Device device_;
   const ScalarType element_;
-  std::vector<Memory> memory_;  // of the tensors so far
+  std::vector<Memory> seen_;  // of the tensors so far
 };
 
 }  // namespace

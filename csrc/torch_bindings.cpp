@@ -1,4 +1,4 @@
-// The CPU's kernels as private torch operators.
+// The CPU kernels as private torch operators.
 #include "torch_problems.h"
 
 #include <algorithm>
@@ -12,40 +12,42 @@
 
 namespace {
 
-// Whether as many threads start. OpenMP, which torch runs its threads by, ends the process where one does not; it
-// starts them with the first loop of a thread that calls and keeps them for others.
-bool threads_start(int64_t threads) {
-  thread_local int64_t started = 1;
-  if (threads <= started) return true;
-  if (threads > dissim::kMostThreads) return false;
+// Whether the system can start this number of threads. torch's parallel_for uses OpenMP, which ends the process if a
+// thread does not start. OpenMP starts its threads in the first parallel loop of a calling thread and keeps them. So
+// this is tested once per calling thread and number of threads: by starting that many at the same time.
+bool can_start_threads(int64_t threads) {
+  thread_local int64_t max_started = 1;
+  if (threads <= max_started) return true;
+  if (threads > dissim::kMaxThreads) return false;
   std::vector<std::thread> others;
   std::mutex all_started;
   try {
-    const std::lock_guard wait(all_started);
+    const std::lock_guard hold(all_started);  // every thread waits for it
     others.reserve(size_t(threads));
     while (int64_t(others.size()) + 1 < threads) others.emplace_back([&] { const std::lock_guard wait(all_started); });
-    started = threads;
+    max_started = threads;
   } catch (const std::exception&) {
   }
   for (std::thread& other : others) other.join();
-  return threads <= started;
+  return threads <= max_started;
 }
 
-// at::parallel_for with a shared counter, so that a thread on a busy core takes fewer tasks.
+// at::parallel_for with a shared counter: a thread on a busy core takes fewer tasks. If the threads cannot be started,
+// the calling thread does all the work.
 dissim::Parallel parallel() {
-  return {[](int most, int64_t count, void (*each)(void*, int, int64_t), void* context) {
+  return {[](int threads, int64_t count, void (*each)(void*, int, int64_t), void* context) {
             std::atomic<int64_t> next{0};
             const auto work = [&](int64_t begin, int64_t end) {
               for (int64_t worker = begin; worker < end; ++worker)
                 for (int64_t i; (i = next++) < count;) each(context, int(worker), i);
             };
-            const int64_t workers = std::min<int64_t>(count, most);  // no more are woken
-            if (threads_start(torch::stable::get_num_threads()))
+            const int64_t workers = std::min<int64_t>(count, threads);
+            if (can_start_threads(torch::stable::get_num_threads()))
               torch::stable::parallel_for(0, workers, 1, work);
             else
               work(0, 1);
           },
-          int(std::min<int64_t>(torch::stable::get_num_threads(), dissim::kMostThreads))};
+          int(std::min<int64_t>(torch::stable::get_num_threads(), dissim::kMaxThreads))};
 }
 
 const dissim::Kernels& kernels() {
@@ -62,16 +64,16 @@ struct OnCpu {
   static void run(const Tensor&, const auto& problem) {
     try {
       (kernels().*kernel)(problem, parallel());
-    } catch (const std::bad_alloc& error) {  // as torch's own operators say it
+    } catch (const std::bad_alloc& error) {  // as a RuntimeError, which torch's own operators raise
       STD_TORCH_CHECK(false, error.what());
     }
   }
 };
 
-// "avx2" or another name; empty where DISSIM_ISA names a set that cannot run.
+// The name of the chosen instruction set, such as "avx2"; empty if DISSIM_ISA names one that cannot run.
 std::string isa() { return dissim::kernels() ? dissim::kernels()->isa : ""; }
 
-// Every compiled set, best first, those this machine cannot run in brackets: "[avx512] avx2 plain".
+// All compiled instruction sets, best first; in brackets those that this machine cannot run: "[avx512] avx2 plain".
 std::string isas() {
   std::string names;
   for (const dissim::Kernels* const* set = dissim::compiled_kernels(); *set; ++set) {
@@ -81,7 +83,7 @@ std::string isas() {
   return names;
 }
 
-// The architectures whose CUDA kernels are in this library, "8.0;9.0;10.0+PTX" for one; empty without any.
+// The architectures of the CUDA kernels in this library, for example "8.0;9.0;10.0+PTX"; empty without CUDA.
 std::string cuda_archs() { return DISSIM_CUDA_ARCHS; }
 
 }  // namespace

@@ -1,12 +1,12 @@
-// CUDA's kernels behind the same operators: on the current stream of the tensors' device, without synchronisation.
-// With DISSIM_CUDA_ON_HOST, for tests, behind operators of another name that execute the kernels on the CPU.
+// The CUDA kernels as the same operators, on the current stream of the tensors' device, without synchronization. With
+// DISSIM_CUDA_ON_HOST, for tests, they are operators of another name that run the kernels on the CPU.
 #include "torch_problems.h"
 
 #include <torch/csrc/stable/accelerator.h>
 
 #include "cuda/launchers.h"
 
-// Weak, for only a CUDA build of torch has it: in libtorch_cuda.so, which libtorch.so brings in.
+// A weak symbol: only a CUDA build of torch has it, in libtorch_cuda.so, which libtorch.so loads.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace {

@@ -1,14 +1,16 @@
-// Tensors as the problems of dissim.h, and the private operators' schemas: what the bindings of the CPU and of CUDA
-// share, over torch's stable ABI. Every argument is checked on the way (torch_arguments.h); outputs come allocated.
+// What the bindings of the CPU and of CUDA share: the schemas of the private operators, and functions that make the
+// structs of dissim.h from their tensors. Every argument is checked (torch_arguments.h). The caller allocates outputs.
+// Only torch's stable ABI is used.
 #pragma once
 
 #include "torch_arguments.h"
 
 namespace {
 
-// --- an operator's tensors as its problem; none where no kernel has to run -------------------------------------------
+// --- from the tensors of an operator to its struct; nullopt if no kernel has to run
+// ------------------------------------
 
-// Query [batch, N, D] and reference [batch, M, D].
+// Query [batch, N, D] and reference [batch, M, D], checked against each other.
 struct Sides {
   dissim::Rows query, reference;
   int64_t batch, dim;
@@ -18,10 +20,10 @@ inline Sides check_sides(Arguments& given, const Tensor& query, const Tensor& re
   const dissim::Rows queries = given.rows("query", query, batch, kAny);
   const int64_t dim = query.size(2);
   const dissim::Rows references = given.rows("reference", reference, query.size(0), dim);
-  int64_t bytes;  // of all scores, which kernels multiply out
+  int64_t bytes;  // of all scores: kernels compute such offsets
   if (__builtin_mul_overflow(queries.rows, references.rows, &bytes) || __builtin_mul_overflow(bytes, 64, &bytes))
     raise_argument_error("reference", "fewer pairs than 2**57", list(reference.sizes()),
-                         "Call it for some rows at a time.");
+                         "Split the rows into several calls.");
   return {queries, references, query.size(0), dim};
 }
 
@@ -41,7 +43,7 @@ inline dissim::Score make_score(Tensor query, Tensor reference, Tensor weight, O
           given.output("out", out, given.element(), {batch, heads, queries.rows, references.rows})};
 }
 
-// The gradients of sums without terms.
+// Gradients of a problem without pairs.
 inline void set_to_zero(std::initializer_list<Optional> gradients) {
   for (Optional gradient : gradients)
     if (gradient) torch::stable::zero_(*gradient);
@@ -130,13 +132,14 @@ inline dissim::Hinge make_hinge(Tensor query, Tensor reference, Tensor weight, O
           given.output<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)})};
 }
 
-// Bits behind the last reference are pairs that there are not; kernels of CUDA see to it themselves: no host waits.
+// The unused bits of a row must be 0. CUDA kernels mask them instead, so that the host need not wait for the device.
 template <class Problem>
-inline void check_spare_bits(const Problem& problem) {
-  const int64_t spare = problem.reference.rows % 8, bytes = ceil_div(problem.reference.rows, 8);
-  for (int64_t n = 0; spare && n < problem.query.rows; ++n)
-    if (problem.active[(n + 1) * bytes - 1] >> spare)
-      raise_argument_error("active", "spare bits of 0", "a 1 behind the last reference", "Pass what hinge returned.");
+void check_unused_bits(const Problem& problem) {
+  const int64_t used = problem.reference.rows % 8;  // of the last byte; 0 if all are used
+  const int64_t row_bytes = ceil_div(problem.reference.rows, 8);
+  for (int64_t n = 0; used && n < problem.query.rows; ++n)
+    if (problem.active[(n + 1) * row_bytes - 1] >> used)
+      raise_argument_error("active", "unused bits of 0", "a 1 after the last reference", "Pass what hinge returned.");
 }
 
 inline std::optional<dissim::HingeBackward> make_hinge_backward(Tensor grad_positive, Tensor grad_negative,
@@ -162,7 +165,7 @@ inline std::optional<dissim::HingeBackward> make_hinge_backward(Tensor grad_posi
       given.output("grad_reference", grad_reference, given.element(), {references.rows, dim}),
       given.output("grad_weight", grad_weight, given.acc(), {dim}),
       given.output("grad_bias", grad_bias, given.acc(), {1})};
-  if (given.on_cpu()) check_spare_bits(problem);
+  if (given.on_cpu()) check_unused_bits(problem);
   if (active.numel()) return problem;
   set_to_zero({grad_query, grad_reference, grad_weight, grad_bias});
   return {};
@@ -213,7 +216,7 @@ inline std::optional<dissim::LogSumExpBackward> make_logsumexp_backward(Tensor g
       given.output("grad_query", grad_query, given.element(), {queries.rows, dim}),
       given.output("grad_reference", grad_reference, given.element(), {references.rows, dim}),
       given.output("grad_weight", grad_weight, given.acc(), {dim})};
-  if (given.on_cpu()) check_spare_bits(problem);
+  if (given.on_cpu()) check_unused_bits(problem);
   if (active.numel() && dim) return problem;
   set_to_zero({grad_query, grad_reference, grad_weight});
   return {};
@@ -227,6 +230,24 @@ inline const int64_t* check_offsets(Arguments& given, const Tensor& offsets, int
   for (int64_t n = 0; n < rows; ++n) check_integer("offsets", all[n + 1], all[n], pairs);
   check_integer("offsets[-1]", all[rows], pairs, pairs);
   return all;
+}
+
+inline dissim::ListedScores make_listed_scores(Tensor query, Tensor reference, Tensor weight, Optional bias,
+                                               Tensor offsets, Tensor indices, Tensor scores) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  const int64_t* listed = given.input<int64_t>("indices", indices, {kAny});
+  const int64_t pairs = indices.size(0);
+  for (int64_t i = 0; given.on_cpu() && i < pairs; ++i) check_integer("indices", listed[i], 0, references.rows - 1);
+  return {given.dtype(),
+          dim,
+          queries,
+          references,
+          given.input("weight", weight, given.acc(), {dim}),
+          given.input("bias", bias, given.acc(), {1}),
+          check_offsets(given, offsets, queries.rows, pairs),
+          listed,
+          given.output("scores", scores, given.acc(), {pairs})};
 }
 
 inline dissim::Rank make_rank(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor offsets,
@@ -267,7 +288,7 @@ inline dissim::Quantize make_quantize(Tensor rows, Tensor dim_order, Tensor offs
   const int64_t* dims = given.input<int64_t>("dim_order", dim_order, {kAny});
   const int64_t width = dim_order.size(0), groups = width / kCodeGroup, panels = ceil_div(all.rows, kCodePanel);
   if (width % kCodeGroup)
-    raise_argument_error("dim_order", "a multiple of 8 of them", std::to_string(width), "Fill up the last group.");
+    raise_argument_error("dim_order", "a length that is a multiple of 8", std::to_string(width), "Pad the last group.");
   for (int64_t c = 0; c < width; ++c) check_integer("dim_order", dims[c], 0, dim - 1);
   check_integer("positive", positive, 0, groups);
   return {given.dtype(),
@@ -295,14 +316,14 @@ inline dissim::QuantizedTopK make_quantized_topk(Tensor query, Tensor reference,
   Arguments given(query);
   const dissim::TopK topk = check_topk(given, query, reference, weight, bias, k, largest, exclude_index, query_labels,
                                        reference_labels, scores, indices);
-  check_integer("D", topk.dim, 0, (1 << 19) - 1);  // sums of codes fit 31 bits,
-  check_integer("M", topk.reference.rows, 0, (int64_t(1) << 32) - 1);  // row numbers 32
+  check_integer("D", topk.dim, 0, (1 << 19) - 1);                      // sums of codes fit in int32
+  check_integer("M", topk.reference.rows, 0, (int64_t(1) << 32) - 1);  // row numbers fit in uint32
   const int64_t panels = ceil_div(topk.query.rows, kCodePanel), others = ceil_div(topk.reference.rows, kCodePanel);
   const uint8_t* codes = given.input<uint8_t>("query_codes", query_codes, {panels, kAny, kCodePanel, kCodeGroup});
   const int64_t groups = query_codes.size(1);
   check_integer("groups of query_codes", groups, 0, ceil_div(topk.dim, kCodeGroup) + 1);
   const int64_t* positives = given.input<int64_t>("positive", positive, {});
-  if (given.on_cpu()) check_integer("positive", *positives, 0, groups);  // kernels of CUDA clamp it: no host waits
+  if (given.on_cpu()) check_integer("positive", *positives, 0, groups);  // CUDA kernels clamp it, as above
   return {topk,
           groups,
           positives,
@@ -343,6 +364,9 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
   library.def(
       "rank(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor offsets, Tensor indices, "
       "Tensor listed_scores, Tensor(a!) counts, Tensor(b!) nan_rows) -> ()");
+  library.def(
+      "listed_scores(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor offsets, Tensor indices, "
+      "Tensor(a!) scores) -> ()");
   library.def("extent(Tensor rows, Tensor(a!) low, Tensor(b!) high) -> ()");
   library.def(
       "quantize(Tensor rows, Tensor dim_order, Tensor offset, Tensor inv_scale, Tensor max_code, int positive, float "
@@ -356,7 +380,8 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
       "Tensor(b!) indices, Tensor(c!) rescored) -> ()");
 }
 
-// What an operator does: it makes the problem of its tensors and has it run, with one of them to tell the device.
+// The function of an operator: `make` checks the tensors and returns the struct of dissim.h, which `Run` runs on the
+// device of the first tensor.
 template <auto make, class Run>
 struct Operator;
 template <class Problem, class... Arguments, Problem (*make)(Tensor, Arguments...), class Run>

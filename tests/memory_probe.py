@@ -1,6 +1,6 @@
-"""By how much calls raise the peak memory of a process of their own, and what the docstrings allow them.
+"""The peak memory of calls, measured in a separate process, and the bounds of the docstrings.
 
-`measured` runs this file in a process of its own, which prints the bytes of each case.
+`measured` runs this file as that process, which prints the bytes of each case.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Case:
     batch: int = 1
     heads: int = 1
     k: int = 5
-    active: float = 1.0  # hinge_backward: the share of pairs that count
+    active: float = 1.0  # hinge_backward: the fraction of active pairs
 
     def with_threads(self, threads: int) -> Case:
         return dataclasses.replace(self, threads=threads)
@@ -45,19 +45,19 @@ class Case:
 
     @property
     def results(self) -> int:
-        """Bytes of what a call returns; scores of k are wide before they are narrow."""
-        pairs, wide = self.query * self.reference, max(4, self.item)
+        """Bytes of the results. The scores of a top-k exist in the accumulator dtype and in their own."""
+        pairs, acc = self.query * self.reference, max(4, self.item)
         if self.operation in ("forward", "numpy_score"):
             return self.batch * self.heads * pairs * self.item
         if self.operation.endswith("backward"):
-            return self.batch * self.values + self.heads * self.dim * (wide + self.item)
+            return self.batch * self.values + self.heads * self.dim * (acc + self.item)
         if self.operation == "hinge":
-            return pairs // 8 + self.query * (2 * wide + 1)
-        return self.query * self.k * (8 + wide + self.item)
+            return pairs // 8 + self.query * (2 * acc + 1)
+        return self.query * self.k * (8 + acc + self.item)
 
     @property
     def allowed(self) -> int:
-        """Bytes beside the inputs."""
+        """The maximum of bytes besides the inputs."""
         rows = 3 if self.operation.endswith("backward") else 2
         candidates = 32 * MIB if self.operation == "quantized_topk" else 0
         return self.results + rows * self.values + candidates + 16 * MIB
@@ -73,16 +73,16 @@ def measured(cases: list[Case]) -> list[int]:
 
 
 def too_large(cases: list[Case]) -> list[str]:
-    """Those that take more than they are allowed, in words."""
+    """A message for each case that takes more than is allowed."""
     return [
-        f"{case}: {found / MIB:.1f} MiB, allowed are {case.allowed / MIB:.1f}"
+        f"{case}: {found / MIB:.1f} MiB, allowed {case.allowed / MIB:.1f}"
         for case, found in zip(cases, measured(cases), strict=True)
         if found > case.allowed
     ]
 
 
 def call_of(case: Case):
-    """The call, its inputs made."""
+    """The call, with its inputs."""
     import torch
 
     import dissim_kernels
@@ -113,7 +113,7 @@ def call_of(case: Case):
         return lambda: dissim_kernels.fused_dissim_hinge_loss(*inputs, None, *labels, num_hard_negatives=case.k)
     for tensor in inputs:
         tensor.requires_grad_()
-    if case.operation == "plain_backward":  # the definition, to prove that this sees what it should
+    if case.operation == "plain_backward":  # the definition, to test this probe
         scores = torch.nn.functional.linear((query[:, None] - reference).abs(), weight)
         upstream = torch.ones_like(scores)
         return lambda: scores.backward(upstream)
@@ -122,7 +122,7 @@ def call_of(case: Case):
         upstream = torch.ones_like(scores)
         return lambda: scores.backward(upstream)
     scores = dissim_kernels.fused_dissim_score(query[:50], reference[:50], weight).flatten().float()
-    bias = -1 - scores.quantile(1 - case.active).item()  # negatives count where score + bias > -1
+    bias = -1 - scores.quantile(1 - case.active).item()  # negatives are active where score + bias > -1
     loss = dissim_kernels.fused_dissim_hinge_loss(*inputs, bias, *labels, margin=1)
     return lambda: loss.backward(torch.ones_like(loss))
 
@@ -137,9 +137,9 @@ def main() -> None:
     for given in json.load(sys.stdin):
         case = Case(**given)
         small = {"query": 30, "reference": 40, "dim": 16, "batch": 1, "k": 5}
-        call_of(dataclasses.replace(case, **small))()  # code is loaded
+        call_of(dataclasses.replace(case, **small))()  # loads the code
         call = call_of(case)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = status("VmRSS")
         result = call()
         found.append(status("VmHWM") - before)

@@ -1,4 +1,4 @@
-"""A plugin for pytest, `-p no_skips`: a case that skips fails, for it did not test what it was run for."""
+"""A pytest plugin, `-p no_skips`: skipped tests fail, because they did not test anything."""
 
 import pytest
 

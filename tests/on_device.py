@@ -1,7 +1,7 @@
-"""`pytest -p on_device`: the tests of every backend on the GPU. They make tensors on the CPU; the backends "cuda" and
-"triton" get copies of them on the device, as they lie in memory, and their results come back.
+"""`pytest -p on_device`: runs the tests of every backend on the GPU.
 
-A backend that cannot run ends pytest with its reason.
+The tests make tensors on the CPU. The backends "cuda" and "triton" get copies on the GPU with the same strides, and
+their results are copied back. If a backend cannot run, pytest ends with the reason.
 """
 
 from types import ModuleType
@@ -22,23 +22,23 @@ def pytest_configure(config):
 
 
 def moved(module, device):
-    """The backend `module`, whose tensors are on `device`, as a backend of tensors on the CPU."""
-    found = ModuleType(module.__name__, module.__doc__)
-    found.unsupported_reason = lambda problem: module.unsupported_reason(
+    """A backend for CPU tensors that runs the backend `module` on `device`."""
+    wrapper = ModuleType(module.__name__, module.__doc__)
+    wrapper.unsupported_reason = lambda problem: module.unsupported_reason(
         problem._replace(device=type(problem.device)(device))
     )
     for name in FUNCTIONS:
         if hasattr(module, name):
-            setattr(found, name, there_and_back(getattr(module, name), device))
-    return found
+            setattr(wrapper, name, run_on_device(getattr(module, name), device))
+    return wrapper
 
 
-def there_and_back(function, device):
+def run_on_device(function, device):
     return lambda *arguments: move(function(*move(arguments, device)), "cpu")
 
 
 def move(value, device):
-    """The same on a device: tensors with their strides and alignment, within tuples and lists too."""
+    """A copy on a device: tensors with the same strides and alignment, also those in tuples and lists."""
     if isinstance(value, torch.Tensor):
         return move_tensor(value, device)
     if hasattr(value, "_fields"):
@@ -50,6 +50,6 @@ def move(value, device):
 
 def move_tensor(tensor, device):
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    before = tensor.storage_offset() % 16  # elements that keep what follows as far from a boundary
+    before = tensor.storage_offset() % 16  # leading elements that keep the alignment
     whole = tensor.as_strided((before + extent if tensor.numel() else 0,), (1,), tensor.storage_offset() - before)
     return whole.to(device, copy=True).as_strided(tensor.shape, tensor.stride(), before if tensor.numel() else 0)

@@ -1,4 +1,4 @@
-"""The house keeps its plan: who may import whom, names, sizes, docstrings, and what stands at the top."""
+"""The architecture: allowed imports, file names and sizes, docstrings, top-level entries."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-#: What git tracks; an unpacked source distribution has no git and is not judged by its top level.
+#: Files that git tracks. Empty in an unpacked source distribution, whose top level is not checked.
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
 SOURCES = sorted(
     path
@@ -17,12 +17,13 @@ SOURCES = sorted(
     if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".html")
 )
 MODULES = [path for path in SOURCES if path.suffix == ".py"]
-TOP = {
+MAX_LINES = 500
+TOP_LEVEL = {
     *("pyproject.toml", "setup.py", "csrc", "dissim_kernels", "python", "bench", "tests"),
     *("README.md", "CONTRIBUTING.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile", "docs", ".ci"),
 }
 
-#: room -> what it may import of dissim_kernels; a longer prefix is the stricter room.
+#: Package or module -> what it may import of dissim_kernels. The first prefix of a module's name applies.
 MAY_IMPORT = {
     "dissim_kernels.contract": (),
     "dissim_kernels.operands": ("dissim_kernels.contract",),
@@ -48,7 +49,7 @@ def relative(path):
 
 
 def imports(path):
-    """Absolute names of all modules that a file imports, and of what it imports from them."""
+    """The modules that a file imports (absolute names), each with the names imported from it."""
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
@@ -60,24 +61,24 @@ def imports(path):
             yield ".".join([*base, *([node.module] if node.module else [])]), [alias.name for alias in node.names]
 
 
-def inside(name, room):
-    return name == room or name.startswith(room + ".")
+def inside(name, package):
+    return name == package or name.startswith(package + ".")
 
 
 def imported_modules(path):
-    """As `imports`, with `from package import module` told from `from module import name`."""
-    known = {module_name(other) for other in MODULES}
+    """The modules that a file imports. `from package import module` counts as an import of the module."""
+    existing = {module_name(other) for other in MODULES}
     for base, names in imports(path):
-        modules = {f"{base}.{name}" for name in names} & known
+        modules = {f"{base}.{name}" for name in names} & existing
         yield from modules or {base}
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.is_relative_to(ROOT / "dissim_kernels")], ids=relative)
 def test_imports_point_one_way(path):
-    room = next(room for room in MAY_IMPORT if inside(module_name(path), room))
+    package = next(package for package in MAY_IMPORT if inside(module_name(path), package))
     for name in imported_modules(path):
         if inside(name, "dissim_kernels"):
-            assert any(inside(name, allowed) for allowed in MAY_IMPORT[room]), f"{room} imports {name}"
+            assert any(inside(name, allowed) for allowed in MAY_IMPORT[package]), f"{package} imports {name}"
         assert not any(inside(name, other) for other in ("dissim_retrieval", "bench", "tests")), name
 
 
@@ -91,32 +92,33 @@ def test_retrieval_sees_public_names_only(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_nobody_imports_tests_and_only_tests_import_bench(path):
-    home = module_name(path).split(".")[0]
+def test_tests_are_never_imported_and_bench_only_by_tests(path):
+    package = module_name(path).split(".")[0]
     for name in imported_modules(path):
         assert not inside(name, "tests") and not re.match(r"test_", name)
-        assert not inside(name, "bench") or home in ("bench", "tests")
+        assert not inside(name, "bench") or package in ("bench", "tests")
 
 
 def test_sources_are_short():
-    long = {relative(path): lines for path in SOURCES if (lines := path.read_text().count("\n")) >= 500}
+    """A longer file has more than one subject: split it by subject, not by writing denser code."""
+    long = {relative(path): lines for path in SOURCES if (lines := path.read_text().count("\n")) >= MAX_LINES}
     assert not long
 
 
-def test_no_drawer_for_everything():
+def test_no_file_is_named_after_no_subject():
     bad = [relative(path) for path in SOURCES if re.fullmatch(r"_?(utils?|helpers?|common|misc)", path.stem)]
     assert not bad
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if not p.is_relative_to(ROOT / "tests")], ids=relative)
-def test_every_module_and_public_name_of_the_package_says_what_it_is(path):
+def test_modules_and_public_names_have_docstrings(path):
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree), "the module has no docstring"
     if path.is_relative_to(ROOT / "dissim_kernels" / "ops") or path.name == "testing.py":
-        doors = set(_exported()) | (_public(tree) if path.name == "testing.py" else set())
+        public_names = set(_exported()) | (_public(tree) if path.name == "testing.py" else set())
         definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         documented = {node.name for node in definitions if ast.get_docstring(node)}  # one of several overloads
-        assert {node.name for node in definitions} & doors <= documented
+        assert {node.name for node in definitions} & public_names <= documented
 
 
 def _exported():
@@ -138,7 +140,7 @@ def test_exported_names_have_docstrings():
 
 
 @pytest.mark.parametrize("stem", ["score", "topk", "hinge"])
-def test_an_operation_has_one_name_in_every_layer(stem):
+def test_each_operation_has_one_stem_in_every_layer(stem):
     from dissim_kernels import dispatch
 
     assert (ROOT / "dissim_kernels" / "ops" / f"{stem}.py").exists()
@@ -148,17 +150,17 @@ def test_an_operation_has_one_name_in_every_layer(stem):
     for path in (p for p in SOURCES if p.is_relative_to(ROOT / "csrc") and p.suffix in (".cpp", ".cu")):
         assert re.match(
             r"(score|topk|hinge)(_backward)?$|quantize$|quantized_topk$|isa$|memory$|launch$|\w+_bindings$", path.stem
-        ), f"no stem of ours: {path.name}"
+        ), f"{path.name} is named after no operation"
 
 
 @pytest.mark.skipif(not TRACKED, reason="no git checkout")
-def test_the_top_level_is_as_fixed():
-    tops = {name.split("/")[0] for name in TRACKED}
-    assert {name for name in tops if not name.startswith(".")} <= TOP
-    assert {"pyproject.toml", "setup.py", "csrc", "dissim_kernels", "tests"} <= tops
+def test_top_level_has_only_the_planned_entries():
+    entries = {name.split("/")[0] for name in TRACKED}
+    assert {name for name in entries if not name.startswith(".")} <= TOP_LEVEL
+    assert {"pyproject.toml", "setup.py", "csrc", "dissim_kernels", "tests"} <= entries
 
 
-def test_no_machine_path_is_written_down():
+def test_sources_contain_no_machine_path():
     pattern = re.compile(r"/(?:home|root|work|tmp|Users)/\w")
     found = [relative(p) for p in SOURCES if pattern.search(re.sub(r"https?://\S+", "", p.read_text()))]
     assert not found

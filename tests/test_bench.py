@@ -1,4 +1,4 @@
-"""The benchmark's own promises: its formulas, its gate, its turns, its report. Nothing here is timed in earnest."""
+"""The benchmark itself: its formulas, its correctness check, its rounds, its report. No time is asserted."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ import torch
 
 import bench.ours
 import bench.peers
-from bench import ceiling, measure, report
-from bench.cases import CASES, STEPS, Case
-from bench.correctness import Gate, RowSums
+from bench import measure, peak, report
+from bench.cases import CASES, COSTS, Case
+from bench.correctness import CorrectnessCheck, RowSums
 from bench.problem import make
 from bench.registry import COMPETITORS, Competitor, competitors_of
-from bench.run import Effort, Outcome, Row, run
+from bench.run import CaseResult, Measurement, TimeBudget, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ TINY = {
     "hinge_backward": Case("hinge backward", "hinge_backward", 8, 72, 24, active=0.1),
     "hinge_step": Case("hinge", "hinge_step", 8, 72, 24, active=0.1),
 }
-#: Those that call a compiler at first use, which takes seconds.
+#: Competitors that compile at their first call, which takes seconds.
 COMPILES = ("torch.compile", "KeOps", "numba")
 
 
@@ -39,58 +39,58 @@ def result_of(competitor: Competitor, problem):
 # --- formulas -----------------------------------------------------------------------------------------------------
 
 
-def test_a_case_knows_its_elements_its_least_traffic_and_its_limits():
+def test_case_computes_elements_memory_traffic_and_limits():
     case = Case("", "score", 2, 1000, 10)
     assert case.elements == 20_000
     assert case.bytes == 4 * (2 * 10 + 1000 * 10 + 2 * 1000)
-    ceilings = {"score": 4e9, "backward": 2e9, "memory": 48_080.0}
-    assert case.limits(ceilings) == pytest.approx({"arithmetic": 4e9, "memory": 20_000.0})
+    peaks = {"score": 4e9, "backward": 2e9, "memory": 48_080.0}
+    assert case.limits(peaks) == pytest.approx({"arithmetic": 4e9, "memory": 20_000.0})
     assert case.results == (4 * 2 * 1000,)
     hinge = Case("", "hinge_step", 2, 1000, 10, active=0.5)
     assert hinge.results == (4 * 2 * 10, 4 * 1000 * 10)
-    assert hinge.limits(ceilings)["arithmetic"] == pytest.approx(1 / (1 / 4e9 + 0.5 / 2e9))
+    assert hinge.limits(peaks)["arithmetic"] == pytest.approx(1 / (1 / 4e9 + 0.5 / 2e9))
 
 
-def test_slow_competitors_are_measured_on_fewer_queries_and_never_on_none():
+def test_slow_competitors_run_on_fewer_queries_but_at_least_one():
     case = Case("", "score", 4096, 4096, 512)
-    assert case.rows_within(case.elements, whole=1, part=0.5) == 4096
-    assert case.rows_within(case.elements / 10, whole=1, part=0.5) == 128
-    assert case.rows_within(1, whole=1, part=0.5) == 1
+    assert case.queries_within(case.elements, full_s=1, sampled_s=0.5) == 4096
+    assert case.queries_within(case.elements / 10, full_s=1, sampled_s=0.5) == 128
+    assert case.queries_within(1, full_s=1, sampled_s=0.5) == 1
 
 
-def test_every_case_has_a_competitor_of_ours_and_one_of_others():
+def test_every_case_has_our_function_and_a_competitor():
     for case in CASES:
         assert {row.ours for row in competitors_of(case)} == {True, False}, case.name
-    assert {case.operation for case in CASES} == set(STEPS) == set(TINY)
+    assert {case.operation for case in CASES} == set(COSTS) == set(TINY)
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-def test_small_cases_of_the_smoke_run_keep_at_least_one_query():
+def test_shrunk_cases_keep_at_least_one_query():
     for case in CASES:
         small = case.shrunk(1 << 20)
         assert min(small.queries, small.references) >= 1 and small.elements <= case.elements
 
 
-def test_the_share_of_active_pairs_is_the_one_asked_for():
-    for share in (0.01, 0.3):
-        problem = make(Case("", "hinge_step", 64, 512, 32, active=share))
-        assert Gate(problem).active == pytest.approx(share, abs=0.01)
+def test_fraction_of_active_pairs_matches_the_case():
+    for active in (0.01, 0.3):
+        problem = make(Case("", "hinge_step", 64, 512, 32, active=active))
+        assert CorrectnessCheck(problem).active == pytest.approx(active, abs=0.01)
 
 
-# --- the gate -----------------------------------------------------------------------------------------------------
+# --- the correctness check ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda row: f"{row.name}: {'/'.join(row.rates)}")
-def test_every_competitor_computes_what_it_is_compared_for(competitor, dtype):
+def test_every_competitor_passes_the_correctness_check(competitor, dtype):
     if competitor.unsupported_reason() or competitor.name.startswith(COMPILES):
-        pytest.skip(competitor.unsupported_reason() or "compiles at first use: `python -m bench --quick` runs it")
+        pytest.skip(competitor.unsupported_reason() or "it compiles at its first call: run `python -m bench --quick`")
     for operation in competitor.rates:
         if dtype != "float32" and operation != "score":
             continue  # no such case
         problem = make(Case("", operation, *vars_of(TINY[operation]), dtype, k=3, active=0.1))
-        gate = Gate(problem.one_sign() if competitor.one_sign else problem)
-        assert gate.check(result_of(competitor, problem), competitor.ours).passed
+        check = CorrectnessCheck(problem.one_sign() if competitor.one_sign else problem)
+        assert check.verdict(result_of(competitor, problem), competitor.ours).passed
 
 
 def vars_of(case):
@@ -98,117 +98,123 @@ def vars_of(case):
 
 
 @pytest.mark.parametrize("operation", TINY)
-def test_the_gate_stops_a_result_that_is_a_little_wrong(operation):
+def test_correctness_check_fails_slightly_wrong_results(operation):
     problem = make(TINY[operation])
-    gate = Gate(problem)
+    check = CorrectnessCheck(problem)
     ours = next(row for row in competitors_of(TINY[operation]) if row.ours)
     right = result_of(ours, problem)
-    assert gate.check(right, ours=True).passed
+    assert check.verdict(right, ours=True).passed
     parts = [right] if isinstance(right, torch.Tensor) else list(right)
     for place, part in enumerate(parts):
         if part.is_floating_point():
             for wrong in (part * (1 + 1e-3), part + part.abs().max() * 1e-3, part * torch.nan):
                 changed = [*parts[:place], wrong, *parts[place + 1 :]]
-                verdict = gate.check(changed[0] if len(parts) == 1 else changed, ours=True)
+                verdict = check.verdict(changed[0] if len(parts) == 1 else changed, ours=True)
                 assert not verdict.passed, (operation, place)
 
 
-def test_the_gate_stops_indices_that_are_not_the_best():
+def test_correctness_check_fails_wrong_topk_indices():
     problem = make(TINY["topk"])
-    gate, (scores, indices) = Gate(problem), bench.ours._topk(problem)()
+    check, (scores, indices) = CorrectnessCheck(problem), bench.ours._topk(problem)()
     worse = indices.clone()
     worse[:, -1] = torch.tensor([next(m for m in range(70) if m not in row) for row in indices.tolist()])
-    exact = gate.truths[0].value.float()
-    assert not gate.check((exact.gather(1, worse), worse), ours=True).passed
+    exact = check.expected[0].value.float()
+    assert not check.verdict((exact.gather(1, worse), worse), ours=True).passed
     twice = indices[:, [0, 0, 1]]
-    assert not gate.check((scores[:, [0, 0, 1]], twice), ours=True).passed
+    assert not check.verdict((scores[:, [0, 0, 1]], twice), ours=True).passed
 
 
-def test_the_gate_judges_row_sums_of_those_who_store_no_scores():
+def test_correctness_check_accepts_row_sums_in_place_of_scores():
     problem = make(TINY["score"])
     scores = bench.ours._score(problem)()
-    assert Gate(problem).check(RowSums(scores.sum(1)), ours=False).passed
-    assert not Gate(problem).check(RowSums(scores.sum(1) * 1.001), ours=False).passed
+    assert CorrectnessCheck(problem).verdict(RowSums(scores.sum(1)), ours=False).passed
+    assert not CorrectnessCheck(problem).verdict(RowSums(scores.sum(1) * 1.001), ours=False).passed
 
 
-def test_nobody_is_timed_where_ours_is_wrong(monkeypatch):
+def test_nothing_is_timed_if_our_result_is_wrong(monkeypatch):
     case = TINY["score"]
     rows = [
         Competitor("dissim_kernels", lambda p: lambda: torch.zeros(6, 70), {"score": 1}, ours=True),
         Competitor("right", bench.ours._score, {"score": 1}),
     ]
     monkeypatch.setattr("bench.run.competitors_of", lambda case: rows)
-    outcome = run(case, Effort(1, 1e-3), 1, "plain", str)
-    assert [(row.wrong, row.seconds) for row in outcome.rows] == [(True, []), (False, [])]
-    assert "wrong by" in report.table(outcome)
+    result = run(case, TimeBudget(1, 1e-3), 1, "plain", str)
+    assert [(row.wrong, row.seconds) for row in result.rows] == [(True, []), (False, [])]
+    assert "wrong by" in report.table(result)
 
 
-# --- time, memory, ceilings ---------------------------------------------------------------------------------------
+# --- time, memory, peaks ------------------------------------------------------------------------------------------
 
 
-def test_rounds_interleave_and_start_one_further_each_time():
+def test_rounds_interleave_and_rotate_the_first_call():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    samples = measure.interleave(calls, rounds=3, least_seconds=0)
+    samples = measure.interleave(calls, rounds=3, min_round_s=0)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
     assert {name: len(seconds) for name, seconds in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_peak_memory_counts_what_is_freed_before_the_call_returns():
-    measure.peak_extra_bytes(lambda: torch.ones(16).sum())  # what is loaded at first use is nobody's memory
+def test_peak_memory_includes_temporaries():
+    measure.peak_extra_bytes(lambda: torch.ones(16).sum())  # load what is loaded at the first use
     seen = measure.peak_extra_bytes(lambda: torch.ones(4 << 20).sum())
     if seen is None:
         pytest.skip("this system does not let a process reset its peak of resident memory")
-    assert 15 << 20 <= seen < 24 << 20  # pages that were resident before are not seen to rise
+    assert 15 << 20 <= seen < 24 << 20  # pages that were resident before do not count
 
 
-def test_ceilings_are_compiled_with_the_flags_of_the_library_and_count_their_work(monkeypatch):
+def test_peaks_are_compiled_with_the_library_flags_and_count_their_work(monkeypatch):
     isa = torch.ops.dissim_native.isa()
-    assert "-O3" in ceiling.flags(isa)
-    monkeypatch.setattr(ceiling, "ELEMENTS", 1 << 20)
-    monkeypatch.setattr(ceiling, "MEMORY_BYTES", 1 << 20)
-    tasks, library = 2 * ceiling.TASKS, ceiling.load(isa)
+    assert "-O3" in peak.flags(isa)
+    monkeypatch.setattr(peak, "ELEMENTS", 1 << 20)
+    monkeypatch.setattr(peak, "MEMORY_BYTES", 1 << 20)
+    tasks, library = 2 * peak.TASKS, peak.load(isa)
     case = Case("of two results", "hinge_backward", 20, 100, 16)
-    with ceiling.ceilings(isa, 2, {*ceiling.ARITHMETIC, "memory", "pages"}, case) as calls:
+    with peak.peak_calls(isa, 2, {*peak.ARITHMETIC, "memory", "pages"}, case) as calls:
         assert calls["memory"]() == 1 << 20 and calls["pages"]() == 4 * (20 + 100) * 16
-        for name in ceiling.ARITHMETIC:
+        for name in peak.ARITHMETIC:
             shape = (20, 100, 16) if name == "block" else ()
-            step = getattr(library, f"ceiling_{name}")(1, *shape)  # each task does whole steps
-            assert calls[name]() == tasks * step * ((1 << 20) // ceiling.TASKS // step) > 0
+            step = getattr(library, f"peak_{name}")(1, *shape)  # each task runs a whole number of steps
+            assert calls[name]() == tasks * step * ((1 << 20) // peak.TASKS // step) > 0
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
 
 
-def test_the_report_prints_every_row_with_or_without_times(tmp_path):
+def test_report_contains_timed_and_untimed_rows(tmp_path):
     case = CASES[0]
     rows = [
-        Row("dissim_kernels", True, False, 4096, case.elements, 1e-7, 1 << 20, seconds=[0.2, 0.1, 0.3]),
-        Row("fast", False, True, 64, case.elements // 64, 2e-7, None, seconds=[0.01] * 3),
-        Row("absent", False, False, 4096, case.elements, reason="not installed: absent"),
+        Measurement("dissim_kernels", True, False, 4096, case.elements, 1e-7, 1 << 20, seconds=[0.2, 0.1, 0.3]),
+        Measurement("fast", False, True, 64, case.elements // 64, 2e-7, None, seconds=[0.01] * 3),
+        Measurement("absent", False, False, 4096, case.elements, reason="not installed: absent"),
     ]
-    outcome = Outcome(case, rows, {"score": case.elements / 0.1, "tile": case.elements / 0.13,
-                                   "block": case.elements / 0.135, "pages": 4 * 4096**2 / 0.02,
-                                   "memory": case.bytes / 0.01})  # fmt: skip
+    peaks = {
+        "score": case.elements / 0.1,
+        "tile": case.elements / 0.13,
+        "block": case.elements / 0.135,
+        "pages": 4 * 4096**2 / 0.02,
+        "memory": case.bytes / 0.01,
+    }
     facts = {"cpu": "c", "cores": 2, "threads": 2, "isa": "avx2", "isas": "avx2", "torch": "2", "torch_isa": "AVX2",
              "python": "3", "compiler": "c++", "system": "s", "packages": {}, "commit": "abc", "load_before": 1.9,
              "load_after": 0.1, "seconds": 1, "quick": True, "datetime": "now", "command": "c"}  # fmt: skip
-    paths = report.write([outcome], facts, tmp_path)
+    paths = report.write([CaseResult(case, rows, peaks)], facts, tmp_path)
     assert [path.name for path in paths] == ["cpu.json", "cpu.md", "cpu.png"]
     text = (tmp_path / "cpu.md").read_text()
     assert "not installed: absent" in text and "64 queries" in text and "the machine was busy" in text
-    assert "fast 13.4" in text and "| 42.9" in text  # the best other; ours by its median
-    cells = [cell.strip() for cell in text.split("| left")[1].splitlines()[2].split("|")]
-    shares = ["100", "30", "5", "20"]  # arithmetic, tile, block, pages
-    assert cells[2:9] == ["200", *shares, "45", "10"]  # all, these, the rest; memory
+    assert "fast: 13.4" in text and "| 42.9" in text  # the best other; ours by its median
+    cells = [cell.strip() for cell in text.split("| page faults")[1].splitlines()[2].split("|")]
+    call, arithmetic, tile, block, page_faults, other, memory = cells[2:9]
+    assert (call, arithmetic, tile, block, page_faults) == ("200", "100", "30", "5", "20")
+    assert (other, memory) == ("45", "10")
     document = json.loads((tmp_path / "cpu.json").read_text())
     assert [row["stats"]["median"] for row in document["benchmarks"]] == [0.2, 0.01]
     assert document["not_timed"][0]["name"] == "absent"
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert report.to_markdown(*report.read(tmp_path / "cpu.json")) == text
 
 
-def test_two_trees_take_turns_and_their_bits_are_compared():
-    """This tree against itself; that ratios are found is seen by a limit that no ratio keeps."""
+def test_compare_reports_ratio_and_bit_identity():
+    """This tree compared with itself, with a limit that every ratio meets and one that none meets."""
     command = [sys.executable, "-m", "bench.compare", str(ROOT), "--only", "small 128", "--rounds", "2"]
     done = subprocess.run([*command, "--limit", "100"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "identical" in done.stdout, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What setup.py builds and what it says: with compilers that stand for others, and CUDA's kernels in earnest."""
+"""setup.py: what it builds and prints, with fake compilers and with the real nvcc."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ x = torch.randn(3, 4)
 assert dissim_kernels.fused_dissim_score(x, x, x[0]).shape == (3, 3)
 print(torch.ops.dissim_native.cuda_archs(), "|", dissim_kernels.unavailable_backends().get("cuda"))
 """
-#: Compiles nothing, but fails where a path among its arguments came in pieces, and notes how it was called.
+#: Compiles nothing, but logs its arguments and fails if a path with a space is split.
 FAKE_COMPILER = """#!/bin/sh
 echo "$@" >> "$0.log"
 while [ $# -gt 0 ]; do
@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 """
-#: Such an nvcc of CUDA 12.6 that is a wrapper: the toolkit is elsewhere.
+#: A fake nvcc of CUDA 12.6 that is a wrapper of a toolkit in another folder.
 FAKE_NVCC = """#!/bin/sh
 case $1 in
   --list-gpu-arch) for n in 50 75 80 86 90; do echo compute_$n; done; exit ;;
@@ -52,7 +52,7 @@ def run(*command, cwd=ROOT, **environment):
 
 @pytest.fixture
 def setup_py():
-    """setup.py's functions; it builds only where it is run."""
+    """setup.py as a module. It builds only when it is run."""
     spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -61,7 +61,7 @@ def setup_py():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of what is built, in a folder with a space, and beside it compilers that compile nothing."""
+    """A copy of the sources in a folder with a space in its name, and the fake compilers."""
     copy, tools = tmp_path / "a checkout", tmp_path / "some tools" / "bin"
     for name in ("csrc", "dissim_kernels", "python"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -81,7 +81,7 @@ def build(checkout, **environment):
     return run("setup.py", "-q", "build_ext", "--inplace", cwd=checkout, **settings)
 
 
-def test_paths_with_spaces_and_a_wrapper_of_nvcc(checkout):
+def test_build_handles_paths_with_spaces_and_an_nvcc_wrapper(checkout):
     done = build(checkout, MAX_JOBS="3")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     tools = checkout.parent / "some tools" / "bin"
@@ -102,20 +102,20 @@ def test_paths_with_spaces_and_a_wrapper_of_nvcc(checkout):
 
 
 @pytest.mark.parametrize(
-    "environment, says",
+    "environment, message",
     [
         ({"FORCE_CUDA": "Off"}, "CUDA kernels: not compiled, FORCE_CUDA excludes them."),
         ({"TORCH_CUDA_ARCH_LIST": "7.5 8.6"}, "nvcc; skipped 7.5, because the kernels need 8.0."),
     ],
     ids=str,
 )
-def test_the_last_line_tells_of_cuda(checkout, environment, says):
+def test_last_line_of_the_build_reports_cuda(checkout, environment, message):
     done = build(checkout, **environment)
     assert done.returncode == 0, done.stderr
-    assert says in done.stdout.splitlines()[-1]
+    assert message in done.stdout.splitlines()[-1]
 
 
-def test_an_older_compiler_is_told_before_it_compiles(checkout):
+def test_old_compiler_raises_before_compiling(checkout):
     old = checkout.parent / "g++"
     old.write_text('#!/bin/sh\ncase $* in *--version) echo "g++ (Debian 10.2.1-6) 10.2.1" ;; *) exit 1 ;; esac\n')
     old.chmod(0o755)
@@ -125,14 +125,14 @@ def test_an_older_compiler_is_told_before_it_compiles(checkout):
 
 
 @pytest.mark.parametrize("system, machine", [("darwin", "arm64"), ("win32", "AMD64"), ("linux", "riscv64")])
-def test_other_systems_are_told(setup_py, monkeypatch, system, machine):
+def test_unsupported_systems_raise(setup_py, monkeypatch, system, machine):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     with pytest.raises(SystemExit, match=f"expected Linux on x86_64 or aarch64, got .* on {machine}"):
         setup_py.check_machine()
 
 
-def test_missing_headers_and_modules_are_told(setup_py, monkeypatch, tmp_path):
+def test_missing_headers_and_modules_raise(setup_py, monkeypatch, tmp_path):
     setup_py.check_python()
     with monkeypatch.context() as patch:
         patch.setattr(setup_py.sysconfig, "get_path", lambda name: str(tmp_path))
@@ -154,26 +154,26 @@ def test_missing_headers_and_modules_are_told(setup_py, monkeypatch, tmp_path):
         setup_py.find_ninja()
 
 
-@pytest.mark.parametrize("asked", ["1", "true", "On", "YES", "0", "False", "off", "no", ""])
-def test_what_force_cuda_may_say(setup_py, monkeypatch, asked):
-    monkeypatch.setenv("FORCE_CUDA", asked)
-    assert setup_py.force_cuda() is {"1": True, "0": False, "": None}.get(asked, asked in ("true", "On", "YES"))
+@pytest.mark.parametrize("value", ["1", "true", "On", "YES", "0", "False", "off", "no", ""])
+def test_valid_values_of_force_cuda(setup_py, monkeypatch, value):
+    monkeypatch.setenv("FORCE_CUDA", value)
+    assert setup_py.force_cuda() is {"1": True, "0": False, "": None}.get(value, value in ("true", "On", "YES"))
 
 
-def test_what_the_environment_may_not_say(setup_py, monkeypatch):
-    for name, value, function, says in (
+def test_invalid_environment_variables_raise(setup_py, monkeypatch):
+    for name, value, function, message in (
         ("FORCE_CUDA", "maybe", setup_py.force_cuda, "expected 1, true, on or yes, or 0, .* got 'maybe'"),
         ("MAX_JOBS", "0", setup_py.jobs, "expected how many compilers to run at once, such as 4, got '0'"),
         ("CXX", "no-such", setup_py.check_compiler, r"expected g\+\+ 12, clang\+\+ 15 or newer, got none"),
     ):
         monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit, match=f"{name}.*{says}"):
+        with pytest.raises(SystemExit, match=f"{name}.*{message}"):
             function()
     monkeypatch.setenv("MAX_JOBS", "3")
     assert setup_py.jobs() == ["-j3"]
 
 
-def test_an_nvcc_that_is_missed_is_told(setup_py, monkeypatch):
+def test_missing_nvcc_is_reported(setup_py, monkeypatch):
     cuda = SimpleNamespace(__version__="2.14.1", version=SimpleNamespace(cuda="13.0"))
     monkeypatch.setattr(setup_py.shutil, "which", lambda *_, **__: None)
     monkeypatch.delenv("FORCE_CUDA", raising=False)
@@ -190,8 +190,8 @@ def test_lists_of_architectures(setup_py, monkeypatch):
     monkeypatch.setattr(setup_py, "nvcc_output", lambda *_: "compute_80\ncompute_86\ncompute_90\ncompute_100\n")
     cuda = SimpleNamespace(device_count=lambda: 2, get_device_capability=lambda i: (8, 6 - 6 * i))
 
-    def archs(asked):
-        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    def archs(setting):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", setting)
         return setup_py.cuda_archs("nvcc", SimpleNamespace(cuda=cuda))[0]
 
     assert archs("") == setup_py.CUDA_ARCHS
@@ -212,8 +212,8 @@ def test_lists_of_architectures(setup_py, monkeypatch):
 @pytest.mark.skipif(
     toolchain.unsupported_reason("nvcc") is not None, reason=str(toolchain.unsupported_reason("nvcc"))
 )
-def test_forced_cuda_kernels_load_beside_a_torch_without_cuda(tmp_path):
-    """One architecture: the budgets compile the others. The CPU's objects are taken from the last build, if any."""
+def test_forced_cuda_kernels_load_with_a_torch_without_cuda(tmp_path):
+    """For one architecture; the budgets compile the others. Reuses the CPU objects of the last build."""
     for objects in (ROOT / "build").glob("temp.*"):
         shutil.copytree(objects, tmp_path / "temp", dirs_exist_ok=True)
     folders = ["--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path)]
@@ -237,7 +237,7 @@ def test_a_source_distribution_has_every_source(tmp_path):
 
 
 @pytest.mark.parametrize("skips", ["def test(): pytest.skip('absent')", "pytest.importorskip('no_such_module')"])
-def test_a_case_that_skips_fails_in_make_compat(tmp_path, skips):
+def test_skipped_tests_fail_in_make_compat(tmp_path, skips):
     (tmp_path / "test_it.py").write_text(f"import pytest\n{skips}\n")
     done = run("-m", "pytest", "-p", "no_skips", "-n2", "test_it.py", cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
     assert done.returncode == 1 and "must not skip here" in done.stdout + done.stderr

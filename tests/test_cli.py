@@ -1,4 +1,4 @@
-"""The command line: every command does its part of the way, and exit codes can be trusted."""
+"""The command line: every command, its output and its exit code."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TRAINING = ["--backbone", "small", "--dim", "16", "--steps", "4", "--identities"
 
 
 @pytest.fixture(scope="module")
-def few_glyphs():
+def small_glyphs():
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     from dissim_retrieval.data.glyphs import load_glyphs
 
@@ -27,9 +27,9 @@ def few_glyphs():
 
 
 @pytest.fixture(autouse=True)
-def _small_image_set(few_glyphs, monkeypatch, tmp_path):
-    """The set that --data glyphs and emoji name here, and an empty folder to work in."""
-    monkeypatch.setitem(load_images.__globals__["SETS"], "glyphs", lambda size, root: few_glyphs)
+def _small_image_set(small_glyphs, monkeypatch, tmp_path):
+    """Replaces the images of --data glyphs by a small set, and works in an empty folder."""
+    monkeypatch.setitem(load_images.__globals__["SETS"], "glyphs", lambda size, root: small_glyphs)
     monkeypatch.chdir(tmp_path)
 
 
@@ -71,14 +71,14 @@ def test_demo_compares_trained_and_untrained(capsys):
     assert out.strip().endswith("report.html") and Path("report/report.png").exists()
 
 
-def test_bench_names_every_way_and_why_one_cannot_run(capsys):
+def test_bench_lists_every_implementation(capsys):
     assert run("bench", "--queries", 8, "--gallery", 9, "--dim", 5) == 0
     out = capsys.readouterr().out
     for way in ("plain torch", "torch.cdist", "fused, cpu", "fused, reference", "Gelem/s"):
         assert way in out
 
 
-def test_nothing_wrong_is_timed(monkeypatch):
+def test_bench_raises_for_wrong_results(monkeypatch):
     wrong = lambda *inputs, **options: torch.zeros(8, 9)  # noqa: E731
     monkeypatch.setattr("dissim_retrieval.speed.fused_dissim_score", wrong)
     with pytest.raises(RuntimeError, match=r"fused, \w+: wrong by"):
@@ -94,13 +94,13 @@ def test_nothing_wrong_is_timed(monkeypatch):
         (["train", "run", *DATA, *TRAINING, "--identities", "999"], "identities: expected at most"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(arguments, message, capsys):
+def test_errors_are_printed_in_one_line(arguments, message, capsys):
     assert run(*arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("dissim: ") and message in error
 
 
-def test_a_triplet_run_has_no_index(capsys):
+def test_indexing_a_triplet_run_fails(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--loss", "triplet") == 0
     np.savez("x.npz", embeddings=np.zeros((2, 16), np.float32))
     assert run("index", "run", "x.npz", "x.index") == 1
@@ -115,7 +115,7 @@ def test_unknown_arguments_and_help():
         assert stop.value.code == code
 
 
-def test_an_interrupt_and_a_reader_that_has_seen_enough(monkeypatch, capsys):
+def test_interrupt_and_closed_pipe_print_no_traceback(monkeypatch, capsys):
     def interrupted(config):
         raise KeyboardInterrupt
 
@@ -129,17 +129,17 @@ def test_an_interrupt_and_a_reader_that_has_seen_enough(monkeypatch, capsys):
     assert "Traceback" not in done.stderr
 
 
-def test_embedding_file_holds_what_was_written(few_glyphs):
-    rows = torch.randn(len(few_glyphs), 3)
-    write_embeddings("rows.npz", rows, few_glyphs)
+def test_embedding_file_round_trip(small_glyphs):
+    rows = torch.randn(len(small_glyphs), 3)
+    write_embeddings("rows.npz", rows, small_glyphs)
     assert torch.equal(read_embeddings("rows.npz"), rows)
     with np.load("rows.npz") as arrays:
-        assert arrays["labels"].tolist() == few_glyphs.labels.tolist()
-        assert arrays["label_names"][arrays["labels"][5]] == few_glyphs.label_names[few_glyphs.labels[5]]
+        assert arrays["labels"].tolist() == small_glyphs.labels.tolist()
+        assert arrays["label_names"][arrays["labels"][5]] == small_glyphs.label_names[small_glyphs.labels[5]]
 
 
 @pytest.mark.parametrize("content", ["text", "other array", "objects", "integers", "one row"])
-def test_other_files_are_refused_and_run_no_code(content):
+def test_invalid_embedding_files_raise_and_run_no_code(content):
     if content == "text":
         Path("x.npz").write_text("no archive")
     else:

@@ -1,4 +1,4 @@
-"""Every bad input is refused at the door: the argument, what was expected, what came, what to do."""
+"""Input validation: every error names the argument, what was expected, what was given, and a remedy."""
 
 import re
 
@@ -15,16 +15,16 @@ from dissim_kernels.contract import ACCUMULATE
 
 GOOD = {"query": torch.ones(4, 3), "reference": torch.ones(5, 3), "weight": torch.ones(3), "bias": None}
 FOUR, FIVE = torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
-DOORS = {
+FUNCTIONS = {
     "score": (fused_dissim_score, {}),
     "paired": (paired_dissim_score, {"reference": torch.ones(4, 3)}),
     "topk": (fused_dissim_topk, {"k": 2}),
     "hinge": (fused_dissim_hinge_loss, {"query_labels": FOUR, "reference_labels": FIVE}),
 }
-ALL, MATRIX = tuple(DOORS), ("topk", "hinge")
+ALL, MATRIX = tuple(FUNCTIONS), ("topk", "hinge")
 HALF = torch.ones(4, 3, dtype=torch.float16)
 
-#: doors, what is changed, error, argument blamed, expected, got
+#: Functions, the changed argument, the error, the argument it names, expected, got.
 BAD = [
     (ALL, {"query": [[1.0]]}, TypeError, "query", "a torch.Tensor", "list"),
     (ALL, {"reference": None}, TypeError, "reference", "a torch.Tensor", "NoneType"),
@@ -75,25 +75,25 @@ BAD = [
     (("hinge",), {"margin": "1"}, TypeError, "margin", "a number", "str"),
     (("hinge",), {"margin": torch.ones(3)}, TypeError, "margin", "a number", "Tensor"),
 ]  # fmt: skip
-ROWS = [(door, *row[1:]) for row in BAD for door in row[0]]
+ROWS = [(name, *row[1:]) for row in BAD for name in row[0]]
 
 
 @pytest.mark.parametrize(
-    ("door", "change", "error", "argument", "expected", "got"),
+    ("name", "change", "error", "argument", "expected", "got"),
     ROWS,
-    ids=[f"{door}-{'+'.join(change)}-{i}" for i, (door, change, *_) in enumerate(ROWS)],
+    ids=[f"{name}-{'+'.join(change)}-{i}" for i, (name, change, *_) in enumerate(ROWS)],
 )
-def test_refused_with_argument_expectation_and_remedy(door, change, error, argument, expected, got):
-    function, options = DOORS[door]
-    with pytest.raises(error) as refusal:
+def test_invalid_arguments_raise_with_expected_got_and_remedy(name, change, error, argument, expected, got):
+    function, options = FUNCTIONS[name]
+    with pytest.raises(error) as raised:
         function(**{**GOOD, **options, **change})
-    text = str(refusal.value)
+    text = str(raised.value)
     assert re.search(rf"(^|\n){argument}: expected {expected}.*, got {got}.*\. [A-Z].+\.$", text), text
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_what_is_right_passes(door):
-    function, options = DOORS[door]
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_valid_arguments_are_accepted(name):
+    function, options = FUNCTIONS[name]
     function(**{**GOOD, **options})
     for dtype in ACCUMULATE:
         right = {**GOOD, **options, "bias": 1}

@@ -16,7 +16,7 @@ def numbered() -> ImageSet:
     rows = torch.arange(20)
     return ImageSet(
         rows.to(torch.uint8).view(20, 1, 1, 1).expand(20, 3, 2, 2), rows % 10, rows // 10,
-        [f"id{i}" for i in range(10)], ["left", "right"], "nobody",
+        [f"id{i}" for i in range(10)], ["left", "right"], "no source",
     )  # fmt: skip
 
 

@@ -1,35 +1,22 @@
-"""Derivatives of every kind that torch asks for, each right or refused in words."""
+"""Every kind of derivative of torch: each is right, or raises an error that says it is not available."""
 
 import pytest
 import torch
+from small_inputs import INPUTS, SIDES, fused, hinge_loss, leaves, plain
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian as functional_hessian
 from torch.autograd.functional import hvp, jacobian
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
-from dissim_kernels import testing as judge
+from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk, testing
 
-backends = pytest.mark.parametrize("backend", judge.runnable_backends())
-INPUTS = judge.random_inputs((4, 5), (6, 5), dtype=torch.float64, seed=3)
-SIDES = (torch.arange(4) % 2, torch.arange(6) % 2)
-#: Plain torch for the same arguments, and ours, each to a number.
-plain, fused = (lambda f: lambda *x: f(*x).square().sum() for _ in range(2))
-plain, fused = plain(judge.plain_score), fused(fused_dissim_score)
-
-
-def leaves():
-    return [x.clone().requires_grad_() for x in INPUTS]
-
-
-def hinge_loss(*arguments, **choices):
-    return fused_dissim_hinge_loss(*arguments, *SIDES, **choices)
+backends = pytest.mark.parametrize("backend", testing.runnable_backends())
 
 
 @backends
 def test_first_and_second_derivatives_by_differences(backend):
-    """Batched ones too, as is_grads_batched and vectorize=True ask for them."""
-    heads = judge.random_inputs((2, 3, 4), (2, 2, 4), 2, torch.float64, seed=1)
+    """Also batched gradients, which is_grads_batched and vectorize=True use."""
+    heads = testing.random_inputs((2, 3, 4), (2, 2, 4), 2, torch.float64, seed=1)
     for inputs in (INPUTS, heads):
         arguments = [x.clone().requires_grad_() for x in inputs]
 
@@ -62,12 +49,12 @@ def test_gradients_of_batched_gradients():
         first = torch.autograd.grad(scores, arguments, upstream, is_grads_batched=True, create_graph=True)
         return torch.autograd.grad(sum(x.square().sum() for x in first), arguments)
 
-    torch.testing.assert_close(second(fused_dissim_score), second(judge.plain_score))
+    torch.testing.assert_close(second(fused_dissim_score), second(testing.plain_score))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_tangent_has_the_dtype_of_the_score(dtype):
-    q, r, w, _ = judge.tie_grid(4, 6, 5, dtype)  # exact, so that the tangent is rounded once
+    q, r, w, _ = testing.tied_inputs(4, 6, 5, dtype)  # exact, so that the tangent is rounded once
     w, b = w.float(), torch.tensor(0.5)
     primals, along = (q, r, w, b), (q + 1, 3 - r, w * 2, b)
 
@@ -92,10 +79,10 @@ def test_transforms_of_torch_func(transform, argument):
 
 @pytest.mark.parametrize("argument", range(4))
 @pytest.mark.parametrize("first", [0, 2])
-@pytest.mark.parametrize("twice", [jacrev, jacfwd])
-def test_second_derivatives_of_torch_func(twice, first, argument):
-    """Reverse over reverse and forward over forward, without a silent zero; the mixtures are refused below."""
-    ours, theirs = (twice(twice(f, first), argument)(*INPUTS) for f in (fused, plain))
+@pytest.mark.parametrize("transform", [jacrev, jacfwd])
+def test_second_derivatives_of_torch_func(transform, first, argument):
+    """Reverse over reverse and forward over forward, give no silent zero. The mixtures raise, see below."""
+    ours, theirs = (transform(transform(f, first), argument)(*INPUTS) for f in (fused, plain))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -106,7 +93,7 @@ def test_second_derivatives_of_torch_func(twice, first, argument):
      grad(hinge_loss), lambda *x: jvp(fused, x, x)[1]],
     ids=["score", "hinge", "topk", "grad query", "grad weight", "grad hinge", "jvp"],
 )  # fmt: skip
-def test_vmap_is_a_loop(function, mapped):
+def test_vmap_equals_a_loop(function, mapped):
     stacked = [x if dim is None else torch.stack((x, x * 2, x + 1)) for x, dim in zip(INPUTS, mapped, strict=True)]
     ours = vmap(function, mapped)(*stacked)
     for i in range(3):
@@ -125,7 +112,7 @@ class Score(torch.nn.Module):
 
 
 def test_per_sample_gradients_of_a_module():
-    """The usual recipe: vmap over grad of a functional call."""
+    """By vmap over grad of a functional call, as torch documents it."""
     model, (query, reference) = Score(), INPUTS[:2]
 
     def loss(parameters, row):
@@ -135,7 +122,7 @@ def test_per_sample_gradients_of_a_module():
     torch.testing.assert_close(rows.sum(0), grad(fused, 2)(*INPUTS[:3]))
 
 
-def differentiate_thrice():
+def third_derivative():
     query = leaves()[0]
     first = torch.autograd.grad(fused(query, *INPUTS[1:]), query, create_graph=True)[0]
     second = torch.autograd.grad(first.square().sum(), query, create_graph=True)[0]
@@ -154,7 +141,7 @@ def hinge_of(query):
     return hinge_loss(query, *INPUTS[1:])
 
 
-def hinge_twice():
+def second_derivative_of_hinge():
     query = leaves()[0]
     first = torch.autograd.grad(hinge_of(query), query, create_graph=True)[0]
     torch.autograd.grad(first.sum(), query)
@@ -169,14 +156,14 @@ def forward_jacobian(function):
 
 
 Q = INPUTS.query
-REFUSED = {
-    "third derivative": (differentiate_thrice, "a third derivative is not available"),
+UNSUPPORTED = {
+    "third derivative": (third_derivative, "a third derivative is not available"),
     "hessian": (lambda: hessian(score_of)(Q), "forward-mode over reverse-mode is not available"),
     "jvp of grad": (lambda: jvp(grad(score_of), (Q,), (Q,)), "forward-mode over reverse-mode is not available"),
     "grad of jvp": (lambda: grad(lambda x: jvp(score_of, (x,), (x,))[1])(Q), "nor reverse-mode over forward-mode"),
     "jvp of hinge": (lambda: jvp(hinge_of, (Q,), (Q,)), "hinge_loss: a forward-mode derivative is not"),
     "jacfwd of hinge": (lambda: jacfwd(hinge_of)(Q), "hinge_loss: a forward-mode derivative is not"),
-    "double backward of hinge": (hinge_twice, "hinge_loss: a second derivative is not"),
+    "double backward of hinge": (second_derivative_of_hinge, "hinge_loss: a second derivative is not"),
     "jacrev of jacrev of hinge": (lambda: jacrev(jacrev(hinge_of))(Q), "hinge_loss: a second derivative is not"),
     "forward-mode Jacobian of hinge": (lambda: forward_jacobian(hinge_rows), "hinge_loss: a forward-mode derivative"),
     "vectorized Hessian of hinge": (
@@ -191,15 +178,15 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_derivative_that_cannot_be_given_is_refused(name):
-    attempt, message = REFUSED[name]
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_derivatives_raise(name):
+    attempt, message = UNSUPPORTED[name]
     with pytest.raises((NotImplementedError, RuntimeError), match=message):
         attempt()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_no_graph_where_none_is_wanted(mode):
+def test_no_graph_is_recorded_without_grad_mode(mode):
     with mode():
         for result in (fused_dissim_score(*leaves()), hinge_loss(*leaves()), top_scores(leaves()[0])):
             assert not result.requires_grad

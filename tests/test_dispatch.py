@@ -1,4 +1,4 @@
-"""Which backend runs: the one asked for, the first that can, or an error with every reason. Never a silent other."""
+"""The choice of the backend: the named one, or the first of the table that can run, or an error with all reasons."""
 
 import runpy
 import threading
@@ -14,13 +14,13 @@ from dissim_kernels import (
     fused_dissim_topk,
     last_backend,
     paired_dissim_score,
+    testing,
     unavailable_backends,
 )
-from dissim_kernels import testing as judge
 from dissim_kernels.backends import capability, cuda, native, triton
 from dissim_kernels.contract import Problem
 
-INPUTS = judge.random_inputs((4, 5), (4, 5))
+INPUTS = testing.random_inputs((4, 5), (4, 5))
 SIDES = (torch.arange(4) % 2,) * 2
 CALLS = {
     "score": lambda **x: fused_dissim_score(*INPUTS, **x),
@@ -37,9 +37,9 @@ def broken_library(monkeypatch):
 
 
 @calls
-@pytest.mark.parametrize("backend", judge.runnable_backends())
-def test_a_named_backend_is_the_one_that_runs(backend, call, monkeypatch):
-    """Proved by the module that was entered, not by what dispatch says of itself."""
+@pytest.mark.parametrize("backend", testing.runnable_backends())
+def test_named_backend_runs(backend, call, monkeypatch):
+    """Checked by spies in the modules, not by `last_backend` alone."""
     entered = []
     for name, module in dispatch.BACKENDS.items():
         for operation in ("score", "topk", "hinge"):
@@ -55,14 +55,14 @@ def test_a_named_backend_is_the_one_that_runs(backend, call, monkeypatch):
 
 
 @calls
-def test_auto_takes_the_first_of_its_table(call):
+def test_auto_selects_the_first_backend_of_its_table(call):
     call()
     assert last_backend() == dispatch.AUTO["cpu"][0] == "cpu"
 
 
 def test_backward_runs_where_forward_ran():
     query = INPUTS.query.clone().requires_grad_()
-    for backend in judge.runnable_backends():
+    for backend in testing.runnable_backends():
         scores = fused_dissim_score(query, *INPUTS[1:], backend=backend)
         fused_dissim_score(*INPUTS, backend="reference")
         scores.sum().backward()
@@ -78,7 +78,7 @@ def test_a_named_backend_raises_its_reason(call, broken_library):
 
 
 @calls
-def test_auto_never_hides_a_failed_build(call, broken_library):
+def test_auto_raises_for_a_failed_build(call, broken_library):
     with pytest.raises(RuntimeError, match="'cpu' cannot run this call: the compiled library is broken"):
         call()
     call(backend="reference")
@@ -86,12 +86,12 @@ def test_auto_never_hides_a_failed_build(call, broken_library):
 
 
 @calls
-def test_an_unknown_backend_is_refused_with_the_names(call):
+def test_unknown_backend_raises_with_the_names(call):
     with pytest.raises(ValueError, match=r"backend: expected 'auto' or one of 'cpu', .*'reference'.*, got 'gpu'"):
         call(backend="gpu")
 
 
-def test_reasons_are_words(broken_library):
+def test_unavailable_backends_have_reasons(broken_library):
     reasons = unavailable_backends()
     assert sorted([*available_backends(), *reasons]) == sorted(dispatch.BACKENDS)
     assert reasons["cpu"] == "the compiled library is broken for this test"
@@ -99,13 +99,13 @@ def test_reasons_are_words(broken_library):
     assert "these are on 'cuda'" in native.unsupported_reason(Problem("score", torch.device("cuda", 0)))
 
 
-#: A machine with several devices: a T4, an A100, an A10G, an H100 and a B200.
+#: Compute capabilities of five devices: a T4, an A100, an A10G, an H100 and a B200.
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0))
 
 
 @pytest.fixture
 def devices(monkeypatch):
-    """Has torch tell of these devices, and returns a function that says what the library was compiled for."""
+    """Lets torch report these devices. Returns a function that sets what the library was compiled for."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: CAPABILITIES[index])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -124,7 +124,7 @@ def devices(monkeypatch):
 
 
 def ran(index):
-    """The backend that runs "auto" on that device."""
+    """The backend that "auto" selects on that device."""
     module = dispatch.resolve("auto", Problem("score", torch.device("cuda", index)))
     return next(name for name, candidate in dispatch.BACKENDS.items() if candidate is module)
 
@@ -133,11 +133,11 @@ def ran(index):
     ("archs", "chosen"),
     [
         ("8.0;9.0;10.0+PTX", ["cuda", "cuda", "cuda", "cuda"]),
-        ("8.6", ["triton", "cuda", "triton", "triton"]),  # machine code of 8.6 is not for 8.0, nor for another major
+        ("8.6", ["triton", "cuda", "triton", "triton"]),  # not for 8.0, nor for another major version
         ("8.0", ["cuda", "cuda", "triton", "triton"]),
         ("8.0+PTX", ["cuda", "cuda", "cuda", "cuda"]),
         ("8.6 9.0+PTX", ["triton", "cuda", "cuda", "cuda"]),
-        ("9.0a+PTX", ["triton", "triton", "cuda", "triton"]),  # "a" is for that capability alone
+        ("9.0a+PTX", ["triton", "triton", "cuda", "triton"]),  # "a" is for that capability only
         ("", ["triton", "triton", "triton", "triton"]),
     ],
 )
@@ -146,7 +146,7 @@ def test_each_device_gets_the_backend_that_runs_on_it(archs, chosen, devices):
     assert [ran(index) for index in (1, 2, 3, 4)] == chosen
 
 
-def test_below_the_floor_of_both_backends_the_error_has_both_reasons(devices):
+def test_unsupported_device_raises_with_the_reasons_of_both_backends(devices):
     devices("8.0;9.0;10.0+PTX")
     with pytest.raises(RuntimeError) as raised:
         ran(0)
@@ -164,10 +164,10 @@ def test_a_named_backend_says_how_to_build_it_for_the_device(devices):
         dispatch.resolve("cuda", Problem("score", torch.device("cuda", 2)))
 
 
-def test_a_device_is_asked_once(devices, monkeypatch):
+def test_device_capability_is_queried_once(devices, monkeypatch):
     devices("8.0")
     assert ran(1) == "cuda"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: pytest.fail("asked again"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: pytest.fail("queried again"))
     assert ran(1) == "cuda"
 
 
@@ -180,7 +180,7 @@ def test_a_backend_is_available_where_one_device_runs_it(devices, monkeypatch):
     assert "compiled for compute capability 9.0" in unavailable_backends()["cuda"]
 
 
-def test_every_backend_in_the_tables_is_whole():
+def test_every_backend_has_every_function():
     for order in dispatch.AUTO.values():
         assert set(order) <= set(dispatch.BACKENDS)
     for module in dispatch.BACKENDS.values():
@@ -189,7 +189,7 @@ def test_every_backend_in_the_tables_is_whole():
             assert callable(getattr(module, function))
 
 
-def test_python_m_dissim_kernels_tells_what_runs_and_why_not(monkeypatch, capsys):
+def test_python_m_dissim_kernels_prints_backends_with_reasons(monkeypatch, capsys):
     monkeypatch.setenv("DISSIM_THREADS", "3")
     runpy.run_module("dissim_kernels", run_name="__main__")
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
@@ -201,7 +201,7 @@ def test_python_m_dissim_kernels_tells_what_runs_and_why_not(monkeypatch, capsys
     assert native.isa() in rows["instruction set"]
 
 
-def test_last_backend_is_of_this_thread():
+def test_last_backend_is_thread_local():
     CALLS["score"](backend="reference")
     seen = []
 

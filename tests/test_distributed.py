@@ -1,4 +1,4 @@
-"""A module that holds the head and its loss, compiled in one graph, and in two processes by DDP and FSDP."""
+"""A module with the head and its loss: compiled in one graph, and trained in two processes by DDP and FSDP."""
 
 import torch
 import torch.distributed
@@ -50,7 +50,7 @@ def test_compiled_in_one_graph():
 
 
 def train_step_of_rank(rank, folder):
-    """DDP, then FSDP, in one of two processes; the first writes the gradients down."""
+    """One of two processes: DDP, then FSDP. Rank 0 saves the gradients."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     net = Net()

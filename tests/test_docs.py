@@ -36,7 +36,7 @@ def modules():
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
-    """Examples may write files, and start from one seed."""
+    """Examples may write files, and start from the same seed."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 
@@ -68,7 +68,7 @@ documents = pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 
 @documents
 def test_python_blocks_of_a_document_run_in_order(document):
-    """All ```python and ```pycon blocks of one document share one namespace, like a session of a reader."""
+    """All ```python and ```pycon blocks of one document share one namespace, as in one session."""
     namespace = {"__name__": "__main__"}
     assert list(blocks(document)) or document.name != "README.md", "the README shows no Python"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
@@ -78,7 +78,7 @@ def test_python_blocks_of_a_document_run_in_order(document):
         else:
             examples = doctest.DocTestParser().get_examples(block)
             session = doctest.DocTest(examples, {}, named(document), str(document), line, block)
-            session.globs = namespace  # the constructor copies what it is given
+            session.globs = namespace  # the constructor would copy it
             assert runner.run(session, clear_globs=False).failed == 0
 
 

@@ -1,6 +1,6 @@
-"""What only a GPU can show: `make gpu` runs what is marked gpu, and the tests of every backend (on_device.py).
+"""Tests that need a GPU. `make gpu` runs them and, on the GPU, the tests of every backend (on_device.py).
 
-Expected values are the definitions, on the CPU in float64. Without a device these tests are skipped and say so.
+Expected values are the definitions in float64 on the CPU. Without a GPU these tests are skipped.
 """
 
 import re
@@ -11,6 +11,7 @@ import pytest
 import torch
 from on_device import move
 
+from bench.gpu import capture
 from bench.gpu_tests import PARTS
 from bench.processes import ROOT
 from dissim_kernels import (
@@ -21,9 +22,9 @@ from dissim_kernels import (
     last_backend,
     paired_dissim_score,
     quantize_references,
+    testing,
     unavailable_backends,
 )
-from dissim_kernels import testing as judge
 from dissim_kernels.contract import ACCUMULATE
 
 pytestmark = pytest.mark.gpu
@@ -38,7 +39,7 @@ def backend(request):
     if reason := unavailable_backends().get(request.param):
         pytest.fail(f"backend {request.param!r} cannot run: {reason}")
     yield request.param
-    torch.cuda.synchronize()  # a kernel that failed late is this test's failure, not the next one's
+    torch.cuda.synchronize()  # so that a late failure is attributed to this test
 
 
 def on_device(inputs):
@@ -54,9 +55,9 @@ def labels(rows, columns, classes=7):
 
 
 def calls(inputs, backend):
-    """Every operation, forward and backward, of two matrices on the device: name -> a function of nothing."""
+    """Every operation, forward and backward, for inputs on the device: name -> a function without arguments."""
     sides = labels(len(inputs.query), len(inputs.reference))
-    trained = [x.detach().requires_grad_() for x in inputs]  # of the same memory
+    trained = [x.detach().requires_grad_() for x in inputs]  # share the memory of the inputs
     upstream = torch.sin(torch.arange(len(inputs.query) * len(inputs.reference), device="cuda").float())
     upstream = upstream.to(inputs.query.dtype).view(len(inputs.query), -1)
 
@@ -75,14 +76,15 @@ def calls(inputs, backend):
         "hinge step": hinge_step,
     }
     if backend == "cuda":
-        made = quantize_references(inputs.reference, inputs.weight)
+        codes = quantize_references(inputs.reference, inputs.weight)
         found["quantized_topk"] = lambda: fused_dissim_topk(
-            *inputs, k=5, quantized=made, return_stats=True, backend=backend
+            *inputs, k=5, quantized=codes, return_stats=True, backend=backend
         )
     return found
 
 
-def same(a, b):
+def bit_identical(a, b):
+    """Whether tensors are equal in every bit, except for the bits of NaN."""
     return all(torch.equal(x.nan_to_num(12345), y.nan_to_num(12345)) for x, y in zip(a, b, strict=True))
 
 
@@ -92,85 +94,85 @@ def same(a, b):
 @dtypes
 @pytest.mark.parametrize("part", [f"part{n}" for n in range(PARTS)])
 def test_scores_and_gradients_of_every_edge_case_input(part, dtype, backend):
-    """In parts, because Triton compiles for each kind of size."""
-    for name, inputs in list(judge.inputs_that_bite(dtype).items())[int(part[-1]) :: PARTS]:
+    """In parts, because Triton compiles kernels for each kind of size."""
+    for name, inputs in list(testing.edge_case_inputs(dtype).items())[int(part[-1]) :: PARTS]:
         exact, found = leaves(inputs.double()), leaves(on_device(inputs))
-        expected = judge.plain_score(*exact)
+        expected = testing.plain_score(*exact)
         upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-        with judge.poisoned_memory():
+        with testing.poisoned_memory():
             scores = fused_dissim_score(*found, backend=backend)
             scores.backward(upstream.cuda())
         expected.backward(upstream.double())
-        judge.assert_within(scores.detach().cpu(), expected.detach(), judge.score_bound(*inputs), name)
-        for got, leaf, bound in zip(found, exact, judge.gradient_bounds(upstream, *inputs), strict=True):
+        testing.assert_within(scores.detach().cpu(), expected.detach(), testing.score_bound(*inputs), name)
+        for got, leaf, bound in zip(found, exact, testing.gradient_bounds(upstream, *inputs), strict=True):
             if isinstance(got, torch.Tensor):
-                judge.assert_within(got.grad.cpu(), leaf.grad, bound, f"gradient, {name}")
+                testing.assert_within(got.grad.cpu(), leaf.grad, bound, f"gradient, {name}")
 
 
 @dtypes
 def test_paired_scores(dtype, backend):
-    inputs = judge.random_inputs((200, 33), (200, 33), 2, dtype)
+    inputs = testing.random_inputs((200, 33), (200, 33), 2, dtype)
     pairs = inputs._replace(query=inputs.query.unsqueeze(-2), reference=inputs.reference.unsqueeze(-2))
-    exact, bound = (x.flatten(1) for x in (judge.plain_score(*pairs.double()), judge.score_bound(*pairs)))
-    judge.assert_within(paired_dissim_score(*on_device(inputs), backend=backend).cpu(), exact, bound)
+    exact, bound = (x.flatten(1) for x in (testing.plain_score(*pairs.double()), testing.score_bound(*pairs)))
+    testing.assert_within(paired_dissim_score(*on_device(inputs), backend=backend).cpu(), exact, bound)
 
 
 @dtypes
 def test_the_best_references_of_every_edge_case_input(dtype, backend):
-    for inputs in judge.inputs_that_bite(dtype).values():
+    for inputs in testing.edge_case_inputs(dtype).values():
         if inputs.query.dim() == inputs.reference.dim() == 2 and inputs.weight.dim() == 1 and len(inputs.reference):
             found = fused_dissim_topk(*on_device(inputs), k=len(inputs.reference) // 2 + 1, backend=backend)
-            scores = judge.plain_score(*inputs.double())
-            judge.assert_topk_equal(*move(tuple(found), "cpu"), scores, judge.score_bound(*inputs))
+            scores = testing.plain_score(*inputs.double())
+            testing.assert_topk_equal(*move(tuple(found), "cpu"), scores, testing.score_bound(*inputs))
 
 
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("k", [1000, 1003])
-def test_a_thousand_best_of_tied_references(k, largest, backend):
+def test_large_k_with_tied_references(k, largest, backend):
     """Exact arithmetic, so that every index must be the one of a stable sort."""
-    inputs = judge.tie_grid(70, 9000, 5)
-    expected, none = judge.plain_score(*inputs.double()), torch.zeros(70, 9000)
+    inputs = testing.tied_inputs(70, 9000, 5)
+    expected, none = testing.plain_score(*inputs.double()), torch.zeros(70, 9000)
     found = fused_dissim_topk(*on_device(inputs), k=k, largest=largest, backend=backend)
-    judge.assert_topk_equal(*move(tuple(found), "cpu"), expected, none, largest=largest)
+    testing.assert_topk_equal(*move(tuple(found), "cpu"), expected, none, largest=largest)
     if backend == "cuda":
         query, reference, weight, bias = on_device(inputs)
         quantized = quantize_references(reference, weight)
         options = {"k": k, "largest": largest, "backend": backend}
-        assert same(fused_dissim_topk(query, reference, weight, bias, quantized=quantized, **options), found)
+        assert bit_identical(fused_dissim_topk(query, reference, weight, bias, quantized=quantized, **options), found)
 
 
 @on_gpu
 @pytest.mark.parametrize("k", [10, 1000])
 @pytest.mark.parametrize("largest", [True, False])
-def test_the_quantized_search_finds_what_topk_finds(largest, k):
-    """More queries than are searched together, and more references than a list of candidates holds."""
-    inputs = on_device(judge.random_inputs((700, 64), (200_000, 64)))
-    made = quantize_references(inputs.reference, inputs.weight)
-    with judge.poisoned_memory():
-        found = fused_dissim_topk(*inputs, k=k, quantized=made, largest=largest, return_stats=True, backend="cuda")
+def test_quantized_search_equals_plain_search(largest, k):
+    """More queries than one pass takes, and more references than a candidate list holds."""
+    inputs = on_device(testing.random_inputs((700, 64), (200_000, 64)))
+    codes = quantize_references(inputs.reference, inputs.weight)
+    with testing.poisoned_memory():
+        found = fused_dissim_topk(*inputs, k=k, quantized=codes, largest=largest, return_stats=True, backend="cuda")
     expected = fused_dissim_topk(*inputs, k=k, largest=largest, backend="cuda")
-    assert same(found[:2], expected)
+    assert bit_identical(found[:2], expected)
     assert (found.rescored >= k).all() and found.rescored.double().mean() < 0.01 * 200_000 + 5 * k
 
 
 @dtypes
 def test_loss_and_gradients_of_a_training_step(dtype, backend):
-    inputs = judge.random_inputs((130, 16), (300, 16), dtype=dtype)
+    inputs = testing.random_inputs((130, 16), (300, 16), dtype=dtype)
     exact, found, sides = leaves(inputs.double()), leaves(on_device(inputs)), labels(130, 300)
-    scores, slope = judge.plain_score(*exact), torch.zeros(130, 300, dtype=torch.float64)
+    scores, slope = testing.plain_score(*exact), torch.zeros(130, 300, dtype=torch.float64)
     scores.register_hook(slope.copy_)
-    judge.plain_hinge_loss(scores, *move(sides, "cpu")).backward()
-    bound = judge.score_bound(*(x.to(ACCUMULATE[dtype]) for x in inputs))
+    testing.plain_hinge_loss(scores, *move(sides, "cpu")).backward()
+    bound = testing.score_bound(*(x.to(ACCUMULATE[dtype]) for x in inputs))
     assert ((scores.abs() - 1).abs() > bound).all(), (
-        "draw inputs without a pair that rounding may carry over the margin"
+        "choose inputs whose pairs are on the same side of the margin after rounding"
     )
-    with judge.poisoned_memory():
+    with testing.poisoned_memory():
         fused_dissim_hinge_loss(*found, *sides, backend=backend).backward()
-    for got, leaf, bound in zip(found, exact, judge.gradient_bounds(slope, *inputs, extra=16), strict=True):
-        judge.assert_within(got.grad.cpu(), leaf.grad, bound)
+    for got, leaf, bound in zip(found, exact, testing.gradient_bounds(slope, *inputs, extra=16), strict=True):
+        testing.assert_within(got.grad.cpu(), leaf.grad, bound)
 
 
-# --- streams, graphs, runs ------------------------------------------------------------------------------------------
+# --- repeated runs, graphs, streams ---------------------------------------------------------------------------------
 
 SHAPES = [((300, 64), (700, 64)), ((3, 99), (5000, 99)), ((1, 128), (70_000, 128))]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -178,44 +180,37 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 @dtypes
 @shapes
-def test_every_run_gives_the_same_bits(shape, dtype, backend):
-    inputs = on_device(judge.random_inputs(*shape, dtype=dtype))
+def test_every_run_is_bit_identical(shape, dtype, backend):
+    inputs = on_device(testing.random_inputs(*shape, dtype=dtype))
     for name, call in calls(inputs, backend).items():
         first = [x.clone() for x in call()]
-        assert all(same(call(), first) for _ in range(5)), name
+        assert all(bit_identical(call(), first) for _ in range(5)), name
 
 
 @shapes
-def test_a_captured_graph_follows_its_inputs(shape, backend):
-    """Replayed with other numbers in the same memory it gives what a call gives. Nothing may wait for the device."""
-    first, second = (on_device(judge.random_inputs(*shape, seed=seed)) for seed in (0, 1))
-    inputs = judge.Inputs(*(x.clone() for x in first))
+def test_captured_graph_reads_its_inputs_at_replay(shape, backend):
+    """A replay with other values in the same memory gives the result of a call. No operation may synchronize."""
+    first, second = (on_device(testing.random_inputs(*shape, seed=seed)) for seed in (0, 1))
+    inputs = testing.Inputs(*(x.clone() for x in first))
     expected = {name: [x.clone() for x in call()] for name, call in calls(second, backend).items()}
     for name, call in calls(inputs, backend).items():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = call()
+        graph, captured = capture(call)
         with torch.no_grad():
             for to, values in zip(inputs, first if name == "quantized_topk" else second, strict=True):
                 to.copy_(values)  # codes are those of the first references
         graph.replay()
         torch.cuda.synchronize()
-        assert same(captured, call() if name == "quantized_topk" else expected[name]), name
+        assert bit_identical(captured, call() if name == "quantized_topk" else expected[name]), name
         with torch.no_grad():
             for to, values in zip(inputs, first, strict=True):
                 to.copy_(values)
 
 
 def test_kernels_run_on_the_current_stream(backend):
-    """The inputs are written on that stream after a long wait: a kernel on another one would read what was before."""
-    given = on_device(judge.random_inputs((300, 64), (700, 64)))
+    """The inputs are written on that stream after a wait. A kernel on another stream would read the old values."""
+    given = on_device(testing.random_inputs((300, 64), (700, 64)))
     expected = {name: [x.clone() for x in call()] for name, call in calls(given, backend).items()}
-    inputs = judge.Inputs(*(x.clone() for x in given))
+    inputs = testing.Inputs(*(x.clone() for x in given))
     for name, call in calls(inputs, backend).items():
         with torch.no_grad():
             for x in inputs[: 1 if name == "quantized_topk" else 4]:  # codes are those of the references
@@ -229,20 +224,20 @@ def test_kernels_run_on_the_current_stream(backend):
             with torch.enable_grad():
                 found = call()
         stream.synchronize()
-        assert same(found, expected[name]), name
+        assert bit_identical(found, expected[name]), name
 
 
 def test_a_device_that_is_not_the_current_one(backend):
-    """The last one; where there is one only, that one."""
+    """The last device, which is the current one if there is only one."""
     last = torch.device("cuda", torch.cuda.device_count() - 1)
-    inputs = judge.random_inputs((40, 20), (70, 20))
+    inputs = testing.random_inputs((40, 20), (70, 20))
     found = fused_dissim_score(*move(inputs, last), backend=backend)
     assert found.device == last and torch.cuda.current_device() == 0
-    judge.assert_within(found.cpu(), judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
+    testing.assert_within(found.cpu(), testing.plain_score(*inputs.double()), testing.score_bound(*inputs))
 
 
 def test_a_compiled_module_calls_the_operator(backend):
-    inputs = on_device(judge.random_inputs((40, 20), (70, 20)))
+    inputs = on_device(testing.random_inputs((40, 20), (70, 20)))
     call = torch.compile(lambda *x: fused_dissim_score(*x, backend=backend) * 2, backend="aot_eager", fullgraph=True)
     assert torch.equal(call(*inputs), fused_dissim_score(*inputs, backend=backend) * 2)
 
@@ -250,14 +245,14 @@ def test_a_compiled_module_calls_the_operator(backend):
 # --- sizes beyond 32 bits and beyond a grid's limits ----------------------------------------------------------------
 
 
-def test_more_scores_than_32_bits_count(backend):
-    inputs = on_device(judge.tie_grid(40_000, 60_000, 3, torch.float16))
+def test_more_scores_than_2_to_the_31(backend):
+    inputs = on_device(testing.tied_inputs(40_000, 60_000, 3, torch.float16))
     scores = fused_dissim_score(*inputs, backend=backend)
     rows = torch.tensor([0, 1, 17_895, 35_791, 35_792, 39_999], device="cuda")  # 2**31 / 60,000 = 35,791.4
-    assert torch.equal(scores[rows], judge.plain_score(inputs.query[rows], *inputs[1:]))
+    assert torch.equal(scores[rows], testing.plain_score(inputs.query[rows], *inputs[1:]))
 
 
-def test_more_numbers_in_the_references_than_32_bits_count(backend):
+def test_more_reference_elements_than_2_to_the_31(backend):
     reference = torch.zeros(4_300_000, 512, dtype=torch.float16, device="cuda")  # 2.2e9 numbers
     reference[-1], reference[4_194_305] = 1, 2
     query, weight = torch.zeros(9, 512, dtype=torch.float16, device="cuda"), torch.ones(512, device="cuda")
@@ -270,7 +265,7 @@ def test_more_numbers_in_the_references_than_32_bits_count(backend):
     "shape", [((70_000, 2, 5), (70_000, 3, 5)), ((3, 5), (9_000_000, 5)), ((9_000_000, 5), (3, 5))], ids=str
 )
 def test_more_blocks_than_a_grid_has_in_y_or_z(shape, backend):
-    """65,535; values of exact arithmetic, so that sums of any order are equal."""
+    """More than 65,535. Arithmetic is exact, so that sums in any order are equal."""
     rng = torch.Generator().manual_seed(0)
     query, reference = (torch.randint(-2, 3, size, generator=rng).float().cuda() for size in shape)
     weight = torch.tensor([0.25, -0.5, 0.0, 1.0, -0.75], device="cuda")
@@ -283,7 +278,7 @@ def test_more_blocks_than_a_grid_has_in_y_or_z(shape, backend):
     assert torch.equal(found[0], signs.sum(-2)) and torch.equal(found[1], -signs.sum(-3))
 
 
-# --- devices that a backend was not compiled for --------------------------------------------------------------------
+# --- devices without a compiled image -------------------------------------------------------------------------------
 
 
 OLD_DEVICE = """
@@ -298,8 +293,8 @@ except RuntimeError as error:
 
 
 @on_gpu
-def test_a_device_below_every_image_is_an_error_in_words():
-    """In a fresh process, for a device is asked once."""
+def test_device_older_than_every_image_raises_with_reasons():
+    """In a new process, because the capability of a device is cached."""
     done = subprocess.run([sys.executable, "-c", OLD_DEVICE], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("cuda", "triton"):
@@ -307,13 +302,13 @@ def test_a_device_below_every_image_is_an_error_in_words():
 
 
 @on_gpu
-def test_a_device_without_an_image_goes_on_to_triton(monkeypatch):
-    """A build for this card alone, on one of a later generation."""
+def test_auto_selects_triton_for_a_device_without_cuda_image(monkeypatch):
+    """As for a build for one GPU that runs on another one."""
     reason = "it has no image for this device, in this test"
     monkeypatch.setattr(dispatch.BACKENDS["cuda"], "unsupported_reason", lambda problem: reason)
-    inputs = judge.random_inputs((4, 5), (6, 5))
+    inputs = testing.random_inputs((4, 5), (6, 5))
     found = fused_dissim_score(*on_device(inputs))
     assert last_backend() == "triton"
-    judge.assert_within(found.cpu(), judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
+    testing.assert_within(found.cpu(), testing.plain_score(*inputs.double()), testing.score_bound(*inputs))
     with pytest.raises(RuntimeError, match=reason):
         fused_dissim_score(*on_device(inputs), backend="cuda")

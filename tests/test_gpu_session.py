@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: parts, time limits, partial results, the table, the exit status; and how tests move."""
+"""`make gpu` without a GPU: parts, time limits, partial results, table, exit status; and tests/on_device.py."""
 
 import json
 import os
@@ -12,14 +12,13 @@ import torch
 from on_device import move, moved
 
 from bench import files, gpu_report, gpu_session, gpu_tests
-from bench.cases import GPU_CASES, STEPS, Case
-from bench.correctness import Gate
+from bench.cases import COSTS, GPU_CASES, Case
+from bench.correctness import CorrectnessCheck
 from bench.data_sheets import data_sheet
 from bench.gpu_session import Failed, Part
 from bench.processes import TimedOut, execute, last_line
-from bench.registry import WHOLE, Competitor, competitors_of
-from dissim_kernels import dispatch, fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk
-from dissim_kernels import testing as judge
+from bench.registry import ALL_QUERIES, Competitor, competitors_of
+from dissim_kernels import dispatch, fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk, testing
 
 FACTS = {"device": "NVIDIA H100 80GB HBM3", "capability": "9.0", "memory_gib": 79.1, "driver": "580", "torch": "2.11",
          "cuda": "13.0", "triton": "3.6.0", "nvcc": "13.0", "python": "3.12", "commit": "abc"}  # fmt: skip
@@ -28,7 +27,7 @@ FACTS = {"device": "NVIDIA H100 80GB HBM3", "capability": "9.0", "memory_gib": 7
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
-def test_a_part_that_fails_stops_no_other_and_the_exit_status_tells(tmp_path):
+def test_failed_part_sets_the_exit_status_and_stops_no_other_part(tmp_path):
     ran = []
 
     def part(name, error=None):
@@ -48,7 +47,7 @@ def test_a_part_that_fails_stops_no_other_and_the_exit_status_tells(tmp_path):
     assert gpu_session.run(parts[2:], tmp_path, FACTS) == 0
 
 
-def test_a_part_gets_its_limit_or_what_is_left_of_all(tmp_path, monkeypatch):
+def test_part_gets_its_time_limit_or_the_remaining_time(tmp_path, monkeypatch):
     given, now = [], [100.0]
 
     def run(results, seconds, facts):
@@ -63,7 +62,7 @@ def test_a_part_gets_its_limit_or_what_is_left_of_all(tmp_path, monkeypatch):
     assert sum(part.seconds for part in gpu_session.PARTS[:2]) + 140 <= gpu_session.TOTAL <= 480 - 10
 
 
-def test_without_a_gpu_one_sentence_says_so(tmp_path, monkeypatch, capfd):
+def test_session_without_a_gpu_exits_with_one_sentence(tmp_path, monkeypatch, capfd):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     monkeypatch.setattr("sys.argv", ["gpu", "--results", str(tmp_path)])
@@ -72,7 +71,7 @@ def test_without_a_gpu_one_sentence_says_so(tmp_path, monkeypatch, capfd):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_build_is_for_the_present_card_and_its_failure_is_its_last_line(tmp_path, monkeypatch):
+def test_build_targets_the_installed_gpu_and_reports_its_last_line(tmp_path, monkeypatch):
     commands = []
 
     def fake(command, log, seconds, settings=None):
@@ -93,7 +92,7 @@ def test_the_build_is_for_the_present_card_and_its_failure_is_its_last_line(tmp_
 # --- processes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_is_late_ends_with_all_that_it_started(tmp_path):
+def test_timed_out_command_is_killed_with_its_children(tmp_path):
     child = f"import time; time.sleep(6); open({str(tmp_path / 'child')!r}, 'w')"
     parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
     begin = time.monotonic()
@@ -104,13 +103,13 @@ def test_a_command_that_is_late_ends_with_all_that_it_started(tmp_path):
     assert not (tmp_path / "child").exists()
 
 
-def test_a_command_runs_with_its_settings_and_its_status_comes_back(tmp_path):
-    code = "import os, sys; print(os.environ['WANTED']); sys.exit(7)"
-    assert execute([sys.executable, "-c", code], tmp_path / "new" / "log", 20, {"WANTED": "this"}) == 7
+def test_execute_passes_the_environment_and_returns_the_status(tmp_path):
+    code = "import os, sys; print(os.environ['SETTING']); sys.exit(7)"
+    assert execute([sys.executable, "-c", code], tmp_path / "new" / "log", 20, {"SETTING": "this"}) == 7
     assert (tmp_path / "new" / "log").read_text() == "this\n"
 
 
-def test_a_result_is_whole_or_absent(tmp_path, monkeypatch):
+def test_result_files_are_replaced_atomically(tmp_path, monkeypatch):
     files.replace(tmp_path / "new" / "file", "first")
     monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -124,19 +123,19 @@ SUITE = """
 import pytest, time
 def test_right(): pass
 def test_wrong(): assert 1 == 2
-def test_left_out(): pytest.skip("no second device")
+def test_skipped(): pytest.skip("no second device")
 def test_slow(): time.sleep(60)
 """
 
 
-def test_what_did_not_pass_is_told_and_a_skip_did_not(tmp_path):
+def test_failed_and_skipped_tests_are_reported(tmp_path):
     path = tmp_path / "test_suite.py"
     path.write_text(SUITE)
-    chosen = {name: [str(path), "-k", name] for name in ("right or wrong", "left_out", "nothing")}
+    chosen = {name: [str(path), "-k", name] for name in ("right or wrong", "test_skipped", "nothing")}
     counts, bad = gpu_tests.run(tmp_path / "tests", 300, chosen)
     assert counts == {"passed": 1, "failure": 1, "skipped": 1}
     assert "right or wrong: test_wrong: failure: assert 1 == 2" in bad[0]
-    assert "left_out: test_left_out: skipped: no second device" in bad[1] and len(bad) == 2
+    assert "test_skipped: test_skipped: skipped: no second device" in bad[1] and len(bad) == 2
     counts, bad = gpu_tests.run(tmp_path / "tests", 1, {"slow": [str(path), "-k", "slow"]})
     assert counts == {} and bad == ["slow: not done within 1 s (slow.log)"]
 
@@ -154,7 +153,7 @@ def test_tests_that_fail_make_the_part_fail(tmp_path, monkeypatch):
         gpu_session.test(tmp_path, 9, FACTS)
 
 
-def test_selections_name_files_and_cut_by_type_without_loss():
+def test_selections_cover_every_dtype_once():
     chosen = gpu_tests.selections()
     assert all((gpu_tests.ROOT / arg).exists() for row in chosen.values() for arg in row if arg.startswith("tests/"))
     for name in ("x[float16-triton]", "x[torch.bfloat16-triton]", "float32", "float64", "x[3-triton]"):
@@ -163,9 +162,9 @@ def test_selections_name_files_and_cut_by_type_without_loss():
         assert sum(eval(which, {}, words) for which in gpu_tests.TYPES.values()) == 1
 
 
-@pytest.mark.parametrize("layout", judge.LAYOUTS)
-def test_a_tensor_moves_as_it_lies(layout):
-    tensor = judge.lay_out(torch.arange(24.0).view(4, 6), layout)
+@pytest.mark.parametrize("layout", testing.LAYOUTS)
+def test_moved_tensors_keep_strides_and_alignment(layout):
+    tensor = testing.with_layout(torch.arange(24.0).view(4, 6), layout)
     for given in (tensor, tensor[1:, 2:], tensor[:0], tensor[0, 0]):
         there = move(given, "cpu")
         assert torch.equal(there, given) and there.stride() == given.stride()
@@ -173,10 +172,10 @@ def test_a_tensor_moves_as_it_lies(layout):
         assert given.numel() == 0 or there.storage_offset() % 16 == given.storage_offset() % 16
 
 
-def test_a_moved_backend_serves_every_operation(monkeypatch):
+def test_moved_backend_runs_every_operation(monkeypatch):
     reference = dispatch.BACKENDS["reference"]
     monkeypatch.setitem(dispatch.BACKENDS, "moved", moved(reference, "cpu"))
-    inputs, sides = judge.tie_grid(5, 9, 4), (torch.arange(5) % 2, torch.arange(9) % 2)
+    inputs, sides = testing.tied_inputs(5, 9, 4), (torch.arange(5) % 2, torch.arange(9) % 2)
     for call in (fused_dissim_score, lambda *x, backend: fused_dissim_topk(*x, k=3, backend=backend)[1],
                  lambda *x, backend: fused_dissim_hinge_loss(*x, *sides, backend=backend)):  # fmt: skip
         assert torch.equal(call(*inputs, backend="moved"), call(*inputs, backend="reference"))
@@ -184,7 +183,7 @@ def test_a_moved_backend_serves_every_operation(monkeypatch):
 
 # --- the benchmark ------------------------------------------------------------------------------------------------
 
-#: A case's process: writes its line and ends as told.
+#: A stand-in for bench/gpu.py: writes the line of its case and ends as the settings say.
 CASE = """
 import json, pathlib, sys
 name, folder, *without = sys.argv[1:]
@@ -208,7 +207,7 @@ sys.exit(3 if {wrong!r} == name else 0)
 
 @pytest.fixture
 def cases(tmp_path, monkeypatch):
-    """A function that puts quick processes in the place of the benchmark's."""
+    """A function that replaces the processes of the benchmark by quick ones."""
 
     def prepare(breaks=None, wrong=None, stops=None):
         script = tmp_path / "case.py"
@@ -224,7 +223,7 @@ def cases(tmp_path, monkeypatch):
     return prepare
 
 
-def test_results_are_written_case_by_case_and_shown(cases, tmp_path):
+def test_results_are_written_after_each_case(cases, tmp_path):
     cases()
     assert gpu_session.measure(tmp_path, 60, FACTS) == "3 cases"
     text = (tmp_path / "gpu.md").read_text()
@@ -240,40 +239,40 @@ def test_results_are_written_case_by_case_and_shown(cases, tmp_path):
     ]
 
 
-def test_when_time_is_up_no_case_starts_and_those_left_out_are_named(cases, tmp_path, monkeypatch):
+def test_skipped_cases_are_named_when_time_is_up(cases, tmp_path, monkeypatch):
     cases()
     measure_case = gpu_session.measure_case
 
-    def first_takes_all_the_time(*arguments):
-        monkeypatch.setattr(gpu_session, "LEAST_CASE", 61)
+    def no_time_after_the_first_case(*arguments):
+        monkeypatch.setattr(gpu_session, "MIN_CASE_S", 61)
         return measure_case(*arguments)
 
-    monkeypatch.setattr(gpu_session, "measure_case", first_takes_all_the_time)
-    said = gpu_session.measure(tmp_path, 60, FACTS)
-    assert said == f"1 cases, no time for {GPU_CASES[1].name}, {GPU_CASES[2].name}"
+    monkeypatch.setattr(gpu_session, "measure_case", no_time_after_the_first_case)
+    summary = gpu_session.measure(tmp_path, 60, FACTS)
+    assert summary == f"1 cases, no time for {GPU_CASES[1].name}, {GPU_CASES[2].name}"
     assert f"no time was left: {GPU_CASES[1].name}, {GPU_CASES[2].name}" in (tmp_path / "gpu.md").read_text()
 
 
-def test_who_ends_the_process_is_left_out_of_a_second_try(cases, tmp_path):
+def test_competitor_that_ends_the_process_is_skipped_in_a_second_try(cases, tmp_path):
     cases(breaks=GPU_CASES[1].name)
     assert gpu_session.measure(tmp_path, 60, FACTS) == "3 cases"
     assert f"{GPU_CASES[1].name} ['--without=KeOps']" in (tmp_path / "gpu.log").read_text()
 
 
-def test_a_process_that_ends_before_anybody_is_tried_says_its_last_line(cases, tmp_path):
+def test_process_that_fails_at_start_reports_its_last_line(cases, tmp_path):
     cases(stops=GPU_CASES[0].name)
     with pytest.raises(Failed, match=f"{GPU_CASES[0].name}: its inputs: .* status 1, RuntimeError: no driver"):
         gpu_session.measure(tmp_path, 60, FACTS)
 
 
-def test_a_case_where_ours_was_not_timed_fails_the_part_but_not_the_others(cases, tmp_path):
+def test_untimed_result_of_ours_fails_the_part_but_not_other_cases(cases, tmp_path):
     cases(wrong=GPU_CASES[0].name)
     with pytest.raises(Failed, match=f"^3 cases; {GPU_CASES[0].name}: one of ours was not timed"):
         gpu_session.measure(tmp_path, 60, FACTS)
     assert "**Failed**: " + GPU_CASES[0].name in (tmp_path / "gpu.md").read_text()
 
 
-def test_every_case_is_measured_with_both_backends_and_somebody_else():
+def test_every_case_has_both_backends_and_a_competitor():
     import bench.peers.on_gpu  # noqa: F401
 
     assert len({case.name for case in GPU_CASES}) == len(GPU_CASES)
@@ -281,22 +280,22 @@ def test_every_case_is_measured_with_both_backends_and_somebody_else():
         names = {row.name: row.ours for row in competitors_of(case, "cuda")}
         assert names["dissim_kernels, cuda"] and not all(names.values()), case.name
         assert "dissim_kernels, triton" in names or case.operation == "quantized_topk"
-        assert case.operation in STEPS
+        assert case.operation in COSTS
 
 
-@pytest.mark.parametrize("operation", STEPS)
-def test_what_torch_is_compared_by_is_right(operation):
-    """On the CPU, by the same functions: scores, searches and steps of every operation of the GPU's cases."""
+@pytest.mark.parametrize("operation", COSTS)
+def test_torch_competitors_pass_the_correctness_check(operation):
+    """On the CPU, by the same functions, for every operation of the GPU cases."""
     import bench.peers.on_gpu  # noqa: F401
     from bench.problem import make
 
     problem = make(Case("tiny", operation, 8, 200, 24, k=3, active=0.1))
     found = [row for row in competitors_of(problem.case, "cuda") if row.name.startswith("torch.cdist")]
     assert len(found) == (operation in {case.operation for case in GPU_CASES})
-    assert all(Gate(problem).check(row.prepare(problem)(), ours=False).passed for row in found)
+    assert all(CorrectnessCheck(problem).verdict(row.prepare(problem)(), ours=False).passed for row in found)
 
 
-def test_a_data_sheet_is_found_by_name_or_not_at_all():
+def test_data_sheets_are_found_by_device_name():
     h100 = data_sheet("NVIDIA H100 80GB HBM3")
     assert h100.peaks["score"] == pytest.approx(67e12 / 4) and h100.peaks["memory"] == 3.35e12
     assert data_sheet("NVIDIA GH200 480GB") is None and data_sheet("Tesla T4") is None
@@ -304,7 +303,7 @@ def test_a_data_sheet_is_found_by_name_or_not_at_all():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """A function that measures competitors on a tiny case by bench/gpu.py, with a CPU in the place of the GPU."""
+    """A function that measures competitors on a tiny case by bench/gpu.py, on the CPU in place of a GPU."""
     from bench import gpu
     from bench.problem import make
 
@@ -315,13 +314,13 @@ def measured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: FACTS["device"])
 
-    def run(without=(), captured=lambda call: (None, None), **calls):
+    def run(without=(), try_capture=lambda call: (None, None), **calls):
         rows = [
-            Competitor(name, prepare, {"score": WHOLE}, ours=name.startswith("ours"))
+            Competitor(name, prepare, {"score": ALL_QUERIES}, ours=name.startswith("ours"))
             for name, prepare in calls.items()
         ]
         monkeypatch.setattr(gpu, "competitors_of", lambda case, device: rows)
-        monkeypatch.setattr(gpu, "captured", captured)
+        monkeypatch.setattr(gpu, "try_capture", try_capture)
         tried = []
         line = gpu.measure(case, list(without), tried.append)
         assert json.loads(json.dumps(line)) == line
@@ -334,7 +333,7 @@ def right(problem):
     return lambda: fused_dissim_score(problem.query, problem.reference, problem.weight, problem.bias)
 
 
-def test_only_what_is_right_is_timed_and_a_failure_costs_nobody_else(measured):
+def test_wrong_and_failed_competitors_are_not_timed(measured):
     def wrong(problem):
         return lambda: right(problem)() * 1.001
 
@@ -350,34 +349,34 @@ def test_only_what_is_right_is_timed_and_a_failure_costs_nobody_else(measured):
     assert rows["ours"]["of_peak"] == pytest.approx(1 / bound) and rows["ours_wrong"]["of_peak"] is None
 
 
-def test_a_replayed_graph_is_checked_by_what_it_wrote(measured):
-    def captured(call):
+def test_replayed_graphs_are_checked(measured):
+    def try_capture(call):
         result = call()
         return lambda: result.mul_(factor), result
 
     factor = 1.0
-    assert measured(ours=right, captured=captured)[0]["ours"]["replayed"]
+    assert measured(ours=right, try_capture=try_capture)[0]["ours"]["replayed"]
     factor = 1.001
-    row = measured(ours=right, captured=captured)[0]["ours"]
+    row = measured(ours=right, try_capture=try_capture)[0]["ours"]
     assert not row["seconds"] and "when replayed as a CUDA graph" in row["reason"]
 
 
-def test_who_needs_too_much_memory_gets_fewer_queries(measured, monkeypatch):
+def test_competitors_out_of_memory_run_on_fewer_queries(measured, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
-    def hungry(most):
+    def out_of_memory_above(max_queries):
         def prepare(problem):
-            if len(problem.query) > most:
+            if len(problem.query) > max_queries:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return right(problem)
 
         return prepare
 
-    rows, _ = measured(peer=hungry(4), ours=right, starved=hungry(0))
+    rows, _ = measured(peer=out_of_memory_above(4), ours=right, other=out_of_memory_above(0))
     assert (rows["peer"]["queries"], rows["peer"]["elements"]) == (4, 4 * 30 * 8) and rows["peer"]["seconds"]
-    assert rows["starved"]["reason"] == "out of memory, of 1 queries too" and rows["ours"]["queries"] == 64
+    assert rows["other"]["reason"] == "out of memory even for 1 queries" and rows["ours"]["queries"] == 64
 
 
-def test_who_ended_the_process_is_a_row_that_says_so(measured):
+def test_skipped_competitor_has_a_row_with_the_reason(measured):
     rows, tried = measured(["ours_bad"], ours_bad=right, ours=right)
     assert "ended the process" in rows["ours_bad"]["reason"] and tried == ["ours", "its rounds"]

@@ -1,4 +1,4 @@
-"""The pair classifier: its score, its start, its constraints."""
+"""The pair classifier: its score, its initial values, its constraints."""
 
 import copy
 import gc
@@ -22,7 +22,7 @@ def test_score_is_a_linear_classifier_of_absolute_differences(normalize):
     torch.testing.assert_close(head(query, reference), expected)
 
 
-def test_start_ranks_as_l1_and_gives_a_pair_without_difference_the_margin():
+def test_initial_head_ranks_as_l1_and_scores_equal_rows_with_the_margin():
     head = DissimilarityHead(9, radius=2.0, normalize=False)
     query = torch.randn(4, 9)
     torch.testing.assert_close(head.weight.norm().item(), 2.0)
@@ -32,7 +32,7 @@ def test_start_ranks_as_l1_and_gives_a_pair_without_difference_the_margin():
 @pytest.mark.parametrize("sign", ["free", "negative"])
 @pytest.mark.parametrize("constraint", ["project", "cap", "penalty", "none"])
 def test_constraints_hold_after_every_step(constraint, sign):
-    """Ascent on random directions for 30 steps: the norm and the signs after each are those the options promise."""
+    """After each of 30 steps in random directions, the norm and the signs are as the options say."""
     torch.manual_seed(1)
     head = DissimilarityHead(33, constraint=constraint, radius=1.5, sign=sign)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.2)
@@ -66,7 +66,7 @@ def test_penalty_pulls_the_norm_to_the_radius():
     assert DissimilarityHead(8, constraint="project").penalty().item() == 0
 
 
-def test_weights_without_a_direction_restart():
+def test_weights_projected_to_zero_are_reinitialized():
     head = DissimilarityHead(4, sign="negative")
     start = head.weight.detach().clone()
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_wrong_options_are_named(wrong):
         DissimilarityHead(4, **wrong)
 
 
-def test_only_heads_that_an_optimizer_trains_are_constrained_and_copies_are_too():
+def test_only_trained_heads_and_copies_are_constrained():
     head = DissimilarityHead(4)
     other, copied, pickled = DissimilarityHead(4), copy.deepcopy(head), pickle.loads(pickle.dumps(head))
     with torch.no_grad():
@@ -104,10 +104,10 @@ def test_only_heads_that_an_optimizer_trains_are_constrained_and_copies_are_too(
     assert other.weight.norm().item() == pytest.approx(3)
 
 
-def test_a_head_that_is_gone_is_forgotten():
-    gone = weakref.ref(DissimilarityHead(4))
+def test_deleted_heads_are_released():
+    deleted = weakref.ref(DissimilarityHead(4))
     gc.collect()
-    assert gone() is None
+    assert deleted() is None
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
     torch.optim.SGD([parameter], lr=0.5).step()

@@ -1,4 +1,4 @@
-"""The index finds what scoring everything finds, and its file is safe to write and to read."""
+"""The index: search equals scoring everything, and its file is safe to write and to read."""
 
 import pickle
 
@@ -46,30 +46,30 @@ def test_search_gives_the_best_of_the_training_scores(head, gallery, query, k):
     assert not scores.requires_grad
 
 
-def test_rows_may_share_an_id_and_ties_keep_the_order_of_adding(head):
+def test_ids_may_repeat_and_ties_keep_insertion_order(head):
     index = DissimilarityIndex(head)
     index.add(torch.ones(3, 6), torch.tensor([9, 4, 9]))
     assert index.search(torch.ones(1, 6), 3).ids.tolist() == [[9, 4, 9]]
 
 
-def test_a_quantized_index_finds_the_same_bits_as_rows_come_and_weights_change(head, gallery, query, tmp_path):
+def test_quantized_index_is_bit_identical_after_adding_rows_and_changing_weights(head, gallery, query, tmp_path):
     plain, quantized = filled(head, gallery), DissimilarityIndex(head, quantized=True)
     quantized.add(gallery, torch.arange(50) + 100)
 
-    def same():
+    def bit_identical():
         pairs = zip(plain.search(query, 9), quantized.search(query, 9), strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
 
-    assert same() and same()
+    assert bit_identical() and bit_identical()
     for index in (plain, quantized):
         index.add(query + 0.01, torch.arange(7))
-    assert same()
+    assert bit_identical()
     with torch.no_grad():
         head.weight.neg_()
-    assert same()
+    assert bit_identical()
     plain.save(tmp_path / "index")
     quantized = DissimilarityIndex.load(tmp_path / "index", quantized=True)
-    assert same()
+    assert bit_identical()
 
 
 def test_added_rows_are_copies(gallery):
@@ -99,7 +99,7 @@ def test_save_and_load(head, gallery, query, tmp_path):
     assert torch.equal(after.ids, before.ids) and torch.equal(after.scores, before.scores)
     assert [p.name for p in path.parent.iterdir()] == ["gallery.index"]
 
-    loaded.add(query, torch.arange(7))  # a loaded index grows, and may take the place of its own file
+    loaded.add(query, torch.arange(7))  # rows can be added to a loaded index, and it can replace its own file
     loaded.save(path)
     assert len(DissimilarityIndex.load(path)) == 57
 
@@ -120,7 +120,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("content", ["text", "pickle", "torch", "code"])
-def test_load_refuses_other_files_and_runs_no_code(content, tmp_path, capsys):
+def test_loading_other_files_raises_and_runs_no_code(content, tmp_path, capsys):
     path = tmp_path / "file"
     if content == "text":
         path.write_text("not an index")

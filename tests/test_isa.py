@@ -1,4 +1,4 @@
-"""Every instruction set this machine can run is compiled, chosen on request and right; a missing library says so."""
+"""Every instruction set that this machine supports: it is compiled, can be selected, and passes the tests."""
 
 import ast
 import os
@@ -19,7 +19,7 @@ PACKAGE = Path(dissim_kernels.__file__).parent
 TESTS = Path(__file__).parent
 SETS = torch.ops.dissim_native.isas().split()
 HERE = [name for name in SETS if not name.startswith("[")]
-#: Fresh heap memory is 0x7f7f..., a huge number or NaN in every format, so that unwritten scratch is seen.
+#: New heap memory has bytes of 0x7f, a huge number or NaN in every format, so that unwritten scratch is found.
 POISON = {"MALLOC_PERTURB_": "128"}
 RIGHT = 0, "every kernel is right\n"
 
@@ -32,27 +32,27 @@ def run(*arguments, root=PACKAGE.parent, **environment):
     )
 
 
-def test_the_best_set_is_chosen_and_every_set_is_named():
+def test_best_instruction_set_is_chosen():
     assert native.isa() == os.environ.get("DISSIM_ISA", HERE[0])
     assert {name.strip("[]") for name in SETS} in ({"avx512", "avx2", "plain"}, {"neon"}, {"plain"})
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_every_set_this_machine_runs_passes_the_same_tests(name):
-    """Score with gradients on inputs that bite, every choice of hinge, top-k on ties, codes; scratch is poisoned."""
-    chosen = "((of_the_definition or ties) and cpu) or (quantized_topk and (ties or every))"
+def test_every_supported_instruction_set_passes_the_same_tests(name):
+    """Scores and gradients of edge-case inputs, all options of the hinge loss, top-k of ties, codes."""
+    selected = "((the_definition or ties) and cpu) or (quantized_topk and (ties or every or edge_case or filters))"
     files = [str(TESTS / f"test_{stem}.py") for stem in ("score", "topk", "hinge", "quantized_topk")]
     script = (
         "import sys, pytest; from dissim_kernels.backends import native; print(native.isa()); sys.exit(pytest.main())"
     )
-    arguments = ["-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *files]
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", "-k", selected, *files]
     done = run("-c", script, *arguments, DISSIM_ISA=name, **POISON)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert done.stdout.startswith(name + "\n") and done.stdout.count(".") > 100
 
 
 @pytest.mark.parametrize("name", ["sse9", *(name.strip("[]") for name in SETS if name not in HERE)])
-def test_a_set_that_cannot_run_is_refused_with_the_choices(name):
+def test_unsupported_instruction_set_raises_with_the_choices(name):
     script = "import torch, dissim_kernels as d; x = torch.ones(2, 3); d.fused_dissim_score(x, x, x[0])"
     done = run("-c", script, DISSIM_ISA=name)
     assert done.returncode and "RuntimeError" in done.stderr and "DISSIM_ISA" in done.stderr
@@ -62,7 +62,7 @@ def test_a_set_that_cannot_run_is_refused_with_the_choices(name):
 @pytest.mark.parametrize(
     ("library", "reason"), [(None, "was not built"), (b"no library at all", "does not load with torch")]
 )
-def test_without_its_library_the_package_imports_and_says_how_to_build_it(library, reason, tmp_path):
+def test_missing_library_raises_with_build_instructions(library, reason, tmp_path):
     shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     if library:
         (tmp_path / PACKAGE.name / native.LIBRARY.name).write_bytes(library)
@@ -81,15 +81,15 @@ def test_without_its_library_the_package_imports_and_says_how_to_build_it(librar
 
 
 def native_check(tmp_path, compiler, *flags, emulator=()):
-    """What native_check.cpp says of every kernel, compiled with the library's own flags and these."""
+    """The exit status and output of native_check.cpp, compiled with the library's own flags and these."""
     csrc = PACKAGE.parent / "csrc" / "cpu"
     sources = [TESTS / "native_check.cpp", *(csrc / f"{name}.cpp" for name in [*setup_py("KERNELS"), "memory"])]
 
     def compile(source):
-        made = tmp_path / f"{source.stem}.o"
-        command = [compiler, *shlex.split(setup_py("FLAGS")), *flags, "-c", str(source), "-o", str(made)]
+        object_file = tmp_path / f"{source.stem}.o"
+        command = [compiler, *shlex.split(setup_py("FLAGS")), *flags, "-c", str(source), "-o", str(object_file)]
         subprocess.run(command, check=True)
-        return str(made)
+        return str(object_file)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile, sources))
@@ -101,7 +101,7 @@ def native_check(tmp_path, compiler, *flags, emulator=()):
 
 @pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="no cross compiler: g++-aarch64-linux-gnu")
 @pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="no emulator: qemu-user")
-def test_neon_is_right_under_an_emulator(tmp_path):
+def test_neon_kernels_under_an_emulator(tmp_path):
     flags = "-DDISSIM_ISA=neon"
     assert native_check(tmp_path, "aarch64-linux-gnu-g++", flags, emulator=["qemu-aarch64"]) == RIGHT
 

@@ -1,4 +1,4 @@
-"""The hinge loss against its definition with the [B, B, D] tensor, and what the triplet baseline looks at."""
+"""The hinge loss, compared with its definition with the [B, B, D] tensor, and the triplet baseline."""
 
 import pytest
 import torch
@@ -16,11 +16,11 @@ def plain_hinge(head, embeddings, labels, margin, num_hard_negatives, balance):
     if num_hard_negatives is not None:
         hardest = score.detach().masked_fill(same, -torch.inf).topk(num_hard_negatives).indices
         negative = negative & torch.zeros_like(same).scatter(1, hardest, True)
-    of_positive = (margin - score).clamp(min=0)[positive]
-    of_negative = (margin + score).clamp(min=0)[negative]
+    positive_hinge = (margin - score).clamp(min=0)[positive]
+    negative_hinge = (margin + score).clamp(min=0)[negative]
     if balance == "classes":
-        return (of_positive.mean() + of_negative.mean()) / 2
-    return torch.cat([of_positive, of_negative]).mean()
+        return (positive_hinge.mean() + negative_hinge.mean()) / 2
+    return torch.cat([positive_hinge, negative_hinge]).mean()
 
 
 @pytest.mark.parametrize("balance", ["classes", "pairs"])
@@ -60,7 +60,7 @@ def test_hinge_adds_the_penalty():
 
 
 def test_triplet_is_batch_hard():
-    """Unit vectors at known angles: each row with its farthest positive and nearest negative, mean of those > 0."""
+    """The mean over rows of the positive losses of the farthest positive and the nearest negative."""
     angles = torch.tensor([0.0, 0.5, 0.6, 1.6, 0.1])
     labels = torch.tensor([0, 0, 1, 1, 0])
     embeddings = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [5.0], [2.0], [1.0], [3.0]])

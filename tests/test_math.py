@@ -122,7 +122,7 @@ def test_e7_max_form():
 
 @pytest.mark.parametrize("offset", [0.0, 2.0, 5.0])
 def test_e7_pairs_that_pass_the_condition_are_within_the_rounding_bound(offset):
-    """Slice by slice in float32 as on x86, here for weights of one sign; with and without an offset."""
+    """In slices and float32 as on x86, for weights of one sign, with and without an offset."""
     dim, length = 512, 32
     slices = dim // length + 2
     threshold = (length + length / 4 + 8) / (dim - slices)
@@ -151,7 +151,7 @@ def test_e8_two_distances():
 
 
 def test_e9_rounding_bound():
-    """Every order of the sums stays within it, and some sums come within a factor of 100 of it."""
+    """Sums in any order stay within the bound, and some come within a factor of 100 of it."""
     inputs = testing.random_inputs((N, 500), (M, 500))
     exact, bound = testing.plain_score(*inputs.double()), testing.score_bound(*inputs)
     q, r, w, b = inputs

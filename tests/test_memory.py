@@ -1,5 +1,6 @@
-"""Peak memory beyond the inputs, of a fresh process: what the docstrings promise, in bytes by formula; what threads
-keep; and a process without memory or threads enough, which gets an error or the right result.
+"""Memory: the peak of a call stays within the bounds of the docstrings, and threads keep little between calls.
+
+A process with too little memory or too few threads gets an error or the right result.
 
 tests/stress/test_memory_extremes.py tries many more shapes.
 """
@@ -15,9 +16,9 @@ import torch
 from memory_probe import MIB, Case, too_large
 
 import dissim_kernels
-from dissim_kernels import testing as judge
+from dissim_kernels import testing
 
-#: Allocator slack, thread stacks and code pages that a first call touches.
+#: Allocator overhead, thread stacks and code pages of a first call.
 SLACK = 6 << 20
 FLOAT = 4
 
@@ -44,7 +45,7 @@ def steps(x, sides):
         return lambda: d.fused_dissim_topk(*x, k=5, quantized=made)
     if what == "hinge":
         return lambda: d.fused_dissim_hinge_loss(*x, *sides, backend=backend).backward()
-    if what == "plain":  # the definition, to prove that this probe sees what it should
+    if what == "plain":  # the definition, to test the probe itself
         return lambda: torch.nn.functional.linear((x[0][:, None] - x[1]).abs(), x[2])
     if what == "matrix":
         return lambda: d.fused_dissim_score(*x, backend=backend).topk(5)
@@ -55,10 +56,11 @@ def steps(x, sides):
     del scores, upstream
     return lambda: d.fused_dissim_score(*x, backend=backend)
 
-steps(*inputs(40, 300, 40))()  # threads, code and operators are loaded
+steps(*inputs(40, 300, 40))()  # loads threads, code and operators
 run = steps(*inputs(n, m, dim))
 resident = int(open("/proc/self/statm").read().split()[1]) << 12
-filler = torch.zeros(max(0, peak() - resident) // 4)  # reach the old peak, so that whatever follows raises it
+# Fills memory up to the old peak, so that every later allocation raises it.
+filler = torch.zeros(max(0, peak() - resident) // 4)
 before = peak()
 run()
 print(json.dumps(peak() - before))
@@ -74,22 +76,22 @@ def extra_memory(what, backend, n, m, dim, chunk=1 << 18):
     return json.loads(done.stdout)
 
 
-backends = pytest.mark.parametrize("backend", judge.runnable_backends())
+backends = pytest.mark.parametrize("backend", testing.runnable_backends())
 
 
-def test_forward_is_the_output_and_packed_rows():
+def test_forward_memory_is_the_output_and_packed_rows():
     n = m = 2048
     dim = 512
     assert extra_memory("forward", "cpu", n, m, dim) <= FLOAT * (n * m + 2 * (n + m) * dim) + SLACK
 
 
-def test_backward_is_four_times_the_rows():
+def test_backward_memory_is_four_times_the_rows():
     n = m = 2048
     dim = 512
     assert extra_memory("backward", "cpu", n, m, dim) <= FLOAT * 4 * (n + m) * dim + SLACK
 
 
-def test_the_reference_keeps_to_its_blocks():
+def test_reference_backend_memory_is_limited_by_its_chunks():
     n, m, dim, chunk = 512, 512, 128, 1 << 18
     assert extra_memory("forward", "reference", n, m, dim, chunk) <= FLOAT * (n * m + 4 * chunk) + SLACK
     assert extra_memory("backward", "reference", n, m, dim, chunk) <= FLOAT * (2 * (n + m) * dim + 6 * chunk) + SLACK
@@ -97,16 +99,16 @@ def test_the_reference_keeps_to_its_blocks():
 
 @backends
 @pytest.mark.parametrize("what", ["topk", "hinge"])
-def test_search_and_loss_never_hold_a_matrix_of_scores(what, backend):
-    """N x M floats would be four times the limit; hinge holds one bit a pair, and a copy in backward."""
+def test_search_and_loss_never_store_the_score_matrix(what, backend):
+    """N x M floats would be four times the limit. The hinge loss stores one bit per pair, and a copy in backward."""
     n, m, dim = 2048, 8192, 2
     assert extra_memory(what, backend, n, m, dim) <= FLOAT * n * m // 4
 
 
-def test_the_quantized_search_keeps_lists_of_candidates_only():
-    """4 dimensions, where quantized scores tie by the thousand: lists overflow and references are scanned again."""
+def test_quantized_search_memory_is_its_candidate_lists():
+    """Thousands of quantized scores tie in 4 dimensions, so that lists overflow and references are scanned again."""
     n, m = 1024, 65536
-    lists = 32 << 20  # kMostCandidates of csrc/cpu/quantized_topk.cpp
+    lists = 32 << 20  # kMaxListBytes of csrc/cpu/quantized_topk.cpp
     assert FLOAT * n * m > 4 * (lists + SLACK)
     assert extra_memory("quantized_topk", "cpu", n, m, 4) <= 1.25 * lists + SLACK
 
@@ -136,25 +138,25 @@ EXTREMES = (
 
 
 @pytest.mark.parametrize("threads", [1, 64])
-def test_no_call_takes_more_than_it_is_allowed(threads):
+def test_extreme_shapes_stay_below_the_memory_bounds(threads):
     assert not too_large([case.with_threads(threads) for case in EXTREMES])
 
 
-def test_the_probe_of_extremes_sees_a_gradient_kept_for_every_pair():
-    """What `backward` of the definition takes, with 4 (N + M) D values allowed."""
+def test_memory_probe_detects_a_gradient_for_every_pair():
+    """The backward pass of the definition takes more than the allowed 4 (N + M) D values."""
     assert too_large([Case("plain_backward", 200, 200, 300)])
 
 
 @pytest.mark.parametrize(
     ("n", "m", "dim"), [(40, 70, 20_000), (17, 17, 200_000), (3, 300, 30_000), (2000, 900, 3), (130, 300, 4100)]
 )
-def test_results_are_the_same_bits_where_memory_is_short(n, m, dim):
-    """64 threads get fewer references or dimensions at a time, or are not all used."""
+def test_results_are_bit_identical_where_memory_limits_threads(n, m, dim):
+    """With 64 threads, the memory bound reduces the references or dimensions per task, or the number of threads."""
     labels, found = (torch.arange(n) % 7, torch.arange(m) % 7), []
-    inputs = judge.random_inputs((n, dim), (m, dim))
+    inputs = testing.random_inputs((n, dim), (m, dim))
     query, reference, weight = (x.clone().requires_grad_() for x in inputs[:3])
     with torch.no_grad():
-        reference[::9] = query[torch.arange(0, m, 9) % n]  # equal rows are scored in another way
+        reference[::9] = query[torch.arange(0, m, 9) % n]  # equal rows are rescored directly
     threads = torch.get_num_threads()
     try:
         for count in (1, 64):
@@ -199,7 +201,7 @@ print(in_use() - before)
 
 
 def run(script, *arguments):
-    """What a script prints; memory that it frees goes back to the system."""
+    """The output of a script. Memory that it frees is returned to the system."""
     settings = {
         **os.environ,
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -212,19 +214,19 @@ def run(script, *arguments):
     return done.stdout
 
 
-def test_a_thread_that_calls_keeps_2_mib_and_its_workers_nothing():
+def test_memory_kept_between_calls_is_bounded():
     assert int(run(KEPT)) <= (2 + 8) * MIB
 
 
-#: With `room` MiB of address space left each call, in a fork, returns the right result or raises.
-SHORT = """
+#: Each call, in a fork with `free_mib` MiB of address space left, returns the right result or raises.
+LIMITED = """
 import os, resource, sys, torch, dissim_kernels as d, dissim_kernels.numpy as side
-threads, room, names = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+threads, free_mib, names = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 torch.set_num_threads(1)  # threads do not survive a fork
 x = [torch.randn(*shape, requires_grad=True) for shape in ((40, 20_000), (500, 20_000), (20_000,))]
-few, labels = [t.detach()[..., :64].contiguous() for t in x], (torch.arange(40) % 5, torch.arange(500) % 5)
-arrays, expected = [t.numpy() for t in few], d.fused_dissim_score(*few)
-made = d.quantize_references(*few[1:])
+short, labels = [t.detach()[..., :64].contiguous() for t in x], (torch.arange(40) % 5, torch.arange(500) % 5)
+arrays, expected = [t.numpy() for t in short], d.fused_dissim_score(*short)
+made = d.quantize_references(*short[1:])
 scores = d.fused_dissim_score(*x).sum()
 calls = {
     "forward": lambda: d.fused_dissim_score(*x),
@@ -232,16 +234,17 @@ calls = {
     "topk": lambda: d.fused_dissim_topk(*x, k=5),
     "hinge": lambda: d.fused_dissim_hinge_loss(*x, None, *labels, num_hard_negatives=2),
     "codes": lambda: d.quantize_references(*(t.detach() for t in x[1:])),
-    "quantized_topk": lambda: d.fused_dissim_topk(*few, k=500, quantized=made),
+    "quantized_topk": lambda: d.fused_dissim_topk(*short, k=500, quantized=made),
     "numpy": lambda: side.score(*arrays, threads=threads),
-    "threads": lambda: d.fused_dissim_score(*few),
+    "threads": lambda: d.fused_dissim_score(*short),
 }
 for name in names:
     child = os.fork()
     if child == 0:
         torch.set_num_threads(threads)
         size = int(open("/proc/self/statm").read().split()[0]) << 12
-        resource.setrlimit(resource.RLIMIT_AS, (size + (room << 20), size + (room << 20)))
+        limit = size + (free_mib << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         try:
             result = calls[name]()
             if name in ("threads", "numpy"):
@@ -256,12 +259,12 @@ for name in names:
 """
 
 
-def test_without_memory_enough_a_call_raises():
-    lines = run(SHORT, "1", "1", "forward", "backward", "topk", "hinge", "codes", "quantized_topk").splitlines()
+def test_out_of_memory_raises():
+    lines = run(LIMITED, "1", "1", "forward", "backward", "topk", "hinge", "codes", "quantized_topk").splitlines()
     assert len(lines) == 6
     for line in lines:
         assert re.match(r"\w+ RuntimeError .*(memory|alloc)", line), lines
 
 
-def test_without_threads_enough_those_that_start_do_the_work():
-    assert run(SHORT, "64", "40", "numpy", "threads").splitlines() == ["numpy returned", "threads returned"]
+def test_result_is_right_if_threads_cannot_start():
+    assert run(LIMITED, "64", "40", "numpy", "threads").splitlines() == ["numpy returned", "threads returned"]

@@ -1,4 +1,4 @@
-"""The metrics against their definitions, query by query in plain Python, and against pytorch-metric-learning."""
+"""The metrics, compared with their definitions in plain Python and with pytorch-metric-learning."""
 
 import math
 
@@ -9,7 +9,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 
 def by_table(table):
-    """A scorer that reads scores [N, M] from a table; query and reference are row numbers [n, 1] and [M, 1]."""
+    """A scorer that reads scores from a table [N, M]. query and reference are row numbers [n, 1] and [M, 1]."""
     return lambda query, reference: table[query[:, 0].long()][:, reference[:, 0].long()]
 
 
@@ -25,7 +25,7 @@ def one_query(scores, matches, **options):
 
 
 def brute_force(table, labels, gallery_labels, cameras=None, gallery_cameras=None, exclude_index=None):
-    """Every metric by its definition, one query at a time; list of dicts, None for a query without a match."""
+    """All metrics of each query by their definitions, None for a query without a match."""
     results = []
     for q, scores in enumerate(table.tolist()):
         pool = []
@@ -58,7 +58,7 @@ def brute_force(table, labels, gallery_labels, cameras=None, gallery_cameras=Non
 
 
 def random_case(seed, queries=23, gallery=41, ids=9, cameras=3, levels=12):
-    """Few score levels, so that ties are everywhere, some NaN, and labels that the gallery lacks."""
+    """Scores with many ties and some NaN, and labels that are not in the gallery."""
     draw = torch.Generator().manual_seed(seed)
 
     def integers(high, *shape):
@@ -117,13 +117,13 @@ def test_equals_pytorch_metric_learning():
         order = table.clone().fill_diagonal_(-torch.inf).topk(k, dim=1)
         return order.values, order.indices
 
-    judge = AccuracyCalculator(
+    calculator = AccuracyCalculator(
         include=("precision_at_1", "mean_average_precision", "mean_average_precision_at_r", "r_precision"),
         k=59,
         knn_func=neighbours,
         device=torch.device("cpu"),
     )
-    expected = judge.get_accuracy(embeddings, labels, embeddings, labels, ref_includes_query=True)
+    expected = calculator.get_accuracy(embeddings, labels, embeddings, labels, ref_includes_query=True)
     found = retrieval_metrics(rows(60), rows(60), by_table(table), labels, labels, exclude_index=torch.arange(60))
     assert found["recall@1"] == pytest.approx(expected["precision_at_1"])
     assert found["mAP_mean"] == pytest.approx(expected["mean_average_precision"])

@@ -1,4 +1,4 @@
-"""Backbones: what they map to what, and that pretrained ones are what they say."""
+"""Backbones: shapes, gradients, pretrained weights and error messages."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from dissim_retrieval.models import BACKBONES, build_backbone
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_images_become_embeddings_and_every_weight_learns(name):
+def test_backbone_returns_embeddings_and_every_weight_gets_a_gradient(name):
     torch.manual_seed(0)
     backbone = build_backbone(name, 8, pretrained=False)
     embeddings = backbone(torch.rand(4, 3, 48, 40))
@@ -22,7 +22,7 @@ def test_mobilenet_has_imagenet_weights_under_torchvisions_names():
     assert backbone.state_dict().keys() == random.state_dict().keys()
     images = torch.rand(2, 3, 64, 64)
     assert backbone(images).shape == (2, 1280)
-    # the strict load left no layer at random: two builds agree, whatever the generator's state
+    # No layer is left with random values: two builds agree for any state of the generator.
     torch.manual_seed(1)
     assert torch.equal(build_backbone("mobilenet_v2", None).eval()(images), backbone(images))
 

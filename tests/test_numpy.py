@@ -1,4 +1,4 @@
-"""The NumPy side module: no torch, the same bits as the torch operators, and words for what does not fit."""
+"""The NumPy module: it needs no torch, is bit-identical to the torch operators, and validates its arguments."""
 
 import os
 import subprocess
@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import dissim_kernels
-from dissim_kernels import fused_dissim_score, fused_dissim_topk
-from dissim_kernels import numpy as side
-from dissim_kernels import testing as judge
+from dissim_kernels import fused_dissim_score, fused_dissim_topk, testing
+from dissim_kernels import numpy as dissim_numpy
 from dissim_kernels.backends import native
 
 DTYPES = (torch.float16, torch.float32, torch.float64)
@@ -27,13 +26,14 @@ def run(script, **environment):
 
 
 def matrices(dtype):
-    """The cases of one head and one batch entry, as torch and as NumPy sees the same memory."""
-    for name, inputs in judge.inputs_that_bite(dtype).items():
+    """The edge cases of one head without a batch: names, torch tensors, and NumPy arrays of the same memory."""
+    for name, inputs in testing.edge_case_inputs(dtype).items():
         if inputs.query.dim() == 2 and inputs.reference.dim() == 2 and inputs.weight.dim() == 1:
             yield name, inputs, [x.numpy() if isinstance(x, torch.Tensor) else x for x in inputs]
 
 
-def same_bits(found, expected):
+def bit_identical(found, expected):
+    """Whether an array equals a tensor in every bit, except for the bits of NaN."""
     expected = expected.numpy()
     assert found.dtype == expected.dtype and found.shape == expected.shape
     return np.array_equal(np.isnan(found), np.isnan(expected)) and np.array_equal(
@@ -47,7 +47,7 @@ def test_torch_is_not_imported():
     assert run(script.format("d.topk(x, x, x[0], k=1); ")).strip() in native.isa()
 
 
-def test_public_names_come_with_their_first_use_and_operators_with_torch():
+def test_public_names_are_imported_lazily():
     names = (
         "import dissim_kernels as d; assert set(d.__all__) <= set(dir(d)); [getattr(d, name) for name in d.__all__]"
     )
@@ -59,60 +59,62 @@ def test_public_names_come_with_their_first_use_and_operators_with_torch():
 
 
 @dtypes
-def test_scores_are_the_bits_of_torch(dtype):
+def test_scores_are_bit_identical_to_torch(dtype):
     for name, inputs, arrays in matrices(dtype):
-        assert same_bits(side.score(*arrays), fused_dissim_score(*inputs)), name
+        assert bit_identical(dissim_numpy.score(*arrays), fused_dissim_score(*inputs)), name
 
 
 @dtypes
 @pytest.mark.parametrize("largest", [True, False])
-def test_topk_is_the_bits_of_torch(dtype, largest):
+def test_topk_is_bit_identical_to_torch(dtype, largest):
     for name, inputs, arrays in matrices(dtype):
         for k in {0, min(1, len(inputs.reference)), len(inputs.reference) // 2}:
-            found = side.topk(*arrays, k=k, largest=largest)
+            found = dissim_numpy.topk(*arrays, k=k, largest=largest)
             expected = fused_dissim_topk(*inputs, k=k, largest=largest)
-            assert same_bits(found.scores, expected.scores) and same_bits(found.indices, expected.indices), name
+            assert bit_identical(found.scores, expected.scores) and bit_identical(found.indices, expected.indices), (
+                name
+            )
 
 
-def test_exclude_and_a_random_order_of_strides():
-    inputs = judge.random_inputs((40, 9), (50, 9))
+def test_exclude_index_and_arbitrary_strides():
+    inputs = testing.random_inputs((40, 9), (50, 9))
     exclude_index = torch.arange(80)[::2] % 50 - 1
-    found = side.topk(*(x.numpy() for x in inputs), k=6, exclude_index=exclude_index.numpy())
-    assert same_bits(found.indices, fused_dissim_topk(*inputs, k=6, exclude_index=exclude_index).indices)
+    found = dissim_numpy.topk(*(x.numpy() for x in inputs), k=6, exclude_index=exclude_index.numpy())
+    assert bit_identical(found.indices, fused_dissim_topk(*inputs, k=6, exclude_index=exclude_index).indices)
     query, reference, weight = (x.numpy() for x in inputs[:3])
-    turned = side.score(query[::-1, ::-1], reference[::2, ::-1], weight[::-1])
-    assert same_bits(turned, fused_dissim_score(*(torch.from_numpy(x.copy()) for x in (
+    reversed_scores = dissim_numpy.score(query[::-1, ::-1], reference[::2, ::-1], weight[::-1])
+    assert bit_identical(reversed_scores, fused_dissim_score(*(torch.from_numpy(x.copy()) for x in (
         query[::-1, ::-1], reference[::2, ::-1], weight[::-1]))))  # fmt: skip
 
 
-def test_same_bits_with_any_number_of_threads_and_the_environment_is_heard(monkeypatch):
-    arrays = [x.numpy() for x in judge.random_inputs((70, 33), (600, 33))]
-    first = side.score(*arrays, threads=1), *side.topk(*arrays, k=9, threads=1)
+def test_bit_identical_for_any_number_of_threads_and_environment_variables(monkeypatch):
+    arrays = [x.numpy() for x in testing.random_inputs((70, 33), (600, 33))]
+    first = dissim_numpy.score(*arrays, threads=1), *dissim_numpy.topk(*arrays, k=9, threads=1)
     for threads in (2, 3, 8):
-        other = side.score(*arrays, threads=threads), *side.topk(*arrays, k=9, threads=threads)
+        other = dissim_numpy.score(*arrays, threads=threads), *dissim_numpy.topk(*arrays, k=9, threads=threads)
         assert all(map(np.array_equal, first, other))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert side._threads(None) == 3
+    assert dissim_numpy._threads(None) == 3
     monkeypatch.setenv("DISSIM_THREADS", "5")
-    assert side._threads(None) == 5
+    assert dissim_numpy._threads(None) == 5
     monkeypatch.setenv("DISSIM_THREADS", "many")
     with pytest.raises(ValueError, match="DISSIM_THREADS: expected a number of threads in the environment"):
-        side.score(*arrays)
+        dissim_numpy.score(*arrays)
 
 
 @pytest.mark.parametrize("threads", [1025, 2**29, 2**31, 10**30])
-def test_more_threads_than_make_sense_give_the_same_bits(threads, monkeypatch):
-    """Work for more than one: a count that overflows would leave scores unwritten."""
-    arrays = [x.numpy() for x in judge.random_inputs((300, 64), (3000, 64))]
-    expected = side.score(*arrays, threads=1)
-    assert np.array_equal(side.score(*arrays, threads=threads), expected)
-    assert np.array_equal(side.topk(*arrays, k=1, threads=threads).scores[:, 0], expected.max(1))
+def test_huge_thread_counts_are_bit_identical(threads, monkeypatch):
+    """Enough work for several threads: an overflow of the count would leave scores unwritten."""
+    arrays = [x.numpy() for x in testing.random_inputs((300, 64), (3000, 64))]
+    expected = dissim_numpy.score(*arrays, threads=1)
+    assert np.array_equal(dissim_numpy.score(*arrays, threads=threads), expected)
+    assert np.array_equal(dissim_numpy.topk(*arrays, k=1, threads=threads).scores[:, 0], expected.max(1))
     monkeypatch.setenv("DISSIM_THREADS", str(threads))
-    assert np.array_equal(side.score(*arrays), expected)
+    assert np.array_equal(dissim_numpy.score(*arrays), expected)
 
 
-def test_build_info_says_what_was_built():
-    facts = side.build_info()
+def test_build_info():
+    facts = dissim_numpy.build_info()
     assert facts["isa"] == native.isa() and facts["isas"][facts["isa"]]
     listed = torch.ops.dissim_native.isas().split()
     assert facts["isas"] == {name.strip("[]"): not name.startswith("[") for name in listed}
@@ -182,7 +184,7 @@ PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))[
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(change, error, message):
+def test_invalid_arguments_raise(change, error, message):
     arguments = {"query": Q, "reference": R, "weight": W, "k": 1, **change}
     with pytest.raises(error, match=f"^{message}"):
-        side.topk(**arguments)
+        dissim_numpy.topk(**arguments)

@@ -1,4 +1,4 @@
-"""The quantized scan: what fused_dissim_topk returns, bit by bit, from codes whose bounds hold."""
+"""The quantized search: bit-identical to the plain one, from codes whose bounds hold."""
 
 import re
 import subprocess
@@ -7,54 +7,53 @@ import sys
 import pytest
 import torch
 
-from dissim_kernels import QuantizedReferences, fused_dissim_topk, last_backend, quantize_references
-from dissim_kernels import testing as judge
+from dissim_kernels import QuantizedReferences, fused_dissim_topk, last_backend, quantize_references, testing
 from dissim_kernels.backends import codes as plain_torch
 from dissim_kernels.backends import native, quantize
 from dissim_kernels.contract import ACCUMULATE, Problem
 from dissim_kernels.dispatch import BACKENDS
 
 UNBOUNDED = 1 << 29
-SEARCHING = [
+QUANTIZED_BACKENDS = [
     name
     for name in BACKENDS
     if BACKENDS[name].unsupported_reason(Problem("quantized_topk", torch.device("cpu"))) is None
 ]
-backends = pytest.mark.parametrize("backend", SEARCHING)
+backends = pytest.mark.parametrize("backend", QUANTIZED_BACKENDS)
 dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
 
 
 def quantized_topk(query, reference, weight, bias=None, *, quantized=None, **options):
-    """The top-k by codes, made here where none are given, and how many rows were re-scored."""
+    """The quantized search with its statistics, with codes computed here if none are given."""
     if quantized is None:
         quantized = quantize_references(reference, weight)
     return fused_dissim_topk(query, reference, weight, bias, quantized=quantized, return_stats=True, **options)
 
 
 def check(inputs, k, backend, largest=True, **filters):
-    """The same indices and the same bits of scores as the kernels of fused_dissim_topk."""
-    with judge.poisoned_memory():
+    """The result is bit-identical to that of the plain search."""
+    with testing.poisoned_memory():
         found = quantized_topk(*inputs, k=k, largest=largest, backend=backend, **filters)
     expected = fused_dissim_topk(*inputs, k=k, largest=largest, backend=backend, **filters)
     assert torch.equal(found.indices, expected.indices)
     assert found.scores.dtype == inputs.query.dtype
     assert torch.equal(found.scores.nan_to_num(12345), expected.scores.nan_to_num(12345))
-    candidates = judge.plain_candidates(len(inputs.query), len(inputs.reference), **filters).sum(1)
+    candidates = testing.plain_candidates(len(inputs.query), len(inputs.reference), **filters).sum(1)
     assert (found.rescored >= min(k, len(inputs.reference))).all() and (found.rescored <= candidates).all()
     return found
 
 
 def clustered(queries, references, dim, classes=50, noise=0.3, seed=0, dtype=torch.float32):
-    """Rows around class centres, weights as training leaves them: mostly one sign."""
+    """Rows around class centers, and weights of mostly one sign, as after training."""
     rng = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, dim, generator=rng)
+    centers = torch.randn(classes, dim, generator=rng)
 
     def rows(count):
-        of_class = torch.randint(classes, (count,), generator=rng)
-        return (centres[of_class] + noise * torch.randn(count, dim, generator=rng)).to(dtype)
+        row_class = torch.randint(classes, (count,), generator=rng)
+        return (centers[row_class] + noise * torch.randn(count, dim, generator=rng)).to(dtype)
 
     weight = torch.randn(dim, generator=rng) * 0.25 - 0.5
-    return judge.Inputs(rows(queries), rows(references), weight.to(dtype), 0.5)
+    return testing.Inputs(rows(queries), rows(references), weight.to(dtype), 0.5)
 
 
 def labels(count, classes=4, seed=0):
@@ -63,8 +62,8 @@ def labels(count, classes=4, seed=0):
 
 @backends
 @dtypes
-def test_best_of_every_input_that_bites(dtype, backend):
-    for i, inputs in enumerate(judge.inputs_that_bite(dtype).values()):
+def test_edge_case_inputs(dtype, backend):
+    for i, inputs in enumerate(testing.edge_case_inputs(dtype).values()):
         if inputs.query.dim() == 2 and inputs.reference.dim() == 2 and inputs.weight.dim() == 1:
             columns = len(inputs.reference)
             for j, k in enumerate(sorted({0, min(1, columns), columns // 2, columns})):
@@ -73,12 +72,12 @@ def test_best_of_every_input_that_bites(dtype, backend):
 
 @backends
 @dtypes
-def test_it_is_the_definition_up_to_rounding(dtype, backend):
+def test_equals_the_definition_up_to_rounding(dtype, backend):
     for weight_sign in (1, -1):
-        inputs = judge.random_inputs((5, 40), (700, 40), dtype=dtype, seed=3)
+        inputs = testing.random_inputs((5, 40), (700, 40), dtype=dtype, seed=3)
         inputs = inputs._replace(weight=inputs.weight * weight_sign)
         found = quantized_topk(*inputs, k=7, backend=backend)
-        judge.assert_topk_equal(*found[:2], judge.plain_score(*inputs.double()), judge.score_bound(*inputs))
+        testing.assert_topk_equal(*found[:2], testing.plain_score(*inputs.double()), testing.score_bound(*inputs))
 
 
 @backends
@@ -91,7 +90,7 @@ def test_large_k(backend):
 @backends
 @pytest.mark.parametrize("queries", [1, 4, 7, 16, 17, 300])
 @pytest.mark.parametrize("largest", [True, False])
-def test_few_and_many_queries_and_every_filter(queries, largest, backend):
+def test_numbers_of_queries_and_filters(queries, largest, backend):
     inputs = clustered(queries, 700, 48)
     filters = {"exclude_index": labels(queries, 701, seed=1) - 1, "query_labels": labels(queries),
                "reference_labels": labels(700, seed=2)}  # fmt: skip
@@ -104,8 +103,8 @@ def test_few_and_many_queries_and_every_filter(queries, largest, backend):
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("shape", [(9, 33, 1), (70, 2500, 17), (2, 129, 5), (9, 300, 99), (19, 300, 99)], ids=str)
 def test_ties_everywhere(largest, shape, backend):
-    """More rows reach the k-th score than a list of candidates holds: the references are scanned again."""
-    inputs = judge.tie_grid(*shape)
+    """More rows reach the k-th score than a candidate list holds, so the references are scanned again."""
+    inputs = testing.tied_inputs(*shape)
     check(inputs, 10, backend, largest)
     same = inputs._replace(reference=inputs.reference[:1].expand(9000, -1))
     found = check(same, 10, backend, largest)
@@ -113,7 +112,7 @@ def test_ties_everywhere(largest, shape, backend):
 
 
 @backends
-def test_queries_far_outside_constant_dimensions_and_wild_values(backend):
+def test_outlier_queries_constant_dimensions_and_extreme_values(backend):
     inputs = clustered(30, 900, 40)
     query, reference = inputs.query.clone(), inputs.reference.clone()
     query[:10] *= 50
@@ -125,40 +124,40 @@ def test_queries_far_outside_constant_dimensions_and_wild_values(backend):
     for scale in (1e30, 1e-30, 1e38, 1e-42):
         check(inputs._replace(query=inputs.query * scale, reference=inputs.reference * scale), 12, backend)
         check(inputs._replace(weight=inputs.weight * scale), 12, backend)
-    for awkward in (torch.nan, torch.inf):
-        check(inputs._replace(bias=awkward), 3, backend)
-        check(inputs._replace(weight=inputs.weight.index_fill(0, torch.tensor([3]), awkward)), 3, backend)
+    for special in (torch.nan, torch.inf):
+        check(inputs._replace(bias=special), 3, backend)
+        check(inputs._replace(weight=inputs.weight.index_fill(0, torch.tensor([3]), special)), 3, backend)
 
 
 @backends
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_greatest_sums_of_codes(sign, backend):
-    """More dimensions than a partial sum holds, most pairs as far apart as codes go."""
+def test_largest_sums_of_codes(sign, backend):
+    """More dimensions than a partial sum holds, and most pairs with the largest difference of codes."""
     reference = torch.linspace(0, 1, 101).round(decimals=2)[:, None].expand(101, 1100)
     query = torch.tensor([[0.0], [1.0], [0.4]]).expand(3, 1100)
-    inputs = judge.Inputs(query, reference, torch.full((1100,), sign), 0.0)
+    inputs = testing.Inputs(query, reference, torch.full((1100,), sign), 0.0)
     for largest in (True, False):
         check(inputs, 5, backend, largest)
 
 
 @backends
-def test_every_dimension_alone(backend):
-    """Groups of columns that are full, one short and one over, of either sign."""
+def test_numbers_of_dimensions_of_each_sign(backend):
+    """Groups of dimensions of one sign that are full, or have one dimension less or more."""
     for dim in (7, 8, 9, 16, 23):
-        inputs = judge.random_inputs((6, dim), (100, dim), seed=dim)
+        inputs = testing.random_inputs((6, dim), (100, dim), seed=dim)
         for positive in (0, 1, 7, 8, dim):
             sign = torch.where(torch.arange(dim) < positive, 1.0, -1.0)
             check(inputs._replace(weight=inputs.weight.abs() * sign), 9, backend)
 
 
 def by_rows(codes):
-    """Panels [panels, groups, 16, 8] as rows of columns."""
+    """Codes [panels, groups, 16, 8] as a matrix [rows, dimensions]."""
     return codes.transpose(1, 2).flatten(0, 1).flatten(1).double()
 
 
 @pytest.fixture(params=["compiled", "plain torch"])
 def encoder(request, monkeypatch):
-    """Both that make codes: the CPU's kernels, and what other devices run, here on CPU tensors."""
+    """Both encoders: the CPU kernels, and the plain torch code for other devices, here on CPU tensors."""
     if request.param == "plain torch":
         monkeypatch.setattr(quantize, "_encode", plain_torch.encode)
         monkeypatch.setattr(quantize, "_extent", plain_torch.extent)
@@ -167,10 +166,10 @@ def encoder(request, monkeypatch):
 @dtypes
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_bounds_hold_for_every_pair(dtype, offset, encoder):
-    """E10 and E14: score, base + step * S and both errors, in float64, for queries inside and outside the grid."""
-    query, reference, weight, bias = judge.random_inputs((40, 37), (200, 37), dtype=dtype)
+    """The bounds E10 and E14 in float64, for queries inside and outside the grid."""
+    query, reference, weight, bias = testing.random_inputs((40, 37), (200, 37), dtype=dtype)
     query = torch.cat((query, query * 5, query[:3] * torch.inf)) + offset
-    inputs = judge.Inputs(query, reference + offset, weight, bias.to(ACCUMULATE[dtype]))
+    inputs = testing.Inputs(query, reference + offset, weight, bias.to(ACCUMULATE[dtype]))
     quantized = quantize_references(inputs.reference, weight)
     codes, errors, *grid, _ = quantized
     query_codes, query_errors, bases = quantize.quantize_queries(query, inputs.bias, grid)
@@ -179,44 +178,44 @@ def test_bounds_hold_for_every_pair(dtype, offset, encoder):
     sums = (by_rows(query_codes)[: len(query), None] - by_rows(codes)[:200]).abs() @ sign
     estimate = bases[:, None] + quantized.step * sums
     allowed = quantized.step * (query_errors[:, None].double() + errors)
-    scores = judge.plain_score(*inputs.double())
-    known = (query_errors < UNBOUNDED)[:, None] & (errors < UNBOUNDED)
-    assert known[:80].all() and not known[80:].any()
-    wide = judge.Inputs(*(x.to(ACCUMULATE[dtype]) for x in inputs))  # ranked by scores that are not rounded again
-    gap, allowed, rounding = (x[known] for x in ((scores - estimate).abs(), allowed, judge.score_bound(*wide)))
+    scores = testing.plain_score(*inputs.double())
+    bounded = (query_errors < UNBOUNDED)[:, None] & (errors < UNBOUNDED)
+    assert bounded[:80].all() and not bounded[80:].any()
+    acc = testing.Inputs(*(x.to(ACCUMULATE[dtype]) for x in inputs))  # the search ranks by unrounded scores
+    gap, allowed, rounding = (x[bounded] for x in ((scores - estimate).abs(), allowed, testing.score_bound(*acc)))
     assert (gap + rounding <= allowed).all()
-    assert offset or (gap > allowed / 12).any(), "a bound that nothing comes near"
+    assert offset or (gap > allowed / 12).any(), "the bound is far from tight"
 
 
 @dtypes
-def test_codes_in_plain_torch_are_those_of_the_kernels(dtype):
-    """But for sums in another order, which may round an error by a step."""
-    inputs = judge.random_inputs((40, 37), (200, 37), dtype=dtype)
+def test_codes_of_plain_torch_and_of_the_kernels_are_equal(dtype):
+    """Errors may differ by 1 because sums are in another order."""
+    inputs = testing.random_inputs((40, 37), (200, 37), dtype=dtype)
     reference = inputs.reference.clone()
     reference[3, 4], reference[5, 6] = torch.nan, torch.inf
     assert all(map(torch.equal, quantize._extent(reference), plain_torch.extent(reference)))
     made = quantize_references(reference, inputs.weight)
     grid = made[2:-1]
-    for rows, of_queries in ((reference, False), (inputs.query * 3, True)):
-        codes, errors, bases = quantize._encode(rows, grid, torch.tensor(0.0), of_queries)
-        same_codes, near_errors, near_bases = plain_torch.encode(rows, grid, torch.tensor(0.0), of_queries)
+    for rows, are_queries in ((reference, False), (inputs.query * 3, True)):
+        codes, errors, bases = quantize._encode(rows, grid, torch.tensor(0.0), are_queries)
+        same_codes, near_errors, near_bases = plain_torch.encode(rows, grid, torch.tensor(0.0), are_queries)
         assert torch.equal(codes[: len(rows) // 16], same_codes[: len(rows) // 16])
         assert ((errors == UNBOUNDED) == (near_errors == UNBOUNDED)).all() and (errors - near_errors).abs().max() <= 1
-        assert not of_queries or ((bases - near_bases).abs() <= made.step).all()
+        assert not are_queries or ((bases - near_bases).abs() <= made.step).all()
     assert (made.error_bounds == UNBOUNDED).nonzero()[:, 0].tolist() == [3, 5]
 
 
-@pytest.mark.parametrize("backend", [name for name in SEARCHING if name != "reference"])
-def test_few_rows_are_rescored_where_data_has_clusters(backend):
+@pytest.mark.parametrize("backend", [name for name in QUANTIZED_BACKENDS if name != "reference"])
+def test_few_rows_of_clustered_data_are_rescored(backend):
     inputs = clustered(64, 6000, 128, classes=300)
     for largest, weight in ((True, inputs.weight), (False, -inputs.weight)):
         found = check(inputs._replace(weight=weight), 10, backend, largest)
         assert found.rescored.double().mean() < 0.01 * 6000
-    mixed = judge.random_inputs((64, 128), (6000, 128))
+    mixed = testing.random_inputs((64, 128), (6000, 128))
     assert check(mixed, 10, backend).rescored.double().mean() < 0.1 * 6000
 
 
-def test_prepared_codes_serve_many_calls_and_can_be_stored(tmp_path):
+def test_codes_are_reusable_and_can_be_saved(tmp_path):
     inputs = clustered(20, 500, 33)
     torch.save(quantize_references(inputs.reference, inputs.weight), tmp_path / "codes")
     quantized = torch.load(tmp_path / "codes")
@@ -228,7 +227,7 @@ def test_prepared_codes_serve_many_calls_and_can_be_stored(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["import torch, dissim_kernels", "import dissim_kernels, torch"])
-def test_torch_load_reads_codes_and_knows_the_operators_once_the_package_is_imported(order, tmp_path):
+def test_torch_load_reads_codes_after_importing_the_package(order, tmp_path):
     torch.save(quantize_references(torch.randn(20, 4), -torch.rand(4)), tmp_path / "codes")
     code = f"{order}; print(torch.load({str(tmp_path / 'codes')!r}).rows, torch.ops.dissim.score.default)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -236,16 +235,16 @@ def test_torch_load_reads_codes_and_knows_the_operators_once_the_package_is_impo
 
 
 @pytest.mark.parametrize("rows", [1, 2, 511, 512, 513, 5000, 2**24 + 4, 2**32 - 1])
-def test_the_rows_of_the_sample_are_rows(rows):
-    """Beyond 2**24 as well, where float32 cannot count them."""
+def test_sampled_rows_are_valid_indices(rows):
+    """Also for more than 2**24 rows, which float32 cannot count."""
     sample = quantize.sample_rows(torch.empty(1, 1).expand(rows, 1))
     assert sample[0] == 0 and sample[-1] == rows - 1
     assert len(sample) == min(512, rows) and (len(sample) == 1 or (sample.diff() > 0).all())
 
 
 def test_same_result_with_any_number_of_threads():
-    mixed = judge.random_inputs((50, 64), (6000, 64))
-    tied = judge.tie_grid(50, 6000, 9)
+    mixed = testing.random_inputs((50, 64), (6000, 64))
+    tied = testing.tied_inputs(50, 6000, 9)
     threads = torch.get_num_threads()
     try:
         for inputs in (mixed, tied):
@@ -258,8 +257,8 @@ def test_same_result_with_any_number_of_threads():
         torch.set_num_threads(threads)
 
 
-def test_codes_of_other_references_or_weights_are_refused():
-    query, reference, weight, bias = judge.random_inputs((3, 5), (40, 5))
+def test_codes_of_other_references_or_weights_raise():
+    query, reference, weight, bias = testing.random_inputs((3, 5), (40, 5))
     made = quantize_references(reference, weight)
     for other, message in (
         ({"weight": weight * 2}, "quantized: expected codes made for these weights"),
@@ -278,7 +277,7 @@ def test_codes_of_other_references_or_weights_are_refused():
         quantized_topk(query, reference, weight, k=2, quantized=made)
 
 
-#: field of the codes of 40 references of 5 dimensions, what becomes of it, what the error says
+#: A field of the codes of 40 references of 5 dimensions, its change, and the error.
 DAMAGES = [
     ("codes", torch.Tensor.short, "expected torch.uint8 [3, 2, 16, 8], got torch.int16"),
     ("codes", lambda x: x.mT.contiguous().mT, "expected a contiguous tensor, got strides"),
@@ -301,8 +300,8 @@ DAMAGES = [
 @pytest.mark.parametrize(
     ("field", "change", "message"), DAMAGES, ids=[f"{i}-{row[0]}" for i, row in enumerate(DAMAGES)]
 )
-def test_damaged_codes_are_refused(field, change, message):
-    query, reference, weight, _ = judge.random_inputs((3, 5), (40, 5))
+def test_damaged_codes_raise(field, change, message):
+    query, reference, weight, _ = testing.random_inputs((3, 5), (40, 5))
     made = quantize_references(reference, weight)
     assert made.codes.shape == (3, 2, 16, 8)
     damaged = made._replace(**{field: change(getattr(made, field))})
@@ -312,16 +311,16 @@ def test_damaged_codes_are_refused(field, change, message):
 
 
 @pytest.mark.parametrize("wrong", [10**9, 5, -1, -(2**63)])
-def test_codes_of_columns_that_there_are_not_are_refused(wrong):
-    query, reference, weight, _ = judge.random_inputs((3, 5), (40, 5))
+def test_codes_with_invalid_dim_order_raise(wrong):
+    query, reference, weight, _ = testing.random_inputs((3, 5), (40, 5))
     made = quantize_references(reference, weight)
     damaged = made._replace(dim_order=made.dim_order.index_fill(0, torch.tensor(3), wrong))
     with pytest.raises(RuntimeError, match=f"^dim_order: expected an integer from 0 to 4, got {wrong}"):
         quantized_topk(query, reference, weight, k=2, quantized=damaged)
 
 
-def test_codes_of_fewer_groups_than_the_weights_have_are_refused():
-    query, reference, weight, _ = judge.random_inputs((3, 20), (40, 20))
+def test_codes_of_too_few_groups_raise():
+    query, reference, weight, _ = testing.random_inputs((3, 20), (40, 20))
     made = quantize_references(reference, weight)
     shorter = {name: getattr(made, name)[:8] for name in ("dim_order", "offset", "inv_scale", "max_code")}
     with pytest.raises(
@@ -337,18 +336,18 @@ def test_codes_of_fewer_groups_than_the_weights_have_are_refused():
      (torch.ones(5, 4).numpy(), TypeError), (torch.ones(5, 4).to_sparse(), TypeError)],
     ids=["integers", "three dimensions", "one dimension", "array", "sparse"],
 )  # fmt: skip
-def test_errors_of_making_codes_name_the_reference(reference, error):
-    with pytest.raises(error, match=r"^reference: expected .+, got .+\. [A-Z].+\.$") as refusal:
+def test_invalid_references_raise_when_quantizing(reference, error):
+    with pytest.raises(error, match=r"^reference: expected .+, got .+\. [A-Z].+\.$") as raised:
         quantize_references(reference, -torch.ones(4))
-    assert "query" not in str(refusal.value)
+    assert "query" not in str(raised.value)
     for weight in (torch.ones(3), torch.ones(1, 4), torch.ones(4).long(), torch.ones(4, device="meta")):
-        with pytest.raises((TypeError, ValueError), match=r"^weight: expected") as refusal:
+        with pytest.raises((TypeError, ValueError), match=r"^weight: expected") as raised:
             quantize_references(torch.ones(5, 4), weight)
-        assert "query" not in str(refusal.value)
+        assert "query" not in str(raised.value)
 
 
-def test_too_few_candidates_and_a_missing_library_say_so(monkeypatch):
-    inputs = judge.random_inputs((3, 5), (4, 5))
+def test_too_few_candidates_and_a_missing_library_raise(monkeypatch):
+    inputs = testing.random_inputs((3, 5), (4, 5))
     with pytest.raises(ValueError, match="k: expected at most the 3 candidates of query row 1, got 4"):
         quantized_topk(*inputs, k=4, exclude_index=torch.tensor([-1, 2, -1]))
     made = quantize_references(inputs.reference, inputs.weight)
@@ -360,9 +359,9 @@ def test_too_few_candidates_and_a_missing_library_say_so(monkeypatch):
         quantized_topk(*inputs, k=1)
 
 
-@pytest.mark.parametrize("backend", [name for name in judge.runnable_backends() if name not in SEARCHING])
-def test_a_backend_without_the_scan_says_so_and_scores_every_reference(backend):
-    inputs = judge.random_inputs((3, 5), (9, 5))
+@pytest.mark.parametrize("backend", [name for name in testing.runnable_backends() if name not in QUANTIZED_BACKENDS])
+def test_backend_without_quantized_scan_warns_and_scores_every_reference(backend):
+    inputs = testing.random_inputs((3, 5), (9, 5))
     with pytest.warns(UserWarning, match=f"backend '{backend}' does not use quantized: it has no scan over codes"):
         found = quantized_topk(*inputs, k=2, backend=backend)
     expected = fused_dissim_topk(*inputs, k=2, return_stats=True, backend=backend)
@@ -370,8 +369,8 @@ def test_a_backend_without_the_scan_says_so_and_scores_every_reference(backend):
     assert found.rescored.tolist() == [9, 9, 9] and last_backend() == backend
 
 
-def test_derivatives_and_vmap_are_refused():
-    query, reference, weight, _ = judge.random_inputs((3, 5), (9, 5))
+def test_derivatives_and_vmap_raise():
+    query, reference, weight, _ = testing.random_inputs((3, 5), (9, 5))
     leaf = query.clone().requires_grad_()
     with pytest.raises(NotImplementedError, match="no derivative"):
         quantized_topk(leaf, reference, weight, k=2).scores.sum().backward()
@@ -382,8 +381,8 @@ def test_derivatives_and_vmap_are_refused():
         torch.func.vmap(lambda q: quantized_topk(q, reference, weight, k=2, quantized=made))(query[None])
 
 
-def test_it_compiles_and_traces_without_data():
-    inputs = judge.random_inputs((3, 5), (9, 5))
+def test_compile_and_opcheck():
+    inputs = testing.random_inputs((3, 5), (9, 5))
     made = quantize_references(inputs.reference, inputs.weight)
 
     def search(*inputs):

@@ -1,4 +1,4 @@
-"""An evaluation by hand, and the report: complete, self-contained, the same for the same input."""
+"""The evaluation, compared with brute force, and the report: complete, self-contained, deterministic."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def shapes(ids=12, cameras=3, size=16):
-    """Every identity a color, every camera a shape; identity 0 has one image only."""
+    """Images with a color for each identity and a shape for each camera. Identity 0 has only one image."""
     draw = torch.Generator().manual_seed(0)
     colors = torch.randint(0, 200, (ids, 3, 1, 1), generator=draw, dtype=torch.uint8)
     labels = torch.arange(ids).repeat_interleave(cameras)[cameras - 1 :]
@@ -68,31 +68,31 @@ def test_metrics_are_those_of_the_market_rule(images, embeddings, evaluations):
     assert found["skipped"] == 1, "the identity with one image"
 
 
-def test_one_camera_only_leaves_out_the_query_alone(images, embeddings):
+def test_single_camera_excludes_only_the_query(images, embeddings):
     alone = replace(images, cameras=torch.zeros_like(images.cameras))
     assert evaluate("x", embeddings, cosine, alone, progress=False).metrics["queries"] == len(images) - 1
     assert len(pick_queries(alone, count=99)) == 11
 
 
-def test_queries_meet_their_gallery_only(images, embeddings):
-    """As Market-1501 asks: queries on one side, the gallery on the other, and lists in rows of the whole set."""
-    asks = images.cameras == 2
-    found = evaluate("x", embeddings, cosine, replace(images, queries=asks), ranked=6, progress=False)
+def test_queries_are_ranked_against_the_gallery_only(images, embeddings):
+    """As in Market-1501: queries and gallery are disjoint, and ranked lists have row numbers of the whole set."""
+    is_query = images.cameras == 2
+    found = evaluate("x", embeddings, cosine, replace(images, queries=is_query), ranked=6, progress=False)
     expected = retrieval_metrics(
-        embeddings[asks], embeddings[~asks], cosine, images.labels[asks], images.labels[~asks],
-        query_cameras=images.cameras[asks], reference_cameras=images.cameras[~asks],
+        embeddings[is_query], embeddings[~is_query], cosine, images.labels[is_query], images.labels[~is_query],
+        query_cameras=images.cameras[is_query], reference_cameras=images.cameras[~is_query],
     )  # fmt: skip
     expected.pop("cmc")
     assert found.metrics == expected and found.metrics["skipped"] == 1
     assert len(found.ranked) == 8
     for one in found.ranked:
-        assert asks[one.query] and not asks[one.gallery].any()
+        assert is_query[one.query] and not is_query[one.gallery].any()
         assert one.hits == (images.labels[one.gallery] == images.labels[one.query]).tolist()
         assert one.scores == pytest.approx(cosine(embeddings[[one.query]], embeddings[one.gallery])[0].tolist())
 
 
 def test_pairs_are_counted_and_precision_is_exact(images, embeddings, evaluations):
-    """Against every threshold by brute force."""
+    """Compared with all thresholds by brute force."""
     scores = negative_euclidean(embeddings, embeddings)
     same = images.labels[:, None] == images.labels
     candidate = ~(same & (images.cameras[:, None] == images.cameras))
@@ -117,8 +117,8 @@ def test_ranked_lists(images, embeddings, evaluations):
         assert one.hits == (images.labels[one.gallery] == images.labels[one.query]).tolist()
         assert one.scores == pytest.approx(scores[one.query, one.gallery].tolist(), abs=1e-5)
         same = images.labels == images.labels[one.query]
-        barred = same & (images.cameras == images.cameras[one.query])
-        assert one.scores[0] == pytest.approx(scores[one.query][~barred].max().item(), abs=1e-5)
+        excluded = same & (images.cameras == images.cameras[one.query])
+        assert one.scores[0] == pytest.approx(scores[one.query][~excluded].max().item(), abs=1e-5)
 
 
 def test_pictured_queries_depend_on_the_seed_alone(images):
@@ -129,7 +129,7 @@ def test_pictured_queries_depend_on_the_seed_alone(images):
     assert len(pick_queries(images, count=99)) == 11
 
 
-def test_a_score_that_is_no_number_counts_as_the_lowest(images, embeddings):
+def test_nan_score_counts_as_the_lowest(images, embeddings):
     def scorer(query, reference):
         return cosine(query, reference) * torch.tensor(torch.nan)
 
@@ -138,13 +138,13 @@ def test_a_score_that_is_no_number_counts_as_the_lowest(images, embeddings):
     assert found.precision == pytest.approx([66 / (66 + found.different[0])] * 101)
 
 
-def test_report_is_complete_and_needs_nothing_else(images, evaluations, tmp_path):
+def test_report_is_complete_and_self_contained(images, evaluations, tmp_path):
     page = write_report(
         tmp_path / "out", evaluations, images, title="A <title>", facts={"seed": 7, "machine": "two cores"}
     )
     text = page.read_text()
     assert sorted(p.name for p in page.parent.iterdir()) == ["metrics.json", "report.html", "report.png"]
-    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import", text), "something is loaded from elsewhere"
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import", text), "the page loads something"
     assert "A &lt;title&gt;" in text and "<color" not in text and "L2 &amp; more" in text
     for fact in ("seed", "two cores", "Drawn here", "by seed", "trapezoid"):
         assert fact in text
@@ -168,8 +168,8 @@ def test_the_best_of_every_column_is_marked(images, evaluations, tmp_path):
     assert text.count('<td class="best">') == 8
 
 
-def test_a_metric_that_equals_another_for_every_method_is_left_out(images, embeddings):
-    """With one match for each query mINP is mAP, and MAP@R and R-precision are Recall@1."""
+def test_duplicate_metrics_are_omitted(images, embeddings):
+    """With one match for each query, mINP equals mAP, and MAP@R and R-precision equal Recall@1."""
     pairs = (images.cameras < 2) & (images.labels > 0)
     found = evaluate("x", embeddings[pairs], cosine, images.take(pairs), progress=False)
     columns, table = metric_table([found])
@@ -178,7 +178,7 @@ def test_a_metric_that_equals_another_for_every_method_is_left_out(images, embed
     assert text == f"{100 * found.metrics['mINP']:.1f}"
 
 
-def test_the_same_input_gives_the_same_files(images, evaluations, tmp_path):
+def test_report_is_deterministic(images, evaluations, tmp_path):
     for name in ("one", "two"):
         write_report(tmp_path / name, evaluations, images, title="t", facts={})
     for file in ("report.html", "report.png", "metrics.json"):

@@ -1,4 +1,4 @@
-"""Every GPU kernel keeps its budget, counted in its machine code; and the counting sees what it must.
+"""Every GPU kernel stays within its budget, counted in its machine code; and tests of the counting itself.
 
 No GPU is needed, only NVIDIA's compiler and disassemblers (bench/toolchain.py).
 """
@@ -19,10 +19,10 @@ needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 def test_a_kernel_keeps_its_budget(budget, arch):
     if reason := toolchain.unsupported_reason(*budget.needs):
         pytest.skip(reason)
-    assert sass.count(budget, arch).complaints == []
+    assert sass.count(budget, arch).violations == []
 
 
-# --- the test, tested: kernels made to break a budget -------------------------------------------------------------
+# --- kernels that exceed a budget on purpose ----------------------------------------------------------------------
 
 LEAN = """
 extern "C" __global__ void __launch_bounds__(256) lean(const float* q, const float* r, float* s, int d) {
@@ -43,41 +43,41 @@ SPILLING = LEAN.replace("[4]", "[160]").replace("j < 4", "j < 160").replace("(25
 BESIDE = LEAN.replace("#pragma unroll\n", "for (int i = threadIdx.x; i < d * k; i += 7) s[i] = 0;\n#pragma unroll\n")
 
 
-def complaints(source, tmp_path, bar=5.0, elements=(), dynamic_shared=0, arch=90):
+def violations(source, tmp_path, limit=5.0, elements=(), dynamic_shared=0, arch=90):
     path = tmp_path / "lean.cu"
     path.write_text(source)
     budget = Budget(
         "lean", lambda arch: Binary(toolchain.compile_cuda(path, arch), "lean", dynamic_shared),
-        dict.fromkeys(ARCHITECTURES, bar), elements=elements,
+        dict.fromkeys(ARCHITECTURES, limit), elements=elements,
     )  # fmt: skip
-    return "; ".join(sass.count(budget, arch).complaints)
+    return "; ".join(sass.count(budget, arch).violations)
 
 
 @needs_compiler
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_lean_kernel_passes_and_a_lower_bar_stops_it(arch, tmp_path):
-    assert complaints(LEAN, tmp_path, arch=arch) == ""
-    assert "issue slots per element, at most 1.9" in complaints(LEAN, tmp_path, bar=1.9, arch=arch)
+def test_lean_kernel_passes_and_exceeds_a_lower_limit(arch, tmp_path):
+    assert violations(LEAN, tmp_path, arch=arch) == ""
+    assert "issue slots per element, at most 1.9" in violations(LEAN, tmp_path, limit=1.9, arch=arch)
 
 
 @needs_compiler
-def test_a_fat_loop_a_spill_and_a_side_loop_are_seen(tmp_path):
-    assert complaints(FAT, tmp_path, bar=5.0).endswith("issue slots per element, at most 5.0")
-    assert "that spill" in (found := complaints(SPILLING, tmp_path)) and "bytes of local memory" in found
-    assert "1 loops of unknown length" in complaints(BESIDE, tmp_path, elements=(32,))
-    assert "no block fits an SM, because of shared memory" in complaints(LEAN, tmp_path, dynamic_shared=228 << 10)
+def test_slow_loops_spills_and_side_loops_are_found(tmp_path):
+    assert violations(FAT, tmp_path, limit=5.0).endswith("issue slots per element, at most 5.0")
+    assert "that spill" in (found := violations(SPILLING, tmp_path)) and "bytes of local memory" in found
+    assert "1 loops of unknown length" in violations(BESIDE, tmp_path, elements=(32,))
+    assert "no block fits an SM, because of shared memory" in violations(LEAN, tmp_path, dynamic_shared=228 << 10)
 
 
 @needs_compiler
 def test_a_row_must_name_one_kernel_and_its_true_number_of_elements(tmp_path):
     with pytest.raises(LookupError, match="no multiple of 32"):
-        complaints(LEAN, tmp_path, elements=(100,))
+        violations(LEAN, tmp_path, elements=(100,))
     with pytest.raises(LookupError, match="no loop around"):
-        complaints(LEAN, tmp_path, elements=(64,))
+        violations(LEAN, tmp_path, elements=(64,))
     with pytest.raises(LookupError, match="a turn of the loop has 32 elements, not 16"):
-        complaints(LEAN, tmp_path, elements=(16,))
+        violations(LEAN, tmp_path, elements=(16,))
     with pytest.raises(LookupError, match="0 kernels are named like"):
-        complaints(LEAN.replace("lean", "other"), tmp_path)
+        violations(LEAN.replace("lean", "other"), tmp_path)
 
 
 # --- loops, by hand -----------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def code(*rows):
     return Code(instructions)
 
 
-def test_a_nest_of_loops_counts_its_inner_one_as_often_as_it_runs():
+def test_inner_loop_of_a_nest_is_counted_for_each_turn():
     nest = code("MOV", "LDG", "LDS", "FFMA R1", "FFMA R2", "@P0 BRA 2", "BAR", "@P1 BRA 1", "EXIT")
     assert sorted(sorted(loop.body) for loop in nest.loops) == [[1, 2, 3, 4, 5, 6, 7], [2, 3, 4, 5]]
     assert nest.main_loop(("FFMA",)).slots_per_element == 4 / 2
@@ -105,21 +105,21 @@ def test_a_nest_of_loops_counts_its_inner_one_as_often_as_it_runs():
     assert nest.main_loop(("FFMA",), per_element=2, elements=(8,)).slots == 8 * 4 + 3
 
 
-def test_a_loop_beside_the_inner_one_counts_as_often_as_it_is_said_to_run():
+def test_side_loop_is_counted_for_the_given_turns():
     nest = code("MOV", "LDG", "@P0 BRA 1", "FFMA R1", "@P1 BRA 3", "@P2 BRA 0")
     unknown, known = (nest.main_loop(("FFMA",), elements=(4,), turns=turns) for turns in (0, 3))
     assert (unknown.side_loops, known.side_loops) == (1, 0)
     assert (unknown.slots, known.slots) == (4 * 2 + 4, 4 * 2 + 4 + 2 * 2)
 
 
-def test_a_loop_is_found_wherever_its_blocks_lie():
+def test_loops_are_found_in_any_block_order():
     """Its head behind its body, a call for a jump, and a branch that leaves it."""
     moved = code("BRA 3", "FFMA R1", "NOP", "LDS", "@P0 EXIT", "CALL.REL.NOINC 1")
     assert [sorted(loop.body) for loop in moved.loops] == [[1, 2, 3, 4, 5]]
     assert code("BRA 1", "EXIT", "BRA 2").loops == []  # padding behind the end is no loop of the kernel
 
 
-def test_work_is_told_by_whole_words_and_moves_of_constants_are_none():
+def test_work_matches_whole_opcodes_and_ignores_constant_moves():
     loop = code("FFMA R1", "FFMA2 R2", "FFMA.FTZ R3", "HFMA2.MMA R0,-RZ,RZ,0,0", "HMMA.16816.F32 R4", "@P0 BRA 0")
     assert loop.main_loop(("FFMA",)).elements == 2
     assert loop.main_loop(("FFMA", "FFMA2")).elements == 4
@@ -149,7 +149,7 @@ def test_work_is_told_by_whole_words_and_moves_of_constants_are_none():
 def test_occupancy(arch, threads, registers, shared, blocks, limiter):
     found = occupancy(arch, threads, registers, shared)
     assert (found.blocks, found.limiter) == (blocks, limiter)
-    assert found.share == found.warps / 64
+    assert found.fraction == found.warps / 64
 
 
 @needs_compiler
@@ -163,7 +163,7 @@ def test_bounds_and_shared_memory_are_read_from_the_binary(tmp_path):
         assert 16 < kernel.registers < 256
 
 
-def test_a_missing_tool_says_so():
+def test_missing_tool_gives_a_reason():
     assert "nvcc17 was not found" in toolchain.unsupported_reason(
         "nvcc17"
     ) and "cuda-check" in toolchain.unsupported_reason("nvcc17")

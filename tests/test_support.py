@@ -1,7 +1,7 @@
-"""The support matrix of the documentation and its summary in the README: every cell that a CPU can try is tried.
+"""The support matrix of the documentation and its summary in the README, checked against the code.
 
-The other cells must agree with the tests: "by emulation" with those that execute the CUDA sources, "by interpreter"
-with Triton's interpreter, which runs this file again in a process of its own.
+Every cell that a CPU can test is tested. The other cells must agree with the tests: "by emulation" with those that
+execute the CUDA sources on the CPU, "by interpreter" with Triton's interpreter, which runs this file once more.
 """
 
 import ast
@@ -27,7 +27,7 @@ BACKENDS = testing.runnable_backends()
 
 
 def table(heading, document=PAGE):
-    """The table below a heading: {row name: {column name: cell}}, without backquotes."""
+    """The table below a heading, without backquotes: {row name: {column name: cell}}."""
     section = document.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line.replace("`", "").strip("| ") for line in section.splitlines() if line.startswith("|")]
     header, _, *rows = [re.split(r"\s*\|\s*", line) for line in lines]
@@ -38,7 +38,7 @@ OPERATIONS, DTYPES, FEATURES = map(table, ("Operations and backends", "Dtypes", 
 
 
 def function_of(operation):
-    """The public function: an operation may be a function with an argument."""
+    """The public function of an operation, which may be a function with an argument."""
     return operation.split("(")[0]
 
 
@@ -55,7 +55,7 @@ LABELS = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1, 0, 2])
 
 
 def paired(score):
-    """The first rows of the references for those of the queries."""
+    """The function `score` of pairs: it gets as many references as queries."""
     return lambda query, reference, *head, **options: score(query, reference[: len(query)], *head, **options)
 
 
@@ -91,7 +91,7 @@ CODES = d.quantize_references(inputs().reference, inputs().weight)
 
 
 def derivatives(function, order):
-    """The gradients of a function's sum of squares, or those of the gradients' sum of squares."""
+    """The gradients of order 1 or 2 of sums of squares: of the function's value, then of its gradients."""
     leaves = [x.requires_grad_() for x in inputs()]
     value = function(*leaves)
     for _ in range(order):
@@ -113,7 +113,7 @@ def exported(function):
     return torch.export.export(Program(), tuple(inputs())).module()(*inputs())
 
 
-#: column -> what is computed of the operation and of its plain definition, whose value a captured program must give
+#: Column -> what is computed for the operation and for its plain definition. Captured programs give plain values.
 ATTEMPTS = {
     "gradient": lambda function: derivatives(function, 1),
     "second derivative": lambda function: derivatives(function, 2),
@@ -137,7 +137,7 @@ def test_the_tables_have_every_operation_and_dtype():
 
 
 def test_the_readme_has_the_same_cells():
-    """Its table is that of the page with rows and columns exchanged."""
+    """The README's table is the transpose of the page's."""
     assert set(README_COLUMNS.values()) == set(OPERATIONS)
     assert table("Support matrix", README) == {
         row: {column: cells[operation][row] for column, operation in README_COLUMNS.items()}
@@ -215,8 +215,8 @@ def test_codes_have_no_gradient():
     assert not any(tensor.requires_grad for tensor in codes[:-1])  # the last is the number of rows
 
 
-def test_what_is_known_by_emulation_is_emulated():
-    """The files whose tests are run with CUDA's sources are named for the operations."""
+def test_cells_marked_by_emulation_are_emulated():
+    """test_cuda.py runs the test files of all operations with the CUDA sources."""
     tree = ast.parse((ROOT / "tests" / "test_cuda.py").read_text())
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     for operation, row in OPERATIONS.items():

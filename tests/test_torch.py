@@ -1,4 +1,4 @@
-"""A citizen of torch: opcheck, tracers and modes, compile, export, meta, autocast, defaults."""
+"""Integration with torch: opcheck, tracers and modes, compile, export, meta, autocast, defaults."""
 
 import contextlib
 import importlib.util
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_inputs import INPUTS, SIDES, fused, hinge_loss, leaves, plain
 from torch.func import jacfwd, jvp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -16,31 +17,18 @@ from dissim_kernels import (
     fused_dissim_score,
     fused_dissim_topk,
     paired_dissim_score,
+    testing,
 )
-from dissim_kernels import testing as judge
 from dissim_kernels.ops import hinge_operators, operator, score_operators, topk
 
-BACKENDS = judge.runnable_backends()
+BACKENDS = testing.runnable_backends()
 backends = pytest.mark.parametrize("backend", BACKENDS)
-INPUTS = judge.random_inputs((4, 5), (6, 5), dtype=torch.float64, seed=3)
-SIDES = (torch.arange(4) % 2, torch.arange(6) % 2)
-#: Plain torch for the same arguments, and ours, each to a number.
-plain, fused = (lambda f: lambda *x: f(*x).square().sum() for _ in range(2))
-plain, fused = plain(judge.plain_score), fused(fused_dissim_score)
-
-
-def leaves():
-    return [x.clone().requires_grad_() for x in INPUTS]
-
-
-def hinge_loss(*arguments, **choices):
-    return fused_dissim_hinge_loss(*arguments, *SIDES, **choices)
 
 
 @backends
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck_of_every_operator(dtype, backend):
-    q, r, w, b = judge.random_inputs((2, 4, 5), (2, 6, 5), 3, dtype)
+    q, r, w, b = testing.random_inputs((2, 4, 5), (2, 6, 5), 3, dtype)
     gradient, ones = torch.randn(2, 3, 4, 6).to(dtype), torch.ones(4, dtype=torch.float32)
     active = torch.full((4, 1), 5, dtype=torch.uint8)
     one = (q[0], r[0], w[0])
@@ -59,8 +47,8 @@ def test_opcheck_of_every_operator(dtype, backend):
             torch.library.opcheck(called.registered, wanted)
 
 
-class Seen(TorchDispatchMode):
-    """Keeps the names of what runs."""
+class RecordOperators(TorchDispatchMode):
+    """Records the names of the operators that run."""
 
     def __init__(self):
         super().__init__()
@@ -82,13 +70,13 @@ def names_in_trace():
 
 
 def names_in_mode():
-    with Seen() as mode:
+    with RecordOperators() as mode:
         fused_dissim_score(*INPUTS)
     return mode.names
 
 
-class SeenFunctions(TorchFunctionMode):
-    """Keeps the names of the functions that are called."""
+class RecordFunctions(TorchFunctionMode):
+    """Records the names of the functions that are called."""
 
     def __init__(self):
         super().__init__()
@@ -100,13 +88,13 @@ class SeenFunctions(TorchFunctionMode):
 
 
 def names_in_function_mode():
-    with SeenFunctions() as mode:
+    with RecordFunctions() as mode:
         fused_dissim_score(*INPUTS)
     return mode.names
 
 
-class Named(torch.Tensor):
-    """Keeps the names of what runs on it."""
+class RecordingTensor(torch.Tensor):
+    """Records the names of the operators that run on it."""
 
     @classmethod
     def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
@@ -115,10 +103,10 @@ class Named(torch.Tensor):
 
 
 def names_in_subclass():
-    Named.names = []
+    RecordingTensor.names = []
     query, reference, weight, _ = INPUTS
-    score_operators.score(query[None].as_subclass(Named), reference[None], weight[None], None, "auto")
-    return Named.names
+    score_operators.score(query[None].as_subclass(RecordingTensor), reference[None], weight[None], None, "auto")
+    return RecordingTensor.names
 
 
 @pytest.mark.parametrize(
@@ -126,12 +114,12 @@ def names_in_subclass():
               names_in_function_mode, names_in_subclass],
     ids=["make_fx", "make_fx before dispatch", "jit.trace", "mode", "function mode", "subclass"],
 )  # fmt: skip
-def test_who_watches_sees_the_operator(names):
+def test_tracers_and_modes_see_the_operator(names):
     found = names()
     assert "dissim.score.default" in found and not any("dissim_native" in name for name in found)
 
 
-def test_nobody_watches_a_plain_call(monkeypatch):
+def test_plain_call_skips_the_registered_operator(monkeypatch):
     monkeypatch.setattr(score_operators.score, "registered", None)
     for arguments in (INPUTS, [torch.nn.Parameter(x, requires_grad=False) for x in INPUTS], leaves()):
         fused_dissim_score(*arguments)
@@ -139,7 +127,7 @@ def test_nobody_watches_a_plain_call(monkeypatch):
         fused_dissim_score(*(x.clone() for x in INPUTS))
 
 
-def test_a_tensor_that_stands_for_others_is_made_a_plain_one_first():
+def test_negative_views_are_materialized():
     negative = [torch._neg_view(x) for x in INPUTS]
     torch.testing.assert_close(fused_dissim_score(*negative), fused_dissim_score(*(-x for x in INPUTS)))
 
@@ -148,8 +136,8 @@ PRIVATE = ("_dispatch_keys", "_dispatch_tls_local_include_set", "_are_functorch_
 
 
 @pytest.mark.parametrize("missing", [*PRIVATE, "DispatchKeySet", "_current_level"])
-def test_a_torch_without_its_private_functions(missing, monkeypatch):
-    """Then each call goes the longer way, by the registered operator or the Function."""
+def test_torch_without_private_functions(missing, monkeypatch):
+    """Each call then takes the slower path through the registered operator or the autograd Function."""
     spec = importlib.util.spec_from_file_location("without", operator.__file__)
     without = importlib.util.module_from_spec(spec)
     with monkeypatch.context() as patch:
@@ -161,14 +149,14 @@ def test_a_torch_without_its_private_functions(missing, monkeypatch):
     if missing == "_current_level":
         monkeypatch.setattr(operator, "forward_ad", SimpleNamespace())
     assert operator._PLAIN is None or operator.transformed()
-    torch.testing.assert_close(fused_dissim_score(*INPUTS), judge.plain_score(*INPUTS))
+    torch.testing.assert_close(fused_dissim_score(*INPUTS), testing.plain_score(*INPUTS))
     assert fused_dissim_topk(*INPUTS, k=2).indices.shape == (4, 2)
     assert torch.autograd.gradcheck(fused_dissim_score, leaves(), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(fused_dissim_score, leaves())
     assert torch.autograd.gradcheck(hinge_loss, leaves())
     torch.testing.assert_close(jacfwd(fused)(*INPUTS), jacfwd(plain)(*INPUTS))
     compiled = torch.compile(fused_dissim_score, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*INPUTS), judge.plain_score(*INPUTS))
+    torch.testing.assert_close(compiled(*INPUTS), testing.plain_score(*INPUTS))
 
 
 class Everything(torch.nn.Module):
@@ -186,7 +174,7 @@ class Everything(torch.nn.Module):
         return fused_dissim_score(query, reference, *head).relu().mean() + hardest.sum() + loss
 
 
-def test_compiled_without_a_break_gives_the_same_loss_and_gradients():
+def test_full_graph_compile_gives_the_same_loss_and_gradients():
     results = []
     for run in (lambda f: f, lambda f: torch.compile(f, fullgraph=True)):
         model, query, reference = Everything(), *(x.float().requires_grad_() for x in leaves()[:2])
@@ -209,7 +197,7 @@ def test_exported_program_gives_the_same_result():
         torch.testing.assert_close(dynamic(query, arguments[1]), scores(query, arguments[1]))
 
 
-class HalfOfThem(torch.nn.Module):
+class DynamicCounts(torch.nn.Module):
     """k and the number of hard negatives follow from the number of references."""
 
     def forward(self, query, reference, weight, query_labels, reference_labels):
@@ -226,10 +214,10 @@ def test_exported_counts_follow_a_dynamic_size(strict):
 
     sizes = {0: torch.export.Dim("rows", min=16, max=1000)}
     program = torch.export.export(
-        HalfOfThem(), arguments(20), dynamic_shapes=(None, sizes, None, None, sizes), strict=strict
+        DynamicCounts(), arguments(20), dynamic_shapes=(None, sizes, None, None, sizes), strict=strict
     )
     given = arguments(36)
-    torch.testing.assert_close(program.module()(*given), HalfOfThem()(*given))
+    torch.testing.assert_close(program.module()(*given), DynamicCounts()(*given))
 
 
 class Score(torch.nn.Module):
@@ -242,9 +230,9 @@ class Score(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_shapes_and_dtypes_without_data(dtype):
-    """Under FakeTensor and on the meta device every operator gives the shape and dtype of the real call."""
-    real = judge.random_inputs((4, 5), (6, 5), dtype=dtype)
+def test_shapes_and_dtypes_on_fake_and_meta_tensors(dtype):
+    """With fake and meta tensors every operator returns the shape and dtype of the real call."""
+    real = testing.random_inputs((4, 5), (6, 5), dtype=dtype)
 
     def calls(inputs, sides):
         found = fused_dissim_topk(*inputs, k=2)
@@ -256,11 +244,11 @@ def test_shapes_and_dtypes_without_data(dtype):
     def described(tensors):
         return [(x.shape, x.dtype) for x in tensors]
 
-    meta = judge.Inputs(*(x.to("meta").requires_grad_() for x in real))
-    expected = described(calls(judge.Inputs(*(x.clone().requires_grad_() for x in real)), SIDES))
+    meta = testing.Inputs(*(x.to("meta").requires_grad_() for x in real))
+    expected = described(calls(testing.Inputs(*(x.clone().requires_grad_() for x in real)), SIDES))
     assert described(calls(meta, [x.to("meta") for x in SIDES])) == expected
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = judge.Inputs(*(mode.from_tensor(x).requires_grad_() for x in real))
+        fake = testing.Inputs(*(mode.from_tensor(x).requires_grad_() for x in real))
         assert described(calls(fake, [mode.from_tensor(x) for x in SIDES])) == expected
 
 
@@ -285,7 +273,7 @@ def test_autocast_runs_in_float32_as_cdist_does(cast_to):
 @pytest.mark.parametrize("setting", [lambda: torch.device("meta"), lambda: default_dtype(torch.bfloat16)],
                          ids=["device", "dtype"])  # fmt: skip
 @backends
-def test_defaults_of_torch_change_nothing(backend, setting):
+def test_default_device_and_dtype_change_nothing(backend, setting):
     def everything():
         q, r, w, b = leaves()
         choices = {"backend": backend}

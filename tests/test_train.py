@@ -1,4 +1,4 @@
-"""Training: it learns, it can be interrupted, it can be repeated."""
+"""Training: it learns, can be interrupted and resumed, and is reproducible."""
 
 from dataclasses import replace
 
@@ -63,7 +63,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(loss, glyphs, tmp_path):
     assert not torch.equal(state(whole)["backbone.0.1.weight"], start["0.1.weight"])
 
 
-def test_same_seed_same_result_whatever_the_caller_did_with_the_generator(glyphs):
+def test_training_depends_only_on_its_seed(glyphs):
     torch.manual_seed(1)
     first = train(CONFIG, glyphs, progress=False)
     torch.manual_seed(2)
@@ -76,12 +76,12 @@ def test_same_seed_same_result_whatever_the_caller_did_with_the_generator(glyphs
     assert not torch.equal(other.head.weight, first.head.weight)
 
 
-def test_an_unknown_loss_is_refused(glyphs):
+def test_unknown_loss_raises(glyphs):
     with pytest.raises(ValueError, match="loss: expected hinge or triplet, got 'hing'"):
         train(replace(CONFIG, loss="hing"), glyphs, progress=False)
 
 
-def test_a_folder_of_another_run_is_refused(glyphs, tmp_path):
+def test_folder_of_another_run_raises(glyphs, tmp_path):
     train(CONFIG, glyphs, folder=tmp_path, progress=False)
     with pytest.raises(ValueError, match="another lr, seed"):
         train(replace(CONFIG, lr=0.1, seed=3), glyphs, folder=tmp_path, progress=False)
@@ -89,7 +89,7 @@ def test_a_folder_of_another_run_is_refused(glyphs, tmp_path):
 
 @pytest.mark.parametrize(("loss", "lr"), [("hinge", 3e-3), ("triplet", 3e-4)])
 def test_training_separates_unseen_identities(loss, lr, glyphs):
-    """mAP on letters never seen, before and after a few seconds of training."""
+    """mAP on letters that are not in the training set, before and after a few seconds of training."""
     seen, unseen = glyphs.split_labels(0.6)
     config = replace(CONFIG, loss=loss, steps=60, identities=16, lr=lr)
     untrained = train(replace(config, steps=1, lr=1e-9, head_lr=1e-9), seen, progress=False)
@@ -106,7 +106,7 @@ def test_training_separates_unseen_identities(loss, lr, glyphs):
     assert after > before + 0.1, (before, after)
 
 
-def test_batches_hold_each_identity_its_number_of_times():
+def test_batches_have_the_given_views_of_each_identity():
     labels = torch.arange(12).repeat_interleave(3)
     plan = plan_batches(labels, replace(CONFIG, steps=20, identities=5, views=3))
     assert plan.shape == (20, 15)
@@ -118,11 +118,11 @@ def test_batches_hold_each_identity_its_number_of_times():
         plan_batches(labels, replace(CONFIG, identities=13))
 
 
-def test_embedding_is_that_of_eval_mode_in_any_batching(glyphs):
+def test_embedding_uses_eval_mode_with_any_batch_size(glyphs):
     backbone = build_backbone("small", 4).train()
-    few = glyphs.take(torch.arange(10))
-    rows = embed_images(backbone, few, batch=3, progress=False)
+    images = glyphs.take(torch.arange(10))
+    rows = embed_images(backbone, images, batch=3, progress=False)
     assert backbone.training and rows.dtype == torch.float32 and not rows.requires_grad
-    torch.testing.assert_close(rows, embed_images(backbone, few, progress=False))
+    torch.testing.assert_close(rows, embed_images(backbone, images, progress=False))
     with torch.no_grad():
-        torch.testing.assert_close(rows, backbone.eval()(few.images / 255))
+        torch.testing.assert_close(rows, backbone.eval()(images.images / 255))

@@ -1,14 +1,13 @@
-"""Training as it is done: checkpointing, offloading, what is saved, repeated backward, hooks."""
+"""The operators in training: checkpointing, offloading, saved tensors, repeated backward passes, hooks."""
 
 import pytest
 import torch
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, paired_dissim_score
-from dissim_kernels import testing as judge
+from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, paired_dissim_score, testing
 
-INPUTS = judge.random_inputs((12, 5), (18, 5), seed=3)
+INPUTS = testing.random_inputs((12, 5), (18, 5), seed=3)
 SIDES = (torch.arange(12) % 4, torch.arange(18) % 4)
 
 
@@ -16,7 +15,7 @@ def hinge(*arguments):
     return fused_dissim_hinge_loss(*arguments, *SIDES)
 
 
-#: Each a function of query, reference, weight and bias.
+#: Functions of query, reference, weight and bias.
 FUNCTIONS = {
     "score": lambda q, r, w, b: fused_dissim_score(q, r, w, b).square().sum(),
     "score with itself": lambda q, r, w, b: fused_dissim_score(x := q * r[:12], x, w, b).square().sum(),
@@ -64,7 +63,7 @@ def on_cpu(function):
      lambda f: in_checkpoint(in_checkpoint(f))],
     ids=["checkpoint", "save_on_cpu", "autocast of checkpoint", "checkpoint of autocast", "checkpoint of checkpoint"],
 )  # fmt: skip
-def test_saved_or_computed_again_the_gradients_are_the_same(wrap, function):
+def test_checkpointing_and_offloading_change_no_gradient(wrap, function):
     assert all(map(torch.equal, gradients(wrap(function)), gradients(function)))
 
 
@@ -81,7 +80,7 @@ def test_second_derivatives_within_a_checkpoint():
 
 
 def saved_by(function, needs):
-    """Shapes of the tensors that autograd keeps for backward, of more than one element."""
+    """Shapes of the tensors that autograd saves for backward, without scalars."""
     shapes = []
 
     def pack(x):
@@ -115,12 +114,12 @@ BATCHED = [(1, 12, 5), (1, 18, 5), (1, 5)]
         ),
     ],
 )
-def test_backward_keeps_what_it_needs_and_nothing_twice(function, needs, expected):
+def test_backward_saves_only_what_it_needs_and_nothing_twice(function, needs, expected):
     assert saved_by(function, needs) == expected
 
 
 @functions
-def test_gradients_add_up_and_a_graph_may_be_kept(function):
+def test_gradients_accumulate_over_a_retained_graph(function):
     def twice(loss):
         loss.backward(retain_graph=True)
         loss.backward()
@@ -137,4 +136,4 @@ def test_hooks_may_replace_gradients():
         scores.square().sum().backward()
         return [x.grad for x in arguments]
 
-    torch.testing.assert_close(hooked(fused_dissim_score), hooked(judge.plain_score))
+    torch.testing.assert_close(hooked(fused_dissim_score), hooked(testing.plain_score))

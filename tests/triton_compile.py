@@ -1,10 +1,10 @@
-"""Compiles every Triton kernel that the operations launch, for GPUs that are not there, and tells which fail.
+"""Compiles every Triton kernel that the operations launch, without a GPU, and prints which fail.
 
     python tests/triton_compile.py [sm_80 sm_90 gfx942]
 
-It uses the Triton that Python finds first: PYTHONPATH=FOLDER chooses one that was put there by
-`pip install --no-deps --target FOLDER triton==3.6.0`. The operations themselves run, on CPU tensors; a launch ends
-when the kernel is compiled. Exit code 1 if a kernel fails, or one of the tuning table was not launched.
+It uses the Triton that Python finds first: PYTHONPATH=FOLDER selects one that
+`pip install --no-deps --target FOLDER triton==3.6.0` installed. The operations run on CPU tensors, but a launch only
+compiles its kernel. Exit code 1 if a kernel fails, or if one of the tuning table is not launched.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TARGETS = {
 
 
 class Driver:
-    """Of a GPU that is not there."""
+    """Triton's driver of a GPU that does not exist."""
 
     def __init__(self, target: GPUTarget, device: int) -> None:
         self.target, self.device = target, device
@@ -47,8 +47,10 @@ class Driver:
 
 
 def compile_all(target: GPUTarget, device: int) -> tuple[set[tuple[str, str]], dict[str, str]]:
-    """Names and hashes of the kernels that compile, and errors of those that do not. device: another for each target,
-    because Triton keeps what it has compiled for a device."""
+    """Names and hashes of the kernels that compile, and errors of those that do not.
+
+    device: a different number for each target, because Triton caches compiled kernels by device.
+    """
     compiled, failed, run = set(), {}, JITFunction.run
 
     def compile_only(kernel, *args, grid, warmup, **options):
@@ -63,7 +65,7 @@ def compile_all(target: GPUTarget, device: int) -> tuple[set[tuple[str, str]], d
     JITFunction.run = compile_only
     try:
         for dtype in ACCUMULATE:
-            # Whole tiles, packed, with everything optional; small tiles, not packed, with nothing optional.
+            # Full packed tiles with all optional arguments; small tiles, not packed, without them.
             run_operations(dtype, 256, 512, 512, k=32, optional=True)
             run_operations(dtype, 3, 40, 72, k=1, optional=False)
             run_search(dtype, 3, 40, 72, k=33, optional=False)  # more than are selected in registers
@@ -75,7 +77,7 @@ def compile_all(target: GPUTarget, device: int) -> tuple[set[tuple[str, str]], d
 
 
 def run_operations(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, optional: bool) -> None:
-    """Every operation and its gradients; optional: with two batches and heads, bias, filters, hard negatives."""
+    """Runs every operation and its gradients. optional: with two batches and heads, bias, filters, hard negatives."""
     search, copies = run_search(dtype, rows, columns, dim, k, optional), 2 if optional else 1
     sides = [x.repeat(copies, 1, 1) for x in search[:2]]
     weight, bias = search.weight.repeat(copies, 1), search.bias.repeat(copies) if optional else None
@@ -100,7 +102,7 @@ def run_search(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, op
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; without any, all")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"one of {', '.join(TARGETS)}; default: all")
     targets = parser.parse_args().targets or list(TARGETS)
     if unknown := set(targets) - set(TARGETS):
         parser.error(f"unknown targets: {', '.join(sorted(unknown))}")

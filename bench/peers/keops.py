@@ -1,25 +1,27 @@
-"""KeOps, as shipped and with the flags that suit its generated C++ best.
+"""KeOps, as shipped and with the compiler flags that suit its generated C++ best.
 
-KeOps never stores scores [N, M] but reduces them; its cheapest reduction, the sum over the references, stands for the
-score. It compiles a formula for each D and each set of flags.
+KeOps never stores the scores [N, M] but reduces them. Its cheapest reduction, the sum over the references, is
+measured in place of the score. It compiles a formula for each D and each set of flags.
 """
 
 from __future__ import annotations
 
-from ..ceiling import ROOT
 from ..correctness import RowSums
 from ..differentiate import step_of
+from ..peak import ROOT
 from ..problem import MARGIN, Problem
 from ..registry import Call, Unavailable, competitor
 
 FAST = "-march=native -ffast-math"
-#: Compiling takes some 10 s for every formula and D, so only this D is asked for.
+#: Compiling takes about 10 s for every formula and D, so only cases of this D are run.
 DIM = 512
 
 
 def scores(problem: Problem, query, reference, weight, flags: str):
-    """The symbolic scores. The order of factors differs with the flags,
-    because KeOps finds what it compiled by formula."""
+    """The symbolic scores.
+
+    KeOps caches compiled code by formula, so the order of the factors differs for different flags.
+    """
     from pykeops.torch import LazyTensor
 
     difference = (LazyTensor(query[:, None]) - LazyTensor(reference[None])).abs()
@@ -28,9 +30,9 @@ def scores(problem: Problem, query, reference, weight, flags: str):
 
 
 def with_flags(problem: Problem, flags: str, call: Call) -> Call:
-    """The call, compiled with `flags` at its first run (here, before any timing)."""
+    """The call after a first run, which compiles it with `flags`."""
     if problem.case.dim != DIM or problem.case.queries == 1:
-        raise Unavailable(f"not run: compiles for each D, asked for D={DIM} only")
+        raise Unavailable(f"not run: it compiles for each D, and only D={DIM} is compiled")
     import pykeops
     from keopscore.config import config
 

@@ -1,6 +1,7 @@
 """Libraries that compute L1 distances: FAISS, scikit-learn and SciPy.
 
-They know one sign of weights, by scaling (E11); the scaling, and building an index, are not timed."""
+They support weights of one sign, by scaling the inputs (E11). Scaling and building an index are not timed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from ..registry import Call, competitor
 
 
 def scaled(problem: Problem, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
-    """E11: query and reference times |w|, so that a score is the bias less their L1 distance."""
+    """query and reference times |w|, so that a score is the bias minus their L1 distance (E11)."""
     query, reference, weight = problem.floats()
     return tuple(np.ascontiguousarray((t * weight.abs()).numpy(), dtype) for t in (query, reference))
 

@@ -1,7 +1,7 @@
-"""Loops by numba, parallel and with fast-math: the strongest thing a user can write in an afternoon.
+"""Loops in numba, parallel and with fast-math: a strong baseline that a user can write in an afternoon.
 
-The plain triple loop, and one with sums of 4 queries x 2 references in registers, over blocks of references that stay
-in cache. Both sum over dimensions along a vector; numba's LLVM vectorises that, for the machine it runs on.
+The plain triple loop, and one that keeps the sums of 4 queries x 2 references in registers and goes over blocks of
+references that stay in cache. numba's LLVM vectorizes both for the machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BLOCK = 256  # references: half a megabyte at D=512, in L2
 
 @cache
 def loops():
-    """The compiled loops; numba is imported here only."""
+    """The compiled loops. Only this function imports numba."""
     from numba import njit, prange
 
     parallel = njit(parallel=True, fastmath=True)
@@ -65,7 +65,7 @@ def loops():
 
     @parallel
     def sign_sums(rows, others, grad, sums):
-        """E2: sums[n] = sum_m grad[n, m] sgn(rows[n] - others[m])."""
+        """Sums of E2: sums[n] = sum_m grad[n, m] sgn(rows[n] - others[m])."""
         for n in prange(len(rows)):
             row, total = rows[n], sums[n]
             total[:] = 0
@@ -119,15 +119,15 @@ def _topk(problem: Problem) -> Call:
 
 
 def _gradients(problem: Problem):
-    """grad [N, M] -> the gradients by E2, the weights' by its last line, as one who read MATH.md would write them."""
+    """A function from grad [N, M] to the gradients, by the formulas of E2."""
     (query, reference, weight), sign_sums = _arrays(problem), loops()[2]
 
     def gradients(grad: np.ndarray):
-        of_query, of_reference = np.empty_like(query), np.empty_like(reference)
-        sign_sums(query, reference, grad, of_query)
-        sign_sums(reference, query, np.ascontiguousarray(grad.T), of_reference)
-        of_weight = np.einsum("nd,nd->d", query, of_query) + np.einsum("md,md->d", reference, of_reference)
-        return of_query * weight, of_reference * weight, of_weight
+        query_sums, reference_sums = np.empty_like(query), np.empty_like(reference)
+        sign_sums(query, reference, grad, query_sums)
+        sign_sums(reference, query, np.ascontiguousarray(grad.T), reference_sums)
+        grad_weight = np.einsum("nd,nd->d", query, query_sums) + np.einsum("md,md->d", reference, reference_sums)
+        return query_sums * weight, reference_sums * weight, grad_weight
 
     return gradients
 

@@ -1,7 +1,7 @@
-"""Who competes on a GPU: both of our backends, what a user of torch writes, and KeOps where it is installed.
+"""The competitors on a GPU: both of our backends, plain torch, torch.compile, and KeOps where it is installed.
 
-torch.compile is given the form that it fuses best and its own defaults, as one uses it; what it gains by CUDA graphs
-all have, for every call is replayed as one (gpu.py).
+torch.compile gets the form that it fuses best and its default options. CUDA graphs are no advantage of one
+competitor, because gpu.py replays every call as one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dissim_kernels import (
 
 from ..differentiate import backward_of, step_of
 from ..problem import MARGIN, Problem
-from ..registry import WHOLE, Call, Unavailable, competitor
+from ..registry import ALL_QUERIES, Call, Unavailable, competitor
 from . import keops, plain_torch
 
-EVERY = dict.fromkeys(("score", "score_backward", "score_step", "topk", "hinge_step"), WHOLE)
+FLOAT_OPERATIONS = dict.fromkeys(("score", "score_backward", "score_step", "topk", "hinge_step"), ALL_QUERIES)
 
 
 def call_of(problem: Problem, score, topk, loss) -> Call:
-    """The call of the problem's operation, of functions (problem, query, reference, weight)."""
+    """The call for the problem's operation. score, topk, loss: functions of (problem, query, reference, weight)."""
     inputs = problem.query, problem.reference, problem.weight
     return {
         "score": lambda: lambda: score(problem, *inputs),
@@ -36,7 +36,7 @@ def call_of(problem: Problem, score, topk, loss) -> Call:
 
 
 def ours(backend: str) -> None:
-    @competitor(f"dissim_kernels, {backend}", EVERY, ours=True, device="cuda")
+    @competitor(f"dissim_kernels, {backend}", FLOAT_OPERATIONS, ours=True, device="cuda")
     def _prepare(problem: Problem) -> Call:
         if reason := unavailable_backends().get(backend):
             raise Unavailable(reason)
@@ -54,7 +54,7 @@ def ours(backend: str) -> None:
         return call_of(problem, score, topk, loss)
 
 
-@competitor("dissim_kernels, cuda", {"quantized_topk": WHOLE}, ours=True, device="cuda")
+@competitor("dissim_kernels, cuda", {"quantized_topk": ALL_QUERIES}, ours=True, device="cuda")
 def _quantized_topk(problem: Problem) -> Call:
     p = problem
     quantized = quantize_references(p.reference, p.weight)
@@ -63,14 +63,14 @@ def _quantized_topk(problem: Problem) -> Call:
     )
 
 
-@competitor("dissim_kernels, cuda, float32 top-k", {"quantized_topk": WHOLE}, device="cuda")
+@competitor("dissim_kernels, cuda, float32 top-k", {"quantized_topk": ALL_QUERIES}, device="cuda")
 def _quantized_topk_peer(problem: Problem) -> Call:
     p = problem
     return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=p.case.k, backend="cuda")
 
 
-def torchs(name: str, form, finish=lambda function: function) -> None:
-    @competitor(name, {**EVERY, "quantized_topk": WHOLE}, device="cuda")
+def torch_competitor(name: str, form, finish=lambda function: function) -> None:
+    @competitor(name, {**FLOAT_OPERATIONS, "quantized_topk": ALL_QUERIES}, device="cuda")
     def _prepare(problem: Problem) -> Call:
         score = finish(form) if problem.case.operation != "hinge_step" else None
         loss = finish(plain_torch.hinge_of(form)) if problem.case.operation == "hinge_step" else None
@@ -79,6 +79,6 @@ def torchs(name: str, form, finish=lambda function: function) -> None:
 
 ours("cuda")
 ours("triton")
-torchs("torch.cdist, two calls (E8)", plain_torch.two_distances)
-torchs("torch.compile", plain_torch.fusible, plain_torch.compiled)
-keops.register("KeOps", "", dict.fromkeys(("score", "topk", "hinge_step"), WHOLE), device="cuda")
+torch_competitor("torch.cdist, two calls (E8)", plain_torch.two_distances)
+torch_competitor("torch.compile", plain_torch.fusible, plain_torch.compiled)
+keops.register("KeOps", "", dict.fromkeys(("score", "topk", "hinge_step"), ALL_QUERIES), device="cuda")

@@ -6,29 +6,29 @@ import torch
 from torch import Tensor
 
 from ..differentiate import backward_of, step_of
-from ..measure import quickest
+from ..measure import min_seconds
 from ..problem import MARGIN, Problem
 from ..registry import Call, competitor
 
-#: Numbers of differences that the eager form may hold at a time: from what fits in L2 to 16 MiB of float32. Which is
-#: fastest depends on the machine and on how busy it is, so it is tried.
+#: Numbers of differences that the eager form computes at a time: from what fits in L2 to 16 MiB of float32. The
+#: fastest on this machine is found by trying.
 CHUNKS = (1 << 15, 1 << 17, 1 << 20, 1 << 22)
 
 
 def broadcast(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """The definition, as one writes it, with room for N x M x D numbers."""
+    """The definition with the N x M x D tensor of differences."""
     difference = (query[:, None] - reference).abs()
     return torch.nn.functional.linear(difference, weight[None].to(query.dtype)).squeeze(-1) + problem.bias
 
 
 def fusible(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """The form the compiler fuses best: a product and a sum, no matrix product."""
+    """The form that torch.compile fuses best: a product and a sum instead of a matrix product."""
     difference = (query[:, None].float() - reference.float()).abs()
     return ((difference * weight).sum(-1) + problem.bias).to(query.dtype)
 
 
 def two_distances(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """E8: the positive and the negative weights, a distance each."""
+    """One distance for the positive and one for the negative weights (E8)."""
     query, reference = query.float(), reference.float()  # torch.cdist has no half types
     parts = [
         torch.cdist(query * part, reference * part, p=1) for part in (weight.clamp(min=0), (-weight).clamp(min=0))
@@ -37,9 +37,9 @@ def two_distances(problem: Problem, query: Tensor, reference: Tensor, weight: Te
 
 
 def compiled(function):
-    """torch.compile for this very shape; the first call, outside the rounds, compiles."""
+    """torch.compile for one shape. The first call compiles and is not timed."""
     torch._dynamo.reset()
-    torch._functorch.config.donated_buffer = False  # a kept graph (backward alone) needs its buffers
+    torch._functorch.config.donated_buffer = False  # a retained graph (backward only) needs its buffers
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
@@ -53,9 +53,9 @@ def _eager(problem: Problem) -> Call:
         parts, rows = reference.split(references), query.split(max(1, references // len(reference)))
         return torch.cat([torch.cat([broadcast(problem, q, r, problem.weight) for r in parts], 1) for q in rows])
 
-    few = problem.query[:8], problem.reference[:4096]
-    best = min(CHUNKS, key=lambda chunk: quickest(lambda: score(chunk, *few)))
-    return lambda: score(best, problem.query, problem.reference)
+    sample = problem.query[:8], problem.reference[:4096]
+    fastest = min(CHUNKS, key=lambda chunk: min_seconds(lambda: score(chunk, *sample)))
+    return lambda: score(fastest, problem.query, problem.reference)
 
 
 @competitor("torch.compile", {"score": 8})

@@ -1,53 +1,31 @@
-// The scores of some queries by some references for one head: packed once, scored block by block, dimension by
-// dimension (E1) or, where that is faster, by maxima (E7). A score depends on its two rows, the weights and the bias
-// alone, and not on how many rows or dimensions are packed at a time.
+// Blocks of scores of packed queries by packed references for one head, by the definition (E1) or, on x86 with enough
+// dimensions, by the max form (E7). A score depends on its two rows, the weights and the bias alone, not on how many
+// rows or dimensions are packed at a time.
+//
+// The loop over query tiles is inside the loop over positions. So a run of kL1Positions of a panel of references stays
+// in L1 for all queries, and the running sums are kept in memory, in `scores` or in `half_sums`:
+//
+//   direct form (E1)                             max form (E7)
+//
+//   for each panel of references:                for each panel of references:
+//     for each run of kL1Positions dims:           for sign in (w >= 0, w < 0):
+//       for each tile of queries:                    for each run of kL1Positions of that sign:
+//         scores += score_tile(tile, panel)            for each tile of queries:
+//                                                        half_sums[sign] += max_tile(tile, panel)
+//                                                  for each tile of queries:
+//                                                    finalize_tile: scores from both half sums
+//                                                    where the bound fails: rescore_direct, by E1
+//
+// If the rows are too long to be packed at once, ranges of positions are packed one after another and the loop over
+// these ranges is the outermost. The order of the additions of a score stays the same.
 #pragma once
 
 #include <type_traits>
 
-#include "max_form.h"
+#include "panels.h"
 
 namespace dissim {
 namespace {
-
-// References of a block of scores, whole panels of them: a word of bits for hinge.
-constexpr int64_t kBlockColumns = 64;
-
-// How much is packed at a time: queries, references and dimensions, which are all of them or, for one block of
-// references at most, a multiple of kSlice.
-struct Blocking {
-  int64_t rows, columns, dims;
-
-  // The largest below `all` that `fits`, for which fewer references come first, then fewer dimensions; the smallest
-  // where none fits.
-  template <class Fits>
-  static Blocking largest(Blocking all, const Fits& fits) {
-    const auto half = [](int64_t size, int64_t unit) { return max(unit, size / 2 / unit * unit); };
-    while (all.columns > kBlockColumns && !fits(all)) all.columns = half(all.columns, kBlockColumns);
-    while (all.dims > kSlice && !fits(all)) all.dims = half(all.dims, kSlice);
-    return all;
-  }
-};
-
-// Rows in panels [steps][width], `used` in each, and what E7 needs to know of them: see MaxForm::sum_rows.
-template <class A, int width, int used = width>
-class Panels {
- public:
-  Panels(Arena& arena, int64_t rows, int64_t steps, int64_t slices)
-      : steps_(steps),
-        slices_(slices),
-        values_(arena.take<A>(ceil_div(rows, used) * width * steps)),
-        sums_(arena.take<A>(ceil_div(rows, used) * width * slices)),
-        least_terms_(arena.take<A>(ceil_div(rows, used) * width)) {}
-
-  A* values(int64_t row, int64_t step) const { return values_ + (row / used * steps_ + step) * width + row % used; }
-  A* sums(int64_t row, int64_t slice) const { return sums_ + (row / used * slices_ + slice) * width + row % used; }
-  A* least_terms(int64_t row) const { return least_terms_ + row / used * width + row % used; }
-
- private:
-  const int64_t steps_, slices_;
-  A *const values_, *const sums_, *const least_terms_;
-};
 
 template <class E>
 class BlockScorer {
@@ -55,268 +33,294 @@ class BlockScorer {
   static constexpr int panel = kPanel<A>, lanes = kLanes<A>;
 
  public:
-  // For at most so many queries and references at a time. A multiple of a panel of references, or none of both.
+  // Scratch memory for at most so many queries and references at a time. The number of references is a multiple of a
+  // panel. Both are 0 for a scorer that is not used.
   BlockScorer(Arena& arena, int64_t dim, const Blocking& blocking)
       : dim_(dim),
-        steps_(blocking.dims),
-        whole_(steps_ == dim),
-        maxima_(dim >= kLeastMaxima),
-        form_(arena, maxima_ ? dim : 0),
-        query_(arena, blocking.rows, packed_steps(), packed_slices()),
-        reference_(arena, blocking.columns, packed_steps(), packed_slices()),
-        halves_size_((blocking.rows + kTileRows) * panel),
-        positive_(arena.take<A>(maxima_ ? halves_size_ * panels_at_once() : 0)),
-        negative_(arena.take<A>(maxima_ ? halves_size_ * panels_at_once() : 0)),
-        again_(arena.take<A>(maxima_ && !whole_ ? (blocking.rows + kTileRows) * kBlockColumns : 0)) {}
+        range_length_(blocking.dims),
+        packs_all_dims_(range_length_ == dim),
+        uses_max_form_(dim >= kMinMaxFormDim),
+        form_(arena, uses_max_form_ ? dim : 0),
+        query_(arena, blocking.rows, packed_positions(), packed_slices()),
+        reference_(arena, blocking.columns, packed_positions(), packed_slices()),
+        half_sums_size_((blocking.rows + kTileRows) * panel),
+        positive_(arena.take<A>(uses_max_form_ ? half_sums_size_ * panels_with_half_sums() : 0)),
+        negative_(arena.take<A>(uses_max_form_ ? half_sums_size_ * panels_with_half_sums() : 0)),
+        direct_scores_(
+            arena.take<A>(uses_max_form_ && !packs_all_dims_ ? (blocking.rows + kTileRows) * kBlockColumns : 0)) {}
 
-  // Comes before the rows of either side, which have to follow for the first head and, where it `packs_by_head`, for
-  // every other. Rows are read when they are set or when they are scored.
+  // Has to be called before set_queries and set_references. These have to follow for the first head and, if
+  // packs_by_head(), for every other. The rows are read when they are set or when they are scored.
   void set_head(const A* weight, A bias) {
     weight_ = weight;
     bias_ = bias;
-    if (maxima_) form_.set(weight);
+    if (uses_max_form_) form_.set(weight);
   }
-  bool packs_by_head() const { return maxima_; }
+  bool packs_by_head() const { return uses_max_form_; }
 
   void set_queries(const E* const* from, int64_t stride, int64_t rows) {
     queries_ = from;
     query_stride_ = stride;
     rows_ = rows;
-    if (whole_) pack_queries(everything());
+    if (packs_all_dims_) pack_queries(all_positions());
   }
 
-  // `columns` references, from[j] and the last one again up to a whole panel.
+  // Sets `columns` references, from[j] for j < columns. Up to a whole panel, from[j] repeats the last one.
   void set_references(const E* const* from, int64_t stride, int64_t columns) {
     references_ = from;
     reference_stride_ = stride;
     columns_ = columns;
-    if (whole_) pack_references(everything());
+    if (packs_all_dims_) pack_references(all_positions());
   }
 
-  // scores[i * kBlockColumns + j] of query i and reference first + j, as many as a block has. What follows up to a
-  // whole tile is overwritten.
+  // scores[i * kBlockColumns + j] = the score of query i and reference first + j, for j < kBlockColumns. The memory up
+  // to a whole register tile is overwritten too.
   void score(int64_t first, A* scores) {
-    if (!whole_) return maxima_ ? score_maxima_by_ranges(scores) : score_by_ranges(scores);
+    if (!packs_all_dims_) return uses_max_form_ ? score_max_form_by_ranges(scores) : score_direct_by_ranges(scores);
     for (int64_t j = first; j < min(first + kBlockColumns, columns_); j += panel, scores += panel)
-      half(j) ? score_panel<kTileVectors / 2>(j, scores) : score_panel<kTileVectors>(j, scores);
+      half_panel(j) ? score_panel<kTileVectors / 2>(j, scores) : score_panel<kTileVectors>(j, scores);
   }
 
  private:
-  // Steps that are packed together, [first, last), which are of dimensions [begin, end). Without E7 a step is a
-  // dimension.
+  // Positions [first, last), which are packed together. They belong to dimensions in [dim_begin, dim_end), where
+  // dimensions of other positions may lie between. In the direct form a position is a dimension.
   struct Range {
-    int64_t first, last, begin, end;
-    int64_t steps() const { return last - first; }
+    int64_t first, last, dim_begin, dim_end;
+    int64_t length() const { return last - first; }
   };
-  Range everything() const { return {0, dim_, 0, dim_}; }
+  Range all_positions() const { return {0, dim_, 0, dim_}; }
 
-  // One step more for the dimensions that lie between those of a range.
-  int64_t packed_steps() const { return whole_ ? dim_ : steps_ + 1; }
-  int64_t packed_slices() const { return !maxima_ ? 0 : whole_ ? form_.most_slices() : steps_ / form_.length() + 1; }
-  int64_t panels_at_once() const { return whole_ ? 1 : kBlockColumns / panel; }
+  // With ranges there is one position more, where the dimensions that do not belong to a range are written.
+  int64_t packed_positions() const { return packs_all_dims_ ? dim_ : range_length_ + 1; }
+  int64_t packed_slices() const {
+    if (!uses_max_form_) return 0;
+    return packs_all_dims_ ? form_.max_slices() : range_length_ / form_.slice_length() + 1;
+  }
+  int64_t panels_with_half_sums() const { return packs_all_dims_ ? 1 : kBlockColumns / panel; }
 
-  // Whether half the vectors of the panel from j on hold what is left of the references.
-  bool half(int64_t j) const { return columns_ - j <= panel / 2; }
+  // Whether the references left from j on fit into half the vectors of a panel.
+  bool half_panel(int64_t j) const { return columns_ - j <= panel / 2; }
 
-  // Calls visit(vectors, j) for each panel.
+  // Calls visit(vectors, j) for each panel of references.
   template <class Visit>
-  void each_panel(const Visit& visit) const {
+  void for_each_panel(const Visit& visit) const {
     for (int64_t j = 0; j < columns_; j += panel)
-      half(j) ? visit(std::integral_constant<int, kTileVectors / 2>{}, j)
-              : visit(std::integral_constant<int, kTileVectors>{}, j);
+      half_panel(j) ? visit(std::integral_constant<int, kTileVectors / 2>{}, j)
+                    : visit(std::integral_constant<int, kTileVectors>{}, j);
   }
 
+  // Calls visit(vectors, i, j, offset in a block's scores) for each register tile of a block.
+  template <class Visit>
+  void for_each_tile(const Visit& visit) const {
+    for_each_panel([&](auto vectors, int64_t j) {
+      for (int64_t i = 0; i < rows_; i += kTileRows) visit(vectors, i, j, i * kBlockColumns + j);
+    });
+  }
+
+  // --- packing ------------------------------------------------------------------------------------------------------
+
   void pack_queries(const Range& range) {
-    for (int64_t i = 0; i < rows_; i += kQueryRows) {
-      const E* some[kQueryPanel];
-      for (int64_t k = 0; k < kQueryPanel; ++k) some[k] = queries_[min(i + k, rows_ - 1)];
-      pack<kQueryPanel / lanes>(range, some, query_stride_, query_, i);
+    for (int64_t i = 0; i < rows_; i += kQueryPanelRows) {
+      const E* from[kQueryPanel];
+      for (int64_t k = 0; k < kQueryPanel; ++k) from[k] = queries_[min(i + k, rows_ - 1)];
+      pack<kQueryPanel / lanes>(range, from, query_stride_, query_, i);
     }
   }
 
   void pack_references(const Range& range) {
-    each_panel(
+    for_each_panel(
         [&](auto vectors, int64_t j) { pack<vectors()>(range, references_ + j, reference_stride_, reference_, j); });
   }
 
   template <int vectors, int width, int used>
   void pack(const Range& range, const E* const* from, int64_t stride, const Panels<A, width, used>& to, int64_t row) {
     A* values = to.values(row, 0);
-    const auto pack = [&](const auto& place) {
-      pack_rows<E, width>(from, vectors * lanes, stride, range.begin, range.end, values, place);
+    const auto pack_by = [&](const auto& position) {
+      pack_rows<E, width>(from, vectors * lanes, stride, range.dim_begin, range.dim_end, values, position);
     };
-    if (!maxima_) return pack([&](int64_t d) { return d - range.begin; });
-    if (whole_) {
-      pack([&](int64_t d) { return form_.place(d); });
+    if (!uses_max_form_) return pack_by([&](int64_t d) { return d - range.dim_begin; });
+    if (packs_all_dims_) {
+      pack_by([&](int64_t d) { return form_.position_of(d); });
     } else {
-      pack([&](int64_t d) {
-        const uint64_t step = uint64_t(form_.place(d) - range.first), steps = uint64_t(range.steps());
-        return int64_t(step < steps ? step : steps);
+      // Dimensions of other ranges go to the spare position at the end. As unsigned numbers, positions before the range
+      // are large as well.
+      pack_by([&](int64_t d) {
+        const uint64_t position = uint64_t(form_.position_of(d) - range.first), length = uint64_t(range.length());
+        return int64_t(position < length ? position : length);
       });
     }
-    form_.template sum_rows<vectors, width>(range.first, range.last, values, to.sums(row, 0), to.least_terms(row));
+    form_.template sum_rows<vectors, width>(range.first, range.last, values, to.row_sums(row, 0),
+                                            to.min_distances(row));
   }
+
+  // --- rows that are packed at once ---------------------------------------------------------------------------------
 
   template <int vectors>
   void score_panel(int64_t j, A* scores) {
-    if (maxima_) {
-      for (int sign = 0; sign < 2; ++sign) add_steps<vectors>(sign, everything(), j, halves(sign, j));
+    if (uses_max_form_) {
+      for (int sign = 0; sign < 2; ++sign) add_half_sums<vectors>(sign, all_positions(), j, half_sums(sign, j));
       for (int64_t i = 0; i < rows_; i += kTileRows)
-        if (!settle<vectors>(i, j, scores + i * kBlockColumns)) score_again<vectors>(i, j, scores + i * kBlockColumns);
+        if (!finalize_tile<vectors>(i, j, scores + i * kBlockColumns))
+          rescore_direct<vectors>(i, j, scores + i * kBlockColumns);
     } else {
-      add_dims<vectors>(everything(), j, scores);
+      add_direct<vectors>(all_positions(), j, scores);
     }
   }
 
-  // E1 for some of the dimensions, slice by slice; once for no dimensions.
+  // The direct form: adds the terms of a range of dimensions to the scores of a panel. Without dimensions it still runs
+  // once, for the bias.
   template <int vectors>
-  void add_dims(const Range& range, int64_t j, A* scores) {
+  void add_direct(const Range& range, int64_t j, A* scores) {
     int64_t d = range.first;
     do {
-      const int64_t end = min(d + kSlice, range.last);
-      const A last = end == dim_ ? bias_ : A(0);
+      const int64_t end = min(d + kL1Positions, range.last);
+      const A bias = end == dim_ ? bias_ : A(0);
       for (int64_t i = 0; i < rows_; i += kTileRows)
         score_tile<A, vectors>(query_.values(i, d - range.first), d == 0, end - d,
-                               reference_.values(j, d - range.first), weight_ + d, last, scores + i * kBlockColumns,
+                               reference_.values(j, d - range.first), weight_ + d, bias, scores + i * kBlockColumns,
                                kBlockColumns);
       d = end;
     } while (d < range.last);
   }
 
-  // E7 for those of the steps that have a sign of weight, of which there may be none:
-  // halves[i * panel + j] (+)= their sum.
+  // The max form: sums[i * panel + j] (+)= the half sums of a range's positions of one sign of weight. They are 0 if no
+  // weight has that sign.
   template <int vectors>
-  void add_steps(int sign, const Range& range, int64_t j, A* halves) {
-    const auto tile = reads_in_place() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
-    const int64_t first_slice = form_.slice(range.first);
-    const int64_t first = max(range.first, form_.begin(sign)), last = min(range.last, form_.end(sign));
-    if (form_.begin(sign) == form_.end(sign))
+  void add_half_sums(int sign, const Range& range, int64_t j, A* sums) {
+    const auto tile = prefers_broadcast_operand() ? max_tile<A, vectors, true> : max_tile<A, vectors, false>;
+    const int64_t first_slice = form_.slice_of(range.first);
+    const int64_t first = max(range.first, form_.group_begin(sign)), last = min(range.last, form_.group_end(sign));
+    if (form_.group_begin(sign) == form_.group_end(sign))
       for (int64_t i = 0; i < ceil_div(rows_, kTileRows) * kTileRows; ++i)
-        memset(halves + i * panel, 0, vectors * kVectorBytes);
-    for (int64_t step = first; step < last; step += kSlice) {
-      const int64_t at = step - range.first, slice = form_.slice(step) - first_slice;
+        memset(sums + i * panel, 0, vectors * kVectorBytes);
+    for (int64_t position = first; position < last; position += kL1Positions) {
+      const int64_t at = position - range.first, slice = form_.slice_of(position) - first_slice;
       for (int64_t i = 0; i < rows_; i += kTileRows)
-        tile(query_.values(i, at), query_.sums(i, slice), reference_.values(j, at), reference_.sums(j, slice),
-             form_.weights(step), min(kSlice, last - step), form_.length(), step == form_.begin(sign),
-             halves + i * panel);
+        tile(query_.values(i, at), query_.row_sums(i, slice), reference_.values(j, at), reference_.row_sums(j, slice),
+             form_.weights(position), min(kL1Positions, last - position), form_.slice_length(),
+             position == form_.group_begin(sign), sums + i * panel);
     }
   }
 
-  // A tile's scores from the halves of its two sums, and whether E7 answers for all of them.
+  // Writes the scores of a tile from its half sums. Returns whether the max form keeps the rounding bound (E9) for all
+  // of them.
   template <int vectors>
-  bool settle(int64_t i, int64_t j, A* scores) {
-    const A *positive = halves(0, j), *negative = halves(1, j);
+  bool finalize_tile(int64_t i, int64_t j, A* scores) {
+    const A *positive = half_sums(0, j), *negative = half_sums(1, j);
     Integers<A> all = ~Integers<A>{};
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
-        all &= known(i, k, j, v);
-        store<A>(scores + k * kBlockColumns + v * lanes, sum(positive, i + k, v) + sum(negative, i + k, v) + bias_);
+        all &= bound_holds(i, k, j, v);
+        store<A>(scores + k * kBlockColumns + v * lanes,
+                 full_sum(positive, i + k, v) + full_sum(negative, i + k, v) + bias_);
       }
     return !bits<A>(~all);
   }
 
-  // Those scores of a tile that E7 does not answer for, by E1.
+  // Replaces those scores of a tile for which the bound does not hold by the direct form.
   template <int vectors>
-  void score_again(int64_t i, int64_t j, A* scores) {
-    alignas(64) A again[kTileRows * panel];
-    score_tile<A, vectors>(query_.values(i, 0), true, dim_, reference_.values(j, 0), form_.weights(0), bias_, again,
+  void rescore_direct(int64_t i, int64_t j, A* scores) {
+    alignas(64) A direct[kTileRows * panel];
+    score_tile<A, vectors>(query_.values(i, 0), true, dim_, reference_.values(j, 0), form_.weights(0), bias_, direct,
                            panel);
-    mend<vectors>(i, j, again, panel, scores);
+    replace_failed<vectors>(i, j, direct, panel, scores);
   }
 
   template <int vectors>
-  void mend(int64_t i, int64_t j, const A* again, int64_t stride, A* scores) {
+  void replace_failed(int64_t i, int64_t j, const A* direct, int64_t stride, A* scores) {
     for (int k = 0; k < kTileRows; ++k)
       for (int v = 0; v < vectors; ++v) {
-        A* at = scores + k * kBlockColumns + v * lanes;
-        const Integers<A> kept = known(i, k, j, v);
-        store<A>(at, where<A>(kept, load<A>(at)) + where<A>(~kept, load<A>(again + k * stride + v * lanes)));
+        A* to = scores + k * kBlockColumns + v * lanes;
+        const Integers<A> kept = bound_holds(i, k, j, v);
+        store<A>(to, where<A>(kept, load<A>(to)) + where<A>(~kept, load<A>(direct + k * stride + v * lanes)));
       }
   }
 
-  static Vector<A> sum(const A* halves, int64_t i, int v) { return 2 * load<A>(halves + i * panel + v * lanes); }
-
-  // Whether E7 answers for the scores of query i + k, of i's tile, and the v-th vector of references from j on. There
-  // is no product in it but by 2: it is the same to the last bit wherever it is compiled.
-  Integers<A> known(int64_t i, int k, int64_t j, int v) const {
-    const A tiny = A(dim_) * (sizeof(A) == 4 ? A(0x1p-126) : A(0x1p-1022)), infinite = A(__builtin_inf());
-    const Vector<A> needed = query_.least_terms(i)[k] + load<A>(reference_.least_terms(j) + v * lanes);
-    const Vector<A> spare = sum(halves(0, j), i + k, v) - sum(halves(1, j), i + k, v) - needed;
-    return (spare >= tiny) & (spare < infinite);
+  // The half sums of a panel for one sign of weight, [queries][panel].
+  A* half_sums(int sign, int64_t j) const {
+    return (sign ? negative_ : positive_) + (packs_all_dims_ ? 0 : j / panel * half_sums_size_);
   }
 
-  // --- rows that are too long to be packed at once: range by range, in the same order of sums ------------------------
+  // The sum of w |q - r| over one sign of weight, of query i and the v-th vector of references.
+  static Vector<A> full_sum(const A* half_sums, int64_t i, int v) {
+    return 2 * load<A>(half_sums + i * panel + v * lanes);
+  }
 
+  // Whether the max form keeps the rounding bound for query i + k, which is of i's tile, and the v-th vector of
+  // references from j on: their weighted distance is finite and large enough (the condition of E7). The only products
+  // are by 2, so that the result is bit-identical with and without fused multiply-add.
+  Integers<A> bound_holds(int64_t i, int k, int64_t j, int v) const {
+    const A min_distance = form_.min_distance(), infinity = A(__builtin_inf());
+    const Vector<A> required = query_.min_distances(i)[k] + load<A>(reference_.min_distances(j) + v * lanes);
+    const Vector<A> margin = full_sum(half_sums(0, j), i + k, v) - full_sum(half_sums(1, j), i + k, v) - required;
+    return (margin >= min_distance) & (margin < infinity);
+  }
+
+  // --- rows that are too long to be packed at once: range by range --------------------------------------------------
+
+  // Packs one range after another and calls visit(range). A range of the max form has weights of one sign.
   template <class Visit>
-  void each_range(const Visit& visit) {
+  void for_each_range(const Visit& visit) {
     const auto pack_and_visit = [&](const Range& range) {
       pack_references(range);
       pack_queries(range);
       visit(range);
     };
-    if (!maxima_)
-      for (int64_t d = 0; d < dim_; d += steps_) {
-        const int64_t end = min(d + steps_, dim_);
+    if (!uses_max_form_)
+      for (int64_t d = 0; d < dim_; d += range_length_) {
+        const int64_t end = min(d + range_length_, dim_);
         pack_and_visit(Range{d, end, d, end});
       }
-    for (int sign = 0; maxima_ && sign < 2; ++sign)
-      for (int64_t step = form_.begin(sign); step < form_.end(sign); step += steps_) {
-        const int64_t last = min(step + steps_, form_.end(sign));
-        pack_and_visit(Range{step, last, form_.dim(step), form_.dim(last - 1) + 1});
+    for (int sign = 0; uses_max_form_ && sign < 2; ++sign)
+      for (int64_t first = form_.group_begin(sign); first < form_.group_end(sign); first += range_length_) {
+        const int64_t last = min(first + range_length_, form_.group_end(sign));
+        pack_and_visit(Range{first, last, form_.dim_at(first), form_.dim_at(last - 1) + 1});
       }
   }
 
-  void score_by_ranges(A* scores) {
-    each_range([&](const Range& range) {
-      each_panel([&](auto vectors, int64_t j) { add_dims<vectors()>(range, j, scores + j); });
+  void score_direct_by_ranges(A* scores) {
+    for_each_range([&](const Range& range) {
+      for_each_panel([&](auto vectors, int64_t j) { add_direct<vectors()>(range, j, scores + j); });
     });
   }
 
-  void score_maxima_by_ranges(A* scores) {
-    each_range([&](const Range& range) {
-      each_panel([&](auto vectors, int64_t j) {
-        for (int sign = 0; sign < 2; ++sign) add_steps<vectors()>(sign, range, j, halves(sign, j));
+  void score_max_form_by_ranges(A* scores) {
+    for_each_range([&](const Range& range) {
+      for_each_panel([&](auto vectors, int64_t j) {
+        for (int sign = 0; sign < 2; ++sign) add_half_sums<vectors()>(sign, range, j, half_sums(sign, j));
       });
     });
     bool all = true;
-    each_tile([&](auto vectors, int64_t i, int64_t j, int64_t at) { all &= settle<vectors()>(i, j, scores + at); });
-    if (all) return;
-    each_range([&](const Range& range) {
-      each_tile([&](auto vectors, int64_t i, int64_t j, int64_t at) {
-        score_tile<A, vectors()>(query_.values(i, 0), !range.first, range.steps(), reference_.values(j, 0),
-                                 form_.weights(range.first), range.last == dim_ ? bias_ : A(0), again_ + at,
+    for_each_tile([&](auto vectors, int64_t i, int64_t j, int64_t offset) {
+      all &= finalize_tile<vectors()>(i, j, scores + offset);
+    });
+    if (!all) rescore_direct_by_ranges(scores);
+  }
+
+  void rescore_direct_by_ranges(A* scores) {
+    for_each_range([&](const Range& range) {
+      for_each_tile([&](auto vectors, int64_t i, int64_t j, int64_t offset) {
+        score_tile<A, vectors()>(query_.values(i, 0), !range.first, range.length(), reference_.values(j, 0),
+                                 form_.weights(range.first), range.last == dim_ ? bias_ : A(0), direct_scores_ + offset,
                                  kBlockColumns);
       });
     });
-    each_tile([&](auto vectors, int64_t i, int64_t j, int64_t at) {
-      mend<vectors()>(i, j, again_ + at, kBlockColumns, scores + at);
+    for_each_tile([&](auto vectors, int64_t i, int64_t j, int64_t offset) {
+      replace_failed<vectors()>(i, j, direct_scores_ + offset, kBlockColumns, scores + offset);
     });
   }
 
-  // Calls visit(vectors, i, j, place in a block's scores) for each tile of a block.
-  template <class Visit>
-  void each_tile(const Visit& visit) const {
-    each_panel([&](auto vectors, int64_t j) {
-      for (int64_t i = 0; i < rows_; i += kTileRows) visit(vectors, i, j, i * kBlockColumns + j);
-    });
-  }
-
-  // Halves of a panel's sums of a sign of weight.
-  A* halves(int sign, int64_t j) const {
-    return (sign ? negative_ : positive_) + (whole_ ? 0 : j / panel * halves_size_);
-  }
-
-  const int64_t dim_, steps_;
-  const bool whole_, maxima_;
+  const int64_t dim_, range_length_;
+  const bool packs_all_dims_, uses_max_form_;
   const A* weight_;
   A bias_;
   const E *const *queries_, *const *references_;
   int64_t query_stride_, reference_stride_, rows_, columns_;
   MaxForm<A> form_;
-  Panels<A, kQueryPanel, kQueryRows> query_;
+  Panels<A, kQueryPanel, kQueryPanelRows> query_;
   Panels<A, panel> reference_;
-  const int64_t halves_size_;
-  A *const positive_, *const negative_, *const again_;
+  const int64_t half_sums_size_;
+  A *const positive_, *const negative_, *const direct_scores_;
 };
 
 }  // namespace

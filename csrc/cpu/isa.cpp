@@ -1,4 +1,4 @@
-// Chooses among the instruction sets that were compiled (DISSIM_ISAS, best first), once, at run time.
+// Chooses one of the compiled instruction sets (DISSIM_ISAS, best first) at run time, once per process.
 #include <cstdlib>
 #include <cstring>
 
@@ -30,7 +30,7 @@ bool can_run(const Kernels& set) {
   if (!strcmp(set.isa, "avx2"))
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
-  return true;  // the architecture's own baseline
+  return true;  // the baseline of the architecture
 }
 
 static const Kernels* choose() {

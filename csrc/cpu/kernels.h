@@ -1,4 +1,4 @@
-// The entry points of one instruction set. DISSIM_ISA names it; setup.py compiles the kernels once for each.
+// The entry points of one instruction set. setup.py compiles the kernels once for each, with its name as DISSIM_ISA.
 #pragma once
 
 #include "../dissim.h"

@@ -31,31 +31,31 @@ class RowSums {
 
  public:
   static void run(const LogSumExp& p, const Parallel& parallel) {
-    const Pairs<E> all{
+    const AllPairs<E> all{
         p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};
-    const int64_t row_bytes = max(1, cut(all, 1).chunks) * int64_t(sizeof(RowSum<A>));
-    for_queries(all, row_bytes, [&](int64_t begin, int64_t end) {
-      const Cuts cuts = cut(all.of_queries(begin, end, 0), parallel.threads);
-      const Pairs<E> pairs = all.of_queries(begin, end, (end - begin) * row_bytes);
-      RowSums sums(p, begin, end - begin, cuts);
-      scan<E>(pairs, cuts, parallel, [&](const Block<A>& block) { sums.take(block); });
+    const int64_t row_bytes = max(1, partition_work(all, 1).chunks) * int64_t(sizeof(RowSum<A>));
+    for_each_query_range(all, row_bytes, [&](int64_t begin, int64_t end) {
+      const Partition partition = partition_work(all.query_range(begin, end, 0), parallel.threads);
+      const AllPairs<E> pairs = all.query_range(begin, end, (end - begin) * row_bytes);
+      RowSums sums(p, begin, end - begin, partition);
+      scan<E>(pairs, partition, parallel, [&](const ScoreBlock<A>& block) { sums.take(block); });
       for_each(parallel, end - begin, [&](int64_t row) { sums.finish(begin + row); });
     });
   }
 
  private:
-  RowSums(const LogSumExp& p, int64_t first, int64_t rows, const Cuts& cuts)
+  RowSums(const LogSumExp& p, int64_t first, int64_t rows, const Partition& partition)
       : p_(p),
         first_(first),
-        cuts_(cuts),
+        partition_(partition),
         scale_(*static_cast<const A*>(p.scale)),
         min_share_(kRounding / A(max(1, p.reference.rows))),
-        sums_(rows * cuts.chunks) {
-    for (int64_t i = 0; i < rows * cuts.chunks; ++i) sums_[i] = {-kInfinity, 0, 0};
+        sums_(rows * partition.chunks) {
+    for (int64_t i = 0; i < rows * partition.chunks; ++i) sums_[i] = {-kInfinity, 0, 0};
   }
 
-  void take(const Block<A>& block) {
-    const int64_t m = block.column, chunk = cuts_.chunk_of(m);
+  void take(const ScoreBlock<A>& block) {
+    const int64_t m = block.column, chunk = partition_.chunk_of(m);
     for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t n = block.row + i;
       const uint64_t kept = kept_pairs(n, m, block.columns);
@@ -70,7 +70,7 @@ class RowSums {
     constexpr int vectors = kBlockColumns / lanes;
     Vector<A> logits[vectors], largest = broadcast<A>(row.max);
     for (int j = 0; j < vectors; ++j) {
-      const Integers<A> mask = lanes_of<A>(kept >> j * lanes);
+      const Integers<A> mask = mask_of_bits<A>(kept >> j * lanes);
       logits[j] = where<A>(mask, load<A>(scores + j * lanes) * scale_) + where<A>(~mask, broadcast<A>(-kInfinity));
       const Integers<A> above = logits[j] > largest;
       largest = where<A>(above, logits[j]) + where<A>(~above, largest);
@@ -97,9 +97,9 @@ class RowSums {
   void finish(int64_t n) {
     RowSum<A>* const chunks = row_sums(n);
     RowSum<A> row = {-kInfinity, 0, 0};
-    for (int64_t chunk = 0; chunk < cuts_.chunks; ++chunk)
+    for (int64_t chunk = 0; chunk < partition_.chunks; ++chunk)
       row.max = chunks[chunk].max > row.max ? chunks[chunk].max : row.max;
-    for (int64_t chunk = 0; chunk < cuts_.chunks; ++chunk) {
+    for (int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
       const RowSum<A>& some = chunks[chunk];
       const A factor = some.sum == 0 ? 0 : exp_of<A>(some.shift() - row.shift());
       chunks[chunk].sum *= factor;
@@ -109,8 +109,8 @@ class RowSums {
     const A value = log_of(row.sum) + row.shift();
     static_cast<A*>(p_.value)[n] = value;
     static_cast<A*>(p_.mean_score)[n] = row.sum == 0 ? 0 : row.weighted / row.sum;
-    for (int64_t chunk = 0; chunk < cuts_.chunks; ++chunk) {
-      const int64_t begin = chunk * cuts_.width, end = min(begin + cuts_.width, p_.reference.rows);
+    for (int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
+      const int64_t begin = chunk * partition_.width, end = min(begin + partition_.width, p_.reference.rows);
       if (value != value)
         activate(n, begin, end);
       else if (chunks[chunk].sum <= A(end - begin) * min_share_ * row.sum)
@@ -134,7 +134,7 @@ class RowSums {
     return all & (p_.among_same ? same : ~same);
   }
 
-  RowSum<A>* row_sums(int64_t n) { return sums_ + (n - first_) * cuts_.chunks; }
+  RowSum<A>* row_sums(int64_t n) { return sums_ + (n - first_) * partition_.chunks; }
   uint8_t* row_bits(int64_t n) { return p_.active + n * ceil_div(p_.reference.rows, 8); }
 
   static constexpr A kInfinity = A(__builtin_inf());
@@ -142,7 +142,7 @@ class RowSums {
 
   const LogSumExp& p_;
   const int64_t first_;
-  const Cuts cuts_;
+  const Partition partition_;
   const A scale_, min_share_;
   Scratch<RowSum<A>> sums_;  // [rows from first_ on][chunks]
 };

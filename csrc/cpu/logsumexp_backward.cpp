@@ -30,15 +30,15 @@ class Softmax {
       : p_(p),
         row_bytes_(ceil_div(p.reference.rows, 8)),
         scale_(*static_cast<const A*>(p.scale)),
-        room_(backward_room<E>(p.query, p.reference, p.dim)) {}
+        memory_budget_(backward_memory_budget<E>(p.query, p.reference, p.dim)) {}
 
   void add(const Parallel& parallel) const {
     const auto word = [&](int64_t n, int64_t m) { return bits_of(n, m); };
     PairLists<A, decltype(word)> lists(p_.query.rows, p_.reference.rows, parallel, word);
-    const bool sparse = lists.all() <= p_.query.rows * p_.reference.rows / kSparsePairs && !lists.too_long();
+    const bool sparse = lists.count() <= p_.query.rows * p_.reference.rows / kSparsePairs && lists.fits_buffer();
     using Sparse = SparseGradient<E, LogSumExpBackward>;
-    if (sparse && p_.dim && Sparse::fits(p_, room_ - lists.bytes()))
-      Sparse::run(p_, parallel, room_ - lists.bytes(), lists,
+    if (sparse && p_.dim && Sparse::fits(p_, memory_budget_ - lists.bytes()))
+      Sparse::run(p_, parallel, memory_budget_ - lists.bytes(), lists,
                   [&](int64_t n, int64_t m) { return upstream(n, score(n, m)); });
     else
       add_bands(parallel);
@@ -72,62 +72,63 @@ class Softmax {
 
   // A band's upstream gradients take half the room, the sums over it the rest.
   void add_bands(const Parallel& parallel) const {
-    const int64_t band = max(1, room_ / 2 / (p_.query.rows * int64_t(sizeof(A))) / kTileColumns) * kTileColumns;
-    const int64_t width = min(band, ceil_div(p_.reference.rows, kTileColumns) * kTileColumns);
+    const int64_t band =
+        max(1, memory_budget_ / 2 / (p_.query.rows * int64_t(sizeof(A))) / kTileReferences) * kTileReferences;
+    const int64_t width = min(band, ceil_div(p_.reference.rows, kTileReferences) * kTileReferences);
     Scratch<A> upstream_of_band(p_.query.rows * width);
     const auto bytes = [&](int64_t chunks) {
       Arena counted;
-      gradient(counted, Chunks{0, chunks}, parallel.threads);
+      gradient(counted, DimBlocks{0, chunks}, parallel.threads);
       return counted.used();
     };
-    const int64_t left = room_ - p_.query.rows * width * int64_t(sizeof(A));
-    Chunks::each(
+    const int64_t left = memory_budget_ - p_.query.rows * width * int64_t(sizeof(A));
+    DimBlocks::for_each_pass(
         ceil_div(p_.dim, lanes), lanes, [&](int64_t chunks) { return bytes(chunks) <= left; },
-        [&](const Chunks& some) {
+        [&](const DimBlocks& some) {
           Scratch<char> memory(bytes(some.count));
           Arena arena(memory);
-          Gradient<E> gradients = gradient(arena, some, parallel.threads);
-          gradients.begin(0, parallel);
+          DenseGradient<E> gradients = gradient(arena, some, parallel.threads);
+          gradients.set_batch(0, parallel);
           for (int64_t m = 0; m < p_.reference.rows; m += width) {
             const int64_t columns = min(width, p_.reference.rows - m);
             fill(m, columns, width, upstream_of_band, left, parallel);
-            gradients.add_band(0, parallel, m, m + columns, Tile{upstream_of_band, m, width});
+            gradients.add_head(0, parallel, Tile{upstream_of_band, m, width});
           }
         });
   }
 
   // upstream_of_band[n][m - first] of references [first, first + columns).
-  void fill(int64_t first, int64_t columns, int64_t width, A* upstream_of_band, int64_t room,
+  void fill(int64_t first, int64_t columns, int64_t width, A* upstream_of_band, int64_t memory_budget,
             const Parallel& parallel) const {
-    Pairs<E> pairs{
+    AllPairs<E> pairs{
         p_.query, p_.reference, 1, 1, p_.dim, static_cast<const A*>(p_.weight), static_cast<const A*>(p_.bias)};
     pairs.reference.data = row_of<E>(p_.reference, 0, first);
     pairs.reference.rows = columns;
-    pairs.room = room;
-    scan<E>(pairs, cut(pairs, parallel.threads), parallel, [&](const Block<A>& block) {
+    pairs.memory_budget = memory_budget;
+    scan<E>(pairs, partition_work(pairs, parallel.threads), parallel, [&](const ScoreBlock<A>& block) {
       for (int64_t i = 0; i < block.rows; ++i) {
         const int64_t n = block.row + i;
         const uint64_t active = bits_of(n, first + block.column);
         A g[kBlockColumns];
         for (int64_t j = 0; j < kBlockColumns; j += lanes)
-          store<A>(g + j, where<A>(lanes_of<A>(active >> j), upstream(n, load<A>(block[i] + j))));
+          store<A>(g + j, where<A>(mask_of_bits<A>(active >> j), upstream(n, load<A>(block[i] + j))));
         memcpy(upstream_of_band + n * width + block.column, g, size_t(block.columns) * sizeof(A));
       }
     });
   }
 
-  // As Gradient::add_band takes the upstream gradients of a tile of pairs.
+  // As DenseGradient takes the upstream gradients of a tile of pairs.
   struct Tile {
     const A* upstream;
     int64_t first, width;
     bool operator()(int64_t n, int64_t m, int64_t rows, int64_t columns, A* g) const {
       for (int64_t i = 0; i < rows; ++i)
-        memcpy(g + i * kTileColumns, upstream + (n + i) * width + m - first, size_t(columns) * sizeof(A));
+        memcpy(g + i * kTileReferences, upstream + (n + i) * width + m - first, size_t(columns) * sizeof(A));
       return true;
     }
   };
 
-  Gradient<E> gradient(Arena& arena, const Chunks& some, int threads) const {
+  DenseGradient<E> gradient(Arena& arena, const DimBlocks& some, int threads) const {
     A* const grad_weight = static_cast<A*>(p_.grad_weight);
     return {arena,
             p_.query,
@@ -153,7 +154,7 @@ class Softmax {
   const LogSumExpBackward& p_;
   const int64_t row_bytes_;
   const A scale_;
-  const int64_t room_;
+  const int64_t memory_budget_;
 };
 
 }  // namespace

@@ -1,33 +1,36 @@
-// The memory of a call, compiled once for all instruction sets. A thread that calls keeps a little for its next call:
-// fresh memory costs a small call more to map than to use, and whether freed memory comes back mapped is the
-// allocator's mood.
+// The scratch memory of a call, compiled once for all instruction sets. Each calling thread keeps one block of 2 MiB
+// and uses it as a stack: a small call would otherwise spend more time on the page faults of new memory than on its
+// work, and whether freed memory stays mapped depends on the allocator.
 #include <cstdio>
 #include <cstdlib>
 #include <new>
 
-#include "large_pages.h"
+#include "huge_pages.h"
 #include "scratch.h"
 
 namespace dissim {
 namespace {
 
-struct Kept {
-  static constexpr int64_t size = kLargePage;  // more than a call takes whose time its mapping would show in
-  char* memory = nullptr;
-  int64_t used = 0;
-  ~Kept() { free(memory); }
+struct ThreadCache {
+  // A call that needs more takes so long that page faults do not matter.
+  static constexpr int64_t kSize = kHugePage;
 
-  bool holds(const void* at) const {
-    return memory && reinterpret_cast<uintptr_t>(at) - reinterpret_cast<uintptr_t>(memory) < uintptr_t(size);
+  char* memory = nullptr;  // allocated by the thread's first call
+  int64_t used = 0;
+
+  ~ThreadCache() { free(memory); }
+
+  bool contains(const void* address) const {
+    return memory && reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(memory) < uintptr_t(kSize);
   }
 };
-thread_local Kept kept;
+thread_local ThreadCache cache;
 
 class OutOfMemory : public std::bad_alloc {
  public:
   explicit OutOfMemory(int64_t bytes) {
     snprintf(text_, sizeof text_,
-             "dissim: expected %.1f MiB of memory beside the result, the system has not got that much. Use fewer rows "
+             "dissim: expected %.1f MiB of free memory in addition to the result, the system has less. Use fewer rows "
              "at a time.",
              double(bytes) / (1 << 20));
   }
@@ -40,23 +43,23 @@ class OutOfMemory : public std::bad_alloc {
 void* allocate(int64_t alignment, int64_t bytes) {
   void* const memory = aligned_alloc(size_t(alignment), size_t(bytes));
   if (!memory) throw OutOfMemory(bytes);
-  ask_for_large_pages(memory, bytes);
+  advise_huge_pages(memory, bytes);
   return memory;
 }
 
 }  // namespace
 
-void* take_memory(int64_t bytes) {
-  if (bytes > Kept::size - kept.used) return allocate(64, bytes);
-  if (!kept.memory) kept.memory = static_cast<char*>(allocate(kLargePage, Kept::size));
-  char* const memory = kept.memory + kept.used;
-  kept.used += bytes;
+void* allocate_scratch(int64_t bytes) {
+  if (bytes > ThreadCache::kSize - cache.used) return allocate(64, bytes);
+  if (!cache.memory) cache.memory = static_cast<char*>(allocate(kHugePage, ThreadCache::kSize));
+  char* const memory = cache.memory + cache.used;
+  cache.used += bytes;
   return memory;
 }
 
-void give_memory(void* memory) {
-  if (kept.holds(memory)) {
-    kept.used = static_cast<char*>(memory) - kept.memory;
+void free_scratch(void* memory) {
+  if (cache.contains(memory)) {
+    cache.used = static_cast<char*>(memory) - cache.memory;
   } else {
     free(memory);
   }

@@ -1,9 +1,10 @@
-// Elements on their way into registers: widened rows, and panels of rows transposed so that lanes are rows.
+// What the kernels share before and around their loops: running on threads, access to rows in the accumulator dtype,
+// and packing of rows into panels, transposed so that the lanes of a vector are rows.
 #pragma once
 
 #include <utility>
 
-#include "large_pages.h"
+#include "huge_pages.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -31,28 +32,28 @@ void for_each(const Parallel& parallel, int64_t count, F each) {
   for_each_worker(parallel, count, [&](int, int64_t i) { each(i); });
 }
 
-// Calls each(i, arena) for i < count, where an arena has `bytes`: as many threads take part as find so much in `room`,
-// one at least.
+// Calls each(i, arena) for i < count, with `bytes` of scratch memory in the arena. The number of threads is limited so
+// that their arenas fit in `memory_budget` bytes; it is at least one.
 template <class F>
-void for_each_with(int64_t bytes, int64_t room, const Parallel& parallel, int64_t count, F each) {
-  const int64_t threads = max(1, min(min(parallel.threads, count), room / max(1, bytes)));
+void for_each_with(int64_t bytes, int64_t memory_budget, const Parallel& parallel, int64_t count, F each) {
+  const int64_t threads = max(1, min(min(parallel.threads, count), memory_budget / max(1, bytes)));
   Scratch<char> memory(threads * bytes);
   for_each_worker(Parallel{parallel.run, int(threads)}, count,
                   [&](int worker, int64_t i) { each(i, Arena(memory + worker * bytes)); });
 }
 
-// Maps an output, null or wholly overwritten later, before threads that first write to one page at the same time both
-// clear it.
+// Takes the first-touch page faults of an output, which is null or overwritten completely later. Otherwise two threads
+// that first write to one page at the same time would both clear it.
 inline void map_output(void* output, int64_t bytes, const Parallel& parallel) {
   if (!output) return;
-  ask_for_large_pages(output, bytes);
-  for_each(parallel, ceil_div(bytes, kLargePage), [&](int64_t i) { static_cast<char*>(output)[i * kLargePage] = 0; });
+  advise_huge_pages(output, bytes);
+  for_each(parallel, ceil_div(bytes, kHugePage), [&](int64_t i) { static_cast<char*>(output)[i * kHugePage] = 0; });
 }
 
-// A switch over the dtypes: Operation<E>::run(problem, parallel).
+// Calls Operation<E>::run(problem, parallel) for the element type E of `dtype`.
 template <template <class> class Operation, class Problem>
-void dispatch(const Problem& problem, const Parallel& parallel) {
-  switch (problem.dtype) {
+void dispatch(Dtype dtype, const Problem& problem, const Parallel& parallel) {
+  switch (dtype) {
     case Dtype::float16: return Operation<Half>::run(problem, parallel);
     case Dtype::bfloat16: return Operation<BFloat>::run(problem, parallel);
     case Dtype::float32: return Operation<float>::run(problem, parallel);
@@ -60,13 +61,18 @@ void dispatch(const Problem& problem, const Parallel& parallel) {
   }
 }
 
+template <template <class> class Operation, class Problem>
+void dispatch(const Problem& problem, const Parallel& parallel) {
+  dispatch<Operation>(problem.dtype, problem, parallel);
+}
+
 template <class E>
 DISSIM_INLINE const E* row_of(const Rows& rows, int64_t batch, int64_t row) {
   return static_cast<const E*>(rows.data) + batch * rows.batch_stride + row * rows.row_stride;
 }
 
-// Dimensions [first, first + dim) of a row as contiguous wide values: the row itself where it is that already, else a
-// copy in `scratch` [dim].
+// Dimensions [first, first + dim) of a row as contiguous values of the accumulator dtype. Returns a pointer into the
+// row itself where that has this layout and dtype, else to a copy in `scratch` [dim].
 template <class E>
 const Acc<E>* acc_row(const Rows& rows, int64_t batch, int64_t row, int64_t first, int64_t dim, Acc<E>* scratch) {
   using A = Acc<E>;
@@ -86,42 +92,43 @@ DISSIM_INLINE Vector<A> interleave(Vector<A> a, Vector<A> b, std::integer_sequen
   return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * lanes + (high ? lanes / 2 : 0))...);
 }
 
-// Transposes a square of vectors in registers: log2(lanes) perfect shuffles.
+// Transposes a square of lanes x lanes values in registers by log2(lanes) perfect shuffles.
 template <class A>
 DISSIM_INLINE void transpose(Vector<A> (&v)[kLanes<A>]) {
   constexpr int lanes = kLanes<A>;
-  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+  constexpr auto sequence = std::make_integer_sequence<int, lanes>{};
   for (int stage = 1; stage < lanes; stage *= 2) {
     Vector<A> next[lanes];
     for (int i = 0; i < lanes / 2; ++i) {
-      next[2 * i] = interleave<A, false>(v[i], v[i + lanes / 2], all);
-      next[2 * i + 1] = interleave<A, true>(v[i], v[i + lanes / 2], all);
+      next[2 * i] = interleave<A, false>(v[i], v[i + lanes / 2], sequence);
+      next[2 * i + 1] = interleave<A, true>(v[i], v[i + lanes / 2], sequence);
     }
     for (int i = 0; i < lanes; ++i) v[i] = next[i];
   }
 }
 
-// Dimensions [begin, end) of `rows` rows, whole vectors of them, which begin at `from`, as the first ones of a panel
-// [..][width] whose row place(d) is dimension d.
-template <class E, int width, class Place>
+// Packs dimensions [begin, end) of `rows` rows, a multiple of a vector's lanes, into a panel [positions][width]:
+//   panel[position(d)][row] = from[row][d]
+// The rows fill columns [0, rows) of the panel. `stride` is the stride of their dimensions.
+template <class E, int width, class Position>
 void pack_rows(const E* const* from, int rows, int64_t stride, int64_t begin, int64_t end, Acc<E>* panel,
-               const Place& place) {
+               const Position& position) {
   using A = Acc<E>;
   constexpr int lanes = kLanes<A>;
-  constexpr int64_t ahead = 256 / sizeof(E);  // so many rows not every processor foresees
-  const int64_t whole = stride == 1 ? end - (end - begin) % lanes : begin;
-  for (int group = 0; group < rows; group += lanes)
-    for (int64_t d = begin; d < whole; d += lanes) {
+  constexpr int64_t prefetch = 256 / sizeof(E);  // not every hardware prefetcher follows so many rows
+  const int64_t vector_end = stride == 1 ? end - (end - begin) % lanes : begin;
+  for (int row = 0; row < rows; row += lanes)
+    for (int64_t d = begin; d < vector_end; d += lanes) {
       Vector<A> square[lanes];
       for (int i = 0; i < lanes; ++i) {
-        __builtin_prefetch(from[group + i] + d + ahead);
-        square[i] = load_acc<E>(from[group + i] + d);
+        __builtin_prefetch(from[row + i] + d + prefetch);
+        square[i] = load_acc<E>(from[row + i] + d);
       }
       transpose<A>(square);
-      for (int i = 0; i < lanes; ++i) store<A>(panel + place(d + i) * width + group, square[i]);
+      for (int i = 0; i < lanes; ++i) store<A>(panel + position(d + i) * width + row, square[i]);
     }
-  for (int64_t d = whole; d < end; ++d)
-    for (int i = 0; i < rows; ++i) panel[place(d) * width + i] = to_acc(from[i][d * stride]);
+  for (int64_t d = vector_end; d < end; ++d)
+    for (int i = 0; i < rows; ++i) panel[position(d) * width + i] = to_acc(from[i][d * stride]);
 }
 
 }  // namespace

@@ -1,19 +1,21 @@
-// What differs between processors of one instruction set: which of two ways to the same bits is the faster one.
+// Differences between processors of one instruction set: which of two equivalent instruction sequences is faster.
 #pragma once
 
 namespace dissim {
 namespace {
 
 #if defined(__AVX512F__)
-// Zen 4 makes a vector of one value where it computes, so an instruction had better read the value in place. Others
-// make it as they load it, but load no more than two vectors while they compute four: 17 % of the tile's time on Zen 5.
-inline bool reads_in_place() { return __builtin_cpu_is("amdfam19h"); }
-// Intel takes sums of absolute differences on one port, which a plain addition may occupy and a saturating one does
-// not. AMD has fewer places for a saturating one: 15 % of the quantized search's time on Zen 5.
-inline bool adds_saturating() { return __builtin_cpu_is("intel"); }
+// Whether an arithmetic instruction should broadcast its operand from memory. Otherwise the operand is broadcast by a
+// load into a register first. Zen 4 executes that load's broadcast on its arithmetic pipes. Other processors do it in
+// the load, but load only two vectors while they compute four: on Zen 5 the operand from memory costs 17 % of the time.
+inline bool prefers_broadcast_operand() { return __builtin_cpu_is("amdfam19h"); }
+// Whether sums of absolute differences should be added with saturation. Intel executes those sums on one port, which
+// plain additions may occupy and saturating additions do not. AMD has fewer pipes for saturating additions: on Zen 5
+// they cost 15 % of the time of the quantized search.
+inline bool prefers_saturating_add() { return __builtin_cpu_is("intel"); }
 #else
-inline bool reads_in_place() { return false; }
-inline bool adds_saturating() { return false; }
+inline bool prefers_broadcast_operand() { return false; }
+inline bool prefers_saturating_add() { return false; }
 #endif
 
 }  // namespace

@@ -17,12 +17,13 @@ class RankCounter {
 
  public:
   static void run(const Rank& p, const Parallel& parallel) {
-    const Pairs<E> pairs{
+    const AllPairs<E> pairs{
         p.query, p.reference, 1, 1, p.dim, static_cast<const A*>(p.weight), static_cast<const A*>(p.bias)};
     const RankCounter counter(p);
     memset(p.nan_rows, 0, size_t(p.query.rows));
     memset(p.counts, 0, size_t(p.offsets[p.query.rows]) * sizeof(int64_t));
-    scan<E>(pairs, cut(pairs, parallel.threads), parallel, [&](const Block<A>& block) { counter.take(block); });
+    scan<E>(pairs, partition_work(pairs, parallel.threads), parallel,
+            [&](const ScoreBlock<A>& block) { counter.take(block); });
     for_each(parallel, p.query.rows, [&](int64_t n) { counter.finish(n); });
   }
 
@@ -33,7 +34,7 @@ class RankCounter {
   int64_t end(int64_t n) const { return p_.offsets[n + 1]; }
   bool is_short(int64_t n) const { return end(n) - begin(n) <= kShortList; }
 
-  void take(const Block<A>& block) const {
+  void take(const ScoreBlock<A>& block) const {
     for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t n = block.row + i;
       uint64_t nan = 0;

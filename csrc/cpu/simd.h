@@ -1,7 +1,8 @@
-// One vector type at the width of the instruction set this file is compiled for, in GCC and Clang's portable vector
-// extension: the same source gives AVX-512, AVX2, NEON and plain code. Everything lives in an unnamed namespace and
-// no standard-library template is used, so that no function compiled for one instruction set is merged by the linker
-// with its twin of another.
+// A vector type of the width of the instruction set that this file is compiled for, in the portable vector extension of
+// GCC and Clang: the same source gives AVX-512, AVX2, NEON and baseline code.
+//
+// Everything is in an unnamed namespace and no standard-library template is used. Otherwise the linker would merge a
+// function compiled for one instruction set with the same function compiled for another.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Storage types of the half formats; float and double store themselves.
+// How rows store float16 and bfloat16; float and double are stored as they are.
 struct Half {
   uint16_t bits;
 };
@@ -33,6 +34,7 @@ struct BFloat {
   uint16_t bits;
 };
 
+// The accumulator dtype of an element dtype E.
 template <class E>
 struct AccOf {
   using type = float;
@@ -51,14 +53,14 @@ struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
   typedef int32_t scalar;
   typedef int32_t integer __attribute__((vector_size(kVectorBytes)));
-  static constexpr int32_t magnitude = 0x7fffffff;
+  static constexpr int32_t abs_mask = 0x7fffffff;
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
   typedef int64_t scalar;
   typedef int64_t integer __attribute__((vector_size(kVectorBytes)));
-  static constexpr int64_t magnitude = 0x7fffffffffffffff;
+  static constexpr int64_t abs_mask = 0x7fffffffffffffff;
 };
 template <class A>
 using Vector = typename VectorOf<A>::type;
@@ -81,9 +83,9 @@ DISSIM_INLINE void store(A* to, Vector<A> v) {
   memcpy(to, &v, sizeof v);
 }
 
-// Stores a vector at an aligned place past the caches, which read what is stored to only to have it overwritten. It is
-// seen by others after a finish_streams() of the same thread.
-DISSIM_INLINE void stream(void* to, const void* from) {
+// Stores a vector to an aligned address with a non-temporal store: the cache line is not read first, and it does not
+// displace others. Other threads see it after a store_fence() of this thread.
+DISSIM_INLINE void store_nontemporal(void* to, const void* from) {
 #if defined(__AVX512F__)
   _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
 #elif defined(__AVX2__)
@@ -95,7 +97,7 @@ DISSIM_INLINE void stream(void* to, const void* from) {
 #endif
 }
 
-DISSIM_INLINE void finish_streams() {
+DISSIM_INLINE void store_fence() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
@@ -103,13 +105,13 @@ DISSIM_INLINE void finish_streams() {
 
 template <class A>
 DISSIM_INLINE Vector<A> broadcast(A x) {
-  return x - Vector<A>{};  // x - 0: keeps every x, -0 too
+  return x - Vector<A>{};  // x - 0 is x for every x, also for -0
 }
 
-// What follows reads `*from` for every lane. With AVX-512 the instruction that needs it broadcasts as it loads: a
-// broadcast of its own takes a place in Zen 4's arithmetic, and is what compilers make of several uses.
+// The functions below take `*from` in every lane. AVX-512 instructions can broadcast an operand from memory. Compilers
+// use a separate broadcast instead if the value is used several times, which costs an arithmetic instruction on Zen 4.
 #if defined(__AVX512F__)
-#define DISSIM_EVERY_LANE(instruction, ...)                  \
+#define DISSIM_BROADCAST_OPERAND(instruction, ...)           \
   if constexpr (sizeof(A) == 4)                              \
     asm(instruction "ps %2%{1to16%}, %1, %0" : __VA_ARGS__); \
   else                                                       \
@@ -118,9 +120,9 @@ DISSIM_INLINE Vector<A> broadcast(A x) {
 
 // a - *from
 template <class A>
-DISSIM_INLINE Vector<A> minus(Vector<A> a, const A* from) {
+DISSIM_INLINE Vector<A> subtract(Vector<A> a, const A* from) {
 #if defined(__AVX512F__)
-  DISSIM_EVERY_LANE("vsub", "=v"(a) : "v"(a), "m"(*from));
+  DISSIM_BROADCAST_OPERAND("vsub", "=v"(a) : "v"(a), "m"(*from));
   return a;
 #else
   return a - broadcast<A>(*from);
@@ -129,26 +131,27 @@ DISSIM_INLINE Vector<A> minus(Vector<A> a, const A* from) {
 
 // sum + a * *from
 template <class A>
-DISSIM_INLINE Vector<A> plus_product(Vector<A> sum, Vector<A> a, const A* from) {
+DISSIM_INLINE Vector<A> multiply_add(Vector<A> sum, Vector<A> a, const A* from) {
 #if defined(__AVX512F__)
-  DISSIM_EVERY_LANE("vfmadd231", "+v"(sum) : "v"(a), "m"(*from));
+  DISSIM_BROADCAST_OPERAND("vfmadd231", "+v"(sum) : "v"(a), "m"(*from));
   return sum;
 #else
   return sum + a * broadcast<A>(*from);
 #endif
 }
 
+// A vector of 128 bits.
 template <class A>
-struct GroupOf {
+struct Vector128Of {
   typedef A type __attribute__((vector_size(16)));
 };
 template <class A>
-using Group = typename GroupOf<A>::type;
+using Vector128 = typename Vector128Of<A>::type;
 
-// The 16-byte parts of a vector, added up.
+// The sum of the 128-bit parts of a vector.
 template <class A>
-DISSIM_INLINE Group<A> fold(Vector<A> v) {
-  Group<A> parts[kVectorBytes / 16];
+DISSIM_INLINE Vector128<A> fold(Vector<A> v) {
+  Vector128<A> parts[kVectorBytes / 16];
   memcpy(parts, &v, sizeof v);
 #pragma GCC unroll 3
   for (int half = kVectorBytes / 32; half; half /= 2)
@@ -159,17 +162,17 @@ DISSIM_INLINE Group<A> fold(Vector<A> v) {
 
 template <class A>
 DISSIM_INLINE A sum(Vector<A> v) {  // pairwise, in a fixed order
-  const Group<A> four = fold<A>(v);
+  const Vector128<A> lanes = fold<A>(v);
   if constexpr (sizeof(A) == 8)
-    return four[0] + four[1];
+    return lanes[0] + lanes[1];
   else
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
-// --- elements to and from the wide type -----------------------------------------------------------------------
+// --- conversions between the element dtype and the accumulator dtype ---------------------------------------------
 
 #if defined(__aarch64__)
-typedef __fp16 HalfFloat;  // GCC knows _Float16 in C++ from version 13 only
+typedef __fp16 HalfFloat;  // GCC has _Float16 in C++ only from version 13 on
 #elif !defined(__F16C__)
 typedef _Float16 HalfFloat;
 #endif
@@ -178,9 +181,9 @@ DISSIM_INLINE float to_acc(float x) { return x; }
 DISSIM_INLINE double to_acc(double x) { return x; }
 DISSIM_INLINE float to_acc(BFloat x) {
   uint32_t bits = uint32_t(x.bits) << 16;
-  float wide;
-  memcpy(&wide, &bits, 4);
-  return wide;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
 }
 DISSIM_INLINE float to_acc(Half x) {
 #if defined(__F16C__)
@@ -221,7 +224,7 @@ DISSIM_INLINE Half narrow<Half>(float x) {
 #endif
 }
 
-// A vector of widened elements from contiguous storage.
+// Loads contiguous elements as a vector of the accumulator dtype.
 template <class E>
 DISSIM_INLINE Vector<Acc<E>> load_acc(const E* from) {
   using A = Acc<E>;
@@ -256,7 +259,7 @@ DISSIM_INLINE Vector<float> load_acc<Half>(const Half* from) {
 }
 #endif
 
-// A vector's elements narrowed into contiguous storage.
+// Stores a vector of the accumulator dtype as contiguous elements.
 template <class E>
 DISSIM_INLINE void store_narrow(E* to, Vector<Acc<E>> v) {
   for (int i = 0; i < kLanes<Acc<E>>; ++i) to[i] = narrow<E>(v[i]);
@@ -273,8 +276,8 @@ template <>
 DISSIM_INLINE void store_narrow<BFloat>(BFloat* to, Vector<float> v) {
   typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2)));
   typedef uint32_t Unsigned __attribute__((vector_size(kVectorBytes)));
-  const Unsigned wide = (Unsigned)v, nan = (Unsigned)(v != v);
-  const Unsigned rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16, quiet = (wide >> 16) | 0x40;
+  const Unsigned value = (Unsigned)v, nan = (Unsigned)(v != v);
+  const Unsigned rounded = (value + 0x7fff + ((value >> 16) & 1)) >> 16, quiet = (value >> 16) | 0x40;
   const Bits narrowed = __builtin_convertvector((nan & quiet) | (~nan & rounded), Bits);
   memcpy(to, &narrowed, sizeof narrowed);
 }
@@ -290,7 +293,7 @@ DISSIM_INLINE void store_narrow<Half>(Half* to, Vector<float> v) {
 }
 #endif
 
-// Stores `count` elements, contiguous; what lies behind `from` up to a whole vector may be read.
+// Stores `count` contiguous elements.
 template <class E>
 DISSIM_INLINE void store_narrow(E* to, const Acc<E>* from, int64_t count) {
   constexpr int lanes = kLanes<Acc<E>>;
@@ -301,13 +304,15 @@ DISSIM_INLINE void store_narrow(E* to, const Acc<E>* from, int64_t count) {
 
 // --- masks ----------------------------------------------------------------------------------------------------
 
-// The integer lanes of a comparison narrow to nothing but 0 and -1, so `mask & bits of x` is "x where".
+// A comparison of vectors gives a mask: an integer per lane, -1 where it is true and 0 elsewhere.
+
+// x where the mask is true, 0 elsewhere.
 template <class A>
 DISSIM_INLINE Vector<A> where(Integers<A> mask, Vector<A> x) {
   return (Vector<A>)(mask & (Integers<A>)x);
 }
 
-// One bit a lane of such a mask, the first lane lowest.
+// One bit per lane of a mask, lane 0 lowest.
 template <class A>
 DISSIM_INLINE uint32_t bits(Integers<A> mask) {
 #if defined(__AVX512F__)
@@ -323,9 +328,9 @@ DISSIM_INLINE uint32_t bits(Integers<A> mask) {
 #endif
 }
 
-// The mask whose bits these are; bits above the lanes do not count.
+// The inverse of `bits`: the mask of the lowest bits, one per lane.
 template <class A>
-DISSIM_INLINE Integers<A> lanes_of(uint64_t bits) {
+DISSIM_INLINE Integers<A> mask_of_bits(uint64_t bits) {
   Integers<A> powers;
   for (int i = 0; i < kLanes<A>; ++i) powers[i] = 1 << i;
   const Integers<A> all = typename VectorOf<A>::scalar(bits) - Integers<A>{};

@@ -1,4 +1,4 @@
-// The error of a launch that failed, in words.
+// The error message of a failed launch.
 #include "launch.h"
 
 #include <stdexcept>
@@ -7,7 +7,7 @@
 namespace dissim {
 namespace {
 
-// "cuda:0 (NVIDIA A100, compute capability 8.0)", or what is known of the device where it does not answer.
+// "cuda:0 (NVIDIA A100, compute capability 8.0)", or less if the runtime cannot describe the device.
 std::string current_device() {
   int device = -1;
   cudaDeviceProp properties;

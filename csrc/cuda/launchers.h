@@ -1,6 +1,7 @@
-// The entry points of the CUDA kernels: for each problem of dissim.h, whose pointers are the device's, how many bytes
-// of scratch it needs, and its launch on a stream. No allocation, no synchronisation: calls can be captured in a graph.
-// A launch that fails throws std::runtime_error with the kernel, the device and what to do.
+// The entry points of the CUDA kernels. Each problem of dissim.h has two functions: `<name>_workspace` returns the
+// number of bytes of scratch that a call needs, and `launch_<name>` launches its kernels on a stream. All pointers are
+// device pointers. Nothing is allocated or synchronized, so calls can be captured in a CUDA graph. A failed launch
+// throws std::runtime_error with the kernel, the device and a remedy.
 #pragma once
 
 #include "../dissim.h"

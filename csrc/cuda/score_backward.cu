@@ -1,49 +1,49 @@
-// score_backward: E2 with the upstream gradients of a matrix (gradient.cuh).
+// score_backward: the gradients (E2) from a matrix of upstream gradients (gradient.cuh).
 #include "gradient.cuh"
 #include "launchers.h"
 
 namespace dissim {
 namespace {
 
-// Of the matrix, or of its transpose where the sides are changed over.
+// A source of upstream gradients, as sign_sums.cuh describes it: a matrix, or its transpose if the sides are swapped.
 template <class E>
 struct MatrixGradients {
   using Acc = dissim::Acc<E>;
-  static constexpr int kAtOnce = 32;
+  static constexpr int kUnroll = 32;
   const E* data;
   int64_t batch_stride, head_stride, row_stride, column_stride;
 
   struct Cursor {
     const MatrixGradients& g;
-    const E* at;
+    const E* grad;
 
-    __device__ __forceinline__ Acc value(int column) const { return to_acc(at[column * g.column_stride]); }
-    __device__ __forceinline__ void move(int64_t rows, int64_t columns) {
-      at += rows * g.row_stride + columns * g.column_stride;
+    __device__ __forceinline__ Acc load(int column) const { return to_acc(grad[column * g.column_stride]); }
+    __device__ __forceinline__ void advance(int64_t rows, int64_t columns) {
+      grad += rows * g.row_stride + columns * g.column_stride;
     }
   };
-  __device__ __forceinline__ Cursor from(int64_t batch, int64_t head) const {
+  __device__ __forceinline__ Cursor cursor(int64_t batch, int64_t head) const {
     return {*this, data + batch * batch_stride + head * head_stride};
   }
 };
 
 template <class E>
 void launch_score_backward_as(const ScoreBackward& p, void* workspace, Stream stream) {
-  const Gradient<E> gradient(p, true, workspace, stream);
-  if (!gradient.wanted()) return;
+  const BackwardLauncher<E> backward(p, true, workspace, stream);
+  if (!backward.needs_sign_sums()) return;
   MatrixGradients<E> g = {static_cast<const E*>(p.grad), p.grad_batch_stride, p.grad_head_stride, p.grad_row_stride,
                           p.grad_column_stride};
-  if (gradient.swapped()) std::swap(g.row_stride, g.column_stride);
-  gradient.begin();
-  gradient.add(g);
-  gradient.finish(g);
+  if (backward.is_swapped()) std::swap(g.row_stride, g.column_stride);
+  backward.prepare();
+  backward.launch_sign_sums(g);
+  backward.write_gradients(g);
 }
 
 }  // namespace
 
 int64_t score_backward_workspace(const ScoreBackward& p) {
-  return p.dtype == Dtype::float64 ? Gradient<double>(p, true, nullptr, nullptr).bytes()
-                                   : Gradient<float>(p, true, nullptr, nullptr).bytes();
+  return p.dtype == Dtype::float64 ? BackwardLauncher<double>(p, true, nullptr, nullptr).bytes()
+                                   : BackwardLauncher<float>(p, true, nullptr, nullptr).bytes();
 }
 
 void launch_score_backward(const ScoreBackward& p, void* workspace, Stream stream) {

@@ -1,13 +1,23 @@
-// The k best of a stream of scores. A warp appends what may be among them to a list that has room for more than k; when
-// it is full, the k best stay. They are found by their k-th best, bit after bit of its key, and then of its index where
-// keys tie: so the outcome does not depend on the order of offers, and k costs no more than a sort of what was offered.
+// The k best of a stream of scores, in no more time than a sort of the candidates.
+//
+// A warp appends the scores that may be among the k best to a candidate list in global memory, which has more than k
+// slots. When the list is full, only its k best stay, and the k-th best becomes the threshold for later candidates:
+//
+//   state = {threshold: worse than everything, count: 0}
+//   for each score:
+//       if better than state.threshold:
+//           if the list is full: keep_k_best              sets state.threshold
+//           append
+//
+// The k-th best is found by a binary search over the bits of the key, and over the bits of the index where keys tie.
+// The order (key, then index) is total, so the result does not depend on the order in which candidates arrive.
 #pragma once
 
 #include "tile.cuh"
 
 namespace dissim {
 
-// Scores as unsigned integers whose order is that of the contract: 0 is no score, 1 is NaN, larger is better.
+// A key is an unsigned integer in the order of the contract: a larger key is a better score, 1 is NaN, 0 is no score.
 template <class A>
 struct KeyOf {
   using type = uint32_t;
@@ -24,162 +34,175 @@ __device__ __forceinline__ uint64_t bits_of(double x) { return uint64_t(__double
 __device__ __forceinline__ float from_bits(uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ double from_bits(uint64_t bits) { return __longlong_as_double(int64_t(bits)); }
 template <class A>
-constexpr Key<A> kSign = Key<A>(1) << (8 * sizeof(A) - 1);
+constexpr Key<A> kSignBit = Key<A>(1) << (8 * sizeof(A) - 1);
 
+// Floating-point bits are ordered like integers of sign and magnitude. Negative numbers are inverted and others get the
+// sign bit, which makes the order that of unsigned integers.
 template <class A>
-__device__ __forceinline__ Key<A> key_of(A score, bool largest) {
+__device__ __forceinline__ Key<A> score_to_key(A score, bool largest) {
   if (score != score) return 1;
-  const Key<A> bits = bits_of(A((largest ? score : -score) + A(0)));  // + 0: zeros of both signs tie
-  return bits & kSign<A> ? ~bits : bits | kSign<A>;
+  const Key<A> bits = bits_of(A((largest ? score : -score) + A(0)));  // + 0 turns -0 into 0, so that they tie
+  return bits & kSignBit<A> ? ~bits : bits | kSignBit<A>;
 }
 
 template <class A>
-__device__ __forceinline__ A score_of(Key<A> key, bool largest) {
+__device__ __forceinline__ A key_to_score(Key<A> key, bool largest) {
   if (key <= 1) return from_bits(Key<A>(~Key<A>(0)));  // NaN
-  const A score = from_bits(key & kSign<A> ? key & ~kSign<A> : ~key);
+  const A score = from_bits(key & kSignBit<A> ? key & ~kSignBit<A> : ~key);
   return largest ? score : -score;
 }
 
+// A reference that may be among a query's k best.
 template <class A>
 struct Candidate {
   Key<A> key;
   int64_t index;
-  __device__ __forceinline__ bool better_than(const Candidate& other) const {
+  __device__ __forceinline__ bool is_better_than(const Candidate& other) const {
     return key > other.key || (key == other.key && index < other.index);
   }
 };
 
 constexpr int64_t kNoIndex = INT64_MAX;
 
-// A query's candidates in global memory.
+// Candidates of one query, in global memory.
 template <class A>
-struct List {
+struct CandidateList {
   Key<A>* keys;
   int64_t* indices;
-  __device__ __forceinline__ Candidate<A> at(int64_t i) const { return {keys[i], indices[i]}; }
-  __device__ __forceinline__ void set(int64_t i, const Candidate<A>& candidate) const {
+  __device__ __forceinline__ Candidate<A> load(int64_t i) const { return {keys[i], indices[i]}; }
+  __device__ __forceinline__ void store(int64_t i, const Candidate<A>& candidate) const {
     keys[i] = candidate.key;
     indices[i] = candidate.index;
   }
 };
 
-// Those who go over a list together: `sum` adds up what each of them found, for all; `sync` orders their memory.
-struct OneWarp {
+// The threads that process a list together: a warp, or a block. `sum` adds up a value of all of them and returns the
+// sum to all; `sync` makes their writes visible to one another.
+struct WarpScope {
   static constexpr int kSize = kWarp;
   static __device__ __forceinline__ void sync() { __syncwarp(); }
   static __device__ __forceinline__ int rank() { return threadIdx.x % kWarp; }
-  static __device__ __forceinline__ unsigned sum(unsigned found) { return __reduce_add_sync(kAll, found); }
+  static __device__ __forceinline__ unsigned sum(unsigned value) { return __reduce_add_sync(kAllLanes, value); }
 };
-struct OneBlock {
+struct BlockScope {
   static constexpr int kSize = kThreads;
   static __device__ __forceinline__ void sync() { __syncthreads(); }
   static __device__ __forceinline__ int rank() { return threadIdx.x; }
-  static __device__ __forceinline__ unsigned sum(unsigned found) {
-    __shared__ unsigned of_warps[kWarps];
-    found = __reduce_add_sync(kAll, found);
-    if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = found;
+  static __device__ __forceinline__ unsigned sum(unsigned value) {
+    __shared__ unsigned warp_sums[kWarps];
+    value = __reduce_add_sync(kAllLanes, value);
+    if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = value;
     __syncthreads();
     unsigned total = 0;
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) total += of_warps[warp];
+    for (int warp = 0; warp < kWarps; ++warp) total += warp_sums[warp];
     __syncthreads();
     return total;
   }
 };
 
-// The least good that a candidate may be to be among the k best of `count`, of which no two are equal and whose indices
-// are below `rows`; its key is 0 where there are fewer than k. Reads the keys once for each of their bits, and both
-// once for each bit of an index if the k-th best key is shared.
-template <class Group, class A>
-__device__ Candidate<A> last_of_best(const List<A>& list, int64_t count, int64_t k, int64_t rows) {
+// The k-th best of a list's first `count` candidates; one with key 0 if there are fewer than k. The candidates differ,
+// and their indices are below `rows`. Reads all keys once per bit of a key. If the k-th best key is not unique, it also
+// reads all candidates once per bit of an index.
+//
+//   key = 0
+//   for bit from the highest to the lowest:
+//       if at least k keys are >= key | bit: key |= bit
+//   index = 0                                          only if more than k keys are >= key
+//   for bit from the highest below 2 * rows to the lowest:
+//       if fewer than k candidates are better than (key, index + bit): index += bit
+template <class Scope, class A>
+__device__ Candidate<A> kth_best(const CandidateList<A>& list, int64_t count, int64_t k, int64_t rows) {
   const auto count_if = [&](const auto& predicate) {
-    unsigned found = 0;
+    unsigned matches = 0;
 #pragma unroll 4
-    for (int64_t i = Group::rank(); i < count; i += Group::kSize) found += predicate(i);
-    return int64_t(Group::sum(found));
+    for (int64_t i = Scope::rank(); i < count; i += Scope::kSize) matches += predicate(i);
+    return int64_t(Scope::sum(matches));
   };
   Key<A> key = 0;
 #pragma unroll 1
-  for (Key<A> bit = kSign<A>; bit; bit >>= 1) {
+  for (Key<A> bit = kSignBit<A>; bit; bit >>= 1) {
     const Key<A> higher = key | bit;
-    const int64_t found = count_if([&](int64_t i) { return list.keys[i] >= higher; });
-    if (found >= k) key = higher;
-    if (found == k) return {key, kNoIndex};
+    const int64_t matches = count_if([&](int64_t i) { return list.keys[i] >= higher; });
+    if (matches >= k) key = higher;
+    if (matches == k) return {key, kNoIndex};
   }
   if (key == 0) return {0, kNoIndex};
   int64_t index = 0, bit = 1;
   while (bit < rows) bit *= 2;
 #pragma unroll 1
   for (; bit; bit /= 2) {
-    const Candidate<A> end = {key, index + bit};
-    if (count_if([&](int64_t i) { return list.at(i).better_than(end); }) < k) index += bit;
+    const Candidate<A> limit = {key, index + bit};
+    if (count_if([&](int64_t i) { return list.load(i).is_better_than(limit); }) < k) index += bit;
   }
   return {key, index};
 }
 
-// How far a list is filled, and what a candidate must be better than to be worth a place in it.
+// How many slots of a list are filled, and what a new candidate must be better than.
 template <class A>
-struct Selection {
-  Candidate<A> last;
+struct ListState {
+  Candidate<A> threshold;
   int64_t count;
 };
 template <class A>
-constexpr Selection<A> kNothingYet = {{0, kNoIndex}, 0};
+constexpr ListState<A> kEmptyList = {{0, kNoIndex}, 0};
 
-// By a warp: leaves the k best of a list, in the order that they had.
+// Removes all but the k best of a list, without changing their order. All lanes of a warp call this.
 template <class A>
-__device__ void keep_best(const List<A>& list, Selection<A>& selection, int64_t k, int64_t rows) {
+__device__ void keep_k_best(const CandidateList<A>& list, ListState<A>& state, int64_t k, int64_t rows) {
   const int lane = threadIdx.x % kWarp;
-  const int64_t count = selection.count;
-  selection = {last_of_best<OneWarp>(list, count, k, rows), 0};
+  const int64_t count = state.count;
+  state = {kth_best<WarpScope>(list, count, k, rows), 0};
 #pragma unroll 1
   for (int64_t first = 0; first < count; first += kWarp) {
-    const bool real = first + lane < count;
-    const Candidate<A> mine = list.at(real ? first + lane : first);
-    const bool kept = real && !selection.last.better_than(mine);
-    const unsigned votes = __ballot_sync(kAll, kept);
-    __syncwarp();  // all have read what is overwritten now
-    if (kept) list.set(selection.count + __popc(votes & ((1u << lane) - 1)), mine);
-    selection.count += __popc(votes);
+    const bool exists = first + lane < count;
+    const Candidate<A> mine = list.load(exists ? first + lane : first);
+    const bool stays = exists && !state.threshold.is_better_than(mine);
+    const unsigned votes = __ballot_sync(kAllLanes, stays);
+    __syncwarp();  // all lanes have read before any lane overwrites
+    if (stays) list.store(state.count + __popc(votes & ((1u << lane) - 1)), mine);
+    state.count += __popc(votes);
   }
   __syncwarp();
 }
 
-// By a warp: every thread's candidate is offered or not. The list has room for k and a warp's candidates, or for all
-// that will ever be offered.
+// Appends the candidates of those lanes whose `valid` is true. All lanes of a warp call this. The list has at least
+// k + kWarp slots, or a slot for every candidate that will ever be appended.
 template <class A>
-__device__ __forceinline__ void offer(const List<A>& list, Selection<A>& selection, int64_t capacity, int64_t k,
-                                      int64_t rows, const Candidate<A>& mine, bool offered) {
-  unsigned offers = __ballot_sync(kAll, offered);
-  if (!offers) return;
-  if (selection.count + __popc(offers) > capacity) {
-    keep_best(list, selection, k, rows);
-    offered = offered && mine.better_than(selection.last);
-    offers = __ballot_sync(kAll, offered);
+__device__ __forceinline__ void append(const CandidateList<A>& list, ListState<A>& state, int64_t capacity, int64_t k,
+                                       int64_t rows, const Candidate<A>& mine, bool valid) {
+  unsigned votes = __ballot_sync(kAllLanes, valid);
+  if (!votes) return;
+  if (state.count + __popc(votes) > capacity) {
+    keep_k_best(list, state, k, rows);
+    valid = valid && mine.is_better_than(state.threshold);
+    votes = __ballot_sync(kAllLanes, valid);
   }
-  if (offered) list.set(selection.count + __popc(offers & ((1u << threadIdx.x % kWarp) - 1)), mine);
-  selection.count += __popc(offers);
+  if (valid) list.store(state.count + __popc(votes & ((1u << threadIdx.x % kWarp) - 1)), mine);
+  state.count += __popc(votes);
   __syncwarp();
 }
 
-// Best first. A bitonic network whose pairs all have the better one first, so that places from `count` on
-// are as if filled with the worst.
-template <class Group, class A>
-__device__ __forceinline__ void sort_best_first(const List<A>& list, int64_t count) {
+// Sorts the first `count` candidates, best first: a bitonic network in which every comparison puts the better candidate
+// at the lower place. Then missing places up to the next power of two behave like the worst candidates, and comparisons
+// with them are skipped.
+template <class Scope, class A>
+__device__ __forceinline__ void sort_best_first(const CandidateList<A>& list, int64_t count) {
 #pragma unroll 1
   for (int64_t size = 2; size < 2 * count; size *= 2) {
 #pragma unroll 1
-    for (int64_t step = size / 2; step; step /= 2) {
+    for (int64_t distance = size / 2; distance; distance /= 2) {
 #pragma unroll 1
-      for (int64_t i = Group::rank(); 2 * i - (i & (step - 1)) < count; i += Group::kSize) {
-        const int64_t a = 2 * i - (i & (step - 1)), b = 2 * step == size ? a ^ (size - 1) : a + step;
+      for (int64_t i = Scope::rank(); 2 * i - (i & (distance - 1)) < count; i += Scope::kSize) {
+        const int64_t a = 2 * i - (i & (distance - 1));
+        const int64_t b = 2 * distance == size ? a ^ (size - 1) : a + distance;  // mirrored in the first step of a size
         if (b >= count) continue;
-        const Candidate<A> first = list.at(a), second = list.at(b);
-        if (!second.better_than(first)) continue;
-        list.set(a, second);
-        list.set(b, first);
+        const Candidate<A> first = list.load(a), second = list.load(b);
+        if (!second.is_better_than(first)) continue;
+        list.store(a, second);
+        list.store(b, first);
       }
-      Group::sync();
+      Scope::sync();
     }
   }
 }

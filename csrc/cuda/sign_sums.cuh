@@ -1,10 +1,26 @@
-// The two sign sums of E2, A[n] = sum_m g[n, m] sgn(q_n - r_m) and B[m] = sum_n g[n, m] sgn(q_n - r_m): a sign serves
-// both sides.
+// The two sign sums of the gradients (E2),
 //
-// A block owns kDims dimensions, 16 bytes of them a lane, and splits of both sides' rows. Its warps hold the signs'
-// sums of kSide queries each in registers while the references pass; of a reference, every warp adds up its own
-// queries, and the block the warps. No two blocks add to one number: a share has partial sums of its own, added up in
-// fixed order.
+//   A[n, d] = sum_m g[n, m] sgn(q[n, d] - r[m, d])      "query sums"
+//   B[m, d] = sum_n g[n, m] sgn(q[n, d] - r[m, d])      "reference sums"
+//
+// with every sign computed once for both. This is the general kernel: it works for all numbers and both accumulator
+// dtypes. sign_keys.cuh and sparse_gradient.cuh are faster where they apply; PathFlags says which kernel does the work.
+//
+// A block owns kDims dimensions (16 bytes per lane), one split of the queries and one split of the references:
+//
+//   for each tile of kQueries queries of the split:          warp w holds kWarpQueries of them and their sums
+//       for each kReferences references of the split:        in shared memory, with their upstream gradients g
+//           for each reference m:
+//               for each query n of the warp:
+//                   sign = sgn(q[n] - r[m])
+//                   query_sums[n] += g[n, m] * sign          registers
+//                   partial       += g[n, m] * sign          registers
+//               warp_sums[m][warp] = partial                 shared memory
+//           reference_sums[m] (+)= sum over warps            global memory; warp w does reference w
+//       store query_sums
+//
+// No two blocks write to the same number: every split of one side has its own partial sums of the other side's rows.
+// reduce_splits adds them up in a fixed order.
 #pragma once
 
 #include "batch.cuh"
@@ -14,33 +30,35 @@ namespace {
 
 template <class A>
 struct SignTile {
-  static constexpr int kLanes = Vector<A>::kLanes, kDims = kWarp * kLanes;
-  static constexpr int kSide = sizeof(A) == 4 ? 16 : 8;             // queries of a warp
-  static constexpr int kQueries = kWarps * kSide, kReferences = 8;  // of a block at a time
+  static constexpr int kLaneDims = AlignedVector<A>::kSize, kDims = kWarp * kLaneDims;
+  static constexpr int kWarpQueries = sizeof(A) == 4 ? 16 : 8;
+  static constexpr int kQueries = kWarps * kWarpQueries, kReferences = kWarps;  // of a block at a time
   static constexpr int kSharedBytes = kReferences * (kQueries + kDims + kWarps * kDims) * int(sizeof(A));
 };
 
-// Rows widened and filled up with zeros to whole tiles of dimensions, and the sums, in the workspace.
+// The rows in the accumulator dtype, padded with zeros to whole tiles of dimensions, and the sums; all in the
+// workspace.
 template <class A>
 struct SignSums {
-  int64_t queries, references, depth;    // rows; depth: dimensions with those filled up
+  int64_t queries, references, padded_dim;
   int64_t query_splits, reference_splits;
-  int64_t query_tiles, reference_tiles;  // of a split
-  A *query, *reference;                  // [batch, rows, depth]
-  A *query_sums, *reference_sums;        // [splits of the other side, batch, heads, rows, depth]
+  int64_t query_tiles, reference_tiles;  // per split
+  A *query, *reference;  // [batch, rows, padded_dim]
+  A *query_sums, *reference_sums;  // [splits of the other side, batch, heads, rows, padded_dim]
 };
 
-// Which kernel computes the sums: the numbers decide, on the device.
-struct Route {
-  int no_keys;      // not 0: a row has no key (sign_keys.cuh), or keys do not serve the problem
-  int large_grads;  // an upstream gradient is too large for keys
-  int few_pairs;    // few pairs have an upstream gradient (sparse_gradient.cuh)
+// Which kernel computes the sums. Kernels set the flags on the device, because the choice depends on the values.
+struct PathFlags {
+  int has_no_keys;  // not 0: a value has no key (sign_keys.cuh), or the problem does not use keys
+  int has_large_grads;  // not 0: an upstream gradient is too large for the kernel with keys
+  int is_sparse;  // not 0: few pairs have an upstream gradient (sparse_gradient.cuh)
 
-  __device__ bool by_keys() const { return !few_pairs && !no_keys; }
-  __device__ bool general() const { return !few_pairs && (no_keys | large_grads); }
+  __device__ bool use_keys() const { return !is_sparse && !has_no_keys; }
+  // The kernel with keys finds large gradients while it runs; its sums are then overwritten.
+  __device__ bool use_general() const { return !is_sparse && (has_no_keys | has_large_grads); }
 };
 
-// E3: sgn(q - r) by comparison, 0 at ties and at NaN.
+// sgn(q - r) by comparison (E3): 0 if they are equal or one is NaN.
 template <class A>
 __device__ __forceinline__ A sign(A q, A r) {
   return (q > r ? A(1) : A(0)) - (q < r ? A(1) : A(0));
@@ -48,126 +66,131 @@ __device__ __forceinline__ A sign(A q, A r) {
 
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    to_acc_rows_kernel(Rows rows, int64_t batch, int64_t dim, int64_t depth, Acc<E>* to) {
-  const int64_t index = task_of_block() * kThreads + threadIdx.x, row = index / depth, d = index % depth;
+    to_acc_rows_kernel(Rows rows, int64_t batch, int64_t dim, int64_t padded_dim, Acc<E>* to) {
+  const int64_t index = linear_block_id() * kThreads + threadIdx.x, row = index / padded_dim, d = index % padded_dim;
   if (row < batch * rows.rows)
-    to[index] = d < dim ? element_of<E>(entry_of<E>(rows, row / rows.rows), row % rows.rows, d) : 0;
+    to[index] = d < dim ? load_element<E>(batch_slice<E>(rows, row / rows.rows), row % rows.rows, d) : 0;
 }
 
-// A task is a tile of dimensions, a share of either side, a head and a batch entry. G is a source of upstream
-// gradients: from(batch, head) is a cursor at the first pair, which can move(rows, columns) and has the value(columns)
-// of the pair so many columns on; of kAtOnce rows a thread may read ahead.
-template <class G, bool both>
+// `G` is a source of upstream gradients. Its cursor(batch, head) stands at the pair (0, 0) of a matrix; advance(rows,
+// columns) moves it; load(columns) returns the gradient of the pair that many columns further. kUnroll is the number of
+// loads that a thread may have in flight. both_sides: false computes the query sums alone.
+template <class G, bool both_sides>
 __global__ void __launch_bounds__(kThreads, 1)
-    sign_sums_kernel(SignSums<typename G::Acc> s, G g, int64_t heads, int64_t batches, const Route* route) {
+    sign_sums_kernel(SignSums<typename G::Acc> s, G g, int64_t heads, int64_t batches, const PathFlags* path) {
   using A = typename G::Acc;
   using T = SignTile<A>;
-  using V = Vector<A>;
-  if (!route->general()) return;
+  using V = AlignedVector<A>;
+  if (!path->use_general()) return;
   DISSIM_DYNAMIC_SHARED(A, shared);
-  A* const of_grad = shared;                                   // [kReferences][kQueries]
-  A* const of_reference = of_grad + T::kReferences * T::kQueries;  // [kReferences][kDims]
-  A* const of_warps = of_reference + T::kReferences * T::kDims;    // [kReferences][kWarps][kDims]
+  A* const tile_grads = shared;  // [kReferences][kQueries]
+  A* const tile_references = tile_grads + T::kReferences * T::kQueries;  // [kReferences][kDims]
+  A* const warp_sums = tile_references + T::kReferences * T::kDims;  // [kReferences][kWarps][kDims]
 
-  const int64_t tiles = s.depth / T::kDims;
-  int64_t task = task_of_block();
-  const int64_t d0 = task % tiles * T::kDims;
-  const int64_t query_split = (task /= tiles) % s.query_splits;
-  const int64_t reference_split = (task /= s.query_splits) % s.reference_splits;
-  const int64_t head = (task /= s.reference_splits) % heads, batch = task / heads;
+  // From the fastest to the slowest: tile of dimensions, split of queries, split of references, head, batch entry.
+  const int64_t dim_tiles = s.padded_dim / T::kDims;
+  int64_t index = linear_block_id();
+  const int64_t d0 = index % dim_tiles * T::kDims;
+  const int64_t query_split = (index /= dim_tiles) % s.query_splits;
+  const int64_t reference_split = (index /= s.query_splits) % s.reference_splits;
+  const int64_t head = (index /= s.reference_splits) % heads, batch = index / heads;
   if (batch >= batches) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t entry = batch * heads + head, entries = batches * heads;
+  const int64_t matrix = batch * heads + head, matrices = batches * heads;
   const int64_t first_reference = reference_split * s.reference_tiles * T::kReferences;
   const int64_t end_reference = min(s.references, first_reference + s.reference_tiles * T::kReferences);
 
-  // This thread's part of filling the buffers: four or two gradients of one query, 16 bytes of a reference.
-  constexpr int kGrads = T::kReferences * T::kQueries / kThreads;
-  const int grad_query = threadIdx.x % T::kQueries, grad_reference = threadIdx.x / T::kQueries * kGrads;
-  const A* const reference = s.reference + batch * s.references * s.depth + d0 + lane * T::kLanes;
-  const A* const query = s.query + batch * s.queries * s.depth + d0 + lane * T::kLanes;
-  A* const sums_of_reference =
-      s.reference_sums + (query_split * entries + entry) * s.references * s.depth + d0 + lane * T::kLanes;
+  // This thread fetches four gradients of one query (two of doubles), and 16 bytes of one reference.
+  constexpr int grads_per_thread = T::kReferences * T::kQueries / kThreads;
+  const int grad_query = threadIdx.x % T::kQueries, grad_reference = threadIdx.x / T::kQueries * grads_per_thread;
+  const A* const reference = s.reference + batch * s.references * s.padded_dim + d0 + lane * T::kLaneDims;
+  const A* const query = s.query + batch * s.queries * s.padded_dim + d0 + lane * T::kLaneDims;
+  A* const reference_sums =
+      s.reference_sums + (query_split * matrices + matrix) * s.references * s.padded_dim + d0 + lane * T::kLaneDims;
 
 #pragma unroll 1
   for (int tile = 0; tile < s.query_tiles; ++tile) {
     const int64_t n0 = (query_split * s.query_tiles + tile) * T::kQueries;
     if (n0 >= s.queries) break;
-    const bool first = tile == 0;
-    V q[T::kSide], sums[T::kSide] = {};
+    const bool first_tile = tile == 0;
+    const int64_t warp_query = n0 + warp * T::kWarpQueries;
+    V q[T::kWarpQueries], sums[T::kWarpQueries] = {};
 #pragma unroll
-    for (int i = 0; i < T::kSide; ++i)
-      q[i] = *reinterpret_cast<const V*>(query + min(n0 + warp * T::kSide + i, s.queries - 1) * s.depth);
+    for (int i = 0; i < T::kWarpQueries; ++i)
+      q[i] = load_vector(query + min(warp_query + i, s.queries - 1) * s.padded_dim);
 
-    A grads[kGrads];
-    V next;
-    auto from = g.from(batch, head);
-    from.move(min(n0 + grad_query, s.queries - 1), first_reference + grad_reference);
-    const bool real = n0 + grad_query < s.queries;
+    A next_grads[grads_per_thread];
+    V next_reference;
+    auto cursor = g.cursor(batch, head);
+    cursor.advance(min(n0 + grad_query, s.queries - 1), first_reference + grad_reference);
+    const bool query_exists = n0 + grad_query < s.queries;
     const auto fetch = [&](int64_t m0) {
-      const int left = real ? int(min(end_reference - m0, T::kReferences)) - grad_reference : 0;
+      const int valid = query_exists ? int(min(end_reference - m0, T::kReferences)) - grad_reference : 0;
 #pragma unroll
-      for (int i = 0; i < kGrads; ++i) grads[i] = i < left ? from.value(i) : A(0);
-      from.move(0, T::kReferences);
-      next = *reinterpret_cast<const V*>(reference + min(m0 + warp, s.references - 1) * s.depth);
+      for (int i = 0; i < grads_per_thread; ++i) next_grads[i] = i < valid ? cursor.load(i) : A(0);
+      cursor.advance(0, T::kReferences);
+      next_reference = load_vector(reference + min(m0 + warp, s.references - 1) * s.padded_dim);
     };
     fetch(first_reference);
 #pragma unroll 1
     for (int64_t m0 = first_reference; m0 < end_reference; m0 += T::kReferences) {
 #pragma unroll
-      for (int i = 0; i < kGrads; ++i) of_grad[(grad_reference + i) * T::kQueries + grad_query] = grads[i];
-      *reinterpret_cast<V*>(of_reference + warp * T::kDims + lane * T::kLanes) = next;
+      for (int i = 0; i < grads_per_thread; ++i)
+        tile_grads[(grad_reference + i) * T::kQueries + grad_query] = next_grads[i];
+      *reinterpret_cast<V*>(tile_references + warp * T::kDims + lane * T::kLaneDims) = next_reference;
       __syncthreads();
       if (m0 + T::kReferences < end_reference) fetch(m0 + T::kReferences);
 #pragma unroll 1
       for (int m = 0; m < T::kReferences; ++m) {
-        const V r = *reinterpret_cast<const V*>(of_reference + m * T::kDims + lane * T::kLanes);
-        V sum = {};
+        const V r = load_vector(tile_references + m * T::kDims + lane * T::kLaneDims);
+        V partial = {};
 #pragma unroll
-        for (int i = 0; i < T::kSide; i += T::kLanes) {
-          const V weights = *reinterpret_cast<const V*>(of_grad + m * T::kQueries + warp * T::kSide + i);
+        for (int i = 0; i < T::kWarpQueries; i += V::kSize) {
+          const V grads = load_vector(tile_grads + m * T::kQueries + warp * T::kWarpQueries + i);
 #pragma unroll
-          for (int j = 0; j < T::kLanes; ++j)
+          for (int j = 0; j < V::kSize; ++j)
 #pragma unroll
-            for (int k = 0; k < T::kLanes; ++k) {
-              const A sgn = sign(q[i + j].lane[k], r.lane[k]);
-              sums[i + j].lane[k] += weights.lane[j] * sgn;
-              if (both) sum.lane[k] += weights.lane[j] * sgn;
+            for (int k = 0; k < T::kLaneDims; ++k) {
+              const A sgn = sign(q[i + j].val[k], r.val[k]);
+              sums[i + j].val[k] += grads.val[j] * sgn;
+              if (both_sides) partial.val[k] += grads.val[j] * sgn;
             }
         }
-        if (both) *reinterpret_cast<V*>(of_warps + (m * kWarps + warp) * T::kDims + lane * T::kLanes) = sum;
+        if (both_sides)
+          *reinterpret_cast<V*>(warp_sums + (m * kWarps + warp) * T::kDims + lane * T::kLaneDims) = partial;
       }
       __syncthreads();
-      if (both && m0 + warp < end_reference) {
-        V sum = *reinterpret_cast<const V*>(of_warps + warp * kWarps * T::kDims + lane * T::kLanes);
+      if (both_sides && m0 + warp < end_reference) {
+        V sum = load_vector(warp_sums + warp * kWarps * T::kDims + lane * T::kLaneDims);
 #pragma unroll
         for (int i = 1; i < kWarps; ++i) {
-          const V other = *reinterpret_cast<const V*>(of_warps + (warp * kWarps + i) * T::kDims + lane * T::kLanes);
+          const V other = load_vector(warp_sums + (warp * kWarps + i) * T::kDims + lane * T::kLaneDims);
 #pragma unroll
-          for (int k = 0; k < T::kLanes; ++k) sum.lane[k] += other.lane[k];
+          for (int k = 0; k < T::kLaneDims; ++k) sum.val[k] += other.val[k];
         }
-        V* const to = reinterpret_cast<V*>(sums_of_reference + (m0 + warp) * s.depth);
-        if (!first) {
+        V* const to = reinterpret_cast<V*>(reference_sums + (m0 + warp) * s.padded_dim);
+        if (!first_tile) {
           const V before = *to;
 #pragma unroll
-          for (int k = 0; k < T::kLanes; ++k) sum.lane[k] = before.lane[k] + sum.lane[k];
+          for (int k = 0; k < T::kLaneDims; ++k) sum.val[k] = before.val[k] + sum.val[k];
         }
         *to = sum;
       }
     }
-    A* const to = s.query_sums + ((reference_split * entries + entry) * s.queries + n0 + warp * T::kSide) * s.depth +
-                  d0 + lane * T::kLanes;
+    A* const query_sums = s.query_sums +
+                          ((reference_split * matrices + matrix) * s.queries + warp_query) * s.padded_dim + d0 +
+                          lane * T::kLaneDims;
 #pragma unroll
-    for (int i = 0; i < T::kSide; ++i)
-      if (n0 + warp * T::kSide + i < s.queries) *reinterpret_cast<V*>(to + i * s.depth) = sums[i];
+    for (int i = 0; i < T::kWarpQueries; ++i)
+      if (warp_query + i < s.queries) *reinterpret_cast<V*>(query_sums + i * s.padded_dim) = sums[i];
   }
 }
 
-// The sum of all splits' partial sums of one place; size: that of a split.
+// The sum of one number's partial sums; `size` is the number of elements of a split.
 template <class A>
-__device__ __forceinline__ A reduce_splits(const A* sums, int64_t splits, int64_t size) {
-  A sum = sums[0];
-  for (int64_t split = 1; split < splits; ++split) sum += sums[split * size];
+__device__ __forceinline__ A reduce_splits(const A* partial_sums, int64_t splits, int64_t size) {
+  A sum = partial_sums[0];
+  for (int64_t split = 1; split < splits; ++split) sum += partial_sums[split * size];
   return sum;
 }
 

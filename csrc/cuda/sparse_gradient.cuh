@@ -1,5 +1,17 @@
-// The sums of signs of sign_sums.cuh where few pairs have an upstream gradient: a warp has a row of one side and works
-// off its active pairs alone, one after another in ascending order. Each side goes on its own, so a sum has one owner.
+// The sign sums of sign_sums.cuh where few pairs have an upstream gradient (E12: the active pairs of a hinge). Pairs
+// without one are skipped, which is exact.
+//
+// Each side has its own launch. A warp owns one row of that side ("own") and 4 vectors of dimensions per lane; so every
+// sum has one owner and a fixed order:
+//
+//   for each 1024 rows of the other side:
+//       row_bits[warp] = 1024 bits: which of these pairs are active
+//       for each set bit, ascending:
+//           sums += g * sgn(own - other)
+//
+// Bits of the active matrix are stored per query. For queries a lane reads its 32 bits directly. For references the
+// bits of a row are a column of the matrix: a thread reads one byte, with the bits of the block's 8 references, and
+// ballots transpose them.
 #pragma once
 
 #include "sign_sums.cuh"
@@ -11,7 +23,7 @@ namespace {
 template <class A>
 struct ActivePairs {
   int64_t queries, references, row_bytes;
-  const uint8_t* active;
+  const uint8_t* active;  // [queries, row_bytes], lowest bit first
   const int64_t *query_labels, *reference_labels;
   const A *positive, *negative;  // [queries]
 
@@ -21,21 +33,23 @@ struct ActivePairs {
   __device__ __forceinline__ bool is_positive(int64_t n, int64_t m) const {
     return query_labels[n] == reference_labels[m];
   }
-  // Of an active pair.
+  // Of a pair, which must be active.
   __device__ __forceinline__ A gradient(int64_t n, int64_t m) const {
     return is_positive(n, m) ? -positive[n] : negative[n];
   }
 };
 
-// At most one of so many pairs is few: of an active one the rows are read anew, 8 bytes a dimension for both sides'
-// sums, which at 5 TB/s of an L2, assumed, takes as long as 16 pairs take that share a tile.
-constexpr int64_t kFewPairs = 16;
+// The sparse kernel is used if at most one of this many pairs is active. It reads both rows of an active pair again, 8
+// bytes per dimension. At an assumed 5 TB/s of L2 bandwidth, that takes as long as 16 pairs in a tile of the dense
+// kernels.
+constexpr int64_t kInverseSparseDensity = 16;
 
-// A block for each query: its active pairs and their part of the gradient of the bias.
+// Counts each query's active pairs and computes their part of the gradient of the bias; a block per query.
 template <class A>
-__global__ void __launch_bounds__(kThreads) count_pairs_kernel(ActivePairs<A> pairs, int64_t* counts, double* biases) {
-  __shared__ int64_t of_warps[2][kWarps];
-  const int64_t n = task_of_block();
+__global__ void __launch_bounds__(kThreads)
+    count_pairs_kernel(ActivePairs<A> pairs, int64_t* counts, double* bias_grads) {
+  __shared__ int64_t warp_counts[2][kWarps];
+  const int64_t n = linear_block_id();
   if (n >= pairs.queries) return;
   int64_t positives = 0, all = 0;
   for (int64_t m = threadIdx.x; m < pairs.references; m += kThreads)
@@ -43,97 +57,101 @@ __global__ void __launch_bounds__(kThreads) count_pairs_kernel(ActivePairs<A> pa
       ++all;
       positives += pairs.is_positive(n, m);
     }
-  positives = sum_of_warp(positives);
-  all = sum_of_warp(all);
+  positives = warp_sum(positives);
+  all = warp_sum(all);
   if (threadIdx.x % kWarp == 0) {
-    of_warps[0][threadIdx.x / kWarp] = positives;
-    of_warps[1][threadIdx.x / kWarp] = all;
+    warp_counts[0][threadIdx.x / kWarp] = positives;
+    warp_counts[1][threadIdx.x / kWarp] = all;
   }
   __syncthreads();
   if (threadIdx.x) return;
   for (int warp = 1; warp < kWarps; ++warp) {
-    positives += of_warps[0][warp];
-    all += of_warps[1][warp];
+    positives += warp_counts[0][warp];
+    all += warp_counts[1][warp];
   }
   counts[n] = all;
-  biases[n] = double(all - positives) * double(pairs.negative[n]) - double(positives) * double(pairs.positive[n]);
+  bias_grads[n] = double(all - positives) * double(pairs.negative[n]) - double(positives) * double(pairs.positive[n]);
 }
 
-// One block: whether these are few pairs, and the gradient of the bias where it is wanted.
+// Sets PathFlags::is_sparse from the number of active pairs, and writes the gradient of the bias unless it is null. One
+// block.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    choose_route_kernel(ActivePairs<A> pairs, const int64_t* counts, const double* biases, Route* route, A* grad_bias) {
-  __shared__ int64_t of_threads[kThreads];
-  __shared__ double biases_of_threads[kThreads];
+    choose_path_kernel(ActivePairs<A> pairs, const int64_t* counts, const double* bias_grads, PathFlags* path,
+                       A* grad_bias) {
+  __shared__ int64_t thread_counts[kThreads];
+  __shared__ double thread_bias_grads[kThreads];
   int64_t count = 0;
-  double bias = 0;
+  double bias_grad = 0;
   for (int64_t n = threadIdx.x; n < pairs.queries; n += kThreads) {
     count += counts[n];
-    bias += biases[n];
+    bias_grad += bias_grads[n];
   }
-  of_threads[threadIdx.x] = count;
-  biases_of_threads[threadIdx.x] = bias;
+  thread_counts[threadIdx.x] = count;
+  thread_bias_grads[threadIdx.x] = bias_grad;
   __syncthreads();
   if (threadIdx.x) return;
   for (int i = 1; i < kThreads; ++i) {
-    count += of_threads[i];
-    bias += biases_of_threads[i];
+    count += thread_counts[i];
+    bias_grad += thread_bias_grads[i];
   }
-  route->few_pairs = count <= pairs.queries * pairs.references / kFewPairs;
-  if (grad_bias) *grad_bias = A(bias);
+  path->is_sparse = count <= pairs.queries * pairs.references / kInverseSparseDensity;
+  if (grad_bias) *grad_bias = A(bias_grad);
 }
 
-// A side whose rows have sums: in splits of the other side, of so many rows.
+// The side whose rows get sums ("own"), and the other side, which is divided into splits.
 template <class A>
-struct OwnSide {
-  const A *own, *other;  // [rows, depth]
-  int64_t rows, other_rows, depth, split_rows, splits;
-  A factor;  // 1 for sums of sgn(own - other), -1 for those of sgn(other - own)
-  A* sums;   // [splits, rows, depth]
+struct SparseSide {
+  const A *own, *other;  // [rows, padded_dim]
+  int64_t rows, other_rows, padded_dim;
+  int64_t split_rows, splits;  // of the other side
+  A factor;  // 1 for sums of sgn(own - other), -1 for sums of sgn(other - own)
+  A* sums;  // [splits, rows, padded_dim]
 };
 
-// Dimensions of a warp: some vectors, so that the look for active pairs serves many.
+// A lane has several vectors of dimensions, so that finding an active pair is worth the work.
 template <class A>
 struct SparseTile {
-  static constexpr int kLanes = Vector<A>::kLanes, kVectors = 4, kStep = kWarp * kLanes, kDims = kVectors * kStep;
-  static constexpr int kOthers = kWarp * 32;  // of which a warp holds the bits
+  static constexpr int kVectorDims = AlignedVector<A>::kSize, kVectors = 4;
+  static constexpr int kWarpVectorDims = kWarp * kVectorDims, kDims = kVectors * kWarpVectorDims;
+  static constexpr int kWordBits = 32, kOthers = kWarp * kWordBits;  // other rows at a time: a 32-bit word per lane
 };
 
-// A task is a tile of dimensions, a share of the other side and a row for each warp. words[w][i] has the bits of warp
-// w's row for the 32 others from 32 i on.
-template <class A, bool of_query>
+// Blocks from the fastest to the slowest index: tile of dimensions, split of the other side, 8 own rows (one per warp).
+template <class A, bool own_is_query>
 __global__ void __launch_bounds__(kThreads, 3)
-    active_pairs_kernel(OwnSide<A> s, ActivePairs<A> pairs, const Route* route) {
+    active_pairs_kernel(SparseSide<A> s, ActivePairs<A> pairs, const PathFlags* path) {
   using T = SparseTile<A>;
-  using V = Vector<A>;
-  if (!route->few_pairs) return;
-  __shared__ unsigned words[kWarps][kWarp];
+  using V = AlignedVector<A>;
+  if (!path->is_sparse) return;
+  __shared__ unsigned row_bits[kWarps][kWarp];  // word i of warp w: its row with the other rows 32 i to 32 i + 31
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t tiles = ceil_div(s.depth, T::kDims);
-  int64_t task = task_of_block();
-  const int64_t d0 = task % tiles * T::kDims + lane * T::kLanes;
-  const int64_t split = (task /= tiles) % s.splits, first_row = task / s.splits * kWarps, row = first_row + warp;
+  const int64_t dim_tiles = ceil_div(s.padded_dim, T::kDims);
+  int64_t index = linear_block_id();
+  const int64_t d0 = index % dim_tiles * T::kDims + lane * T::kVectorDims;
+  const int64_t split = (index /= dim_tiles) % s.splits, first_row = index / s.splits * kWarps, row = first_row + warp;
   if (first_row >= s.rows) return;
   const int64_t begin = split * s.split_rows, end = min(s.other_rows, begin + s.split_rows);
 
   V own[T::kVectors], sums[T::kVectors] = {};
 #pragma unroll
   for (int i = 0; i < T::kVectors; ++i)
-    if (d0 + i * T::kStep < s.depth)
-      own[i] = *reinterpret_cast<const V*>(s.own + min(row, s.rows - 1) * s.depth + d0 + i * T::kStep);
+    if (d0 + i * T::kWarpVectorDims < s.padded_dim)
+      own[i] = load_vector(s.own + min(row, s.rows - 1) * s.padded_dim + d0 + i * T::kWarpVectorDims);
 
 #pragma unroll 1
   for (int64_t others = begin; others < end; others += T::kOthers) {
     __syncthreads();
-    if (of_query) {
-      const int64_t first = others + lane * 32;
+    if (own_is_query) {
+      const int64_t first = others + lane * T::kWordBits;
       unsigned word = 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (row < s.rows && first + 8 * i < end)
           word |= unsigned(pairs.active[row * pairs.row_bytes + first / 8 + i]) << 8 * i;
-      if (first < end && end - first < 32) word &= (1u << (end - first)) - 1;  // spare bits may be anything
-      words[warp][lane] = word;
+      if (first < end && end - first < T::kWordBits)
+        word &= (1u << (end - first)) - 1;  // bits beyond the end are undefined
+      row_bits[warp][lane] = word;
     } else {
 #pragma unroll
       for (int i = 0; i < T::kOthers; i += kThreads) {
@@ -141,39 +159,39 @@ __global__ void __launch_bounds__(kThreads, 3)
         const unsigned byte = n < end ? pairs.active[n * pairs.row_bytes + first_row / 8] : 0;
 #pragma unroll
         for (int j = 0; j < kWarps; ++j) {
-          const unsigned word = __ballot_sync(kAll, byte >> j & 1);
-          if (lane == j) words[j][i / kWarp + warp] = word;
+          const unsigned word = __ballot_sync(kAllLanes, byte >> j & 1);
+          if (lane == j) row_bits[j][i / kWarp + warp] = word;
         }
       }
     }
     __syncthreads();
-    const unsigned word = row < s.rows ? words[warp][lane] : 0;
+    const unsigned word = row < s.rows ? row_bits[warp][lane] : 0;
 #pragma unroll 1
-    for (unsigned left = __ballot_sync(kAll, word != 0); left; left &= left - 1) {
-      const int place = __ffs(int(left)) - 1;
+    for (unsigned lanes_left = __ballot_sync(kAllLanes, word != 0); lanes_left; lanes_left &= lanes_left - 1) {
+      const int source = __ffs(int(lanes_left)) - 1;
 #pragma unroll 1
-      for (unsigned bits = __shfl_sync(kAll, word, place); bits; bits &= bits - 1) {
-        const int64_t other = others + place * 32 + __ffs(int(bits)) - 1;
-        const A g = of_query ? pairs.gradient(row, other) : pairs.gradient(other, row);
-        const A* const from = s.other + other * s.depth + d0;
+      for (unsigned bits = __shfl_sync(kAllLanes, word, source); bits; bits &= bits - 1) {
+        const int64_t other = others + source * T::kWordBits + __ffs(int(bits)) - 1;
+        const A g = own_is_query ? pairs.gradient(row, other) : pairs.gradient(other, row);
+        const A* const other_values = s.other + other * s.padded_dim + d0;
 #pragma unroll
         for (int i = 0; i < T::kVectors; ++i) {
-          if (d0 + i * T::kStep >= s.depth) break;
-          const V its = *reinterpret_cast<const V*>(from + i * T::kStep);
+          if (d0 + i * T::kWarpVectorDims >= s.padded_dim) break;
+          const V values = load_vector(other_values + i * T::kWarpVectorDims);
 #pragma unroll
-          for (int k = 0; k < T::kLanes; ++k) sums[i].lane[k] += g * sign(own[i].lane[k], its.lane[k]);
+          for (int k = 0; k < T::kVectorDims; ++k) sums[i].val[k] += g * sign(own[i].val[k], values.val[k]);
         }
       }
     }
   }
   if (row >= s.rows) return;
-  A* const to = s.sums + (split * s.rows + row) * s.depth + d0;
+  A* const to = s.sums + (split * s.rows + row) * s.padded_dim + d0;
 #pragma unroll
   for (int i = 0; i < T::kVectors; ++i) {
-    if (d0 + i * T::kStep >= s.depth) break;
+    if (d0 + i * T::kWarpVectorDims >= s.padded_dim) break;
 #pragma unroll
-    for (int k = 0; k < T::kLanes; ++k) sums[i].lane[k] *= s.factor;
-    *reinterpret_cast<V*>(to + i * T::kStep) = sums[i];
+    for (int k = 0; k < T::kVectorDims; ++k) sums[i].val[k] *= s.factor;
+    *reinterpret_cast<V*>(to + i * T::kWarpVectorDims) = sums[i];
   }
 }
 

@@ -1,4 +1,8 @@
-// A query's references in shares: each has a list of candidates for the k best, and a warp or a block merges a query's.
+// Top-k over references that are divided into splits: each split has a candidate list of its own for every query, and a
+// warp or a block merges the lists of a query into its k best.
+//
+//   scan:   block (query tile, split)  ->  candidate list of each of its queries for this split
+//   merge:  warp or block per query    ->  k-th best of all its lists, gather what is not worse, sort
 #pragma once
 
 #include "select.cuh"
@@ -6,101 +10,106 @@
 namespace dissim {
 namespace {
 
-constexpr int64_t kBlocks = 512;  // wanted in a grid: some for every multiprocessor of the largest devices
-constexpr int64_t kSplits = 8;  // that a query may have whatever k is, and more
-constexpr int64_t kCandidates = 32768;  // while its lists have no more places than these
+constexpr int64_t kTargetTopkBlocks = 512;  // of a grid: several blocks per SM of the largest devices
+// A query has at most kMaxSplitsAnyK splits; for a small k it may have more, as long as its lists have at most
+// kMaxListSlots slots together.
+constexpr int64_t kMaxSplitsAnyK = 8, kMaxListSlots = 32768;
 
-// Every split's lists: [queries][splits][capacity].
+// The candidate lists of all splits, [queries][splits][capacity]. So the lists of one query are contiguous and can be
+// read as one list.
 template <class A>
-struct Splits {
-  int count, tiles;  // splits of the references, tiles of a split
+struct SplitLists {
+  int count, tiles;  // number of splits, and of reference tiles per split
   int64_t queries, references, k, capacity;
   Key<A>* keys = nullptr;
   int64_t* indices = nullptr;
 
-  int64_t bytes() const { return queries * places() * int64_t(sizeof(int64_t) + sizeof(Key<A>)); }
-  Splits at(void* workspace) const {
-    Splits placed = *this;
-    placed.indices = static_cast<int64_t*>(workspace);
-    placed.keys = reinterpret_cast<Key<A>*>(placed.indices + queries * places());
-    return placed;
+  int64_t bytes() const { return queries * slots_per_query() * int64_t(sizeof(int64_t) + sizeof(Key<A>)); }
+  SplitLists bind(void* workspace) const {
+    SplitLists bound = *this;
+    bound.indices = static_cast<int64_t*>(workspace);
+    bound.keys = reinterpret_cast<Key<A>*>(bound.indices + queries * slots_per_query());
+    return bound;
   }
 
-  __device__ __forceinline__ List<A> list(int64_t split, int64_t n) const {
-    const int64_t at = (n * count + split) * capacity;
-    return {keys + at, indices + at};
+  __host__ __device__ __forceinline__ int64_t slots_per_query() const { return count * capacity; }
+  __device__ __forceinline__ CandidateList<A> list(int64_t split, int64_t n) const {
+    const int64_t first_slot = (n * count + split) * capacity;
+    return {keys + first_slot, indices + first_slot};
   }
-  // The lists of a query lie one after another.
-  __host__ __device__ __forceinline__ int64_t places() const { return count * capacity; }
-  template <class Group>
-  __device__ __forceinline__ Candidate<A> last_of_query(int64_t n) const {
-    return last_of_best<Group>(list(0, n), places(), k, references);
+  template <class Scope>
+  __device__ __forceinline__ Candidate<A> kth_best(int64_t n) const {
+    return kth_best<Scope>(list(0, n), slots_per_query(), k, references);
   }
-  __device__ __forceinline__ void offer(int64_t split, int64_t n, Selection<A>& selection, const Candidate<A>& mine,
-                                        bool offered) const {
-    dissim::offer(list(split, n), selection, capacity, k, references, mine, offered);
+  __device__ __forceinline__ void append(int64_t split, int64_t n, ListState<A>& state, const Candidate<A>& mine,
+                                         bool valid) const {
+    dissim::append(list(split, n), state, capacity, k, references, mine, valid);
   }
-  // Ends a list, by a warp: places that are not filled have key 0.
-  __device__ __forceinline__ void close(int64_t split, int64_t n, int64_t filled) const {
-    Key<A>* const to = list(split, n).keys;
-    for (int64_t i = filled + threadIdx.x % kWarp; i < capacity; i += kWarp) to[i] = 0;
+  // Gives the slots from `filled` on the key 0, "no candidate". All lanes of a warp call this.
+  __device__ __forceinline__ void clear_unused_slots(int64_t split, int64_t n, int64_t filled) const {
+    Key<A>* const list_keys = list(split, n).keys;
+    for (int64_t i = filled + threadIdx.x % kWarp; i < capacity; i += kWarp) list_keys[i] = 0;
   }
 };
 
-// A list's places: the more beyond k, the more rarely it is full. 1.25 k for a large k.
-inline int64_t capacity_for(int64_t k) { return k + max(kWarp, k / 4); }
+// Slots of a list. The more there are beyond k, the more rarely it is full; at least a warp's candidates have to fit.
+inline int64_t list_capacity(int64_t k) { return k + max(kWarp, k / 4); }
 
-// Of queries and references that are scored in tiles of so many rows of either. The lists take at most `bytes`, or what
-// one share takes.
+// The splits of a problem that is scored in tiles of tile_rows queries and tile_rows references. The lists take at most
+// `max_bytes`, or the bytes of one split if that is more.
 template <class A>
-Splits<A> splits_of(const TopK& p, int64_t rows, int64_t bytes) {
-  const int64_t tiles = max(1, ceil_div(p.reference.rows, rows)), blocks = max(1, ceil_div(p.query.rows, rows));
-  const int64_t capacity = capacity_for(p.k);
-  const int64_t of_share = max(1, p.query.rows) * capacity * int64_t(sizeof(int64_t) + sizeof(Key<A>));
-  const int64_t max_splits = min(max(kSplits, kCandidates / capacity), max(1, bytes / of_share));
-  const int64_t wanted = min(min(max_splits, ceil_div(kBlocks, blocks)), tiles);
-  const int64_t each = ceil_div(tiles, wanted);
-  return {int(ceil_div(tiles, each)), int(each), p.query.rows, p.reference.rows, p.k, min(capacity, each * rows)};
+SplitLists<A> plan_splits(const TopK& p, int64_t tile_rows, int64_t max_bytes) {
+  const int64_t reference_tiles = max(1, ceil_div(p.reference.rows, tile_rows));
+  const int64_t query_tiles = max(1, ceil_div(p.query.rows, tile_rows));
+  const int64_t capacity = list_capacity(p.k);
+  const int64_t split_bytes = max(1, p.query.rows) * capacity * int64_t(sizeof(int64_t) + sizeof(Key<A>));
+  const int64_t max_splits = min(max(kMaxSplitsAnyK, kMaxListSlots / capacity), max(1, max_bytes / split_bytes));
+  const int64_t target_splits = min(min(max_splits, ceil_div(kTargetTopkBlocks, query_tiles)), reference_tiles);
+  const int64_t tiles_per_split = ceil_div(reference_tiles, target_splits);
+  return {int(ceil_div(reference_tiles, tiles_per_split)), int(tiles_per_split), p.query.rows, p.reference.rows, p.k,
+          min(capacity, tiles_per_split * tile_rows)};
 }
 
-// A group for each query. The best are gathered in the result, in any order, and sorted there.
-template <class Group, class A>
-__global__ void __launch_bounds__(kThreads) topk_merge_kernel(TopK p, Splits<A> splits) {
-  constexpr int groups = kThreads / Group::kSize;
-  __shared__ unsigned long long gathered_of_groups[groups];
-  unsigned long long& gathered = gathered_of_groups[threadIdx.x / Group::kSize];
-  const int64_t n = int64_t(blockIdx.x) * groups + threadIdx.x / Group::kSize;
+// Merges the lists of a query, a Scope per query. The k best are gathered in the output in any order and sorted there;
+// until they are sorted, the output's scores hold keys.
+template <class Scope, class A>
+__global__ void __launch_bounds__(kThreads) topk_merge_kernel(TopK p, SplitLists<A> splits) {
+  constexpr int queries_per_block = kThreads / Scope::kSize;
+  __shared__ unsigned long long gathered_counts[queries_per_block];
+  unsigned long long& gathered = gathered_counts[threadIdx.x / Scope::kSize];
+  const int64_t n = int64_t(blockIdx.x) * queries_per_block + threadIdx.x / Scope::kSize;
   if (n >= p.query.rows) return;
   A* const scores = static_cast<A*>(p.scores) + n * p.k;
-  const List<A> candidates = splits.list(0, n), best = {reinterpret_cast<Key<A>*>(scores), p.indices + n * p.k};
-  if (Group::rank() == 0) gathered = 0;
-  const Candidate<A> last = splits.template last_of_query<Group>(n);
-  Group::sync();
-  for (int64_t i = Group::rank(); i < splits.places(); i += Group::kSize) {
-    const Candidate<A> mine = candidates.at(i);
-    if (mine.key && !last.better_than(mine)) best.set(int64_t(atomicAdd(&gathered, 1)), mine);
+  const CandidateList<A> candidates = splits.list(0, n);
+  const CandidateList<A> best = {reinterpret_cast<Key<A>*>(scores), p.indices + n * p.k};
+  if (Scope::rank() == 0) gathered = 0;
+  const Candidate<A> threshold = splits.template kth_best<Scope>(n);
+  Scope::sync();
+  for (int64_t i = Scope::rank(); i < splits.slots_per_query(); i += Scope::kSize) {
+    const Candidate<A> mine = candidates.load(i);
+    if (mine.key && !threshold.is_better_than(mine)) best.store(int64_t(atomicAdd(&gathered, 1)), mine);
   }
-  Group::sync();
-  const int64_t found = int64_t(gathered);
-  sort_best_first<Group>(best, found);
-  for (int64_t i = Group::rank(); i < p.k; i += Group::kSize) {
-    scores[i] = score_of<A>(i < found ? best.keys[i] : 0, p.largest);
-    if (i >= found) p.indices[n * p.k + i] = -1;  // no candidate is left for this place
+  Scope::sync();
+  const int64_t count = int64_t(gathered);
+  sort_best_first<Scope>(best, count);
+  for (int64_t i = Scope::rank(); i < p.k; i += Scope::kSize) {
+    scores[i] = key_to_score<A>(i < count ? best.keys[i] : 0, p.largest);
+    if (i >= count) p.indices[n * p.k + i] = -1;  // fewer than k candidates
   }
 }
 
-constexpr int64_t kPlacesOfWarp =
-    1024;  // that a warp merges alone: a block would wait for its barriers most of the time
+// Up to this many slots, a warp merges a query alone; a block would spend most of the time at its barriers.
+constexpr int64_t kMaxWarpMergeSlots = 1024;
 
 template <class A>
-void launch_merge(const TopK& p, const Splits<A>& splits, Stream stream) {
-  const auto launch_for = [&](auto kernel, int64_t groups) {
-    launch("topk_merge_kernel", kernel, {ceil_div(p.query.rows, groups), 1}, 0, stream, p, splits);
+void launch_merge(const TopK& p, const SplitLists<A>& splits, Stream stream) {
+  const auto launch_kernel = [&](auto kernel, int64_t queries_per_block) {
+    launch("topk_merge_kernel", kernel, {ceil_div(p.query.rows, queries_per_block), 1}, 0, stream, p, splits);
   };
-  if (splits.places() <= kPlacesOfWarp) {
-    launch_for(topk_merge_kernel<OneWarp, A>, kWarps);
+  if (splits.slots_per_query() <= kMaxWarpMergeSlots) {
+    launch_kernel(topk_merge_kernel<WarpScope, A>, kWarps);
   } else {
-    launch_for(topk_merge_kernel<OneBlock, A>, 1);
+    launch_kernel(topk_merge_kernel<BlockScope, A>, 1);
   }
 }
 

@@ -203,3 +203,12 @@ def rank(given: RankArguments) -> tuple[Tensor, Tensor]:
     pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
     operators.rank(*pairs, *map(_contiguous, lists), counts, nan_rows)
     return counts, nan_rows.bool()
+
+
+def listed_scores(
+    query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, indices: Tensor
+) -> Tensor:
+    scores = query.new_empty(indices.shape, dtype=ACCUMULATE[query.dtype])
+    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
+    operators.listed_scores(*pairs, _contiguous(offsets), _contiguous(indices), scores)
+    return scores

@@ -153,13 +153,13 @@ def _second_gradients(ctx, *directions: Tensor) -> tuple:
         computed = score_backward(grad, query, reference, direction_weight, ctx.backend, *needs)
         second[1:3] = (x if needed else None for x, needed in zip(computed[:2], needs, strict=False))
     if need_weight:
-        second[3] = _second_gradient_of_weight(
+        second[3] = _second_grad_weight(
             grad, query, reference, weight, direction_query, direction_reference, ctx.backend
         )
     return tuple(second)
 
 
-def _second_gradient_of_weight(
+def _second_grad_weight(
     grad: Tensor,
     query: Tensor,
     reference: Tensor,

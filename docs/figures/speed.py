@@ -74,11 +74,11 @@ def measured(entry: dict) -> Measured:
         giga / entry["stats"]["median"],
         giga / max(times),
         giga / min(times),
-        facts["ceiling"] / 1e9,
+        facts["peak"] / 1e9,
     )
 
 
-def machine_line() -> str:
+def environment_summary() -> str:
     facts = json.loads(RESULTS.read_text())["machine_info"]
     return f"{facts['cpu']}, {facts['cores']} cores, {facts['isa']}; torch {facts['torch']}; commit {facts['commit']}"
 
@@ -159,6 +159,6 @@ def draw(cases: dict[str, list[Measured]], machine: str) -> None:
 
 if __name__ == "__main__":
     found = load()
-    draw(found, machine_line())
+    draw(found, environment_summary())
     print("\n".join(table(found)))
     print(OUT)

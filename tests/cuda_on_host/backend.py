@@ -1,7 +1,6 @@
-"""The backend "cuda" on CPU tensors: the kernels' own sources, compiled with g++ and executed on the CPU.
+"""The backend "cuda" on CPU tensors: the sources of the kernels, compiled with g++ and executed on the CPU.
 
-`build_library` makes a torch library of csrc/cuda; `install` puts it in the place of the backend "cuda", for this
-process.
+`build_library` compiles csrc/cuda into a torch library; `install` replaces the backend "cuda" by it in this process.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 FLAGS = "-std=c++20 -g -fPIC -Wno-psabi -DDISSIM_CUDA_ON_HOST -DDISSIM_ISA=on_cuda"
-#: name -> flags of kernels, flags of the shim, which no ThreadSanitizer may watch; "steps" counts basic blocks
+#: name -> flags of the kernels, flags of the emulation, which ThreadSanitizer must not instrument. "steps" counts the
+#: basic blocks that are executed.
 SANITIZERS = {
     "plain": ("-O2", "-O2"),
     "thread": ("-O1 -fsanitize=thread", "-O1 -DDISSIM_TSAN"),
@@ -46,7 +46,7 @@ def unsupported_reason() -> str | None:
 
 
 def headers() -> Path:
-    """The folder of CUDA's headers, of which the half types are needed; raises toolchain.Missing."""
+    """The folder of CUDA's headers, which define the half types; raises toolchain.Missing."""
     for place in toolchain.places():
         if (place.parent / "include" / "cuda_fp16.h").exists():
             return place.parent / "include"
@@ -54,10 +54,10 @@ def headers() -> Path:
 
 
 def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str = "") -> Path:
-    """Compiles sources and the shim into build/cuda_on_host/<sanitizer>/<target>; only what changed."""
+    """Compiles the sources and the emulation into build/cuda_on_host/<sanitizer>/<target>, incrementally."""
     folder = ROOT / "build" / "cuda_on_host" / sanitizer
     folder.mkdir(parents=True, exist_ok=True)
-    kernels, fibers = SANITIZERS[sanitizer]
+    kernel_flags, emulation_flags = SANITIZERS[sanitizer]
     includes = shlex.join([f"-I{HERE}", "-isystem", str(headers())])
     objects = []
     with (folder / f"{target}.ninja").open("w") as file:
@@ -68,12 +68,12 @@ def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str 
             depfile="$out.d",
             deps="gcc",
         )
-        writer.rule("link", f"g++ $in -o $out {kernels} {link}")
-        shim = [HERE / "cuda_on_host.cpp", HERE / "runtime.cpp"]
-        for source in [*sources, *shim]:
+        writer.rule("link", f"g++ $in -o $out {kernel_flags} {link}")
+        emulation = [HERE / "cuda_on_host.cpp", HERE / "runtime.cpp"]
+        for source in [*sources, *emulation]:
             shared = source.is_relative_to(ROOT / "csrc") or source.is_relative_to(HERE.parent)
             objects.append(f"{source.stem}.o" if shared else f"{target}_{source.stem}.o")
-            extra = fibers if source in shim else kernels
+            extra = emulation_flags if source in emulation else kernel_flags
             torch_headers = shlex.quote(str(Path(torch.__file__).parent / "include"))
             if source.stem == "torch_cuda_bindings":
                 extra += f" -isystem {torch_headers} -isystem {torch_headers}/torch/csrc/api/include"
@@ -89,7 +89,7 @@ def build(target: str, sources: list[Path], sanitizer: str = "plain", link: str 
 
 
 def build_library(stream: bool = True) -> Path:
-    """The torch library; without `stream`, as beside a torch that has no streams of CUDA."""
+    """The torch library. stream=False links it as with a CPU build of torch, which has no CUDA streams."""
     torch_libraries = Path(torch.__file__).parent / "lib"
     sources = [*KERNELS, ROOT / "csrc" / "torch_cuda_bindings.cpp", *([HERE / "stream.cpp"] if stream else [])]
     name = "library.so" if stream else "library_without_stream.so"
@@ -97,19 +97,19 @@ def build_library(stream: bool = True) -> Path:
 
 
 def build_check(sanitizer: str, target: str = "check", csrc: Path = ROOT / "csrc") -> Path:
-    """native_check.cpp on the kernels of `csrc`, a program."""
+    """A program: native_check.cpp with the kernels of `csrc`."""
     kernels = sorted((csrc / "cuda").glob("*.cu"))
     return build(target, [*kernels, HERE / "kernels.cpp", HERE.parent / "native_check.cpp"], sanitizer)
 
 
 def build_steps() -> Path:
-    """topk_steps.cpp on the kernels of top-k, a program that counts what they execute."""
+    """A program: topk_steps.cpp, which counts the steps of the top-k kernels."""
     sources = [ROOT / "csrc" / "cuda" / f"{stem}.cu" for stem in ("topk", "launch")]
     return build("topk_steps", [*sources, HERE / "topk_steps.cpp"], "steps")
 
 
 def load(library: Path) -> ModuleType:
-    """A copy of the native backend with the library's operators."""
+    """A copy of the native backend that calls the library's operators."""
     torch.ops.load_library(library)
     spec = importlib.util.spec_from_file_location("dissim_kernels.backends.on_host", native.__file__)
     on_host = importlib.util.module_from_spec(spec)
@@ -121,5 +121,5 @@ def load(library: Path) -> ModuleType:
 
 
 def install(library: Path) -> None:
-    """Puts that backend in the place of "cuda"."""
+    """Replaces the backend "cuda" by that copy."""
     dispatch.BACKENDS["cuda"] = load(library)

@@ -1,21 +1,22 @@
-// CUDA kernels, executed on the CPU: included by csrc/cuda/launch.h in place of the CUDA runtime, so that the very
-// sources of the kernels compile with g++ and can be tested, and watched by sanitizers, without a GPU.
+// Executes CUDA kernels on the CPU. csrc/cuda/launch.h includes this file in place of the CUDA runtime, so g++
+// compiles the unchanged kernel sources, and they can be tested without a GPU, also under sanitizers.
 //
-// A block runs at a time, its threads as fibers that switch only where they wait for one another. What the GPU would do
-// in any of many ways is done in the way that shows a mistake:
-//   shared memory    has its exact size and begins as NaN;
-//   asynchronous     land as late as they may, when they are waited for (finds a missing wait), or, with
-//   copies           DISSIM_HOST_COPIES=early, at once (finds a buffer that is filled while it is still read);
-//   order            of threads between barriers is ascending, or as DISSIM_HOST_ORDER=reverse|shuffled says;
-//   barriers         end the program, with file and line, where threads wait at different ones or some have left;
-//   memory           is ordered by barriers alone, shuffles order none: ThreadSanitizer is told so, and finds a missing
-//                    barrier whatever the order;
-//   launches         fail where a GPU's would, for a grid or shared memory beyond its limits or not asked for, and
-//   where
-//                    the test asks for it (cuda_on_host_fail). The runtime's functions are those that launch.h calls.
-//   steps            are counted where kernels are compiled with -fsanitize-coverage=trace-pc: basic blocks, of all
-//   threads.
-// What this cannot see: races between blocks, and the hardware itself.
+// Blocks run one after another. The threads of a block are fibers, which switch only at barriers, shuffles and votes.
+// Where a GPU may behave in several ways, the emulation takes the one that reveals mistakes:
+//
+//   shared memory    has its exact size and is filled with NaN
+//   cp.async         copies as late as allowed, when it is waited for (reveals a missing wait); or at once, with
+//                    DISSIM_HOST_COPIES=early (reveals a buffer that is overwritten while it is still read)
+//   thread order     between barriers: ascending, or as DISSIM_HOST_ORDER=reverse|shuffled says
+//   barriers         abort with file and line if threads wait at different ones, or if some have returned
+//   memory order     only barriers order memory accesses, shuffles do not. ThreadSanitizer is told so and finds a
+//                    missing barrier in any thread order
+//   launches         fail where a GPU's would: a grid that is too large, more shared memory than a block can have or
+//                    than was requested; and where a test injects a failure (cuda_on_host_fail)
+//   steps            the number of basic blocks that all threads have executed, if kernels are compiled with
+//                    -fsanitize-coverage=trace-pc
+//
+// It cannot reveal races between blocks or anything about the hardware.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -47,51 +48,52 @@ namespace cuda_on_host {
 struct Coordinates {
   unsigned x, y, z;
 };
-struct Place {
+struct SourceLocation {
   const char* file;
   int line;
 };
 
-const Coordinates& thread();  // of the fiber that runs
+// threadIdx, blockIdx and gridDim of the fiber that is running.
+const Coordinates& thread();
 const Coordinates& block();
 const Coordinates& grid();
 void* dynamic_shared();
 
-void sync_block(Place place);
-void sync_warp(unsigned mask, Place place);
-// What the lane `source` of this warp brought to the same exchange; every lane of the mask must take part.
-uint64_t exchange(unsigned mask, uint64_t value, int source, Place place);
-// The sum of what the mask's lanes bring.
-unsigned sum(unsigned mask, unsigned value, Place place);
-// The bits of the mask's lanes whose predicate is not 0.
-unsigned vote(unsigned mask, bool predicate, Place place);
+void sync_block(SourceLocation location);
+void sync_warp(unsigned mask, SourceLocation location);
+// The value that lane `source` of this warp passed to the same call. Every lane of the mask must call it.
+uint64_t exchange(unsigned mask, uint64_t value, int source, SourceLocation location);
+// The sum of the values of the lanes in the mask.
+unsigned sum(unsigned mask, unsigned value, SourceLocation location);
+// A bit for every lane in the mask: whether its predicate is true.
+unsigned vote(unsigned mask, bool predicate, SourceLocation location);
 
-void copy_async(void* to, const void* from, int bytes, int padded);
-void end_group();
-void wait_for_groups(int still_going);
+void cp_async(void* to, const void* from, int bytes, int padded);
+void commit_group();
+void wait_group(int pending);
 
-// Whether a kernel can be launched like this; if not, cudaGetLastError tells why.
+// Whether a GPU would accept this launch; if not, cudaGetLastError returns the reason.
 bool may_launch(const void* kernel, const Coordinates& grid, int shared_bytes);
-// Runs body(argument) for every thread of every block; or does nothing, and cudaGetLastError tells why.
+// Calls body(argument) for every thread of every block, or does nothing if may_launch is false.
 void run(const void* kernel, Coordinates grid, unsigned threads, int shared_bytes, void (*body)(void*), void* argument);
 
-uint64_t steps();  // that have been counted so far
+uint64_t steps();  // executed so far
 
 inline int lane() { return int(thread().x % 32); }
 
 template <class T>
-T shuffle(unsigned mask, T value, int source, Place place) {
+T shuffle(unsigned mask, T value, int source, SourceLocation location) {
   static_assert(sizeof(T) <= 8);
   uint64_t bits = 0;
   memcpy(&bits, &value, sizeof(T));
-  bits = exchange(mask, bits, source, place);
+  bits = exchange(mask, bits, source, location);
   memcpy(&value, &bits, sizeof(T));
   return value;
 }
 
 }  // namespace cuda_on_host
 
-#define CUDA_ON_HOST_HERE (::cuda_on_host::Place{__FILE__, __LINE__})
+#define CUDA_ON_HOST_HERE (::cuda_on_host::SourceLocation{__FILE__, __LINE__})
 #define threadIdx (::cuda_on_host::thread())
 #define blockIdx (::cuda_on_host::block())
 #define gridDim (::cuda_on_host::grid())
@@ -112,18 +114,18 @@ T shuffle(unsigned mask, T value, int source, Place place) {
 #define DISSIM_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::cuda_on_host::dynamic_shared())
 
 template <class T>
-T as(auto bits) {
+T bit_cast_to(auto bits) {
   static_assert(sizeof(T) == sizeof bits);
   T value;
   memcpy(&value, &bits, sizeof(T));
   return value;
 }
-inline unsigned __float_as_uint(float x) { return as<unsigned>(x); }
-inline float __uint_as_float(unsigned x) { return as<float>(x); }
-inline int __float_as_int(float x) { return as<int>(x); }
-inline float __int_as_float(int x) { return as<float>(x); }
-inline long long __double_as_longlong(double x) { return as<long long>(x); }
-inline double __longlong_as_double(long long x) { return as<double>(x); }
+inline unsigned __float_as_uint(float x) { return bit_cast_to<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return bit_cast_to<float>(x); }
+inline int __float_as_int(float x) { return bit_cast_to<int>(x); }
+inline float __int_as_float(int x) { return bit_cast_to<float>(x); }
+inline long long __double_as_longlong(double x) { return bit_cast_to<long long>(x); }
+inline double __longlong_as_double(long long x) { return bit_cast_to<double>(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
@@ -135,10 +137,10 @@ template <class T>
 T max(T a, T b) {
   return a < b ? b : a;
 }
-inline int __viaddmin_s32_relu(int a, int b, int most) { return max(0, min(int(unsigned(a) + unsigned(b)), most)); }
-inline int atomicOr(int* place, int bits) { return __atomic_fetch_or(place, bits, __ATOMIC_RELAXED); }
-inline unsigned long long atomicAdd(unsigned long long* place, unsigned long long by) {
-  return __atomic_fetch_add(place, by, __ATOMIC_RELAXED);
+inline int __viaddmin_s32_relu(int a, int b, int limit) { return max(0, min(int(unsigned(a) + unsigned(b)), limit)); }
+inline int atomicOr(int* address, int bits) { return __atomic_fetch_or(address, bits, __ATOMIC_RELAXED); }
+inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long by) {
+  return __atomic_fetch_add(address, by, __ATOMIC_RELAXED);
 }
 template <class T>
 T __ldg(const T* from) {
@@ -147,19 +149,20 @@ T __ldg(const T* from) {
 
 namespace dissim {
 
-using ::cuda_on_host::end_group;
-inline void copy_async(void* to, const void* from, int bytes) { ::cuda_on_host::copy_async(to, from, bytes, 16); }
-inline void copy_async_if(bool real, void* to, const void* from) { copy_async(to, from, real ? 16 : 0); }
-template <int still_going>
-void wait_for_groups() {
-  ::cuda_on_host::wait_for_groups(still_going);
+using ::cuda_on_host::commit_group;
+inline void cp_async(void* to, const void* from, int bytes) { ::cuda_on_host::cp_async(to, from, bytes, 16); }
+inline void cp_async_if(bool copy, void* to, const void* from) { cp_async(to, from, copy ? 16 : 0); }
+template <int pending>
+void wait_group() {
+  ::cuda_on_host::wait_group(pending);
 }
 
 template <class... Parameters, class... Arguments>
-void start(void (*kernel)(Parameters...), const auto& grid, int shared_bytes, cudaStream_t, Arguments... arguments) {
+void enqueue(void (*kernel)(Parameters...), const auto& grid, int shared_bytes, cudaStream_t, Arguments... arguments) {
   auto body = [=] { kernel(arguments...); };
+  constexpr unsigned threads = 256;  // kThreads of launch.h, which includes this file
   ::cuda_on_host::run(
-      reinterpret_cast<const void*>(kernel), {unsigned(grid.x), unsigned(grid.y), 1}, 256, shared_bytes,
+      reinterpret_cast<const void*>(kernel), {unsigned(grid.x), unsigned(grid.y), 1}, threads, shared_bytes,
       [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
 }
 

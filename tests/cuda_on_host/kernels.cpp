@@ -1,5 +1,5 @@
-// CUDA's kernels under the names of an instruction set, for native_check.cpp: each runs with the scratch it asks for,
-// of exactly that size and full of NaN.
+// The CUDA kernels as one more instruction set, for native_check.cpp. Each runs with a workspace of exactly the size
+// that it reports, filled with NaN.
 #include <cstring>
 #include <vector>
 

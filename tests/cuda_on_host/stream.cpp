@@ -1,5 +1,5 @@
-// torch's function that a CUDA build of torch has, for the library of the tests: there is one stream. Without this file
-// the library is as beside a torch for the CPU.
+// A function of CUDA builds of torch that the library calls; here there is one stream. A library linked without this
+// file behaves as with a CPU build of torch.
 #include <cstdint>
 
 extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {

@@ -1,5 +1,6 @@
-// What top-k executes on the host and how much scratch it asks for: topk_steps QUERIES REFERENCES K prints both
-// numbers. With a fourth argument nothing is searched, for the scratch alone.
+// Prints how many steps a top-k executes on the host and how many bytes of scratch it needs:
+//     topk_steps QUERIES REFERENCES K [bytes]
+// With a fourth argument nothing is executed, and the number of steps is 0.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>

@@ -1,4 +1,4 @@
-"""The arguments of a call, drawn at random: whole ones, and then none, one or two of them damaged."""
+"""Random arguments of a call. Up to two of the valid arguments are then damaged."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Draw:
         self.sizes["G"] = min(self.sizes["G"], up(self.sizes["D"], 8))
         self.sizes["K"] = self.rng.randint(0, self.sizes["M"])
         self.dtype = pick(DTYPES)
-        self.arguments = [self.whole(form) for form in self.forms]
-        self.comparable = True  # with what the reference gives
+        self.arguments = [self.valid(form) for form in self.forms]
+        self.comparable = True  # with the result of the backend "reference"
         if self.operator == "dissim::quantized_topk":
             self.arguments[-10:-1] = quantize_references(*self.arguments[1:3])
         for _ in range(pick((0, 0, 1, 1, 2))):
             self.damage(self.rng.randrange(len(self.forms)))
 
-    def whole(self, form: Form):
+    def valid(self, form: Form):
         pick = self.rng.choice
         if "?" in form and pick((True, False)):
             return None
@@ -64,10 +64,10 @@ class Draw:
             return drawn[form.kind]()
         sizes = form.sizes_for(self.sizes)
         values = self.values(form, sizes)
-        return values if "c" in form or "o" in form else self.laid_out(values)
+        return values if "c" in form or "o" in form else self.with_layout(values)
 
     def values(self, form: Form, sizes: list[int]) -> torch.Tensor:
-        """Small integers and quarters, so that every sum is exact; labels and numbers of rows that may not exist."""
+        """Small integers and quarters, so that every sum is exact; labels; indices of rows, also invalid ones."""
         if form.kind in ("E", "P", "A"):
             acc = form.kind == "A" or (form.kind == "P" and self.rng.random() < 0.5)
             quarter = 4 if form.name in ("weight", "bias") else 1
@@ -84,8 +84,8 @@ class Draw:
             return (bits.unflatten(1, (sizes[1], 8)) << torch.arange(8, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
         return torch.randint(0, 3, sizes).to(INTEGERS[form.kind])
 
-    def laid_out(self, values: torch.Tensor) -> torch.Tensor:
-        """The same values with other strides; the storage ends with the last of them."""
+    def with_layout(self, values: torch.Tensor) -> torch.Tensor:
+        """The same values with other strides. The storage ends at the last value."""
         layout = self.rng.choice(("plain", "plain", "transposed", "sliced", "repeated", "late"))
         if layout == "transposed" and values.dim() > 1:
             return values.mT.contiguous().mT
@@ -117,7 +117,7 @@ class Draw:
         else:
             tensors = (torch.zeros(3), torch.zeros(self.sizes["N"], dtype=torch.int64))
             value = 0 if self.forms[i].sizes is None else pick((0, *tensors))
-        if self.operator == "dissim::quantized_topk":  # codes of other references find other neighbours
+        if self.operator == "dissim::quantized_topk":  # codes of other references give other results
             self.comparable &= f" {self.forms[i].name}:" not in " reference:" + QUANTIZED
         self.arguments[i] = value
 
@@ -140,7 +140,7 @@ class Draw:
             size = tensor.numel() * tensor.element_size()
             tensor.untyped_storage().resize_(pick((0, size // 2, size - 1)))
             return tensor
-        if kind == "alias":  # the memory of another argument, where it is long enough
+        if kind == "alias":  # the memory of another argument that is large enough
             others = [x for x in self.arguments if isinstance(x, torch.Tensor) and x.dtype == tensor.dtype
                       and x is not tensor and usable(x)]  # fmt: skip
             fits = [x for x in others if x.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()]
@@ -148,16 +148,17 @@ class Draw:
                 return pick(fits).detach().as_strided(tensor.shape, tensor.contiguous().stride(), 0)
         if kind == "values" and not tensor.is_complex():
             return torch.full_like(tensor, pick((0, 1, 100)) if tensor.dtype == torch.uint8 else pick((-3, 0, 16)))
-        if kind == "needs grad" and "o" in form:  # torch itself writes into none
+        if kind == "needs grad" and "o" in form:  # torch itself raises for outputs that require gradients
             return tensor
-        if kind == "negated" and self.operator.startswith("dissim_native"):  # torch passes copies on, contiguous ones
+        if kind == "negated" and self.operator.startswith("dissim_native"):  # torch passes contiguous copies
             return tensor
-        changes = {"strides": self.laid_out, "meta": lambda x: x.to("meta"), "none": lambda x: None,
-                   "sparse": lambda x: x.to_sparse(), "needs grad": self.wanted, "negated": self.negated}  # fmt: skip
+        changes = {"strides": self.with_layout, "meta": lambda x: x.to("meta"),
+                   "none": lambda x: None, "sparse": lambda x: x.to_sparse(), "needs grad": self.requiring_grad,
+                   "negated": self.negated}  # fmt: skip
         return changes.get(kind, lambda x: x)(tensor)
 
     @staticmethod
-    def wanted(tensor: torch.Tensor) -> torch.Tensor:
+    def requiring_grad(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What every operator takes, said anew: name, type [sizes] and flags of each argument."""
+"""The signature of every operator, independent of the code: name, type [sizes] and flags of each argument."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 
 import torch
 
-#: Types: E embeddings, P embeddings or accumulate dtype, A the accumulate dtype, others by name.
-#: Flags: ? may be None, c contiguous, o an output: contiguous, with memory of its own.
+#: Types: E the dtype of embeddings, A the accumulator dtype, P either of them, others by name.
+#: Flags: ? optional, c contiguous, o an output: contiguous, its memory not shared with another argument.
 SCORE = "query:E[B,N,D] reference:E[B,M,D] weight:{}[C,D]{} bias:{}[C]{}?"
 ROWS = "query:E[{0}N,D] reference:E[{0}M,D] weight:{1}[D]{2} bias:{1}[1]{2}?"
 FILTERS = "exclude_index:int64[N]{0}? query_labels:int64[N]{0}? reference_labels:int64[M]{0}?"
@@ -62,7 +62,7 @@ def up(count: int, size: int) -> int:
 
 
 class Form:
-    """One argument as FORMS writes it."""
+    """One argument of FORMS."""
 
     def __init__(self, text: str):
         self.name, kind = text.split(":")

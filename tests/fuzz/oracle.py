@@ -1,4 +1,4 @@
-"""Whether a call is right: which argument does not fit its form, and what the reference gives where all do."""
+"""Whether a call is right: an invalid argument or, if all are valid, the results of the backend "reference"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from draw import Draw, shrunk
 from forms import ACC, DTYPES, INTEGERS, up
 
-from dissim_kernels import testing as judge
+from dissim_kernels import testing
 from dissim_kernels.backends import codes as plain_torch
 from dissim_kernels.backends import reference as plain
 from dissim_kernels.contract import HingeArguments, HingeBackwardArguments, TopKArguments
@@ -15,9 +15,9 @@ NUMBERS = {"k": int, "rows": int, "count": int, "hard": int, "groups": int, "flo
            "backend": str, "flags": list}  # fmt: skip
 
 
-def misfit(draw: Draw) -> str | None:
-    """The first argument that does not fit its form; None where all do."""
-    known: dict[str, int] = {}
+def invalid_argument(draw: Draw) -> str | None:
+    """The name of an invalid argument, or None."""
+    sizes: dict[str, int] = {}
     tensors = [(f, a) for f, a in zip(draw.forms, draw.arguments, strict=True) if f.sizes is not None]
     for form, value in zip(draw.forms, draw.arguments, strict=True):
         if value is None and "?" not in form:
@@ -37,24 +37,24 @@ def misfit(draw: Draw) -> str | None:
         if ("c" in form or "o" in form) and not value.is_contiguous():
             return form.name
         for symbol, size in zip(form.sizes, value.shape, strict=True):
-            if symbol.isalpha() and known.setdefault(symbol, size) != size:
+            if symbol.isalpha() and sizes.setdefault(symbol, size) != size:
                 return form.name
     for form, value in tensors:
         if "G" in "".join(form.sizes):
-            known.setdefault("G", value.shape[form.sizes.index("G")] if "G" in form.sizes else len(value) // 8)
-        if form.sizes_for(known) != list(value.shape):
+            sizes.setdefault("G", value.shape[form.sizes.index("G")] if "G" in form.sizes else len(value) // 8)
+        if form.sizes_for(sizes) != list(value.shape):
             return form.name
-    return wrong_memory(tensors) or wrong_number(draw, known)
+    return wrong_memory(tensors) or wrong_number(draw, sizes)
 
 
-def wrong_number(draw: Draw, known: dict[str, int]) -> str | None:
+def wrong_number(draw: Draw, sizes: dict[str, int]) -> str | None:
     given = dict(zip((form.name for form in draw.forms), draw.arguments, strict=True))
     if "query_labels" in given and (given["query_labels"] is None) != (given["reference_labels"] is None):
         return "query_labels"
     for form, value in zip(draw.forms, draw.arguments, strict=True):
         if value is None:
             continue
-        if form.kind == "k" and not (0 <= value <= known["M"] and known.get("K", value) == value):
+        if form.kind == "k" and not (0 <= value <= sizes["M"] and sizes.get("K", value) == value):
             return "k"
         if form.kind in ("count", "hard") and value < -(form.kind == "hard"):
             return form.name
@@ -62,28 +62,28 @@ def wrong_number(draw: Draw, known: dict[str, int]) -> str | None:
             return "backend"
         if form.kind == "flags" and len(value) != 4:
             return form.name
-        if form.kind == "rows" and value != known["M"]:
+        if form.kind == "rows" and value != sizes["M"]:
             return "rows"
-        if form.kind in ("groups", "positive") and not 0 <= int(value) <= known["G"]:
+        if form.kind in ("groups", "positive") and not 0 <= int(value) <= sizes["G"]:
             return form.name
         looked_at = given.get("backend") != "reference" and (value.numel() if form.kind == "dim_order" else 0)
-        if looked_at and not 0 <= value.min() <= value.max() < known["D"]:
+        if looked_at and not 0 <= value.min() <= value.max() < sizes["D"]:
             return form.name
-    if draw.operator.endswith("hinge_backward") and known["M"] % 8:
-        spare = given["active"][:, -1].int() >> known["M"] % 8
-        by_reference = given.get("backend") == "reference" or ("backend" in given and not known["D"])
+    if draw.operator.endswith("hinge_backward") and sizes["M"] % 8:
+        spare = given["active"][:, -1].int() >> sizes["M"] % 8
+        by_reference = given.get("backend") == "reference" or ("backend" in given and not sizes["D"])
         if spare.any() and not by_reference:
             return "active"
-    if draw.operator == "dissim_native::quantized_topk" and known["G"] > up(known["D"], 8) + 1:
+    if draw.operator == "dissim_native::quantized_topk" and sizes["G"] > up(sizes["D"], 8) + 1:
         return "codes"
     if draw.operator == "dissim::quantized_topk":
         weight = given["weight"].to(given["quantized_weight"].dtype)
         groups = up(int((weight > 0).sum()), 8) + up(int((weight < 0).sum()), 8)
-        if not torch.equal(weight, given["quantized_weight"]) or groups != known["G"]:
+        if not torch.equal(weight, given["quantized_weight"]) or groups != sizes["G"]:
             return "quantized_weight"
     if draw.operator in ("dissim::topk", "dissim::quantized_topk"):
         filters = {name: given[name] for name in ("exclude_index", "query_labels", "reference_labels")}
-        if given["k"] and (judge.plain_candidates(known["N"], known["M"], **filters).sum(1) < given["k"]).any():
+        if given["k"] and (testing.plain_candidates(sizes["N"], sizes["M"], **filters).sum(1) < given["k"]).any():
             return "k"
     return None
 
@@ -106,7 +106,7 @@ def wrong_memory(tensors: list) -> str | None:
 
 
 def expected(draw: Draw) -> list | None:
-    """What the reference gives, in the order of the outputs; None where it is not asked."""
+    """The results of the backend "reference", in the order of the outputs. None if they cannot be compared."""
     given = dict(zip((form.name for form in draw.forms), draw.arguments, strict=True))
     name = draw.operator.split("::")[1]
     uncompared = ("dissim_native::quantize", "dissim_native::quantized_topk", "dissim::score_jvp")
@@ -153,13 +153,13 @@ def outputs(draw: Draw, result) -> list:
     return [a for form, a in zip(draw.forms, draw.arguments, strict=True) if "o" in form and a is not None]
 
 
-def compare(draw: Draw, found: list, wanted: list) -> None:
-    for x, y in zip(found, wanted[: len(found)], strict=True):
+def compare(draw: Draw, found: list, expected: list) -> None:
+    for x, y in zip(found, expected[: len(found)], strict=True):
         assert x.shape == y.shape and x.dtype == y.dtype, "another shape or dtype than the reference's"
-        if "backward" in draw.operator:  # a weight's gradient is summed about a mean (E2)
-            sizes = (a.double().abs().sum() for a in draw.arguments[:2] if a.is_floating_point())
-            bound = 64 * judge.rounding(200, torch.float32) * (1 + max(sizes))
-            bound = bound + judge.rounding(4, x.dtype) * y.double().abs()
+        if "backward" in draw.operator:  # a weight's gradient is summed relative to a mean (E2)
+            magnitudes = (a.double().abs().sum() for a in draw.arguments[:2] if a.is_floating_point())
+            bound = 64 * testing.relative_rounding_error(200, torch.float32) * (1 + max(magnitudes))
+            bound = bound + testing.relative_rounding_error(4, x.dtype) * y.double().abs()
             same = (x == y) | (x.isnan() & y.isnan())
             assert (same | ((x.double() - y.double()).abs() <= bound)).all(), "another gradient than the reference's"
         else:

@@ -1,4 +1,4 @@
-"""200,000 calls of all operators with random arguments (tests/fuzz), and as many watched by the address sanitizer."""
+"""200,000 random calls of all operators (tests/fuzz), and as many under the address sanitizer."""
 
 import os
 import shutil
@@ -38,8 +38,8 @@ def test_every_operator():
 
 
 @pytest.fixture(scope="module")
-def watched_package():
-    """A folder with a copy of the package whose kernels the address sanitizer watches."""
+def sanitized_package():
+    """A folder with a copy of the package, compiled with the address sanitizer."""
     folder = ROOT / "build" / "address"
     settings = {**os.environ, "CXXFLAGS": "-O1 -g1 -fsanitize=address -fno-omit-frame-pointer", "FORCE_CUDA": "0"}
     command = [
@@ -65,18 +65,18 @@ def library(name):
 
 
 @pytest.mark.parametrize(("isa", "count"), [("", COUNT), ("plain", COUNT // 10), ("avx2", COUNT // 10)])
-def test_no_operator_reads_or_writes_outside_its_memory(isa, count, watched_package):
+def test_no_operator_accesses_memory_out_of_bounds(isa, count, sanitized_package):
     if isa and isa not in native.operators.isas().split():
         pytest.skip(f"this machine does not run the instruction set {isa}")
     libraries = [
         library("libasan.so"),
-        library("libstdc++.so.6"),
-    ]  # the second, so that exceptions are thrown through
+        library("libstdc++.so.6"),  # without it the sanitizer cannot intercept exceptions
+    ]
     if not all(Path(path).is_absolute() for path in libraries):
         pytest.skip("g++ has no libasan.so here")
-    watched = {
+    settings = {
         "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONPATH": str(watched_package),
+        "PYTHONPATH": str(sanitized_package),
     }
-    assert str(watched_package) in fuzz(1, count, DISSIM_ISA=isa, **watched)
+    assert str(sanitized_package) in fuzz(1, count, DISSIM_ISA=isa, **settings)

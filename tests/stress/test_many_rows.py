@@ -1,4 +1,4 @@
-"""More references than float32 can count one by one."""
+"""More references than 2**24, up to which float32 has every integer."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Peak memory of every operation and dtype from 1 to 64 threads, for 1 to 1,000,000 dimensions: some minutes."""
+"""Peak memory of every operation and dtype with 1 to 64 threads and 1 to 1,000,000 dimensions. Takes some minutes."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from memory_probe import Case, too_large
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-#: rows of both sides and dimensions: two long rows, wide, square, tall, and rows that fill half a panel
+#: Queries, references, dimensions.
 SHAPES = (
     (2, 2, 1_000_000),
     (17, 17, 1_000_000),
@@ -43,7 +43,7 @@ def cases(operation, dtype, threads):
     "operation",
     ["forward", "backward", "topk", "hinge", "hinge_backward", "quantized_topk", "numpy_score", "numpy_topk"],
 )
-def test_no_call_takes_more_than_it_is_allowed(operation, dtype, threads):
+def test_extreme_shapes_stay_below_the_memory_bounds(operation, dtype, threads):
     if operation.startswith("numpy") and dtype == "bfloat16":
         pytest.skip("NumPy has no bfloat16")
     assert not too_large(list(cases(operation, dtype, threads)))

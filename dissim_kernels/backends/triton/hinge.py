@@ -188,15 +188,15 @@ def hinge_sparse_row_sums_kernel(
 def hinge_pair_sums_kernel(
     query, reference, active, query_labels, reference_labels, positive, negative, out, rows, columns, dim, row_bytes,
     query_batch, query_row, query_dim, reference_batch, reference_row, reference_dim,
-    BN: tl.constexpr, BM: tl.constexpr, OF_WEIGHT: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, FOR_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    """out [N] = sum of g over each row, for the bias; or with OF_WEIGHT out [D] = sum of g |q - r| over all pairs.
+    """out [N] = sum of g over each row, for the bias; or with FOR_WEIGHT out [D] = sum of g |q - r| over all pairs.
 
-    OF_WEIGHT recomputes only values of out that are not finite (E2, infinite values).
+    FOR_WEIGHT recomputes only values of out that are not finite (E2, infinite values).
     """
     program = tl.program_id(0).to(tl.int64)
     first, last = program * BN, tl.minimum(program * BN + BN, rows)
-    if OF_WEIGHT:
+    if FOR_WEIGHT:
         by_rows = tl.load(out + program)
         if by_rows - by_rows == 0:  # finite
             return
@@ -216,13 +216,13 @@ def hinge_pair_sums_kernel(
             at = active + row_index[:, None] * row_bytes + column_index[None, :] // 8
             byte = tl.load(at, mask=inside, other=0)
             g = _score_gradient(byte, (column_index % 8).to(tl.int32)[None, :], same, grad_positive, grad_negative)
-            if OF_WEIGHT:
+            if FOR_WEIGHT:
                 q = tl.load(query + row_index * query_row + program * query_dim, mask=in_rows).to(sums.dtype)
                 r_at = column_index * reference_row + program * reference_dim
                 r = tl.load(reference + r_at, mask=in_columns).to(sums.dtype)
                 g = tl.where(inside, g * tl.abs(q[:, None] - r[None, :]), 0.0)
             sums += g
-    if OF_WEIGHT:
+    if FOR_WEIGHT:
         tl.store(out + program, tl.sum(tl.sum(sums, 1), 0))
     else:
         row_index = program * BN + tl.arange(0, BN)
@@ -306,7 +306,7 @@ def hinge_backward(arguments: HingeBackwardArguments, needs: Sequence[bool]) -> 
         launch(
             hinge_pair_sums_kernel, "hinge_pair_sums", axes, 1 if axes else dim, acc, query=q, reference=r, out=out,
             **pairs, query_labels=q_labels, reference_labels=r_labels, rows=rows, columns=columns, dim=dim,
-            OF_WEIGHT=not axes, **strides(query=q, reference=r),
+            FOR_WEIGHT=not axes, **strides(query=q, reference=r),
         )  # fmt: skip
 
     def fix_nonfinite(grad_weight: Tensor) -> None:
