@@ -197,11 +197,12 @@ struct Rank {
   Rows query, reference;  // one batch entry
   const void* weight;  // acc [dim]
   const void* bias;  // acc [1], or null for 0
-  const int64_t* offsets;  // [query.rows + 1], ascending from 0
-  const int64_t* indices;  // [offsets[query.rows]]
-  const void* listed_scores;  // acc [offsets[query.rows]]
-  int64_t* counts;  // [offsets[query.rows]]
-  uint8_t* nan_rows;  // [query.rows], 0 or 1: whether a score of the query is NaN
+  int64_t pairs;
+  const int64_t* offsets;  // [query.rows + 1], ascending from 0 to `pairs`
+  const int64_t* indices;  // [pairs]
+  const void* listed_scores;  // acc [pairs]
+  int64_t* counts;  // out: [pairs]
+  uint8_t* nan_rows;  // out: [query.rows], 0 or 1: whether a score of the query is NaN
 };
 
 // The scores of listed pairs, bit-identical to those that `rank` compares.
@@ -211,20 +212,21 @@ struct ListedScores {
   Rows query, reference;  // one batch entry
   const void* weight;  // acc [dim]
   const void* bias;  // acc [1], or null for 0
-  const int64_t* offsets;  // [query.rows + 1], ascending from 0
-  const int64_t* indices;  // [offsets[query.rows]], each a reference row
-  void* scores;  // acc [offsets[query.rows]]
+  int64_t pairs;
+  const int64_t* offsets;  // [query.rows + 1], ascending from 0 to `pairs`
+  const int64_t* indices;  // [pairs], each a reference row
+  void* scores;  // out: acc [pairs]
 };
 
-// All entry points, as row(struct, function). CUDA has the first six: there, plain torch computes the codes
-// (backends/codes.py).
-#define DISSIM_CUDA_ENTRY_POINTS(row)                                                    \
-  row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge) \
-      row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk)
-#define DISSIM_ENTRY_POINTS(row)                                                                                   \
-  DISSIM_CUDA_ENTRY_POINTS(row)                                                                                    \
-  row(Extent, extent) row(Quantize, quantize) row(LogSumExp, logsumexp) row(LogSumExpBackward, logsumexp_backward) \
-      row(ListedScores, listed_scores) row(Rank, rank)
+// All entry points, as row(struct, function). On CUDA plain torch computes codes (backends/codes.py) and combines score
+// and score_backward for the gradients of the log-sum-exp (backends/logsumexp_bands.py).
+#define DISSIM_CUDA_ENTRY_POINTS(row)                                                                 \
+  row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge)              \
+      row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk) row(LogSumExp, logsumexp) \
+          row(ListedScores, listed_scores) row(Rank, rank)
+#define DISSIM_ENTRY_POINTS(row) \
+  DISSIM_CUDA_ENTRY_POINTS(row)  \
+  row(Extent, extent) row(Quantize, quantize) row(LogSumExpBackward, logsumexp_backward)
 
 // The CPU's entry points, compiled for one instruction set.
 struct Kernels {

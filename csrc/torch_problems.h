@@ -245,6 +245,7 @@ inline dissim::ListedScores make_listed_scores(Tensor query, Tensor reference, T
           references,
           given.input("weight", weight, given.acc(), {dim}),
           given.input("bias", bias, given.acc(), {1}),
+          pairs,
           check_offsets(given, offsets, queries.rows, pairs),
           listed,
           given.output("scores", scores, given.acc(), {pairs})};
@@ -262,6 +263,7 @@ inline dissim::Rank make_rank(Tensor query, Tensor reference, Tensor weight, Opt
           references,
           given.input("weight", weight, given.acc(), {dim}),
           given.input("bias", bias, given.acc(), {1}),
+          pairs,
           check_offsets(given, offsets, queries.rows, pairs),
           listed,
           given.input("listed_scores", listed_scores, given.acc(), {pairs}),

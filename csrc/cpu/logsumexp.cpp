@@ -110,7 +110,7 @@ class RowSums {
     static_cast<A*>(p_.value)[n] = value;
     static_cast<A*>(p_.mean_score)[n] = row.sum == 0 ? 0 : row.weighted / row.sum;
     for (int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
-      const int64_t begin = chunk * partition_.width, end = min(begin + partition_.width, p_.reference.rows);
+      const int64_t begin = chunk * partition_.chunk_columns, end = min(begin + partition_.chunk_columns, p_.reference.rows);
       if (value != value)
         activate(n, begin, end);
       else if (chunks[chunk].sum <= A(end - begin) * min_share_ * row.sum)

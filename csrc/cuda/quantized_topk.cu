@@ -12,7 +12,7 @@
 //
 // No list of survivors can overflow, because step 3 scores them as it finds them. So any number of rows may pass.
 #include "launchers.h"
-#include "batch.cuh"
+#include "exact_score.cuh"
 #include "quantized_scan.cuh"
 
 namespace dissim {
@@ -25,18 +25,6 @@ constexpr int64_t kMaxRangeBytes = 64 << 20;
 // Subtracted from a threshold: one step for the conversion to int, one for rounding in float64 (MATH.md).
 constexpr double kThresholdSlack = 2;
 constexpr int kMaxThreshold = kUnbounded / 2;  // below the upper bounds of rows without a bound, which always pass
-
-// The score of topk: one sum, in ascending order of the dimensions.
-template <class E>
-__device__ __forceinline__ Acc<E> exact_score(const TopK& p, int64_t n, int64_t m) {
-  using A = Acc<E>;
-  const A* const weight = static_cast<const A*>(p.weight);
-  A sum = 0;
-#pragma unroll 4
-  for (int64_t d = 0; d < p.dim; ++d)
-    sum = add_term(weight[d], load_element<E>(p.query, n, d), load_element<E>(p.reference, m, d), sum);
-  return sum + (p.bias ? *static_cast<const A*>(p.bias) : A(0));
-}
 
 // Clamps to [kLowest, kMaxThreshold]; NaN becomes kMaxThreshold.
 __device__ __forceinline__ int clamp_threshold(double threshold) {

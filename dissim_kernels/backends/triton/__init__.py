@@ -46,6 +46,8 @@ try:
         raise ImportError(f"this is {_version}")
     from .hinge import hinge, hinge_backward
     from .launch import INTERPRETED
+    from .logsumexp import logsumexp, logsumexp_backward
+    from .rank import listed_scores, rank
     from .score import score
     from .score_backward import score_backward
     from .topk import topk
@@ -56,4 +58,5 @@ except ImportError as error:
         f"Triton {'.'.join(map(str, OLDEST))} or newer cannot be imported ({error}). "
         "It is installed with torch for CUDA from 2.10 on; otherwise `pip install -U triton`."
     )
-    hinge = hinge_backward = score = score_backward = topk = _raise_not_loaded
+    hinge = hinge_backward = listed_scores = logsumexp = logsumexp_backward = _raise_not_loaded
+    rank = score = score_backward = topk = _raise_not_loaded
