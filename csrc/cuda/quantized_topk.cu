@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSM)
   const int32_t error = p.query_errors[n];
   if (threadIdx.x == 0) p.rescored[n] = 0;
   if (splits.k == 0) return;
-  const Candidate<Bound> kth = splits.kth_best<BlockScope>(n);
+  const Candidate<Bound> kth = splits.kth_best_in_row<BlockScope>(n);
   Key<Bound> min_bound = ~Key<Bound>(0);
   Key<A> min_score = ~Key<A>(0);
   for (int64_t i = threadIdx.x; i < splits.slots_per_query(); i += kThreads) {

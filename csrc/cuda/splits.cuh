@@ -38,7 +38,7 @@ struct SplitLists {
     return {keys + first_slot, indices + first_slot};
   }
   template <class Scope>
-  __device__ __forceinline__ Candidate<A> kth_best(int64_t n) const {
+  __device__ __forceinline__ Candidate<A> kth_best_in_row(int64_t n) const {
     return kth_best<Scope>(list(0, n), slots_per_query(), k, references);
   }
   __device__ __forceinline__ void append(int64_t split, int64_t n, ListState<A>& state, const Candidate<A>& mine,
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) topk_merge_kernel(TopK p, SplitLists
   const CandidateList<A> candidates = splits.list(0, n);
   const CandidateList<A> best = {reinterpret_cast<Key<A>*>(scores), p.indices + n * p.k};
   if (Scope::rank() == 0) gathered = 0;
-  const Candidate<A> threshold = splits.template kth_best<Scope>(n);
+  const Candidate<A> threshold = splits.template kth_best_in_row<Scope>(n);
   Scope::sync();
   for (int64_t i = Scope::rank(); i < splits.slots_per_query(); i += Scope::kSize) {
     const Candidate<A> mine = candidates.load(i);
