@@ -361,7 +361,7 @@ def logsumexp_bounds(
     """E15 for the upstream `grad` [N], in float64."""
     inputs = Inputs(query, reference, weight, bias)
     acc, (rows, columns) = ACCUMULATE[query.dtype], kept.shape
-    u = rounding(1, acc)
+    u = relative_rounding_error(1, acc)
     accumulated = Inputs(query.to(acc), reference.to(acc), weight.to(acc), bias.to(acc))
     scores = plain_score(*inputs.double())
     logits = scale * scores
@@ -369,7 +369,8 @@ def logsumexp_bounds(
     value = plain_logsumexp(scores, kept, scale)
     row_max, row_error = (pad(torch.where(kept, x, 0), (0, 1)).amax(1) for x in (logits.abs(), logit_error))
     size = torch.where(value.isfinite(), value.abs() + row_max, 0)
-    value_error = row_error + rounding(columns + 48 + math.ceil(math.log(columns + 1)), acc) + 3 * u * size
+    additions = columns + 48 + math.ceil(math.log(columns + 1))
+    value_error = row_error + relative_rounding_error(additions, acc) + 3 * u * size
 
     share = torch.where(kept, (logits - value[:, None]).exp(), 0).nan_to_num(0)
     exponent_error = logit_error + value_error[:, None] + 2 * u * (logits.abs() + size[:, None])
@@ -382,10 +383,11 @@ def logsumexp_bounds(
     bounds[0] = bounds[0] + (g_error[:, :, None] * w.abs() * unequal).sum(1)
     bounds[1] = bounds[1] + (g_error[:, :, None] * w.abs() * unequal).sum(0)
     bounds[2] = bounds[2] + (g_error[:, :, None] * (q[:, None] - r).abs()).sum((0, 1))
-    bounds[3] = bounds[3] + g_error.sum() + rounding(rows + 8, acc) * upstream.abs().sum()
+    bounds[3] = bounds[3] + g_error.sum() + relative_rounding_error(rows + 8, acc) * upstream.abs().sum()
     mean_error = (share_error * scores.abs() + share * score_bound(*accumulated)).sum(1)
-    mean_error = mean_error + rounding(columns + 48, acc) * (share * scores.abs()).sum(1)
-    scale_error = (grad.double().abs() * (mean_error + rounding(rows + 8, acc) * (share * scores.abs()).sum(1))).sum()
+    mean_error = mean_error + relative_rounding_error(columns + 48, acc) * (share * scores.abs()).sum(1)
+    mean_error = mean_error + relative_rounding_error(rows + 8, acc) * (share * scores.abs()).sum(1)
+    scale_error = (grad.double().abs() * mean_error).sum()
     grad_query, grad_reference, grad_weight, grad_bias = bounds
     return LogSumExpBounds(value_error, grad_query, grad_reference, grad_weight, grad_bias, scale_error)
 

@@ -57,7 +57,7 @@ def test_value_and_gradients(dtype, among, scale, backend):
 @dtypes
 def test_ties(dtype, backend):
     for scale in SCALES:
-        check(testing.tie_grid(9, 70, 17, dtype=dtype), backend, scale, "all")
+        check(testing.tied_inputs(9, 70, 17, dtype=dtype), backend, scale, "all")
 
 
 @backends
