@@ -61,8 +61,11 @@ def test_ties(dtype, backend):
 
 
 @backends
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 0, 4), (0, 5, 4), (2, 129, 130), (70, 2100, 9)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 0, 4), (0, 5, 4), (2, 129, 130), (70, 2100, 9), (300, 9000, 2)], ids=str
+)
 def test_shapes(shape, backend):
+    """The last one takes several bands of references in the dense backward pass."""
     rows, columns, dim = shape
     check(testing.random_inputs((rows, dim), (columns, dim)), backend, 2.0, "all")
 

@@ -92,7 +92,8 @@ class Softmax {
           for (int64_t m = 0; m < p_.reference.rows; m += width) {
             const int64_t columns = min(width, p_.reference.rows - m);
             fill(m, columns, width, upstream_of_band, left, parallel);
-            gradients.add_head(0, parallel, Tile{upstream_of_band, m, width});
+            gradients.add_head(0, parallel, typename DenseGradient<E>::Band{m, m + columns},
+                               Tile{upstream_of_band, m, width});
           }
         });
   }
