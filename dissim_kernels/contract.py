@@ -6,7 +6,6 @@ run the same under FakeTensor, torch.compile and torch.export.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -119,7 +118,7 @@ def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
 def check_reference_inputs(reference: Tensor, weight: Tensor) -> None:
     """References to be quantized: reference [M, D], weight [D]."""
     for name, value in (("reference", reference), ("weight", weight)):
-        _check_tensor(name, value)
+        check_tensor(name, value)
     _check_embeddings("reference", reference)
     _check_parameter("weight", weight, reference)
     if reference.dim() != 2:
@@ -194,14 +193,14 @@ def shape(tensor: Tensor) -> str:
 
 def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
     for name, value in (("query", query), ("reference", reference), ("weight", weight)):
-        _check_tensor(name, value)
+        check_tensor(name, value)
     _check_embeddings("query", query)
     if reference.dtype != query.dtype:
         raise_argument_error(
             "reference", f"query's dtype {query.dtype}", reference.dtype, "Convert one of them.", TypeError
         )
     if isinstance(bias, Tensor):
-        _check_tensor("bias", bias)
+        check_tensor("bias", bias)
         _check_parameter("bias", bias, query)
         _check_device("bias", bias, query, "query")
         heads = 1 if weight.dim() == 1 else weight.shape[0]
@@ -213,7 +212,7 @@ def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: objec
     _check_parameter("weight", weight, query)
 
 
-def _check_tensor(name: str, value: object) -> None:
+def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise_argument_error(name, "a torch.Tensor", type(value).__name__, "Use torch.as_tensor(value).", TypeError)
     if value.layout != torch.strided:
@@ -264,138 +263,3 @@ def _check_leading(left: torch.Size, right: torch.Size, query_form: str, referen
                 list(right),
                 "They must be equal or 1, counted from the right, as in torch.cdist.",
             )
-
-
-# --- arguments of the operators torch.ops.dissim.* ------------------------------------------------------------------
-#
-# Exported programs call the operators without the public functions, so the operators check their arguments, too. Each
-# check has the parameters of its operator, in the same order.
-
-
-def check_score_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, *_) -> None:
-    """query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None."""
-    _check_operands(query, reference, weight, bias, 3)
-
-
-def check_score_backward_operands(
-    grad: Tensor, query: Tensor, reference: Tensor, weight: Tensor, backend: str, *needs: bool
-) -> None:
-    """grad [B, C, N, M] in query's dtype; the others as for the score."""
-    _check_operands(query, reference, weight, None, 3)
-    sizes = (query.shape[0], weight.shape[0], query.shape[1], reference.shape[1])
-    _check_operand("grad", grad, (query.dtype,), sizes, query.device)
-
-
-def check_score_jvp_operands(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    query_tangent: Tensor,
-    reference_tangent: Tensor,
-    weight_tangent: Tensor,
-    bias_tangent: Tensor | None,
-) -> None:
-    """query, reference, weight as for the score; a tangent of the shape of each; a bias tangent [C] or None."""
-    _check_operands(query, reference, weight, None, 3)
-    dtypes, heads = _parameters(query), weight.shape[0]
-    _check_operand("query_tangent", query_tangent, dtypes, tuple(query.shape), query.device)
-    _check_operand("reference_tangent", reference_tangent, dtypes, tuple(reference.shape), query.device)
-    _check_operand("weight_tangent", weight_tangent, dtypes, tuple(weight.shape), query.device)
-    if bias_tangent is not None:
-        _check_operand("bias_tangent", bias_tangent, dtypes, (heads,), query.device)
-
-
-def check_topk_operands(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int,
-    largest: bool,
-    exclude_index: Tensor | None,
-    query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-    *_,
-) -> None:
-    """query [N, D], reference [M, D], weight [D], bias [1] or None, k at least 0, filters as in `check_filters`."""
-    _check_operands(query, reference, weight, bias, 2)
-    check_count("k", k, 0)
-    check_filters(query, reference, exclude_index, query_labels, reference_labels)
-
-
-def check_hinge_operands(
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    exclude_index: Tensor | None,
-    margin: float,
-    num_hard_negatives: int | None,
-    *_,
-) -> None:
-    """As for top-k, with labels of both sides; num_hard_negatives None or at least 0."""
-    _check_operands(query, reference, weight, bias, 2)
-    check_filters(query, reference, exclude_index, query_labels, reference_labels)
-    if num_hard_negatives is not None:
-        check_count("num_hard_negatives", num_hard_negatives, 0)
-
-
-def check_hinge_backward_operands(
-    grad_positive: Tensor,
-    grad_negative: Tensor,
-    active: Tensor,
-    query: Tensor,
-    reference: Tensor,
-    weight: Tensor,
-    query_labels: Tensor,
-    reference_labels: Tensor,
-    needs: Sequence[bool],
-    *_,
-) -> None:
-    """As for hinge; grad_positive and grad_negative [N] in the accumulator dtype, active uint8 [N, ceil(M / 8)]."""
-    _check_operands(query, reference, weight, None, 2)
-    check_filters(query, reference, None, query_labels, reference_labels)
-    rows, acc = query.shape[0], (ACCUMULATE[query.dtype],)
-    _check_operand("grad_positive", grad_positive, acc, (rows,), query.device)
-    _check_operand("grad_negative", grad_negative, acc, (rows,), query.device)
-    _check_operand("active", active, (torch.uint8,), (rows, (reference.shape[0] + 7) // 8), query.device)
-    if len(needs) != 4:
-        raise_argument_error(
-            "needs", "4 flags, for query, reference, weight and bias", len(needs), "Pass a bool for each."
-        )
-
-
-def _parameters(query: Tensor) -> tuple[torch.dtype, ...]:
-    return query.dtype, ACCUMULATE[query.dtype]
-
-
-def _check_operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, dims: int) -> None:
-    """dims 3: with a batch and heads; dims 2: without a batch and with one head."""
-    _check_tensor("query", query)
-    _check_operand("query", query, tuple(ACCUMULATE), (None,) * dims, query.device)
-    batch, dim, heads = query.shape[: dims - 2], query.shape[-1], (None,) * (dims - 2)
-    _check_operand("reference", reference, (query.dtype,), (*batch, None, dim), query.device)
-    _check_operand("weight", weight, _parameters(query), (*heads, dim), query.device)
-    if bias is not None:
-        _check_operand("bias", bias, _parameters(query), (weight.shape[0] if dims == 3 else 1,), query.device)
-
-
-def _check_operand(
-    name: str,
-    tensor: Tensor,
-    dtypes: tuple[torch.dtype, ...],
-    sizes: Sequence[int | None],
-    device: torch.device,
-) -> None:
-    """A dense tensor with one of the dtypes and these sizes, where None is any size."""
-    _check_tensor(name, tensor)
-    matches = tensor.dtype in dtypes and tensor.device == device and tensor.dim() == len(sizes)
-    if matches and all(size is None or size == given for size, given in zip(sizes, tensor.shape, strict=True)):
-        return
-    expected_dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
-    form = ", ".join("any" if size is None else str(size) for size in sizes)
-    got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-    remedy = "Call the public functions of dissim_kernels, which convert their arguments."
-    raise_argument_error(name, f"{expected_dtypes} [{form}] on {device}", got, remedy)

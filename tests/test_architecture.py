@@ -17,7 +17,7 @@ SOURCES = sorted(
     if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".html")
 )
 MODULES = [path for path in SOURCES if path.suffix == ".py"]
-MAX_LINES = 500
+MAX_LINES = 400
 TOP_LEVEL = {
     *("pyproject.toml", "setup.py", "csrc", "dissim_kernels", "python", "bench", "tests"),
     *("README.md", "CONTRIBUTING.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile", "docs", ".ci"),
@@ -26,9 +26,12 @@ TOP_LEVEL = {
 #: Package or module -> what it may import of dissim_kernels. The first prefix of a module's name applies.
 MAY_IMPORT = {
     "dissim_kernels.contract": (),
+    "dissim_kernels.operands": ("dissim_kernels.contract",),
     "dissim_kernels.backends": ("dissim_kernels.backends", "dissim_kernels.contract"),
     "dissim_kernels.dispatch": ("dissim_kernels.backends", "dissim_kernels.contract"),
-    "dissim_kernels.ops": ("dissim_kernels.ops", "dissim_kernels.dispatch", "dissim_kernels.contract"),
+    "dissim_kernels.ops": (
+        *("dissim_kernels.ops", "dissim_kernels.dispatch", "dissim_kernels.operands", "dissim_kernels.contract"),
+    ),
     "dissim_kernels.testing": ("dissim_kernels.dispatch", "dissim_kernels.contract"),
     "dissim_kernels.numpy": ("dissim_kernels._numpy",),
     "dissim_kernels": ("dissim_kernels.ops",),

@@ -13,15 +13,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..contract import (
-    ACCUMULATE,
-    HingeArguments,
-    HingeBackwardArguments,
-    Problem,
-    check_hinge_backward_operands,
-    check_hinge_operands,
-)
+from ..contract import ACCUMULATE, HingeArguments, HingeBackwardArguments, Problem
 from ..dispatch import resolve
+from ..operands import check_hinge_backward_operands, check_hinge_operands
 from .operator import operator, save, saved, transformed, vmap_by_loop
 
 

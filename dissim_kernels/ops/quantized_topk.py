@@ -9,8 +9,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..contract import Problem, TopKArguments, check_topk_operands, raise_argument_error
+from ..contract import Problem, TopKArguments, raise_argument_error
 from ..dispatch import last_backend, resolve
+from ..operands import check_topk_operands
 from .operator import operator
 from .quantize import REMEDY, QuantizedReferences, check_quantized, check_quantized_values, check_sizes
 from .topk_checks import check_enough_candidates, check_k, is_capturing, raise_no_derivative

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..contract import Problem, check_score_backward_operands, check_score_jvp_operands, check_score_operands
+from ..contract import Problem
 from ..dispatch import BACKENDS, resolve
+from ..operands import check_score_backward_operands, check_score_jvp_operands, check_score_operands
 from .operator import operator, vmap_by_loop
 
 

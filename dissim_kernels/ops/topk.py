@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..contract import Problem, TopKArguments, check_count, check_filters, check_matrix_inputs, check_topk_operands
+from ..contract import Problem, TopKArguments, check_count, check_filters, check_matrix_inputs
 from ..dispatch import check_backend, resolve
+from ..operands import check_topk_operands
 from .arguments import autocast_to_float32, head_bias
 from .operator import differentiated, operator, vmap_by_loop
 from .quantize import QuantizedReferences, check_quantized
