@@ -18,8 +18,14 @@ from dissim_kernels.contract import HingeArguments, HingeBackwardArguments, TopK
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(backend.unsupported_reason() is not None, reason=str(backend.unsupported_reason()))
 #: Test file -> the minimum number of its tests with a backend.
-BACKEND_TESTS = {"test_score.py": 230, "test_topk.py": 26, "test_hinge.py": 85, "test_quantized_topk.py": 28,
-                    "test_logsumexp.py": 20, "test_rank.py": 5}
+BACKEND_TESTS = {
+    "test_score.py": 230,
+    "test_topk.py": 26,
+    "test_hinge.py": 85,
+    "test_quantized_topk.py": 28,
+    "test_logsumexp.py": 20,
+    "test_rank.py": 5,
+}
 
 
 @pytest.fixture(scope="session")
