@@ -22,7 +22,7 @@ ACCUMULATE = {
 
 BALANCES = ("pairs", "classes")
 REDUCTIONS = ("mean", "sum", "none")
-#: Which references a log-sum-exp runs over, by label.
+#: Which references count for a query, by label.
 AMONG = ("different", "same", "all")
 
 
@@ -31,6 +31,20 @@ class Problem(NamedTuple):
 
     operation: str  # "score", "topk", "quantized_topk" or "hinge"
     device: torch.device  # a specific device, because the devices of one machine may differ
+
+
+class Filter(NamedTuple):
+    """Which references count for each query: its candidates."""
+
+    exclude_index: Tensor | None  # [N]: a reference that does not count, -1 for none
+    query_labels: Tensor | None  # [N]
+    reference_labels: Tensor | None  # [M]
+    among_same: bool  # with labels: the references of the query's label count; otherwise those of other labels
+
+
+def _filter(given: TopKArguments | LogSumExpArguments) -> Filter:
+    labels = (None, None) if given.among == "all" else (given.query_labels, given.reference_labels)
+    return Filter(given.exclude_index, *labels, given.among == "same")
 
 
 class TopKArguments(NamedTuple):
@@ -45,10 +59,11 @@ class TopKArguments(NamedTuple):
     exclude_index: Tensor | None  # [N]
     query_labels: Tensor | None  # [N]
     reference_labels: Tensor | None  # [M]
+    among: str = "different"  # of AMONG
 
     @property
-    def filters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.exclude_index, self.query_labels, self.reference_labels
+    def filter(self) -> Filter:
+        return _filter(self)
 
 
 class HingeArguments(NamedTuple):
@@ -90,6 +105,10 @@ class LogSumExpArguments(NamedTuple):
     reference_labels: Tensor | None  # [M]
     exclude_index: Tensor | None  # [N]
     among: str  # of AMONG
+
+    @property
+    def filter(self) -> Filter:
+        return _filter(self)
 
 
 class LogSumExpBackwardArguments(NamedTuple):
@@ -261,8 +280,10 @@ def check_positives(query: Tensor, offsets: Tensor | None, indices: Tensor | Non
         raise_argument_error("positive_scores", "numbers", "NaN", "A NaN score has no rank.")
 
 
-def check_among(among: str, query_labels: Tensor | None) -> None:
-    if among != "all" and query_labels is None:
+def check_among(among: object, query_labels: Tensor | None, labels_needed: Sequence[str]) -> None:
+    """One of AMONG, with labels where it is one of `labels_needed`."""
+    check_choice("among", among, AMONG)
+    if among in labels_needed and query_labels is None:
         raise_argument_error("query_labels", f"labels, for among={among!r}", None, "Pass labels, or among='all'.")
 
 

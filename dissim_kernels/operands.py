@@ -13,9 +13,7 @@ from torch import Tensor
 
 from .contract import (
     ACCUMULATE,
-    AMONG,
     check_among,
-    check_choice,
     check_count,
     check_filters,
     check_operand,
@@ -67,12 +65,14 @@ def check_topk_operands(
     exclude_index: Tensor | None,
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
+    among: str,
     *_,
 ) -> None:
     """query [N, D], reference [M, D], weight [D], bias [1] or None, k at least 0, filters as in `check_filters`."""
     _check_operands(query, reference, weight, bias, 2)
     check_count("k", k, 0)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
+    check_among(among, query_labels, ("same",))
 
 
 def check_hinge_operands(
@@ -150,8 +150,7 @@ def check_logsumexp_operands(
     _check_operands(query, reference, weight, bias, 2)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
     check_operand("scale", scale, (ACCUMULATE[query.dtype],), (1,), query.device)
-    check_choice("among", among, AMONG)
-    check_among(among, query_labels)
+    check_among(among, query_labels, ("different", "same"))
 
 
 def check_logsumexp_backward_operands(

@@ -151,8 +151,7 @@ class SizeCheck {
 
   TopK topk_problem(int64_t k, bool largest, std::vector<A>& scores, std::vector<int64_t>& indices) const {
     scores.resize(n * k), indices.resize(n * k);
-    return {dtype, d,       k,       largest, queries,       references,    weight.data(),
-            &bias, nullptr, nullptr, nullptr, scores.data(), indices.data()};
+    return {dtype, d, k, largest, queries, references, weight.data(), &bias, {}, scores.data(), indices.data()};
   }
 
   // The scores of grid values are exact, so the order of the references is known.

@@ -22,7 +22,7 @@ def check(inputs, backend, scale=1.0, among="different", exclude_index=None, cla
     rows, columns = len(inputs.query), len(inputs.reference)
     acc = ACCUMULATE[inputs.query.dtype]
     sides = labels(rows, classes), labels(columns, classes, seed=1)
-    kept = testing.plain_among(*sides, among, rows, columns, exclude_index)
+    kept = testing.plain_candidates(rows, columns, exclude_index, *sides, among)
     bias = torch.as_tensor(inputs.bias if inputs.bias is not None else 0.0, dtype=acc)
     inputs = inputs._replace(bias=bias)
     leaves = [x.clone().requires_grad_() for x in (*inputs, torch.tensor(scale, dtype=acc))]

@@ -3,7 +3,7 @@
 With TRITON_INTERPRET=1 in the environment before Python starts, the same kernels run on CPU tensors, slowly. Tests
 use this where there is no GPU.
 
-Results are bit-identical in every run, because there are no atomics and the order of sums depends on shapes only.
+Results are bit-identical in every run, because there are no floating-point atomics and the order of sums depends on shapes only.
 Nothing is read back from the device, so score, hinge and their gradients can be captured in a CUDA graph.
 """
 
