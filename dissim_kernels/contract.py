@@ -22,6 +22,7 @@ ACCUMULATE = {
 
 BALANCES = ("pairs", "classes")
 REDUCTIONS = ("mean", "sum", "none")
+OPERATOR_REMEDY = "Call the public functions of dissim_kernels, which convert their arguments."
 #: Which references count for a query, by label.
 AMONG = ("different", "same", "all")
 
@@ -272,12 +273,18 @@ def check_positives(query: Tensor, offsets: Tensor | None, indices: Tensor | Non
     check_labels("positive_offsets", offsets, query.shape[0] + 1, query.device)
     check_labels("positive_indices", indices, len(indices), query.device)
     check_operand("positive_scores", scores, (ACCUMULATE[query.dtype],), (len(indices),), query.device)
-    ascending = bool((offsets.diff() >= 0).all())
-    if not ascending or int(offsets[0]) != 0 or int(offsets[-1]) != len(indices):
-        expected = f"ascending from 0 to {len(indices)}, the number of positive_indices"
-        raise_argument_error("positive_offsets", expected, "others", "Pass those of ScoredRanks.")
+    check_offsets("positive_offsets", offsets, len(indices))
     if bool(scores.isnan().any()):
         raise_argument_error("positive_scores", "numbers", "NaN", "A NaN score has no rank.")
+
+
+def check_offsets(name: str, offsets: Tensor, pairs: int) -> None:
+    """Reads their values, which must ascend from 0 to the number of pairs."""
+    ends = int(offsets[0]), int(offsets[-1])
+    if ends == (0, pairs) and bool((offsets.diff() >= 0).all()):
+        return
+    got = "numbers that descend" if ends == (0, pairs) else f"{ends[0]} to {ends[1]}"
+    raise_argument_error(name, f"numbers that ascend from 0 to {pairs}, the pairs", got, "Pass those of ScoredRanks.")
 
 
 def check_among(among: object, query_labels: Tensor | None, labels_needed: Sequence[str]) -> None:
@@ -391,5 +398,4 @@ def check_operand(
     expected_dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
     form = ", ".join("any" if size is None else str(size) for size in sizes)
     got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-    remedy = "Call the public functions of dissim_kernels, which convert their arguments."
-    raise_argument_error(name, f"{expected_dtypes} [{form}] on {device}", got, remedy)
+    raise_argument_error(name, f"{expected_dtypes} [{form}] on {device}", got, OPERATOR_REMEDY)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from .contract import (
     ACCUMULATE,
+    OPERATOR_REMEDY,
     check_among,
     check_count,
     check_filters,
+    check_offsets,
     check_operand,
     check_tensor,
     raise_argument_error,
@@ -135,6 +137,19 @@ def check_listed_scores_operands(query, reference, weight, bias, offsets, indice
     _check_operands(query, reference, weight, bias, 2)
     check_operand("offsets", offsets, (torch.int64,), (query.shape[0] + 1,), query.device)
     check_operand("indices", indices, (torch.int64,), (None,), query.device)
+
+
+def check_listed_scores_values(query, reference, weight, bias, offsets, indices, *_) -> None:
+    """Offsets that ascend from 0 to P, and indices of references."""
+    check_offsets("offsets", offsets, len(indices))
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(reference):
+        expected = f"rows of reference, 0 to {len(reference) - 1}"
+        raise_argument_error("indices", expected, f"{int(indices.min())} to {int(indices.max())}", OPERATOR_REMEDY)
+
+
+def check_rank_values(query, reference, weight, bias, offsets, indices, *_) -> None:
+    """Offsets that ascend from 0 to P. An index may lie outside of the references: in another shard."""
+    check_offsets("offsets", offsets, len(indices))
 
 
 def check_rank_operands(query, reference, weight, bias, offsets, indices, scores, *_) -> None:

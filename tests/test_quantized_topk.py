@@ -392,5 +392,5 @@ def test_compile_and_opcheck():
         torch.compile(search, backend="eager", fullgraph=True)(*inputs).indices, search(*inputs).indices
     )
     *codes, rows = made
-    arguments = (*inputs[:3], inputs.bias[None], 2, True, None, None, None, codes, rows, "cpu")
+    arguments = (*inputs[:3], inputs.bias[None], 2, True, None, None, None, "all", codes, rows, "cpu")
     torch.library.opcheck(torch.ops.dissim.quantized_topk.default, arguments)

@@ -19,7 +19,12 @@ from ..contract import (
     raise_argument_error,
 )
 from ..dispatch import check_backend, resolve
-from ..operands import check_listed_scores_operands, check_rank_operands
+from ..operands import (
+    check_listed_scores_operands,
+    check_listed_scores_values,
+    check_rank_operands,
+    check_rank_values,
+)
 from .arguments import autocast_to_float32, head_bias
 from .operator import differentiated, operator
 
@@ -123,8 +128,8 @@ def fused_dissim_rank(
             a row of an earlier shard is below 0, one of a later shard M or more.
         return_scores: return `ScoredRanks`.
 
-    A derivative raises NotImplementedError, and so do vmap, torch.compile and torch.export: the number of matches
-    depends on the labels.
+    A derivative raises NotImplementedError, and so do vmap, torch.export and torch.compile with fullgraph=True: the
+    number of matches depends on the labels. Without fullgraph, torch.compile breaks its graph here.
 
     Cost: that of the score, and for each match a comparison with every candidate of its query. Memory: the matches
     and a block of scores. Raises ValueError where a score is NaN, which has no rank; other errors as in
@@ -138,7 +143,7 @@ def fused_dissim_rank(
     """
     check_backend(backend)
     if torch.compiler.is_compiling():
-        _raise_not_implemented("torch.compile and torch.export are", "Call it outside of the compiled program.")
+        _raise_not_implemented("torch.compile with fullgraph=True and torch.export are", "Call it outside of the graph.")
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_labels("query_labels", query_labels, query.shape[0], query.device)
@@ -242,7 +247,7 @@ def _check_no_nan(nan_rows: Tensor) -> None:
 # --- the operators -------------------------------------------------------------------------------------------
 
 
-@operator("dissim::listed_scores", check_listed_scores_operands)
+@operator("dissim::listed_scores", check_listed_scores_operands, check_listed_scores_values)
 def listed_scores(
     query: Tensor,
     reference: Tensor,
@@ -257,7 +262,7 @@ def listed_scores(
     return module.listed_scores(query, reference, weight, bias, offsets, indices)
 
 
-@operator("dissim::rank", check_rank_operands)
+@operator("dissim::rank", check_rank_operands, check_rank_values)
 def rank(
     query: Tensor,
     reference: Tensor,
