@@ -227,9 +227,11 @@ inline std::optional<dissim::LogSumExpBackward> make_logsumexp_backward(Tensor g
 inline const int64_t* check_offsets(Arguments& given, const Tensor& offsets, int64_t rows, int64_t pairs) {
   const int64_t* all = given.input<int64_t>("offsets", offsets, {rows + 1});
   if (!given.on_cpu()) return all;
-  check_integer("offsets[0]", all[0], 0, 0);
-  for (int64_t n = 0; n < rows; ++n) check_integer("offsets", all[n + 1], all[n], pairs);
-  check_integer("offsets[-1]", all[rows], pairs, pairs);
+  bool ascend = all[0] == 0 && all[rows] == pairs;
+  for (int64_t n = 0; n < rows; ++n) ascend &= all[n] <= all[n + 1];
+  if (!ascend)
+    raise_argument_error("offsets", "numbers that ascend from 0 to " + std::to_string(pairs) + ", the pairs", "others",
+                         "Pass where the list of each query begins, and the end of the last one.");
   return all;
 }
 

@@ -143,7 +143,7 @@ def test_errors_name_the_argument():
         with pytest.raises(ValueError, match=f"{name}: expected a tensor, since the other two are given, got None"):
             fused_dissim_rank(*inputs, **sides, **(lists | {name: None}))
     for offsets in ([0, 2, 1, 2], [1, 1, 1, 2], [0, 1, 1, 3]):
-        with pytest.raises(ValueError, match="positive_offsets: expected numbers that ascend from 0 to 2, the pairs, got"):
+        with pytest.raises(ValueError, match="positive_offsets: expected numbers that ascend from 0 to 2, the pairs"):
             fused_dissim_rank(*inputs, **sides, **(lists | {"positive_offsets": torch.tensor(offsets)}))
     with pytest.raises(ValueError, match="positive_scores: expected numbers, got NaN"):
         fused_dissim_rank(*inputs, **sides, **(lists | {"positive_scores": torch.tensor([0, torch.nan])}))
