@@ -104,7 +104,7 @@ BAD = [
         ("topk", "logsumexp"),
         "query_labels",
         lambda x: None,
-        "query_labels: expected labels, since the other side has",
+        "query_labels: expected labels, since the other",
     ),
     (
         ("topk", "logsumexp", "quantized_topk"),
@@ -125,7 +125,7 @@ BAD = [
         LISTED,
         "offsets",
         lambda x: x - 1,
-        "offsets: expected numbers that ascend from 0 to 12, the pairs, got -1 to 11",
+        "offsets: expected numbers that ascend from 0 to 12, .* -1 to 11",
     ),
     (LISTED, "offsets", lambda x: x[[0, 2, 1, 3, 4, 5, 6]], "offsets: expected numbers that ascend .* that descend"),
     (LISTED, "indices", lambda x: x.view(6, 2), "indices: expected int64 \\[any\\]"),
@@ -221,7 +221,7 @@ NATIVE_BAD = [
         ("topk", "logsumexp"),
         "query_labels",
         lambda x: None,
-        "query_labels: expected labels, since the other side has",
+        "query_labels: expected labels, since the other",
     ),
     (LABELED, "reference_labels", lambda x: x[:1], "reference_labels: expected contiguous int64 \\[9\\]"),
     (

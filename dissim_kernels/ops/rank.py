@@ -143,9 +143,7 @@ def fused_dissim_rank(
     """
     check_backend(backend)
     if torch.compiler.is_compiling():
-        _raise_not_implemented(
-            "torch.compile with fullgraph=True and torch.export are", "Call it outside of the graph."
-        )
+        _raise_not_implemented("torch.export or torch.compile(fullgraph=True) is", "Call it outside of the graph.")
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_labels("query_labels", query_labels, query.shape[0], query.device)
