@@ -5,6 +5,7 @@ A process with too little memory or too few threads gets an error or the right r
 tests/stress/test_memory_extremes.py tries many more shapes.
 """
 
+import itertools
 import json
 import os
 import re
@@ -32,7 +33,8 @@ chunked.CHUNK = chunk
 def inputs(n, m, dim):
     torch.manual_seed(0)
     x = [torch.randn(n, dim), torch.randn(m, dim), -torch.rand(dim), torch.tensor(0.5)]
-    return [t.requires_grad_(what in ("backward", "hinge")) for t in x], (torch.arange(n) % 7, torch.arange(m) % 7)
+    train = what in ("backward", "hinge", "logsumexp")
+    return [t.requires_grad_(train) for t in x], (torch.arange(n) % 7, torch.arange(m) % 7)
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -45,6 +47,11 @@ def steps(x, sides):
         return lambda: d.fused_dissim_topk(*x, k=5, quantized=made)
     if what == "hinge":
         return lambda: d.fused_dissim_hinge_loss(*x, *sides, backend=backend).backward()
+    if what == "logsumexp":  # every pair is active
+        return lambda: d.fused_dissim_logsumexp(*x, scale=0.01, among="all", backend=backend).sum().backward()
+    if what == "rank":
+        sides = {"query_labels": torch.arange(len(x[0])) % 997, "reference_labels": torch.arange(len(x[1])) % 997}
+        return lambda: d.fused_dissim_rank(*x, **sides, backend=backend)
     if what == "plain":  # the definition, to test the probe itself
         return lambda: torch.nn.functional.linear((x[0][:, None] - x[1]).abs(), x[2])
     if what == "matrix":
@@ -98,11 +105,19 @@ def test_reference_backend_memory_is_limited_by_its_chunks():
 
 
 @backends
-@pytest.mark.parametrize("what", ["topk", "hinge"])
-def test_search_and_loss_never_store_the_score_matrix(what, backend):
-    """N x M floats would be four times the limit. The hinge loss stores one bit per pair, and a copy in backward."""
+@pytest.mark.parametrize("what", ["topk", "hinge", "logsumexp", "rank"])
+def test_search_and_losses_never_store_the_score_matrix(what, backend):
+    """N x M floats would be four times the limit. Losses store one bit per pair, and backward may copy it."""
     n, m, dim = 2048, 8192, 2
     assert extra_memory(what, backend, n, m, dim) <= FLOAT * n * m // 4
+
+
+def test_log_sum_exp_takes_the_memory_of_the_hinge():
+    """A training step with all pairs active; with 65,536 references, N x M floats would be 134 MB."""
+    for n, m, dim in ((512, 16_384, 256), (512, 65_536, 64)):
+        hinge, logsumexp = (extra_memory(what, "cpu", n, m, dim) for what in ("hinge", "logsumexp"))
+        assert logsumexp < 1.5 * hinge
+        assert m < 65_536 or logsumexp < FLOAT * n * m // 2
 
 
 def test_quantized_search_memory_is_its_candidate_lists():
@@ -131,6 +146,12 @@ EXTREMES = (
     Case("hinge", 9000, 1100, 4, k=1000),
     Case("hinge_backward", 20, 400, 40_000, active=0.02),
     Case("hinge_backward", 20, 400, 40_000),
+    Case("logsumexp", 9000, 1100, 4),
+    Case("logsumexp", 2, 2, 1_000_000, "float16"),
+    Case("logsumexp_backward", 20, 400, 40_000, active=0.02),
+    Case("logsumexp_backward", 20, 400, 40_000),
+    Case("rank", 9000, 1100, 4),
+    Case("rank", 20, 400, 40_000),
     Case("quantized_topk", 20, 30_000, 64, k=3000),
     Case("numpy_score", 20, 40, 60_000),
     Case("numpy_topk", 3000, 1100, 4, k=1000),
@@ -165,9 +186,12 @@ def test_results_are_bit_identical_where_memory_limits_threads(n, m, dim):
             loss = dissim_kernels.fused_dissim_hinge_loss(
                 query, reference, weight, None, *labels, num_hard_negatives=5
             )
-            gradients = [torch.autograd.grad(x.sum(), (query, reference, weight)) for x in (scores, loss)]
+            sums = dissim_kernels.fused_dissim_logsumexp(query, reference, weight, among="all")
+            gradients = [torch.autograd.grad(x.sum(), (query, reference, weight)) for x in (scores, loss, sums)]
             best = dissim_kernels.fused_dissim_topk(query.detach(), reference.detach(), weight.detach(), k=min(m, 20))
-            found.append([scores, loss, *gradients[0], *gradients[1], *best])
+            sides = {"query_labels": labels[0], "reference_labels": labels[1]}
+            ranks = dissim_kernels.fused_dissim_rank(query.detach(), reference.detach(), weight.detach(), **sides)
+            found.append([scores, loss, sums, *itertools.chain(*gradients), *best, ranks.ranks])
     finally:
         torch.set_num_threads(threads)
     assert all(map(torch.equal, *found))
@@ -181,9 +205,11 @@ def calls():
     d.fused_dissim_score(*x).sum().backward()
     for hard in (None, 2):
         d.fused_dissim_hinge_loss(*x, None, *labels, num_hard_negatives=hard).backward()
+    d.fused_dissim_logsumexp(*x, among="all").sum().backward()
     with torch.no_grad():
         x = [t.detach() for t in x]
         d.fused_dissim_topk(*x, k=3)
+        d.fused_dissim_rank(*x, query_labels=labels[0], reference_labels=labels[1])
         d.fused_dissim_topk(*x, k=3, quantized=d.quantize_references(*x[1:]))
         side.score(*(t.numpy() for t in x), threads=torch.get_num_threads())
 def in_use():
@@ -227,12 +253,15 @@ x = [torch.randn(*shape, requires_grad=True) for shape in ((40, 20_000), (500, 2
 short, labels = [t.detach()[..., :64].contiguous() for t in x], (torch.arange(40) % 5, torch.arange(500) % 5)
 arrays, expected = [t.numpy() for t in short], d.fused_dissim_score(*short)
 made = d.quantize_references(*short[1:])
-scores = d.fused_dissim_score(*x).sum()
+scores, sums = d.fused_dissim_score(*x).sum(), d.fused_dissim_logsumexp(*x, scale=0.01, among="all").sum()
 calls = {
     "forward": lambda: d.fused_dissim_score(*x),
     "backward": lambda: scores.backward(),
     "topk": lambda: d.fused_dissim_topk(*x, k=5),
     "hinge": lambda: d.fused_dissim_hinge_loss(*x, None, *labels, num_hard_negatives=2),
+    "logsumexp": lambda: d.fused_dissim_logsumexp(*x, among="all"),
+    "logsumexp_backward": lambda: sums.backward(),
+    "rank": lambda: d.fused_dissim_rank(*x, query_labels=labels[0], reference_labels=labels[1]),
     "codes": lambda: d.quantize_references(*(t.detach() for t in x[1:])),
     "quantized_topk": lambda: d.fused_dissim_topk(*short, k=500, quantized=made),
     "numpy": lambda: side.score(*arrays, threads=threads),
@@ -260,8 +289,10 @@ for name in names:
 
 
 def test_out_of_memory_raises():
-    lines = run(LIMITED, "1", "1", "forward", "backward", "topk", "hinge", "codes", "quantized_topk").splitlines()
-    assert len(lines) == 6
+    names = ("forward", "backward", "topk", "hinge", "logsumexp", "logsumexp_backward", "rank", "codes",
+             "quantized_topk")  # fmt: skip
+    lines = run(LIMITED, "1", "1", *names).splitlines()
+    assert len(lines) == len(names)
     for line in lines:
         assert re.match(r"\w+ RuntimeError .*(memory|alloc)", line), lines
 
