@@ -33,9 +33,9 @@ def by_query(found):
     return [pairs[begin:end] for begin, end in itertools.pairwise(found.offsets.tolist())]
 
 
-def check_drawn_case(data, backend, most_references=200):
+def check_drawn_case(data, backend, max_references=200):
     """Exact scores, of which many are equal, with and without cameras and an excluded reference."""
-    rows, columns, dim = (data.draw(draw.integers(0, limit)) for limit in (9, most_references, 6))
+    rows, columns, dim = (data.draw(draw.integers(0, limit)) for limit in (9, max_references, 6))
     seed, classes = data.draw(draw.integers(0, 999)), data.draw(draw.integers(1, 60))
     inputs = testing.tied_inputs(rows, columns, dim, seed=seed)
     sides = labels(rows, classes, seed), labels(columns, classes, seed + 1)

@@ -139,6 +139,12 @@ def fused_dissim_topk(
     >>> quantized = quantize_references(reference, weight)
     >>> fused_dissim_topk(query, reference, weight, k=2, quantized=quantized).indices
     tensor([[2, 0]])
+
+    The hardest positive, the worst of the references 0 and 2:
+
+    >>> labels = {"query_labels": torch.tensor([7]), "reference_labels": torch.tensor([7, 8, 7])}
+    >>> fused_dissim_topk(query, reference, weight, k=1, **labels, among="same", largest=False).indices
+    tensor([[0]])
     """
     check_backend(backend)
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)

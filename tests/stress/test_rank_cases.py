@@ -17,4 +17,4 @@ from rank_cases import check_drawn_case
 @settings(max_examples=1000, deadline=None)
 @given(data=draw.data())
 def test_ranks_of_a_full_sort(backend, data):
-    check_drawn_case(data, backend, most_references=600)
+    check_drawn_case(data, backend, max_references=600)
