@@ -138,7 +138,7 @@ def ranks_by_sort(problem: Problem, score) -> Call:
     parts = list(zip(problem.query.split(size), problem.query_labels.split(size), strict=True))
 
     def ranks(query: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        order = score(query).argsort(1, descending=True, stable=True)
+        order = score(query).argsort(dim=1, descending=True, stable=True)
         places = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
         indices = matches_of(labels, problem)
         return indices, places.gather(1, indices)
