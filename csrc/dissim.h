@@ -61,8 +61,8 @@ struct ScoreBackward {
 
 // The references that count for each query: its candidates.
 struct Filter {
-  const int64_t* exclude_index;  // [query.rows]: a reference that does not count, -1 for none; or null
   const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]; or both null: labels do not matter
+  const int64_t* exclude_index;  // [query.rows]: a reference that does not count, -1 for none; or null
   bool among_same;  // with labels: the references of the query's label count; otherwise those of other labels
 };
 

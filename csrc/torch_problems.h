@@ -85,9 +85,9 @@ inline dissim::Filter check_filter(Arguments& given, const Optional& exclude_ind
   if (query_labels.has_value() != reference_labels.has_value())
     raise_argument_error(query_labels ? "reference_labels" : "query_labels", "labels, since the other side has them",
                          "None", "Pass both or neither.");
-  return {given.input<int64_t>("exclude_index", exclude_index, {queries}),
-          given.input<int64_t>("query_labels", query_labels, {queries}),
-          given.input<int64_t>("reference_labels", reference_labels, {references}), among_same};
+  return {given.input<int64_t>("query_labels", query_labels, {queries}),
+          given.input<int64_t>("reference_labels", reference_labels, {references}),
+          given.input<int64_t>("exclude_index", exclude_index, {queries}), among_same};
 }
 
 inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tensor& reference, const Tensor& weight,

@@ -27,7 +27,7 @@ struct HingeWorkspace {
 template <class A>
 TopK hard_negative_search(const Hinge& p, const HingeWorkspace<A>& w) {
   TopK search = {p.dtype, p.dim, w.num_hard, true, p.query, p.reference, p.weight, p.bias};
-  search.filter = {p.exclude_index, p.query_labels, p.reference_labels, false};
+  search.filter = {p.query_labels, p.reference_labels, p.exclude_index, false};
   search.scores = w.hard_scores;
   search.indices = w.hard_indices;
   return search;
