@@ -162,7 +162,18 @@ def _triton_rows() -> list[Budget]:
             "k splits split_columns", **{acc: "query reference weight bias out", "i64": f"{filters} indices"}
         )
         rows.append(
-            _triton_row(f"topk {acc}", "topk", "topk_kernel", "topk", acc, given | packed, topk, K=32, LARGEST=True)
+            _triton_row(
+                f"topk {acc}",
+                "topk",
+                "topk_kernel",
+                "topk",
+                acc,
+                given | packed,
+                topk,
+                K=32,
+                LARGEST=True,
+                AMONG_SAME=False,
+            )
         )
         pointers = {
             acc: "query reference weight bias limits margin out",
