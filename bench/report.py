@@ -113,7 +113,7 @@ def table(result: CaseResult) -> str:
     """Every competitor on one case, the fastest first, then those without times and the reason."""
     case, ours = result.case, [row for row in result.rows if row.ours and row.seconds]
     title = f"## {case.name}\n\n{case.operation}, N={case.queries:,} M={case.references:,} D={case.dim} {case.dtype}"
-    if case.operation.startswith("hinge"):
+    if case.has_active_pairs:
         title += f", {case.active:.1%} of pairs active"
     if result.peaks:
         limited_by, peak = result.peak

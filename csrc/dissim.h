@@ -59,6 +59,13 @@ struct ScoreBackward {
   void* grad_weight;  // out: acc [heads, dim]
 };
 
+// The references that count for each query: its candidates.
+struct Filter {
+  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]; or both null: labels do not matter
+  const int64_t* exclude_index;  // [query.rows]: a reference that does not count, -1 for none; or null
+  bool among_same;  // with labels: the references of the query's label count; otherwise those of other labels
+};
+
 // The k best references of each query by their scores (E1), best first. Equal scores are ordered by lower index; NaN
 // comes after every number. If a query has fewer than k candidates, the remaining places hold NaN and index -1.
 struct TopK {
@@ -68,8 +75,7 @@ struct TopK {
   Rows query, reference;  // one batch entry
   const void* weight;  // acc [dim]
   const void* bias;  // acc [1], or null for 0
-  const int64_t* exclude_index;  // [query.rows]: a reference to exclude, -1 for none; or null
-  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]: equal excludes; or both null
+  Filter filter;
   void* scores;  // out: acc [query.rows, k]
   int64_t* indices;  // out: [query.rows, k]
 };
@@ -159,8 +165,8 @@ struct HingeBackward {
   void* grad_bias;  // out: acc [1]
 };
 
-// The log-sum-exp of scale times each query's scores over the references that are kept, its mean score under the
-// softmax, and one bit for each pair: 1 where backward needs it (E15). Without any kept pair -infinity and 0.
+// The log-sum-exp of scale times each query's scores over its candidates, its mean score under the
+// softmax, and one bit for each pair: 1 where backward needs it (E15). Without any candidate -infinity and 0.
 struct LogSumExp {
   Dtype dtype;
   int64_t dim;
@@ -168,9 +174,7 @@ struct LogSumExp {
   const void* weight;  // acc [dim]
   const void* bias;  // acc [1], or null for 0
   const void* scale;  // acc [1]
-  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows], or both null: all are kept
-  const int64_t* exclude_index;  // [query.rows] or null: a reference row that is not kept, -1 for none
-  bool among_same;  // with labels: keep the references of the query's label, or the others
+  Filter filter;
   void *value, *mean_score;  // acc [query.rows]
   uint8_t* active;  // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
 };

@@ -22,7 +22,8 @@ ACCUMULATE = {
 
 BALANCES = ("pairs", "classes")
 REDUCTIONS = ("mean", "sum", "none")
-#: Which references a log-sum-exp runs over, by label.
+OPERATOR_REMEDY = "Call the public functions of dissim_kernels, which convert their arguments."
+#: Which references count for a query, by label.
 AMONG = ("different", "same", "all")
 
 
@@ -31,6 +32,20 @@ class Problem(NamedTuple):
 
     operation: str  # "score", "topk", "quantized_topk" or "hinge"
     device: torch.device  # a specific device, because the devices of one machine may differ
+
+
+class Filter(NamedTuple):
+    """Which references count for each query: its candidates."""
+
+    exclude_index: Tensor | None  # [N]: a reference that does not count, -1 for none
+    query_labels: Tensor | None  # [N]
+    reference_labels: Tensor | None  # [M]
+    among_same: bool  # with labels: the references of the query's label count; otherwise those of other labels
+
+
+def _filter(given: TopKArguments | LogSumExpArguments) -> Filter:
+    labels = (None, None) if given.among == "all" else (given.query_labels, given.reference_labels)
+    return Filter(given.exclude_index, *labels, given.among == "same")
 
 
 class TopKArguments(NamedTuple):
@@ -45,10 +60,11 @@ class TopKArguments(NamedTuple):
     exclude_index: Tensor | None  # [N]
     query_labels: Tensor | None  # [N]
     reference_labels: Tensor | None  # [M]
+    among: str = "different"  # of AMONG
 
     @property
-    def filters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.exclude_index, self.query_labels, self.reference_labels
+    def filter(self) -> Filter:
+        return _filter(self)
 
 
 class HingeArguments(NamedTuple):
@@ -90,6 +106,10 @@ class LogSumExpArguments(NamedTuple):
     reference_labels: Tensor | None  # [M]
     exclude_index: Tensor | None  # [N]
     among: str  # of AMONG
+
+    @property
+    def filter(self) -> Filter:
+        return _filter(self)
 
 
 class LogSumExpBackwardArguments(NamedTuple):
@@ -253,16 +273,24 @@ def check_positives(query: Tensor, offsets: Tensor | None, indices: Tensor | Non
     check_labels("positive_offsets", offsets, query.shape[0] + 1, query.device)
     check_labels("positive_indices", indices, len(indices), query.device)
     check_operand("positive_scores", scores, (ACCUMULATE[query.dtype],), (len(indices),), query.device)
-    ascending = bool((offsets.diff() >= 0).all())
-    if not ascending or int(offsets[0]) != 0 or int(offsets[-1]) != len(indices):
-        expected = f"ascending from 0 to {len(indices)}, the number of positive_indices"
-        raise_argument_error("positive_offsets", expected, "others", "Pass those of ScoredRanks.")
+    check_offsets("positive_offsets", offsets, len(indices))
     if bool(scores.isnan().any()):
         raise_argument_error("positive_scores", "numbers", "NaN", "A NaN score has no rank.")
 
 
-def check_among(among: str, query_labels: Tensor | None) -> None:
-    if among != "all" and query_labels is None:
+def check_offsets(name: str, offsets: Tensor, pairs: int) -> None:
+    """Reads their values, which must ascend from 0 to the number of pairs."""
+    ends = int(offsets[0]), int(offsets[-1])
+    if ends == (0, pairs) and bool((offsets.diff() >= 0).all()):
+        return
+    got = "numbers that descend" if ends == (0, pairs) else f"{ends[0]} to {ends[1]}"
+    raise_argument_error(name, f"numbers that ascend from 0 to {pairs}, the pairs", got, "Pass those of ScoredRanks.")
+
+
+def check_among(among: object, query_labels: Tensor | None, labels_needed: Sequence[str]) -> None:
+    """One of AMONG, with labels where it is one of `labels_needed`."""
+    check_choice("among", among, AMONG)
+    if among in labels_needed and query_labels is None:
         raise_argument_error("query_labels", f"labels, for among={among!r}", None, "Pass labels, or among='all'.")
 
 
@@ -370,5 +398,4 @@ def check_operand(
     expected_dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
     form = ", ".join("any" if size is None else str(size) for size in sizes)
     got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-    remedy = "Call the public functions of dissim_kernels, which convert their arguments."
-    raise_argument_error(name, f"{expected_dtypes} [{form}] on {device}", got, remedy)
+    raise_argument_error(name, f"{expected_dtypes} [{form}] on {device}", got, OPERATOR_REMEDY)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .contract import (
     ACCUMULATE,
-    AMONG,
+    OPERATOR_REMEDY,
     check_among,
-    check_choice,
     check_count,
     check_filters,
+    check_offsets,
     check_operand,
     check_tensor,
     raise_argument_error,
@@ -67,12 +67,14 @@ def check_topk_operands(
     exclude_index: Tensor | None,
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
+    among: str,
     *_,
 ) -> None:
     """query [N, D], reference [M, D], weight [D], bias [1] or None, k at least 0, filters as in `check_filters`."""
     _check_operands(query, reference, weight, bias, 2)
     check_count("k", k, 0)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
+    check_among(among, query_labels, ("same",))
 
 
 def check_hinge_operands(
@@ -137,6 +139,19 @@ def check_listed_scores_operands(query, reference, weight, bias, offsets, indice
     check_operand("indices", indices, (torch.int64,), (None,), query.device)
 
 
+def check_listed_scores_values(query, reference, weight, bias, offsets, indices, *_) -> None:
+    """Offsets that ascend from 0 to P, and indices of references."""
+    check_offsets("offsets", offsets, len(indices))
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(reference):
+        expected = f"rows of reference, 0 to {len(reference) - 1}"
+        raise_argument_error("indices", expected, f"{int(indices.min())} to {int(indices.max())}", OPERATOR_REMEDY)
+
+
+def check_rank_values(query, reference, weight, bias, offsets, indices, *_) -> None:
+    """Offsets that ascend from 0 to P. An index may lie outside of the references: in another shard."""
+    check_offsets("offsets", offsets, len(indices))
+
+
 def check_rank_operands(query, reference, weight, bias, offsets, indices, scores, *_) -> None:
     """As of `listed_scores`; scores [P] in the accumulator dtype."""
     check_listed_scores_operands(query, reference, weight, bias, offsets, indices)
@@ -150,8 +165,7 @@ def check_logsumexp_operands(
     _check_operands(query, reference, weight, bias, 2)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
     check_operand("scale", scale, (ACCUMULATE[query.dtype],), (1,), query.device)
-    check_choice("among", among, AMONG)
-    check_among(among, query_labels)
+    check_among(among, query_labels, ("different", "same"))
 
 
 def check_logsumexp_backward_operands(

@@ -228,14 +228,14 @@ def plain_score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
 
 def plain_candidates(
     rows: int, columns: int, exclude_index: Tensor | None = None,
-    query_labels: Tensor | None = None, reference_labels: Tensor | None = None,
+    query_labels: Tensor | None = None, reference_labels: Tensor | None = None, among: str = "different",
 ) -> Tensor:  # fmt: skip
-    """The mask [N, M] of the references that a top-k search may return for each query."""
+    """The mask [N, M] of the references that count for each query."""
     allowed = torch.ones(rows, columns, dtype=torch.bool)
     if exclude_index is not None:
         allowed &= exclude_index[:, None] != torch.arange(columns)
-    if query_labels is not None and reference_labels is not None:
-        allowed &= query_labels[:, None] != reference_labels
+    if query_labels is not None and reference_labels is not None and among != "all":
+        allowed &= (query_labels[:, None] == reference_labels) == (among == "same")
     return allowed
 
 
@@ -342,17 +342,6 @@ class LogSumExpBounds(NamedTuple):
 def plain_logsumexp(scores: Tensor, kept: Tensor, scale: Tensor | float) -> Tensor:
     """`fused_dissim_logsumexp` from the full score matrix [N, M] and the pairs that are kept, bool [N, M]."""
     return torch.where(kept, scale * scores, -math.inf).logsumexp(1)
-
-
-def plain_among(
-    query_labels: Tensor | None, reference_labels: Tensor | None, among: str, rows: int, columns: int,
-    exclude_index: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """The pairs that a log-sum-exp keeps: bool [N, M]."""
-    kept = plain_candidates(rows, columns, exclude_index)
-    if among == "all" or query_labels is None or reference_labels is None:
-        return kept
-    return kept & ((query_labels[:, None] == reference_labels) == (among == "same"))
 
 
 def logsumexp_bounds(

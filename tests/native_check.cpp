@@ -48,11 +48,12 @@ std::vector<double> random_values(int64_t count) {
 double sgn(double t) { return double((t > 0) - (t < 0)); }
 
 // Whether |found - expected| is within the rounding bound (E9): `roundings` of `terms`, the sum of the absolute terms,
-// and one of the result, whose unit roundoff is `out_unit`. False for NaN.
+// and one of the result, whose unit roundoff is `out_unit`; float16 also has few subnormal numbers. False for NaN.
 template <class A>
 bool is_close(double found, double expected, double terms, int64_t roundings, double out_unit) {
-  const double unit = sizeof(A) == 4 ? 0x1p-24 : 0x1p-53;
-  return std::fabs(found - expected) <= 2 * double(roundings) * unit * terms + out_unit * std::fabs(expected) + 1e-30;
+  const double unit = sizeof(A) == 4 ? 0x1p-24 : 0x1p-53, min_error = out_unit == 0x1p-11 ? 0x1p-25 : 1e-30;
+  return std::fabs(found - expected) <=
+         2 * double(roundings) * unit * terms + out_unit * std::fabs(expected) + min_error;
 }
 
 void run_threads(int, int64_t count, void (*each)(void*, int, int64_t), void* context) {
@@ -136,6 +137,9 @@ class SizeCheck {
     check_quantized_topk();
     check_score_backward();
     check_hinge();
+    check_logsumexp();
+    check_rank();
+    check_nan_query();
   }
 
  private:
@@ -151,8 +155,7 @@ class SizeCheck {
 
   TopK topk_problem(int64_t k, bool largest, std::vector<A>& scores, std::vector<int64_t>& indices) const {
     scores.resize(n * k), indices.resize(n * k);
-    return {dtype, d,       k,       largest, queries,       references,    weight.data(),
-            &bias, nullptr, nullptr, nullptr, scores.data(), indices.data()};
+    return {dtype, d, k, largest, queries, references, weight.data(), &bias, {}, scores.data(), indices.data()};
   }
 
   // The scores of grid values are exact, so the order of the references is known.
@@ -205,9 +208,11 @@ class SizeCheck {
     });
   }
 
-  // call(grad_query, grad_reference, grad_weight) computes the gradients (E2) for the upstream gradients g.
+  // call(grad_query, grad_reference, grad_weight) computes the gradients (E2) for the upstream gradients g, each of
+  // which may be off by `g_roundings`.
   template <class Call>
-  void check_gradients(const std::vector<double>& g, const char* what, const Call& call) const {
+  void check_gradients(const std::vector<double>& g, const char* what, const Call& call,
+                       int64_t g_roundings = 0) const {
     std::vector<E> grad_query(n * d), grad_reference(m * d);
     std::vector<A> grad_weight(d);
     call(grad_query.data(), grad_reference.data(), grad_weight.data());
@@ -224,11 +229,11 @@ class SizeCheck {
           dw += g[i * m + j] * std::fabs(t);
           dw_terms += 8 * std::fabs(g[i * m + j]);  // |q - center| + |r - center| <= 8
         }
-        right &= is_close<A>(to_acc(grad_query[i * d + c]), dq, dq_terms, m + 4, out_unit);
+        right &= is_close<A>(to_acc(grad_query[i * d + c]), dq, dq_terms, m + 4 + g_roundings, out_unit);
       }
       for (int64_t j = 0; j < m; ++j)
-        right &= is_close<A>(to_acc(grad_reference[j * d + c]), dr[j], dr_terms[j], n + 4, out_unit);
-      right &= is_close<A>(double(grad_weight[c]), dw, dw_terms, n + m + 4, 0);
+        right &= is_close<A>(to_acc(grad_reference[j * d + c]), dr[j], dr_terms[j], n + 4 + g_roundings, out_unit);
+      right &= is_close<A>(double(grad_weight[c]), dw, dw_terms, n + m + 4 + g_roundings, 0);
     }
     report(right, what);
   }
@@ -281,6 +286,144 @@ class SizeCheck {
                                  parallel);
     });
     report(double(bias_found) == grad_bias, "hinge_backward of the bias");
+  }
+
+  void check_logsumexp() const {
+    double max_score = 1;
+    for (const double score : exact) max_score = std::max(max_score, std::fabs(score));
+    for (const double max_logit : {1.0, 200.0, -200.0})  // nearly all pairs are active, few, few
+      for (const bool among_same : {false, true}) check_logsumexp(A(max_logit / max_score), among_same);
+  }
+
+  // The scores of grid values are exact, so logits, exponentials and sums alone are rounded. With two labels and an
+  // excluded reference, a single reference leaves rows without any pair.
+  void check_logsumexp(A scale, bool among_same) const {
+    constexpr double unit = sizeof(A) == 4 ? 0x1p-24 : 0x1p-53;
+    std::vector<int64_t> query_labels(n), reference_labels(m), excluded(n);
+    for (int64_t i = 0; i < n; ++i) query_labels[i] = i % 2, excluded[i] = i % 3 ? -1 : i % m;
+    for (int64_t j = 0; j < m; ++j) reference_labels[j] = j % 5 % 2;
+    const int64_t row_bytes = (m + 7) / 8;
+    std::vector<A> value(n), mean_score(n);
+    std::vector<uint8_t> active(n * row_bytes, 0xff);
+    DISSIM_ISA::logsumexp({dtype,
+                           d,
+                           queries,
+                           references,
+                           weight.data(),
+                           &bias,
+                           &scale,
+                           {query_labels.data(), reference_labels.data(), excluded.data(), among_same},
+                           value.data(),
+                           mean_score.data(),
+                           active.data()},
+                          parallel);
+    std::vector<double> pair_grads(n * m);
+    double max_size = 0;
+    bool right = true;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto is_kept = [&](int64_t j) {
+        return j < m && j != excluded[i] && (query_labels[i] == reference_labels[j]) == among_same;
+      };
+      double max_logit = -INFINITY, sum = 0, mean = 0, mean_terms = 0, dropped = 0;
+      for (int64_t j = 0; j < m; ++j)
+        if (is_kept(j)) max_logit = std::max(max_logit, double(scale) * exact[i * m + j]);
+      for (int64_t j = 0; j < m; ++j)
+        if (is_kept(j)) sum += std::exp(double(scale) * exact[i * m + j] - max_logit);
+      const double expected = sum > 0 ? max_logit + std::log(sum) : -INFINITY;
+      const double size = sum > 0 ? std::fabs(max_logit) + std::fabs(expected) + double(m) + 64 : 0;
+      max_size = std::max(max_size, size);
+      for (int64_t j = 0; j < row_bytes * 8; ++j) {
+        const bool is_active = active[i * row_bytes + j / 8] >> j % 8 & 1;
+        right &= is_kept(j) || !is_active;
+        if (!is_kept(j)) continue;
+        const double score = exact[i * m + j], share = std::exp(double(scale) * score - expected);
+        mean += share * score, mean_terms += share * std::fabs(score);
+        if (!is_active) dropped += share;
+        if (is_active) pair_grads[i * m + j] = 0.5 * double(scale) * share;
+      }
+      right &= dropped <= unit * (1 + 8 * size * unit);  // E15
+      right &= sum > 0 ? is_close<A>(double(value[i]), expected, 1, int64_t(size), 0) &&
+                             is_close<A>(double(mean_score[i]), mean, mean_terms, int64_t(4 * size), 0)
+                       : double(value[i]) == expected && mean_score[i] == 0;
+    }
+    report(right, "logsumexp");
+#ifndef DISSIM_CUDA_ON_HOST  // on CUDA score and score_backward compute the gradients (backends/logsumexp_bands.py)
+    const std::vector<A> grad(n, A(0.5));
+    check_gradients(
+        pair_grads, "logsumexp_backward",
+        [&](E* grad_query, E* grad_reference, A* grad_weight) {
+          DISSIM_ISA::logsumexp_backward({dtype, d, queries, references, weight.data(), &bias, &scale, grad.data(),
+                                          value.data(), active.data(), grad_query, grad_reference, grad_weight},
+                                         parallel);
+        },
+        int64_t(4 * max_size));
+#endif
+  }
+
+  // Every third reference is listed, and in the second call all of them and one beyond either end.
+  void check_rank() const {
+    check_rank(3, 0);
+    check_rank(1, 1);
+  }
+
+  void check_rank(int64_t step, int64_t beyond) const {
+    struct Listed {
+      int64_t index;
+      double score;
+    };
+    std::vector<int64_t> offsets = {0}, indices, expected;
+    std::vector<A> listed_scores;
+    for (int64_t i = 0; i < n; ++i) {
+      std::vector<Listed> list;
+      for (int64_t j = 0; j < m; j += step) list.push_back({j, exact[i * m + j]});
+      if (beyond) list.push_back({-1, exact[i * m]}), list.push_back({m, exact[i * m]});
+      std::sort(list.begin(), list.end(), [](const Listed& a, const Listed& b) {
+        return a.score != b.score ? a.score > b.score : a.index < b.index;
+      });
+      for (const auto& [index, score] : list) {
+        int64_t before = 0;
+        for (int64_t j = 0; j < m; ++j) before += exact[i * m + j] > score || (exact[i * m + j] == score && j < index);
+        indices.push_back(index), listed_scores.push_back(A(score)), expected.push_back(before);
+      }
+      offsets.push_back(int64_t(indices.size()));
+    }
+    const int64_t pairs = int64_t(indices.size());
+    if (!beyond) {
+      std::vector<A> found(pairs);
+      DISSIM_ISA::listed_scores(
+          {dtype, d, queries, references, weight.data(), &bias, pairs, offsets.data(), indices.data(), found.data()},
+          parallel);
+      report(found == listed_scores, "listed_scores");
+    }
+    std::vector<int64_t> counts(pairs, -1);
+    std::vector<uint8_t> nan_rows(n, 1);
+    DISSIM_ISA::rank({dtype, d, queries, references, weight.data(), &bias, pairs, offsets.data(), indices.data(),
+                      listed_scores.data(), counts.data(), nan_rows.data()},
+                     parallel);
+    report(counts == expected && nan_rows == std::vector<uint8_t>(n), "rank");
+  }
+
+  // The last query has a NaN: rank reports it, its log-sum-exp is NaN and all of its pairs are active.
+  void check_nan_query() const {
+    std::vector<E> some_nan = query;
+    some_nan.back() = narrow<E>(A(NAN));
+    Rows rows = queries;
+    rows.data = some_nan.data();
+    const std::vector<int64_t> offsets(n + 1);
+    std::vector<uint8_t> nan_rows(n), expected_rows(n), active(n * ((m + 7) / 8));
+    expected_rows.back() = 1;
+    DISSIM_ISA::rank({dtype, d, rows, references, weight.data(), &bias, 0, offsets.data(), nullptr, nullptr, nullptr,
+                      nan_rows.data()},
+                     parallel);
+    const A scale = 1;
+    std::vector<A> value(n), mean_score(n);
+    DISSIM_ISA::logsumexp(
+        {dtype, d, rows, references, weight.data(), &bias, &scale, {}, value.data(), mean_score.data(), active.data()},
+        parallel);
+    bool right = nan_rows == expected_rows;
+    for (int64_t i = 0; i < n; ++i) right &= std::isnan(double(value[i])) == (i + 1 == n);
+    for (int64_t j = 0; j < m; ++j) right &= active[(n - 1) * ((m + 7) / 8) + j / 8] >> j % 8 & 1;
+    report(right, "a NaN query");
   }
 
   const Dtype dtype;

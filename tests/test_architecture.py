@@ -139,7 +139,7 @@ def test_exported_names_have_docstrings():
     assert list(_exported()) == sorted(_exported())
 
 
-@pytest.mark.parametrize("stem", ["score", "topk", "hinge"])
+@pytest.mark.parametrize("stem", ["score", "topk", "hinge", "logsumexp", "rank"])
 def test_each_operation_has_one_stem_in_every_layer(stem):
     from dissim_kernels import dispatch
 
@@ -149,7 +149,9 @@ def test_each_operation_has_one_stem_in_every_layer(stem):
         assert callable(getattr(module, stem))
     for path in (p for p in SOURCES if p.is_relative_to(ROOT / "csrc") and p.suffix in (".cpp", ".cu")):
         assert re.match(
-            r"(score|topk|hinge)(_backward)?$|quantize$|quantized_topk$|isa$|memory$|launch$|\w+_bindings$", path.stem
+            r"(score|topk|hinge|logsumexp)(_backward)?$|rank$|listed_scores$|quantize$|quantized_topk$"
+            r"|isa$|memory$|launch$|\w+_bindings$",
+            path.stem,
         ), f"{path.name} is named after no operation"
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as draw
 
 from dissim_kernels import fused_dissim_logsumexp, fused_dissim_score, testing
-from dissim_kernels.contract import ACCUMULATE
+from dissim_kernels.contract import ACCUMULATE, AMONG
 from dissim_kernels.ops.logsumexp import logsumexp
 
 BACKENDS = testing.runnable_backends()
@@ -22,7 +24,7 @@ def check(inputs, backend, scale=1.0, among="different", exclude_index=None, cla
     rows, columns = len(inputs.query), len(inputs.reference)
     acc = ACCUMULATE[inputs.query.dtype]
     sides = labels(rows, classes), labels(columns, classes, seed=1)
-    kept = testing.plain_among(*sides, among, rows, columns, exclude_index)
+    kept = testing.plain_candidates(rows, columns, exclude_index, *sides, among)
     bias = torch.as_tensor(inputs.bias if inputs.bias is not None else 0.0, dtype=acc)
     inputs = inputs._replace(bias=bias)
     leaves = [x.clone().requires_grad_() for x in (*inputs, torch.tensor(scale, dtype=acc))]
@@ -58,6 +60,26 @@ def test_value_and_gradients(dtype, among, scale, backend):
 def test_ties(dtype, backend):
     for scale in SCALES:
         check(testing.tied_inputs(9, 70, 17, dtype=dtype), backend, scale, "all")
+
+
+@backends
+@settings(max_examples=5 if "triton" in BACKENDS else 60, deadline=None, derandomize=True, database=None)
+@given(data=draw.data())
+def test_drawn_cases(backend, data):
+    """Any shape, dtype, strides, filter and scale of either sign; with many classes most rows have no pair."""
+    sizes, layouts = draw.sampled_from([1, 2, 15, 33, 129]), draw.sampled_from(["contiguous", "transposed"])
+    rows, columns, dim = (data.draw(sizes) for _ in range(3))
+    make = data.draw(draw.sampled_from([random_rows, testing.tied_inputs]))
+    inputs = make(rows, columns, dim, dtype=data.draw(draw.sampled_from(list(ACCUMULATE))))
+    query, reference = (testing.with_layout(x, data.draw(layouts)) for x in inputs[:2])
+    scale = data.draw(draw.sampled_from([-1, 1])) * 10 ** data.draw(draw.floats(-2, 2))
+    exclude_index = labels(rows, columns + 1, seed=3) - 1 if data.draw(draw.booleans()) else None
+    check(inputs._replace(query=query, reference=reference), backend, scale, data.draw(draw.sampled_from(AMONG)),
+          exclude_index, classes=data.draw(draw.sampled_from([1, 4, 500])))  # fmt: skip
+
+
+def random_rows(rows, columns, dim, dtype):
+    return testing.random_inputs((rows, dim), (columns, dim), dtype=dtype)
 
 
 @backends

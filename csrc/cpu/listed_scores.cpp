@@ -12,7 +12,7 @@ struct ListedScorer {
   static constexpr int64_t kRows = ExactScorer<E>::kMaxRows;
 
   static void run(const ListedScores& p, const Parallel& parallel) {
-    const TopK problem{p.dtype, p.dim, 0, true, p.query, p.reference, p.weight, p.bias, {}, {}, {}, {}, {}};
+    const TopK problem{p.dtype, p.dim, 0, true, p.query, p.reference, p.weight, p.bias, {}, {}, {}};
     const int64_t budget = forward_memory_budget<E>(p.query, p.reference, p.dim);
     const Blocking blocking = blocking_within(budget / parallel.threads, problem);
     for_each_with(bytes(problem, blocking), budget, parallel, p.query.rows, [&](int64_t n, Arena arena) {

@@ -58,7 +58,7 @@ class RowSums {
     const int64_t m = block.column, chunk = partition_.chunk_of(m);
     for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t n = block.row + i;
-      const uint64_t kept = kept_pairs(n, m, block.columns);
+      const uint64_t kept = candidates(p_.filter, n, m, block.columns);
       const uint64_t active = kept ? add(block[i], kept, row_sums(n)[chunk]) : 0;
       memcpy(row_bits(n) + m / 8, &active, size_t(ceil_div(block.columns, 8)));
     }
@@ -110,7 +110,8 @@ class RowSums {
     static_cast<A*>(p_.value)[n] = value;
     static_cast<A*>(p_.mean_score)[n] = row.sum == 0 ? 0 : row.weighted / row.sum;
     for (int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
-      const int64_t begin = chunk * partition_.chunk_columns, end = min(begin + partition_.chunk_columns, p_.reference.rows);
+      const int64_t begin = chunk * partition_.chunk_columns,
+                    end = min(begin + partition_.chunk_columns, p_.reference.rows);
       if (value != value)
         activate(n, begin, end);
       else if (chunks[chunk].sum <= A(end - begin) * min_share_ * row.sum)
@@ -122,16 +123,9 @@ class RowSums {
   void activate(int64_t n, int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; m += 64) {
       const int64_t columns = min(64, end - m);
-      const uint64_t kept = kept_pairs(n, m, columns);
+      const uint64_t kept = candidates(p_.filter, n, m, columns);
       memcpy(row_bits(n) + m / 8, &kept, size_t(ceil_div(columns, 8)));
     }
-  }
-
-  uint64_t kept_pairs(int64_t n, int64_t m, int64_t columns) const {
-    const uint64_t all = all_but(columns, (p_.exclude_index ? p_.exclude_index[n] : -1) - m);
-    if (!p_.query_labels) return all;
-    const uint64_t same = same_labels(p_.reference_labels + m, p_.query_labels[n], columns);
-    return all & (p_.among_same ? same : ~same);
   }
 
   RowSum<A>* row_sums(int64_t n) { return sums_ + (n - first_) * partition_.chunks; }

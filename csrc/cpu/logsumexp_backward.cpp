@@ -11,6 +11,7 @@ namespace dissim {
 namespace {
 
 constexpr int64_t kSparsePairs = 8;  // at most one of so many pairs
+constexpr int64_t kMaxBandBytes = 4 << 20;  // of upstream gradients, which should stay in a cache
 
 template <class E>
 class Softmax {
@@ -70,10 +71,10 @@ class Softmax {
     return total + (p_.bias ? *static_cast<const A*>(p_.bias) : 0);
   }
 
-  // A band's upstream gradients take half of the memory budget, the sums over it the rest.
+  // A band's upstream gradients take at most half of the memory, the sums over it the rest.
   void add_bands(const Parallel& parallel) const {
-    const int64_t band =
-        max(1, memory_budget_ / 2 / (p_.query.rows * int64_t(sizeof(A))) / kTileReferences) * kTileReferences;
+    const int64_t max_bytes = min(kMaxBandBytes, memory_budget_ / 2), row_bytes = p_.query.rows * int64_t(sizeof(A));
+    const int64_t band = max(1, max_bytes / row_bytes / kTileReferences) * kTileReferences;
     const int64_t width = min(band, ceil_div(p_.reference.rows, kTileReferences) * kTileReferences);
     Scratch<A> upstream_of_band(p_.query.rows * width);
     const auto bytes = [&](int64_t chunks) {

@@ -58,11 +58,10 @@ class RankCounter {
         above |= uint64_t(bits<A>(some > listed)) << j;
         equal |= uint64_t(bits<A>(some == listed)) << j;
       }
+      if (!((above | equal) & all_but(columns, -1))) break;
       const int64_t own = p_.indices[i] - m;  // where the listed pair itself is
-      const uint64_t others = all_but(columns, own);
-      if (!((above | equal) & others)) break;
       const uint64_t lower = own <= 0 ? 0 : all_but(min(own, 64), -1);
-      count(i, __builtin_popcountll((above | (equal & lower)) & others));
+      count(i, __builtin_popcountll((above | (equal & lower)) & all_but(columns, own)));
     }
   }
 

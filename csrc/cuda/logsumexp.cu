@@ -7,6 +7,7 @@
 // A bit is set if the pair's term exceeds u / M of the sum of its tile. The merge clears the bits of a tile that as a
 // whole holds at most that share of its row for each of its pairs.
 #include "batch.cuh"
+#include "candidates.cuh"
 #include "launchers.h"
 #include "tile_scores.cuh"
 
@@ -47,8 +48,7 @@ __device__ __forceinline__ A min_share(const LogSumExp& p) {
 }
 
 __device__ __forceinline__ bool is_kept(const LogSumExp& p, int64_t n, int64_t m) {
-  if (m >= p.reference.rows || (p.exclude_index && p.exclude_index[n] == m)) return false;
-  return !p.query_labels || (p.query_labels[n] == p.reference_labels[m]) == p.among_same;
+  return m < p.reference.rows && is_candidate(p.filter, n, m);
 }
 
 // Stores the warp's 32 bits of references m - lane to m - lane + 31 by its first four lanes.

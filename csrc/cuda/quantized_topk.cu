@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSM)
     for (unsigned passing = __ballot_sync(kAllLanes, cluster_passes); passing; passing &= passing - 1) {
       const int64_t m = cluster_row(first + __ffs(int(passing)) - 1, lane % kClusterRows);
       const int sum = code_sum(p, n, min(m, p.topk.reference.rows - 1));
-      const bool may_pass = lane < kClusterRows && is_candidate(p.topk, n, m);
+      const bool may_pass = lane < kClusterRows && m < p.topk.reference.rows && is_candidate(p.topk.filter, n, m);
       const bool row_passes = may_pass && sum + p.reference_errors[m] >= threshold;
       const unsigned votes = __ballot_sync(kAllLanes, row_passes);
       if (row_passes) queue[queued + __popc(votes & ((1u << lane) - 1))] = m;
@@ -182,8 +182,8 @@ QuantizedTopK query_range(QuantizedTopK p, int64_t first) {
   TopK& t = p.topk;
   t.query.data = static_cast<const E*>(t.query.data) + first * t.query.row_stride;
   t.query.rows = min(rows, t.query.rows - first);
-  if (t.exclude_index) t.exclude_index += first;
-  if (t.query_labels) t.query_labels += first;
+  if (t.filter.exclude_index) t.filter.exclude_index += first;
+  if (t.filter.query_labels) t.filter.query_labels += first;
   t.scores = static_cast<Acc<E>*>(t.scores) + first * t.k;
   t.indices += first * t.k;
   p.query_codes += first / kCodePanel * p.groups * kPanelGroupBytes;

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from ..contract import (
     ACCUMULATE,
+    Filter,
     HingeArguments,
     HingeBackwardArguments,
     LogSumExpArguments,
@@ -105,7 +106,7 @@ def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
     width = min(k, columns)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
-        excluded = excluded_pairs(columns, *arguments.filters, n, scores)
+        excluded = excluded_pairs(arguments.filter, n, scores)
         out[n, :width], indices[n, :width] = select(scores, excluded, k, largest)
     return out, indices
 
@@ -131,11 +132,10 @@ def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
         same = query_labels[n, None] == reference_labels
-        kept = ~excluded_pairs(columns, exclude_index, None, None, n, scores)
+        kept = ~excluded_pairs(Filter(exclude_index, None, None, False), n, scores)
         if num_hard_negatives is not None:
-            filters = (None if exclude_index is None else exclude_index[n], query_labels[n], reference_labels)
-            k = min(num_hard_negatives, columns)
-            hard = topk(TopKArguments(query[n], reference, weight, bias, k, True, *filters))[1]
+            excluded = excluded_pairs(Filter(exclude_index, query_labels, reference_labels, False), n, scores)
+            hard = select(scores, excluded, min(num_hard_negatives, columns), True)[1]
             # One more column takes the places without a candidate: -1 % (columns + 1) is `columns`.
             is_hard = torch.zeros(same.shape[0], columns + 1, dtype=torch.bool, device=same.device)
             kept &= same | is_hard.scatter_(1, hard % (columns + 1), True)[:, :columns]
@@ -186,7 +186,7 @@ def unpacked_bits(packed: Tensor, columns: int) -> Tensor:
 
 def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp and mean score of each row [N], [N], and the active bits [N, ceil(M / 8)] (E15)."""
-    query, reference, weight, bias, scale, query_labels, reference_labels, exclude_index, among = given
+    query, reference, weight, bias, scale = given[:5]
     rows, columns = query.shape[0], reference.shape[0]
     acc = ACCUMULATE[query.dtype]
     value, mean_score = (torch.zeros(rows, dtype=acc, device=query.device) for _ in range(2))
@@ -194,9 +194,7 @@ def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
     min_share = torch.finfo(acc).eps / 2 / max(1, columns)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
-        kept = ~excluded_pairs(columns, exclude_index, None, None, n, scores)
-        if query_labels is not None and reference_labels is not None and among != "all":
-            kept &= (query_labels[n, None] == reference_labels) == (among == "same")
+        kept = ~excluded_pairs(given.filter, n, scores)
         logits = torch.where(kept, scale * scores, -torch.inf)
         value[n] = logits.logsumexp(1)
         shares = torch.where(kept, (logits - value[n, None]).exp(), 0)
@@ -262,13 +260,13 @@ def _row_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
     return score(query[None].to(acc), reference[None].to(acc), weight[None].to(acc), bias)[0, 0]
 
 
-def excluded_pairs(columns, exclude_index, query_labels, reference_labels, rows: slice, like: Tensor) -> Tensor:
-    """Pairs that a search must not return: each query's excluded row and, with labels, rows with its own label."""
-    excluded = torch.zeros_like(like, dtype=torch.bool)
-    if exclude_index is not None:
-        excluded |= exclude_index[rows, None] == torch.arange(columns, device=like.device)
-    if query_labels is not None:
-        excluded |= query_labels[rows, None] == reference_labels
+def excluded_pairs(filter: Filter, rows: slice, scores: Tensor) -> Tensor:
+    """The pairs of some query rows that do not count, bool like their scores [n, M]."""
+    excluded = torch.zeros_like(scores, dtype=torch.bool)
+    if filter.exclude_index is not None:
+        excluded |= filter.exclude_index[rows, None] == torch.arange(scores.shape[1], device=scores.device)
+    if filter.query_labels is not None:
+        excluded |= (filter.query_labels[rows, None] == filter.reference_labels) != filter.among_same
     return excluded
 
 

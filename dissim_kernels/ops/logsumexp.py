@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..contract import ACCUMULATE, AMONG, check_among, check_choice, check_filters, check_matrix_inputs, check_scale
+from ..contract import ACCUMULATE, check_among, check_filters, check_matrix_inputs, check_scale
 from ..dispatch import check_backend
 from .arguments import autocast_to_float32, head_bias
 from .logsumexp_operators import LogSumExpFunction, logsumexp
@@ -26,7 +26,7 @@ def fused_dissim_logsumexp(
 ) -> Tensor:
     """The log-sum-exp of each query's scores, without the N x M matrix: [N] in the accumulator dtype.
 
-    Plain torch, with `kept` the pairs that `among` and `exclude_index` keep (E15)::
+    Plain torch, with `kept` the pairs that count by `among` and `exclude_index` (E15)::
 
         scores = fused_dissim_score(query, reference, weight, bias)
         torch.where(kept, scale * scores, -torch.inf).logsumexp(1)
@@ -39,7 +39,7 @@ def fused_dissim_logsumexp(
         scale: a number or 0-d tensor of either sign; with a negative one the smallest scores dominate.
         query_labels, reference_labels: int64 [N] and [M], or neither with among="all".
         among: "different", the references of another label; "same", those of the query's label; "all".
-        exclude_index: int64 [N], a reference row that is left out for each query (itself, for one), -1 for none.
+        exclude_index: int64 [N], a reference that does not count for each query (for example itself), -1 for none.
 
     A query without any pair gives -inf and zero gradients.
 
@@ -57,15 +57,15 @@ def fused_dissim_logsumexp(
     tensor([-0.3069])
     """
     check_backend(backend)
-    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
+    query, reference, weight, bias, scale = autocast_to_float32(query, reference, weight, bias, scale)
     check_matrix_inputs(query, reference, weight, bias)
-    check_choice("among", among, AMONG)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
-    check_among(among, query_labels)
+    check_among(among, query_labels, ("different", "same"))
     check_scale(scale, query)
     bias = head_bias(bias, weight)
     acc = ACCUMULATE[query.dtype]
     factor = scale.to(acc).reshape(1) if isinstance(scale, Tensor) else query.new_full((1,), scale, dtype=acc)
-    labels = (None, None) if among == "all" else (query_labels, reference_labels)
     run = LogSumExpFunction.apply if differentiated(query, reference, weight, bias, factor) else logsumexp
-    return run(query, reference, weight, bias, factor, *labels, exclude_index, among, backend)[0]
+    return run(query, reference, weight, bias, factor, query_labels, reference_labels, exclude_index, among, backend)[
+        0
+    ]

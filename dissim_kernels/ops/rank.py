@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -19,9 +19,14 @@ from ..contract import (
     raise_argument_error,
 )
 from ..dispatch import check_backend, resolve
-from ..operands import check_listed_scores_operands, check_rank_operands
+from ..operands import (
+    check_listed_scores_operands,
+    check_listed_scores_values,
+    check_rank_operands,
+    check_rank_values,
+)
 from .arguments import autocast_to_float32, head_bias
-from .operator import operator
+from .operator import differentiated, operator
 
 
 class Ranks(NamedTuple):
@@ -39,6 +44,46 @@ class ScoredRanks(NamedTuple):
     indices: Tensor  #: int64 [P]
     ranks: Tensor  #: int64 [P]
     scores: Tensor  #: [P]
+
+
+@overload
+def fused_dissim_rank(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | float | None = ...,
+    *,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    query_cameras: Tensor | None = ...,
+    reference_cameras: Tensor | None = ...,
+    exclude_index: Tensor | None = ...,
+    positive_offsets: Tensor | None = ...,
+    positive_indices: Tensor | None = ...,
+    positive_scores: Tensor | None = ...,
+    return_scores: Literal[False] = ...,
+    backend: str = ...,
+) -> Ranks: ...
+
+
+@overload
+def fused_dissim_rank(
+    query: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    bias: Tensor | float | None = ...,
+    *,
+    query_labels: Tensor,
+    reference_labels: Tensor,
+    query_cameras: Tensor | None = ...,
+    reference_cameras: Tensor | None = ...,
+    exclude_index: Tensor | None = ...,
+    positive_offsets: Tensor | None = ...,
+    positive_indices: Tensor | None = ...,
+    positive_scores: Tensor | None = ...,
+    return_scores: Literal[True],
+    backend: str = ...,
+) -> ScoredRanks: ...
 
 
 def fused_dissim_rank(
@@ -83,9 +128,12 @@ def fused_dissim_rank(
             a row of an earlier shard is below 0, one of a later shard M or more.
         return_scores: return `ScoredRanks`.
 
-    Not differentiable. Cost: that of the score, and for each match a comparison with every candidate of its query.
-    Memory: the matches and a block of scores. Raises ValueError where a score is NaN, which has no rank; other errors
-    as in `fused_dissim_score`. On CUDA it waits for the device.
+    A derivative raises NotImplementedError, and so do vmap, torch.export and torch.compile with fullgraph=True: the
+    number of matches depends on the labels. Without fullgraph, torch.compile breaks its graph here.
+
+    Cost: that of the score, and for each match a comparison with every candidate of its query. Memory: the matches
+    and a block of scores. Raises ValueError where a score is NaN, which has no rank; other errors as in
+    `fused_dissim_score`. On CUDA it waits for the device.
 
     >>> import torch
     >>> gallery, labels = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 1, 0, 1])
@@ -94,9 +142,9 @@ def fused_dissim_rank(
     Ranks(offsets=tensor([0, 2]), indices=tensor([0, 2]), ranks=tensor([0, 2]))
     """
     check_backend(backend)
-    query, reference, weight, bias = (
-        x.detach() if isinstance(x, Tensor) else x for x in autocast_to_float32(query, reference, weight, bias)
-    )
+    if torch.compiler.is_compiling():
+        _raise_not_implemented("torch.export or torch.compile(fullgraph=True) is", "Call it outside of the graph.")
+    query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_labels("query_labels", query_labels, query.shape[0], query.device)
     check_labels("reference_labels", reference_labels, reference.shape[0], query.device)
@@ -109,7 +157,8 @@ def fused_dissim_rank(
     rows, columns, match = _listed_pairs(
         query_labels, reference_labels, query_cameras, reference_cameras, exclude_index
     )
-    scores = listed_scores(query, reference, weight, bias, _offsets(rows, len(query)), columns, backend)
+    run = _ListedScoresFunction.apply if differentiated(query, reference, weight, bias) else listed_scores
+    scores = run(query, reference, weight, bias, _offsets(rows, len(query)), columns, backend)
     excluded = _Pairs(rows[~match], columns[~match], scores[~match])
     if positive_offsets is None or positive_indices is None or positive_scores is None:
         positives = _Pairs(rows[match], columns[match], scores[match])
@@ -119,8 +168,8 @@ def fused_dissim_rank(
 
     order = _best_first(positives)
     offsets = _offsets(positives.rows, len(query))
-    sorted_lists = positives.columns[order], positives.scores[order]
-    counts, nan_rows = rank(query, reference, weight, bias, offsets, *sorted_lists, backend)
+    pairs = [x if x is None else x.detach() for x in (query, reference, weight, bias, positives.scores[order])]
+    counts, nan_rows = rank(*pairs[:4], offsets, positives.columns[order], pairs[4], backend)
     _check_no_nan(nan_rows)
     ranks = torch.empty_like(counts)
     ranks[order] = counts
@@ -198,7 +247,7 @@ def _check_no_nan(nan_rows: Tensor) -> None:
 # --- the operators -------------------------------------------------------------------------------------------
 
 
-@operator("dissim::listed_scores", check_listed_scores_operands)
+@operator("dissim::listed_scores", check_listed_scores_operands, check_listed_scores_values)
 def listed_scores(
     query: Tensor,
     reference: Tensor,
@@ -213,7 +262,7 @@ def listed_scores(
     return module.listed_scores(query, reference, weight, bias, offsets, indices)
 
 
-@operator("dissim::rank", check_rank_operands)
+@operator("dissim::rank", check_rank_operands, check_rank_values)
 def rank(
     query: Tensor,
     reference: Tensor,
@@ -238,3 +287,33 @@ def _(query, reference, weight, bias, offsets, indices, backend):
 @rank.register_fake
 def _(query, reference, weight, bias, offsets, indices, scores, backend):
     return torch.empty_like(indices), query.new_empty(query.shape[0], dtype=torch.bool)
+
+
+class _ListedScoresFunction(torch.autograd.Function):
+    """Raises for vmap and for derivatives, which torch would otherwise treat as zero."""
+
+    forward = staticmethod(listed_scores)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        _raise_no_derivative()
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        _raise_no_derivative()
+
+    @staticmethod
+    def vmap(info, in_dims, *args) -> NoReturn:
+        _raise_not_implemented("vmap is", "Call it in a loop.")
+
+
+def _raise_no_derivative() -> NoReturn:
+    _raise_not_implemented("a derivative is", "Score the pairs with paired_dissim_score, or detach the scores.")
+
+
+def _raise_not_implemented(what: str, remedy: str) -> NoReturn:
+    raise NotImplementedError(f"fused_dissim_rank: {what} not implemented. {remedy}")

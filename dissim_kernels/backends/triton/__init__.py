@@ -3,8 +3,9 @@
 With TRITON_INTERPRET=1 in the environment before Python starts, the same kernels run on CPU tensors, slowly. Tests
 use this where there is no GPU.
 
-Results are bit-identical in every run, because there are no atomics and the order of sums depends on shapes only.
-Nothing is read back from the device, so score, hinge and their gradients can be captured in a CUDA graph.
+Results are bit-identical in every run: only integers are added atomically, and the order of other sums depends on
+shapes only. Nothing is read back from the device, so score, hinge, log-sum-exp and their gradients can
+be captured in a CUDA graph.
 """
 
 from __future__ import annotations

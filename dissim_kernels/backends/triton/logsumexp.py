@@ -14,26 +14,11 @@ from torch import Tensor
 
 from ...contract import ACCUMULATE, LogSumExpArguments, LogSumExpBackwardArguments
 from .. import logsumexp_bands
+from .candidates import candidates, filter_operands
 from .launch import column_splits, launch
 from .score import score
 from .score_backward import score_backward
 from .tile import MAX_TILE, operands, score_tile
-
-
-@triton.jit
-def _kept_pairs(
-    row_index, column_index, rows, columns, query_labels, reference_labels, exclude_index, AMONG_SAME: tl.constexpr
-):
-    """The pairs of a tile that the sum runs over: [BN, BM]."""
-    kept = (row_index < rows)[:, None] & (column_index < columns)[None, :]
-    if exclude_index is not None:
-        excluded = tl.load(exclude_index + row_index, mask=row_index < rows, other=-1)
-        kept &= excluded[:, None] != column_index[None, :]
-    if query_labels is not None:
-        label = tl.load(query_labels + row_index, mask=row_index < rows, other=0)
-        other = tl.load(reference_labels + column_index, mask=column_index < columns, other=0)
-        kept &= (label[:, None] == other[None, :]) == AMONG_SAME
-    return kept
 
 
 @triton.jit
@@ -73,8 +58,8 @@ def logsumexp_kernel(
             query, reference, weight, bias, n, m, rows, columns, dim,
             query_row, query_dim, reference_row, reference_dim, BN, BM, UNROLL, PACKED,
         )  # fmt: skip
-        kept = _kept_pairs(
-            row_index, m + tl.arange(0, BM), rows, columns, query_labels, reference_labels, exclude_index, AMONG_SAME
+        kept = candidates(
+            row_index, m + tl.arange(0, BM), rows, columns, exclude_index, query_labels, reference_labels, AMONG_SAME
         )
         logits = tl.where(kept, scores * factor, float("-inf"))
         tile_max = tl.max(tl.where(logits == logits, logits, float("-inf")), 1)
@@ -104,8 +89,8 @@ def logsumexp_nan_rows_kernel(
     nan_rows = tl.where(value != value, row_index, rows)
     if tl.min(nan_rows, 0) < rows:
         for m in range(0, columns, BM):
-            kept = _kept_pairs(
-                nan_rows, m + tl.arange(0, BM), rows, columns, query_labels, reference_labels, exclude_index,
+            kept = candidates(
+                nan_rows, m + tl.arange(0, BM), rows, columns, exclude_index, query_labels, reference_labels,
                 AMONG_SAME,
             )  # fmt: skip
             _store_bits(active, kept, nan_rows, m, rows, columns, BN, BM)
@@ -113,27 +98,25 @@ def logsumexp_nan_rows_kernel(
 
 def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp and mean score of each row [N], [N], and the active bits [N, ceil(M / 8)] (E15)."""
-    query, reference, weight, bias, scale, query_labels, reference_labels, exclude_index, among = given
+    query, reference, weight, bias, scale = given[:5]
     rows, columns, acc = query.shape[0], reference.shape[0], ACCUMULATE[query.dtype]
     active = torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8, device=query.device)
     if not (rows and columns):
         value = torch.full((rows,), -torch.inf, dtype=acc, device=query.device)
         return value, torch.zeros_like(value), active
-    labels = (None, None) if among == "all" else (query_labels, reference_labels)
-    names = ("query_labels", "reference_labels", "exclude_index")
-    filters = dict(zip(names, (x if x is None else x.contiguous() for x in (*labels, exclude_index)), strict=True))
+    filters = filter_operands(given.filter)
     split, splits = column_splits(triton.cdiv(rows, MAX_TILE), columns, columns)
     out = torch.empty(splits, 3, rows, dtype=acc, device=query.device)
     launch(
         logsumexp_kernel, "logsumexp", ("rows",), splits, acc,
         **operands(query[None], reference[None], weight[None], bias), **filters, scale=scale.contiguous(), out=out,
-        active=active, split_columns=split, AMONG_SAME=among == "same",
+        active=active, split_columns=split,
         min_share=torch.full((1,), torch.finfo(acc).eps / 2 / columns, dtype=acc, device=query.device),
     )  # fmt: skip
     value, mean_score = _merge(*out.unbind(1))
     launch(
         logsumexp_nan_rows_kernel, "logsumexp_nan_rows", ("rows",), 1, acc, out=value, active=active, **filters,
-        rows=rows, columns=columns, dim=query.shape[1], AMONG_SAME=among == "same",
+        rows=rows, columns=columns, dim=query.shape[1],
     )  # fmt: skip
     return value, mean_score, active
 

@@ -64,7 +64,8 @@ def rank_kernel(
             index = tl.load(indices + at, mask=listed, other=0)[:, None]
             tied_before = (scores == score) & (column_index[None, :] < index)
             before = ((scores > score) | tied_before) & inside & (column_index[None, :] != index)
-            tl.atomic_add(out + at, tl.sum(before.to(tl.int64), 1), mask=listed)
+            count = tl.sum(tl.where(before, 1.0, 0.0), 1)  # exact; a sum of integers would spill uniform registers
+            tl.atomic_add(out + at, count.to(tl.int64), mask=listed)
 
 
 def listed_scores(
