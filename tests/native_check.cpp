@@ -138,7 +138,8 @@ class SizeCheck {
     check_score_backward();
     check_hinge();
     check_logsumexp();
-    check_rank();
+    check_rank(3, false);
+    check_rank(1, true);
     check_nan_query();
   }
 
@@ -360,30 +361,18 @@ class SizeCheck {
 #endif
   }
 
-  // Every third reference is listed, and in the second call all of them and one beyond either end.
-  void check_rank() const {
-    check_rank(3, 0);
-    check_rank(1, 1);
-  }
-
-  void check_rank(int64_t step, int64_t beyond) const {
-    struct Listed {
-      int64_t index;
-      double score;
-    };
+  // Every `step`-th reference is listed, and one `beyond` either end.
+  void check_rank(int64_t step, bool beyond) const {
     std::vector<int64_t> offsets = {0}, indices, expected;
     std::vector<A> listed_scores;
     for (int64_t i = 0; i < n; ++i) {
-      std::vector<Listed> list;
-      for (int64_t j = 0; j < m; j += step) list.push_back({j, exact[i * m + j]});
-      if (beyond) list.push_back({-1, exact[i * m]}), list.push_back({m, exact[i * m]});
-      std::sort(list.begin(), list.end(), [](const Listed& a, const Listed& b) {
-        return a.score != b.score ? a.score > b.score : a.index < b.index;
-      });
-      for (const auto& [index, score] : list) {
-        int64_t before = 0;
-        for (int64_t j = 0; j < m; ++j) before += exact[i * m + j] > score || (exact[i * m + j] == score && j < index);
-        indices.push_back(index), listed_scores.push_back(A(score)), expected.push_back(before);
+      std::vector<std::pair<double, int64_t>> list;  // -score, index: in the order of ranks
+      for (int64_t j = 0; j < m; j += step) list.emplace_back(-exact[i * m + j], j);
+      if (beyond) list.emplace_back(-exact[i * m], -1), list.emplace_back(-exact[i * m], m);
+      std::sort(list.begin(), list.end());
+      for (const auto& pair : list) {
+        indices.push_back(pair.second), listed_scores.push_back(A(-pair.first)), expected.push_back(0);
+        for (int64_t j = 0; j < m; ++j) expected.back() += std::pair(-exact[i * m + j], j) < pair;
       }
       offsets.push_back(int64_t(indices.size()));
     }

@@ -170,13 +170,13 @@ def matches_of(labels: Tensor, problem: Problem) -> Tensor:
 
 @competitor("torch.compile score, sorted", {"rank": 3})
 def _sorted(problem: Problem) -> Call:
-    function = torch.compile(fusible, dynamic=True, fullgraph=True)
+    function = compiled(fusible)
     return ranks_by_sort(problem, lambda query: function(problem, query, problem.reference, problem.weight))
 
 
 @competitor("torch.compile score, compared", {"rank": 5})
 def _compared(problem: Problem) -> Call:
-    function = torch.compile(fusible, dynamic=True, fullgraph=True)
+    function = compiled(fusible)
     return ranks_by_comparison(problem, lambda query: function(problem, query, problem.reference, problem.weight))
 
 
