@@ -13,7 +13,8 @@ NEWEST_TORCH := 2.14.1
 # The Triton versions that these torch versions install, and the newest Triton.
 TRITONS := 3.6.0 3.7.0 3.7.1 3.8.0 3.9.0
 # Test files that run with both torch versions, and those of them that need no C++ compiler (torch.compile does).
-OPERATORS := library contract dispatch operators score topk hinge quantized_topk derivatives training numpy torch
+OPERATORS := library contract dispatch operators score topk hinge logsumexp rank quantized_topk derivatives training \
+	numpy torch
 WITHOUT_COMPILER := $(filter-out torch,$(OPERATORS))
 
 .PHONY: demo test check bench gpu docs clean

@@ -32,7 +32,19 @@ INSTRUCTION_SETS = {
     },
     "aarch64": {"neon": ""},
 }
-KERNELS = ["score", "score_backward", "topk", "hinge", "hinge_backward", "quantize", "quantized_topk"]
+KERNELS = [
+    "score",
+    "score_backward",
+    "topk",
+    "hinge",
+    "hinge_backward",
+    "quantize",
+    "quantized_topk",
+    "logsumexp",
+    "logsumexp_backward",
+    "listed_scores",
+    "rank",
+]
 FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wno-psabi -Wno-maybe-uninitialized"
     " -fno-math-errno -fno-trapping-math"

@@ -162,7 +162,18 @@ def _triton_rows() -> list[Budget]:
             "k splits split_columns", **{acc: "query reference weight bias out", "i64": f"{filters} indices"}
         )
         rows.append(
-            _triton_row(f"topk {acc}", "topk", "topk_kernel", "topk", acc, given | packed, topk, K=32, LARGEST=True)
+            _triton_row(
+                f"topk {acc}",
+                "topk",
+                "topk_kernel",
+                "topk",
+                acc,
+                given | packed,
+                topk,
+                K=32,
+                LARGEST=True,
+                AMONG_SAME=False,
+            )
         )
         pointers = {
             acc: "query reference weight bias limits margin out",
@@ -171,6 +182,20 @@ def _triton_rows() -> list[Budget]:
         }
         given = _arguments("split_columns", **pointers) | packed
         rows.append(_triton_row(f"hinge {acc}", "hinge", "hinge_kernel", "hinge", acc, given, hinge))
+        pointers = {acc: "query reference weight bias scale min_share out", "i64": filters, "u8": "active"}
+        given = _arguments("split_columns", **pointers) | packed
+        rows.append(
+            _triton_row(
+                f"logsumexp {acc}", "logsumexp", "logsumexp_kernel", "logsumexp", acc, given, topk, AMONG_SAME=False
+            )
+        )
+        pointers = {
+            acc: "query reference weight bias listed_scores",
+            "i64": "offsets indices out",
+            "u8": "nan_rows",
+        }
+        given = _arguments("split_columns", **pointers) | packed
+        rows.append(_triton_row(f"rank {acc}", "rank", "rank_kernel", "rank", acc, given, topk))
         pointers = {acc: "x y positive negative out", "i64": "x_labels y_labels", "u8": "active", "i32": "is_sparse"}
         given = _arguments("row_bytes split_columns", **pointers) | plain
         for side in ("query", "reference"):
@@ -264,7 +289,7 @@ BUDGETS: tuple[Budget, ...] = (
     # The tile of the score. The epilogue runs once for all dimensions and is not in the main loop.
     *(
         Budget(f"{stem} {name}", cuda(stem, f"{stem}_kernel<{kind}>", shared), _all(bar), work, elements=(elements,))
-        for stem in ("topk", "hinge")
+        for stem in ("topk", "hinge", "logsumexp", "rank")
         for name, kind, shared, bar, work, elements in (
             ("fp32", "float, true", 73984, 2.15, FLOAT, 2048),
             ("fp64", "double, true", 70144, 2.6, DOUBLE, 512),
@@ -299,6 +324,11 @@ BUDGETS: tuple[Budget, ...] = (
         )
         for name, kind, bar, work in (("fp32", "float", 7.2, FLOAT), ("fp64", "double", 14.5, DOUBLE))
         for side, own_is_query in (("query", "true"), ("reference", "false"))
+    ),
+    # A pair per thread: three loads from global memory and their addresses for each element.
+    *(
+        Budget(f"listed_scores {name}", cuda("listed_scores", f"listed_scores_kernel<{kind}>"), _all(bar), work)
+        for name, kind, bar, work in (("fp32", "float", 14.5, FLOAT), ("fp64", "double", 14.5, DOUBLE))
     ),
     # E10: four elements per instruction, for rows of any dtype. A stage has 64 pairs per thread and 16 groups of 8
     # columns.

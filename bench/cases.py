@@ -12,18 +12,20 @@ from dataclasses import dataclass, replace
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-#: Operation -> the loops of peak.cpp whose instructions it needs, and how often it needs them for one element.
-#: "score" is max and fma (max form, E7) or, on other processors than x86, sub, and, fma (E1); "backward" is sub, sign
-#: and two fma; "sad" is the sum of absolute differences of bytes and an add. A hinge step runs the backward pass of
-#: active pairs only, so None stands for the case's fraction of active pairs.
+#: Operation -> the loops of peak.cpp whose instructions it needs, and how often: for every element, and once more for
+#: those of active pairs. "score" is max and fma (max form, E7) or, on other processors than x86, sub, and, fma (E1);
+#: "backward" is sub, sign and two fma; "sad" is the sum of absolute differences of bytes and an add.
 COSTS = {
-    "score": {"score": 1.0},
-    "score_backward": {"backward": 1.0},
-    "score_step": {"score": 1.0, "backward": 1.0},
-    "topk": {"score": 1.0},
-    "quantized_topk": {"sad": 1.0},
-    "hinge_backward": {"backward": None},
-    "hinge_step": {"score": 1.0, "backward": None},
+    "score": {"score": (1, 0)},
+    "score_backward": {"backward": (1, 0)},
+    "score_step": {"score": (1, 0), "backward": (1, 0)},
+    "topk": {"score": (1, 0)},
+    "quantized_topk": {"sad": (1, 0)},
+    "rank": {"score": (1, 0)},
+    "hinge_backward": {"backward": (0, 1)},
+    "hinge_step": {"score": (1, 0), "backward": (0, 1)},
+    "logsumexp_backward": {"score": (0, 1), "backward": (0, 1)},
+    "logsumexp_step": {"score": (1, 1), "backward": (0, 1)},
 }
 
 
@@ -42,8 +44,8 @@ class Case:
     references: int
     dim: int
     dtype: str = "float32"
-    k: int = 10  # topk, quantized_topk
-    active: float = 1.0  # hinge: the fraction of pairs inside the margin
+    k: int = 10  # topk, quantized_topk; rank: the matches of a query
+    active: float = 1.0  # hinge, logsumexp: the fraction of pairs that backward needs
     quick: bool = False  # part of `--quick`, with fewer rows
 
     @property
@@ -62,8 +64,11 @@ class Case:
             "score_step": inputs + scores,
             "topk": inputs,
             "quantized_topk": self.references * self.dim + self.queries * self.dim * item,
+            "rank": inputs + 8 * rows,
             "hinge_backward": inputs + 8 * rows + pairs // 8,
             "hinge_step": inputs + 8 * rows,
+            "logsumexp_backward": inputs + pairs // 8,
+            "logsumexp_step": inputs + 8 * rows,
         }[self.operation]
         return read + sum(self.results)
 
@@ -74,20 +79,30 @@ class Case:
         scores = self.queries * self.references * item
         gradients = self.queries * self.dim * item, self.references * self.dim * item
         best = self.queries * self.k * item, self.queries * self.k * 8
+        ranks = self.queries * self.k * 8, self.queries * self.k * 8
         return {
             "score": (scores,),
             "score_backward": gradients,
             "score_step": (scores, *gradients),
             "topk": best,
             "quantized_topk": best,
+            "rank": ranks,
             "hinge_backward": gradients,
             "hinge_step": gradients,
+            "logsumexp_backward": gradients,
+            "logsumexp_step": gradients,
         }[self.operation]
 
     @property
     def costs(self) -> dict[str, float]:
         """How often each loop of peak.cpp runs for one element."""
-        return {name: self.active if cost is None else cost for name, cost in COSTS[self.operation].items()}
+        return {name: cost + self.active * more for name, (cost, more) in COSTS[self.operation].items()}
+
+    @property
+    def has_active_pairs(self) -> bool:
+        """Whether backward needs a part of the pairs only: those inside the margin, or with a share of the row above
+        rounding."""
+        return self.operation.startswith(("hinge", "logsumexp"))
 
     @property
     def uses_tiles(self) -> bool:
@@ -142,6 +157,11 @@ CASES = (
     Case("hinge step, all negatives active", "hinge_step", 512, 16_384, 512),
     Case("hinge step, 1 % active", "hinge_step", 512, 16_384, 512, active=0.01, quick=True),
     Case("hinge backward, 1 % active", "hinge_backward", 512, 16_384, 512, active=0.01),
+    Case("log-sum-exp step, all pairs active", "logsumexp_step", 512, 16_384, 256),
+    Case("log-sum-exp step, 1 % active", "logsumexp_step", 512, 16_384, 256, active=0.01, quick=True),
+    Case("log-sum-exp backward, 1 % active", "logsumexp_backward", 512, 16_384, 256, active=0.01),
+    Case("ranks of 10 matches in 200,000", "rank", 1000, 200_000, 256, quick=True),
+    Case("top-10 of 200,000, 1,000 queries", "topk", 1000, 200_000, 256),
     Case("small 64 x 64 x 512", "score", 64, 64, 512),
     Case("small 128 x 128 x 128", "score", 128, 128, 128),
     Case("narrow D=16", "score", 1024, 1024, 16),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import MARGIN, Problem, exact_scores
+from .problem import MARGIN, Problem, active_pairs, exact_scores, shares
 
 SAMPLE = 8
 #: One rounding of float32.
@@ -40,7 +40,8 @@ class Expected(NamedTuple):
     """Float64 values and what their error bounds are computed from.
 
     terms: the sum of the absolute terms; scaled_terms: the same with |q| + |r| in place of |q - r|;
-    margin_error: the largest difference due to pairs whose float32 score may be on the other side of the margin.
+    margin_error: the largest difference due to pairs whose float32 score may be on the other side of the margin, or
+    due to the error of a softmax.
     """
 
     value: Tensor
@@ -66,6 +67,8 @@ class CorrectnessCheck:
         """result: what the call of a competitor returns, see ours.py."""
         if self.problem.case.operation in ("topk", "quantized_topk"):
             return self._check_topk(*result[:2], ours=ours)
+        if self.problem.case.operation == "rank":
+            return self._check_ranks(*result)
         verdicts = [
             self._compare(got, expected, ours)
             for got, expected in zip(self._sampled(result), self._expected_of(result), strict=True)
@@ -108,7 +111,7 @@ class CorrectnessCheck:
     def _score(self) -> list[Expected]:
         return [self._scores_of(self.queries)]
 
-    _topk = _quantized_topk = _score
+    _topk = _quantized_topk = _rank = _score
 
     def _scores_of(self, rows: Tensor) -> Expected:
         query, size = self.query[rows], max(1, BLOCK // (len(rows) * self.query.shape[1]))
@@ -142,6 +145,22 @@ class CorrectnessCheck:
 
     def _hinge_backward(self) -> list[Expected]:
         return self._hinge_step()[1:]
+
+    def _logsumexp_step(self) -> list[Expected]:
+        problem = self.problem
+        scores = exact_scores(self.query, self.reference, self.weight, problem.bias)
+        negative = problem.query_labels[:, None] != problem.reference_labels
+        value, share = shares(scores, negative, problem.scale)
+        self.active = active_pairs(share).double().mean().item()
+        sizes = [rows.abs() @ self.weight.abs() for rows in (self.query, self.reference)]
+        size = problem.scale * (sizes[0][:, None] + sizes[1] + abs(problem.bias))  # of the terms of a logit
+        share_error = share * torch.expm1(2 * (self.query.shape[1] + 2) * UNIT * size) + UNIT / share.shape[1]
+        loss, terms = value.mean(), (value.abs() + size.amax(1)).mean()
+        factor = problem.scale / len(value)
+        return [Expected(loss, terms, terms), *self._gradients(factor * share, factor * share_error)]
+
+    def _logsumexp_backward(self) -> list[Expected]:
+        return self._logsumexp_step()[1:]
 
     def _gradients(self, grad: Tensor, grad_error: Tensor | None = None) -> list[Expected]:
         """The gradients (E2) of sampled rows and, by the definition, of sampled dimensions of the weights.
@@ -179,3 +198,13 @@ class CorrectnessCheck:
         best = self.expected[0].value.topk(indices.shape[1]).values
         verdicts = verdict, self._compare(found.value, found._replace(value=best), False)
         return Verdict(verdict.error, all(v.passed for v in verdicts))
+
+    def _check_ranks(self, indices, ranks) -> Verdict:
+        """The indices are the matches, and the score at a match's rank is its own within two bounds."""
+        indices, ranks = (torch.as_tensor(part)[self.queries] for part in (indices, ranks))
+        matches = self.problem.query_labels[self.queries, None] == self.problem.reference_labels
+        if not torch.equal(torch.zeros_like(matches).scatter_(1, indices, True), matches):
+            return Verdict(float("inf"), False)
+        own = Expected(*(field.gather(1, indices) for field in self.expected[0][:3]))
+        at_rank = self.expected[0].value.sort(1, descending=True).values.gather(1, ranks)
+        return self._compare(at_rank, own, False)

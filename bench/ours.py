@@ -2,21 +2,25 @@
 
 The calls return, here and for every competitor:
 - "score": scores [N, M], or RowSums;
-- "score_backward", "score_step", "hinge_backward": the gradients of query, reference and weight;
+- "score_backward", "score_step", "hinge_backward", "logsumexp_backward": the gradients of query, reference, weight;
 - "topk", "quantized_topk": scores and indices;
-- "hinge_step": the loss and the three gradients.
+- "rank": indices and ranks of every query's matches [N, k];
+- "hinge_step", "logsumexp_step": the loss and the three gradients.
 """
 
 from __future__ import annotations
 
 from dissim_kernels import (
     fused_dissim_hinge_loss,
+    fused_dissim_logsumexp,
+    fused_dissim_rank,
     fused_dissim_score,
     fused_dissim_topk,
     quantize_references,
 )
 
 from .differentiate import backward_of, step_of
+from .peers.plain_torch import ranks_by_sort
 from .problem import MARGIN, Problem
 from .registry import ALL_QUERIES, Call, competitor
 
@@ -84,3 +88,36 @@ def _hinge_backward(problem: Problem) -> Call:
 @competitor("dissim_kernels", {"hinge_step": ALL_QUERIES}, ours=True)
 def _hinge_step(problem: Problem) -> Call:
     return step_of(problem, hinge)
+
+
+def logsumexp(problem: Problem, query, reference, weight):
+    p = problem
+    labels = {"query_labels": p.query_labels, "reference_labels": p.reference_labels}
+    return fused_dissim_logsumexp(query, reference, weight, p.bias, scale=p.scale, **labels).mean()
+
+
+@competitor("dissim_kernels", {"logsumexp_backward": ALL_QUERIES}, ours=True)
+def _logsumexp_backward(problem: Problem) -> Call:
+    return backward_of(problem, logsumexp)
+
+
+@competitor("dissim_kernels", {"logsumexp_step": ALL_QUERIES}, ours=True)
+def _logsumexp_step(problem: Problem) -> Call:
+    return step_of(problem, logsumexp)
+
+
+@competitor("dissim_kernels", {"rank": ALL_QUERIES}, ours=True)
+def _rank(problem: Problem) -> Call:
+    p, shape = problem, (problem.case.queries, problem.case.k)
+    labels = {"query_labels": p.query_labels, "reference_labels": p.reference_labels}
+
+    def run():
+        found = fused_dissim_rank(p.query, p.reference, p.weight, p.bias, **labels)
+        return found.indices.view(shape), found.ranks.view(shape)
+
+    return run
+
+
+@competitor("dissim_kernels, scores, sorted", {"rank": 5})
+def _sorted_scores(problem: Problem) -> Call:
+    return ranks_by_sort(problem, lambda query: score(problem, query, problem.reference, problem.weight))

@@ -10,13 +10,14 @@ from torch import Tensor
 from .cases import Case
 
 MARGIN = 1.0
-#: Images of a class in a hinge batch. Rows of a class are neighbors, as a P x K sampler draws them.
+#: Images of a class in a batch. Rows of a class are neighbors, as a P x K sampler draws them.
 CLASS_ROWS = 4
 
 
 @dataclass(frozen=True)
 class Problem:
-    """query [N, D], reference [M, D], weight [D] (float32), bias; for gradients grad [N, M], for a hinge labels."""
+    """query [N, D], reference [M, D], weight [D] (float32), bias; for gradients grad [N, M]; for hinge, logsumexp and
+    rank labels; for logsumexp a scale."""
 
     case: Case
     query: Tensor
@@ -26,6 +27,7 @@ class Problem:
     grad: Tensor | None = None
     query_labels: Tensor | None = None
     reference_labels: Tensor | None = None
+    scale: float = 1.0
 
     def first(self, queries: int) -> Problem:
         """The problem with the first `queries` queries only."""
@@ -57,7 +59,11 @@ def _make(case: Case) -> Problem:
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
     if case.operation.startswith("hinge"):
-        return _labelled(case)
+        return _hinge(case)
+    if case.operation.startswith("logsumexp"):
+        return _logsumexp(case)
+    if case.operation == "rank":
+        return _matches(case)
     if case.operation == "quantized_topk":
         return _clustered(case)
     query, reference = torch.randn(case.queries, case.dim), torch.randn(case.references, case.dim)
@@ -78,9 +84,18 @@ def _clustered(case: Case) -> Problem:
     return Problem(case, query, reference, weight / weight.norm(), 0.5)
 
 
+def _matches(case: Case) -> Problem:
+    """`case.k` references for every query's label. Labels are independent of the rows, so that ranks are spread."""
+    query, reference = torch.randn(case.queries, case.dim), torch.randn(case.references, case.dim)
+    classes = case.references // case.k
+    reference_labels = torch.arange(case.references) // case.k
+    query_labels = torch.randint(classes, (case.queries,))
+    weight = torch.randn(case.dim) / case.dim
+    return Problem(case, query, reference, weight, 0.5, None, query_labels, reference_labels)
+
+
 def _labelled(case: Case) -> Problem:
-    """Rows around class centers. The bias is chosen on 64 queries such that the fraction `case.active` of negative
-    pairs is inside the margin."""
+    """Rows around class centers."""
     classes = case.references // CLASS_ROWS
     reference_labels = torch.arange(case.references) // CLASS_ROWS
     query_labels = torch.arange(case.queries) // CLASS_ROWS % classes
@@ -89,17 +104,53 @@ def _labelled(case: Case) -> Problem:
         centers[labels] + 0.5 * torch.randn(len(labels), case.dim) for labels in (query_labels, reference_labels)
     )
     weight = torch.randn(case.dim) * 0.25 - 1  # mostly one sign, as trained weights are, yet not all
-    weight /= weight.norm()
-    rows = torch.arange(0, case.queries, max(1, case.queries // 64))
-    scores = exact_scores(query[rows], reference, weight, 0.0)
-    negatives = scores[query_labels[rows, None] != reference_labels]
+    return Problem(case, query, reference, weight / weight.norm(), 0.0, None, query_labels, reference_labels)
+
+
+def _sample(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The scores of 64 queries in float64, and which pairs are negatives."""
+    rows = torch.arange(0, problem.case.queries, max(1, problem.case.queries // 64))
+    scores = exact_scores(problem.query[rows], problem.reference, problem.weight, 0.0)
+    return scores, problem.query_labels[rows, None] != problem.reference_labels
+
+
+def _hinge(case: Case) -> Problem:
+    """The bias is chosen on a sample such that the fraction `case.active` of negative pairs is inside the margin."""
+    problem = _labelled(case)
+    scores, negative = _sample(problem)
+    negatives = scores[negative]
     if case.active == 1:
         threshold = negatives.min() - 10
     else:
         place = max(1, int(len(negatives) * (1 - case.active)))
         threshold = (negatives.kthvalue(place).values + negatives.kthvalue(place + 1).values) / 2
-    bias = -MARGIN - threshold.item()
-    return Problem(case, query, reference, weight, bias, None, query_labels, reference_labels)
+    return replace(problem, bias=-MARGIN - threshold.item())
+
+
+def _logsumexp(case: Case) -> Problem:
+    """The scale is chosen on a sample such that the fraction `case.active` of pairs has a share above rounding."""
+    problem = _labelled(case)
+    scores, negative = _sample(problem)
+    if case.active == 1:
+        return replace(problem, scale=1 / (scores.max() - scores.min()).item())
+    low, high = 1e-3, 1e6  # a larger scale keeps fewer pairs
+    for _ in range(40):
+        scale = (low * high) ** 0.5
+        active = active_pairs(shares(scores, negative, scale)[1]).double().mean()
+        low, high = (scale, high) if active > case.active else (low, scale)
+    return replace(problem, scale=scale)
+
+
+def shares(scores: Tensor, negative: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp of each row over its negatives [N], and the share of each pair [N, M] (E15)."""
+    logits = torch.where(negative, scale * scores, -torch.inf)
+    value = logits.logsumexp(1)
+    return value, (logits - value[:, None]).exp()
+
+
+def active_pairs(share: Tensor) -> Tensor:
+    """The pairs [N, M] whose share of the row is above rounding in float32 (E15)."""
+    return share * share.shape[1] > torch.finfo(torch.float32).eps / 2
 
 
 def exact_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: float) -> Tensor:

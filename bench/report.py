@@ -27,7 +27,8 @@ Measured {datetime} in {seconds} s with `{command}`; load average {load_before} 
   tile below the peak; packing, outer caches and the result keep a call below the block.
 - **error**: the largest error against float64 on a sample of the timed call's result, relative to the sum of the
   absolute terms; 6e-8 is one rounding of float32. Wrong results are not timed. In a hinge step the error may be that
-  of one pair within a rounding of the margin, which is active here but not in float64.
+  of one pair within a rounding of the margin, which is active here but not in float64. In a log-sum-exp step it is 1
+  for a row whose pairs are all below rounding: its gradient is 0 here, and less than a rounding of others in float64.
 - **extra memory**: the rise of resident memory in one call, the result included.
 - **measured on**: slow competitors run on fewer queries.
 - **(E8)**: two distances, one for the positive and one for the negative weights. **(one sign)**: the competitor
@@ -113,7 +114,7 @@ def table(result: CaseResult) -> str:
     """Every competitor on one case, the fastest first, then those without times and the reason."""
     case, ours = result.case, [row for row in result.rows if row.ours and row.seconds]
     title = f"## {case.name}\n\n{case.operation}, N={case.queries:,} M={case.references:,} D={case.dim} {case.dtype}"
-    if case.operation.startswith("hinge"):
+    if case.has_active_pairs:
         title += f", {case.active:.1%} of pairs active"
     if result.peaks:
         limited_by, peak = result.peak

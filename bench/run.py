@@ -84,8 +84,9 @@ class CaseResult:
         seconds = {name: case.elements * cost / peaks[name] for name, cost in case.costs.items()}
         parts = {"arithmetic": sum(seconds.values())}
         if "tile" in peaks:
-            parts["tile"] = case.elements / peaks["tile"] - seconds["score"]
-            parts["block"] = case.elements / peaks["block"] - case.elements / peaks["tile"]
+            scored = case.elements * case.costs["score"]
+            parts["tile"] = scored / peaks["tile"] - seconds["score"]
+            parts["block"] = scored / peaks["block"] - scored / peaks["tile"]
         if "pages" in peaks:
             parts["page faults"] = sum(case.results) / peaks["pages"]
         return {**parts, "memory": case.bytes / peaks["memory"]}
@@ -104,7 +105,7 @@ def run(case: Case, budget: TimeBudget, threads: int, isa: str, say: Callable[[s
             calls[row.name] = call
     if any(row.ours and row.wrong for row in rows):
         return CaseResult(case, rows, {})  # nothing is timed if our result is wrong
-    if case.operation.startswith("hinge"):
+    if case.has_active_pairs:
         case = case.with_active(checks[case.queries, False].active)
     names = {*case.costs, "memory"}
     names |= {"tile", "block"} if case.uses_tiles else set()

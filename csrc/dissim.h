@@ -59,6 +59,13 @@ struct ScoreBackward {
   void* grad_weight;  // out: acc [heads, dim]
 };
 
+// The references that count for each query: its candidates.
+struct Filter {
+  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]; or both null: labels do not matter
+  const int64_t* exclude_index;  // [query.rows]: a reference that does not count, -1 for none; or null
+  bool among_same;  // with labels: the references of the query's label count; otherwise those of other labels
+};
+
 // The k best references of each query by their scores (E1), best first. Equal scores are ordered by lower index; NaN
 // comes after every number. If a query has fewer than k candidates, the remaining places hold NaN and index -1.
 struct TopK {
@@ -68,8 +75,7 @@ struct TopK {
   Rows query, reference;  // one batch entry
   const void* weight;  // acc [dim]
   const void* bias;  // acc [1], or null for 0
-  const int64_t* exclude_index;  // [query.rows]: a reference to exclude, -1 for none; or null
-  const int64_t *query_labels, *reference_labels;  // [query.rows], [reference.rows]: equal excludes; or both null
+  Filter filter;
   void* scores;  // out: acc [query.rows, k]
   int64_t* indices;  // out: [query.rows, k]
 };
@@ -159,12 +165,72 @@ struct HingeBackward {
   void* grad_bias;  // out: acc [1]
 };
 
-// All entry points, as row(struct, function). CUDA has the first six: there, plain torch computes the codes
-// (backends/codes.py).
-#define DISSIM_CUDA_ENTRY_POINTS(row)                                                    \
-  row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge) \
-      row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk)
-#define DISSIM_ENTRY_POINTS(row) DISSIM_CUDA_ENTRY_POINTS(row) row(Extent, extent) row(Quantize, quantize)
+// The log-sum-exp of scale times each query's scores over its candidates, its mean score under the
+// softmax, and one bit for each pair: 1 where backward needs it (E15). Without any candidate -infinity and 0.
+struct LogSumExp {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;  // one batch entry
+  const void* weight;  // acc [dim]
+  const void* bias;  // acc [1], or null for 0
+  const void* scale;  // acc [1]
+  Filter filter;
+  void *value, *mean_score;  // acc [query.rows]
+  uint8_t* active;  // [query.rows, ceil(reference.rows / 8)], lowest bit first, spare bits 0
+};
+
+// The gradients of `LogSumExp` from its bits: the upstream gradient of a pair is grad[n] scale exp(scale s - value[n])
+// where the pair is active, else 0. A null output is not computed.
+struct LogSumExpBackward {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;
+  const void *weight, *bias, *scale;
+  const void *grad, *value;  // acc [query.rows]
+  const uint8_t* active;
+  void* grad_query;  // dtype [query.rows, dim]
+  void* grad_reference;  // dtype [reference.rows, dim]
+  void* grad_weight;  // acc [dim]
+};
+
+// For listed pairs, the number of references of the query that come before each: those of a larger score, or of the
+// same score and a lower index. Each query's list is sorted that way; an index may lie outside the references.
+struct Rank {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;  // one batch entry
+  const void* weight;  // acc [dim]
+  const void* bias;  // acc [1], or null for 0
+  int64_t pairs;
+  const int64_t* offsets;  // [query.rows + 1], ascending from 0 to `pairs`
+  const int64_t* indices;  // [pairs]
+  const void* listed_scores;  // acc [pairs]
+  int64_t* counts;  // out: [pairs]
+  uint8_t* nan_rows;  // out: [query.rows], 0 or 1: whether a score of the query is NaN
+};
+
+// The scores of listed pairs, bit-identical to those that `rank` compares.
+struct ListedScores {
+  Dtype dtype;
+  int64_t dim;
+  Rows query, reference;  // one batch entry
+  const void* weight;  // acc [dim]
+  const void* bias;  // acc [1], or null for 0
+  int64_t pairs;
+  const int64_t* offsets;  // [query.rows + 1], ascending from 0 to `pairs`
+  const int64_t* indices;  // [pairs], each a reference row
+  void* scores;  // out: acc [pairs]
+};
+
+// All entry points, as row(struct, function). On CUDA plain torch computes codes (backends/codes.py) and combines score
+// and score_backward for the gradients of the log-sum-exp (backends/logsumexp_bands.py).
+#define DISSIM_CUDA_ENTRY_POINTS(row)                                                                 \
+  row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge)              \
+      row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk) row(LogSumExp, logsumexp) \
+          row(ListedScores, listed_scores) row(Rank, rank)
+#define DISSIM_ENTRY_POINTS(row) \
+  DISSIM_CUDA_ENTRY_POINTS(row)  \
+  row(Extent, extent) row(Quantize, quantize) row(LogSumExpBackward, logsumexp_backward)
 
 // The CPU's entry points, compiled for one instruction set.
 struct Kernels {

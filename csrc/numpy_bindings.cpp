@@ -85,9 +85,7 @@ void topk(const py::array& query, const py::array& reference, const py::array& w
                              rows_of(reference),
                              weight.data(),
                              bias.data(),
-                             integers(exclude_index),
-                             nullptr,
-                             nullptr,
+                             {nullptr, nullptr, integers(exclude_index), false},
                              scores.mutable_data(),
                              static_cast<int64_t*>(indices.mutable_data())};
   const dissim::Kernels& set = kernels();

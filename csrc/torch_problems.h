@@ -78,15 +78,24 @@ inline std::optional<dissim::ScoreBackward> make_score_backward(Tensor grad, Ten
   return {};
 }
 
-inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tensor& reference, const Tensor& weight,
-                               const Optional& bias, int64_t k, bool largest, const Optional& exclude_index,
-                               const Optional& query_labels, const Optional& reference_labels, const Tensor& scores,
-                               const Tensor& indices) {
-  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
-  check_integer("k", k, 0, references.rows);
+// Labels of both sides or of neither.
+inline dissim::Filter check_filter(Arguments& given, const Optional& exclude_index, const Optional& query_labels,
+                                   const Optional& reference_labels, bool among_same, int64_t queries,
+                                   int64_t references) {
   if (query_labels.has_value() != reference_labels.has_value())
     raise_argument_error(query_labels ? "reference_labels" : "query_labels", "labels, since the other side has them",
                          "None", "Pass both or neither.");
+  return {given.input<int64_t>("query_labels", query_labels, {queries}),
+          given.input<int64_t>("reference_labels", reference_labels, {references}),
+          given.input<int64_t>("exclude_index", exclude_index, {queries}), among_same};
+}
+
+inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tensor& reference, const Tensor& weight,
+                               const Optional& bias, int64_t k, bool largest, const Optional& exclude_index,
+                               const Optional& query_labels, const Optional& reference_labels, bool among_same,
+                               const Tensor& scores, const Tensor& indices) {
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  check_integer("k", k, 0, references.rows);
   return {given.dtype(),
           dim,
           k,
@@ -95,19 +104,17 @@ inline dissim::TopK check_topk(Arguments& given, const Tensor& query, const Tens
           references,
           given.input("weight", weight, given.acc(), {dim}),
           given.input("bias", bias, given.acc(), {1}),
-          given.input<int64_t>("exclude_index", exclude_index, {queries.rows}),
-          given.input<int64_t>("query_labels", query_labels, {queries.rows}),
-          given.input<int64_t>("reference_labels", reference_labels, {references.rows}),
+          check_filter(given, exclude_index, query_labels, reference_labels, among_same, queries.rows, references.rows),
           given.output("scores", scores, given.acc(), {queries.rows, k}),
           given.output<int64_t>("indices", indices, {queries.rows, k})};
 }
 
 inline dissim::TopK make_topk(Tensor query, Tensor reference, Tensor weight, Optional bias, int64_t k, bool largest,
-                              Optional exclude_index, Optional query_labels, Optional reference_labels, Tensor scores,
-                              Tensor indices) {
+                              Optional exclude_index, Optional query_labels, Optional reference_labels, bool among_same,
+                              Tensor scores, Tensor indices) {
   Arguments given(query);
   return check_topk(given, query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels,
-                    scores, indices);
+                    among_same, scores, indices);
 }
 
 inline dissim::Hinge make_hinge(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor query_labels,
@@ -133,7 +140,8 @@ inline dissim::Hinge make_hinge(Tensor query, Tensor reference, Tensor weight, O
 }
 
 // The unused bits of a row must be 0. CUDA kernels mask them instead, so that the host need not wait for the device.
-inline void check_unused_bits(const dissim::HingeBackward& problem) {
+template <class Problem>
+void check_unused_bits(const Problem& problem) {
   const int64_t used = problem.reference.rows % 8;  // of the last byte; 0 if all are used
   const int64_t row_bytes = ceil_div(problem.reference.rows, 8);
   for (int64_t n = 0; used && n < problem.query.rows; ++n)
@@ -168,6 +176,102 @@ inline std::optional<dissim::HingeBackward> make_hinge_backward(Tensor grad_posi
   if (active.numel()) return problem;
   set_to_zero({grad_query, grad_reference, grad_weight, grad_bias});
   return {};
+}
+
+inline dissim::LogSumExp make_logsumexp(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor scale,
+                                        Optional exclude_index, Optional query_labels, Optional reference_labels,
+                                        bool among_same, Tensor value, Tensor mean_score, Tensor active) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  return {given.dtype(),
+          dim,
+          queries,
+          references,
+          given.input("weight", weight, given.acc(), {dim}),
+          given.input("bias", bias, given.acc(), {1}),
+          given.input("scale", scale, given.acc(), {1}),
+          check_filter(given, exclude_index, query_labels, reference_labels, among_same, queries.rows, references.rows),
+          given.output("value", value, given.acc(), {queries.rows}),
+          given.output("mean_score", mean_score, given.acc(), {queries.rows}),
+          given.output<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)})};
+}
+
+inline std::optional<dissim::LogSumExpBackward> make_logsumexp_backward(Tensor grad, Tensor value, Tensor active,
+                                                                        Tensor query, Tensor reference, Tensor weight,
+                                                                        Optional bias, Tensor scale,
+                                                                        Optional grad_query, Optional grad_reference,
+                                                                        Optional grad_weight) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  const dissim::LogSumExpBackward problem{
+      given.dtype(),
+      dim,
+      queries,
+      references,
+      given.input("weight", weight, given.acc(), {dim}),
+      given.input("bias", bias, given.acc(), {1}),
+      given.input("scale", scale, given.acc(), {1}),
+      given.input("grad", grad, given.acc(), {queries.rows}),
+      given.input("value", value, given.acc(), {queries.rows}),
+      given.input<uint8_t>("active", active, {queries.rows, ceil_div(references.rows, 8)}),
+      given.output("grad_query", grad_query, given.element(), {queries.rows, dim}),
+      given.output("grad_reference", grad_reference, given.element(), {references.rows, dim}),
+      given.output("grad_weight", grad_weight, given.acc(), {dim})};
+  if (given.on_cpu()) check_unused_bits(problem);
+  if (active.numel() && dim) return problem;
+  set_to_zero({grad_query, grad_reference, grad_weight});
+  return {};
+}
+
+// Lists of pairs, in compressed-row form. On CUDA no host reads the offsets, and kernels see to it themselves.
+inline const int64_t* check_offsets(Arguments& given, const Tensor& offsets, int64_t rows, int64_t pairs) {
+  const int64_t* all = given.input<int64_t>("offsets", offsets, {rows + 1});
+  if (!given.on_cpu()) return all;
+  bool ascend = all[0] == 0 && all[rows] == pairs;
+  for (int64_t n = 0; n < rows; ++n) ascend &= all[n] <= all[n + 1];
+  if (!ascend)
+    raise_argument_error("offsets", "numbers that ascend from 0 to " + std::to_string(pairs) + ", the pairs", "others",
+                         "Pass where the list of each query begins, and the end of the last one.");
+  return all;
+}
+
+inline dissim::ListedScores make_listed_scores(Tensor query, Tensor reference, Tensor weight, Optional bias,
+                                               Tensor offsets, Tensor indices, Tensor scores) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  const int64_t* listed = given.input<int64_t>("indices", indices, {kAny});
+  const int64_t pairs = indices.size(0);
+  for (int64_t i = 0; given.on_cpu() && i < pairs; ++i) check_integer("indices", listed[i], 0, references.rows - 1);
+  return {given.dtype(),
+          dim,
+          queries,
+          references,
+          given.input("weight", weight, given.acc(), {dim}),
+          given.input("bias", bias, given.acc(), {1}),
+          pairs,
+          check_offsets(given, offsets, queries.rows, pairs),
+          listed,
+          given.output("scores", scores, given.acc(), {pairs})};
+}
+
+inline dissim::Rank make_rank(Tensor query, Tensor reference, Tensor weight, Optional bias, Tensor offsets,
+                              Tensor indices, Tensor listed_scores, Tensor counts, Tensor nan_rows) {
+  Arguments given(query);
+  const auto [queries, references, batch, dim] = check_sides(given, query, reference, 1);
+  const int64_t* listed = given.input<int64_t>("indices", indices, {kAny});
+  const int64_t pairs = indices.size(0);
+  return {given.dtype(),
+          dim,
+          queries,
+          references,
+          given.input("weight", weight, given.acc(), {dim}),
+          given.input("bias", bias, given.acc(), {1}),
+          pairs,
+          check_offsets(given, offsets, queries.rows, pairs),
+          listed,
+          given.input("listed_scores", listed_scores, given.acc(), {pairs}),
+          given.output<int64_t>("counts", counts, {pairs}),
+          given.output<uint8_t>("nan_rows", nan_rows, {queries.rows})};
 }
 
 inline dissim::Extent make_extent(Tensor rows, Tensor low, Tensor high) {
@@ -210,13 +314,13 @@ inline dissim::Quantize make_quantize(Tensor rows, Tensor dim_order, Tensor offs
 
 inline dissim::QuantizedTopK make_quantized_topk(Tensor query, Tensor reference, Tensor weight, Optional bias,
                                                  int64_t k, bool largest, Optional exclude_index, Optional query_labels,
-                                                 Optional reference_labels, Tensor positive, Tensor step,
-                                                 Tensor query_codes, Tensor query_errors, Tensor query_bases,
-                                                 Tensor reference_codes, Tensor reference_errors, Tensor scores,
-                                                 Tensor indices, Tensor rescored) {
+                                                 Optional reference_labels, bool among_same, Tensor positive,
+                                                 Tensor step, Tensor query_codes, Tensor query_errors,
+                                                 Tensor query_bases, Tensor reference_codes, Tensor reference_errors,
+                                                 Tensor scores, Tensor indices, Tensor rescored) {
   Arguments given(query);
   const dissim::TopK topk = check_topk(given, query, reference, weight, bias, k, largest, exclude_index, query_labels,
-                                       reference_labels, scores, indices);
+                                       reference_labels, among_same, scores, indices);
   check_integer("D", topk.dim, 0, (1 << 19) - 1);                      // sums of codes fit in int32
   check_integer("M", topk.reference.rows, 0, (int64_t(1) << 32) - 1);  // row numbers fit in uint32
   const int64_t panels = ceil_div(topk.query.rows, kCodePanel), others = ceil_div(topk.reference.rows, kCodePanel);
@@ -246,7 +350,7 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
       "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight) -> ()");
   library.def(
       "topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? exclude_index, "
-      "Tensor? query_labels, Tensor? reference_labels, Tensor(a!) scores, Tensor(b!) indices) -> ()");
+      "Tensor? query_labels, Tensor? reference_labels, bool among_same, Tensor(a!) scores, Tensor(b!) indices) -> ()");
   library.def(
       "hinge(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor query_labels, "
       "Tensor reference_labels, Tensor? exclude_index, float margin, int num_hard_negatives, Tensor(a!) positive, "
@@ -255,6 +359,19 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
       "hinge_backward(Tensor grad_positive, Tensor grad_negative, Tensor active, Tensor query, Tensor reference, "
       "Tensor weight, Tensor query_labels, Tensor reference_labels, Tensor(a!)? grad_query, "
       "Tensor(b!)? grad_reference, Tensor(c!)? grad_weight, Tensor(d!)? grad_bias) -> ()");
+  library.def(
+      "logsumexp(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor scale, Tensor? exclude_index, "
+      "Tensor? query_labels, Tensor? reference_labels, bool among_same, Tensor(a!) value, Tensor(b!) mean_score, "
+      "Tensor(c!) active) -> ()");
+  library.def(
+      "logsumexp_backward(Tensor grad, Tensor value, Tensor active, Tensor query, Tensor reference, Tensor weight, "
+      "Tensor? bias, Tensor scale, Tensor(a!)? grad_query, Tensor(b!)? grad_reference, Tensor(c!)? grad_weight) -> ()");
+  library.def(
+      "rank(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor offsets, Tensor indices, "
+      "Tensor listed_scores, Tensor(a!) counts, Tensor(b!) nan_rows) -> ()");
+  library.def(
+      "listed_scores(Tensor query, Tensor reference, Tensor weight, Tensor? bias, Tensor offsets, Tensor indices, "
+      "Tensor(a!) scores) -> ()");
   library.def("extent(Tensor rows, Tensor(a!) low, Tensor(b!) high) -> ()");
   library.def(
       "quantize(Tensor rows, Tensor dim_order, Tensor offset, Tensor inv_scale, Tensor max_code, int positive, float "
@@ -263,7 +380,8 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
   library.def(
       "quantized_topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? "
       "exclude_index, "
-      "Tensor? query_labels, Tensor? reference_labels, Tensor positive, Tensor step, Tensor query_codes, "
+      "Tensor? query_labels, Tensor? reference_labels, bool among_same, Tensor positive, Tensor step, Tensor "
+      "query_codes, "
       "Tensor query_errors, Tensor query_bases, Tensor reference_codes, Tensor reference_errors, Tensor(a!) scores, "
       "Tensor(b!) indices, Tensor(c!) rescored) -> ()");
 }

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 if _TYPE_CHECKING or "torch" in _sys.modules:
     from .ops import (
         QuantizedReferences,
+        Ranks,
+        ScoredRanks,
         TopK,
         TopKStats,
         available_backends,
         fused_dissim_hinge_loss,
+        fused_dissim_logsumexp,
+        fused_dissim_rank,
         fused_dissim_score,
         fused_dissim_topk,
         last_backend,
@@ -61,10 +65,14 @@ if "torch" not in _sys.modules:
 
 __all__ = [
     "QuantizedReferences",
+    "Ranks",
+    "ScoredRanks",
     "TopK",
     "TopKStats",
     "available_backends",
     "fused_dissim_hinge_loss",
+    "fused_dissim_logsumexp",
+    "fused_dissim_rank",
     "fused_dissim_score",
     "fused_dissim_topk",
     "last_backend",

@@ -6,6 +6,7 @@ run the same under FakeTensor, torch.compile and torch.export.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -21,6 +22,9 @@ ACCUMULATE = {
 
 BALANCES = ("pairs", "classes")
 REDUCTIONS = ("mean", "sum", "none")
+OPERATOR_REMEDY = "Call the public functions of dissim_kernels, which convert their arguments."
+#: Which references count for a query, by label.
+AMONG = ("different", "same", "all")
 
 
 class Problem(NamedTuple):
@@ -28,6 +32,20 @@ class Problem(NamedTuple):
 
     operation: str  # "score", "topk", "quantized_topk" or "hinge"
     device: torch.device  # a specific device, because the devices of one machine may differ
+
+
+class Filter(NamedTuple):
+    """Which references count for each query: its candidates."""
+
+    exclude_index: Tensor | None  # [N]: a reference that does not count, -1 for none
+    query_labels: Tensor | None  # [N]
+    reference_labels: Tensor | None  # [M]
+    among_same: bool  # with labels: the references of the query's label count; otherwise those of other labels
+
+
+def _filter(given: TopKArguments | LogSumExpArguments) -> Filter:
+    labels = (None, None) if given.among == "all" else (given.query_labels, given.reference_labels)
+    return Filter(given.exclude_index, *labels, given.among == "same")
 
 
 class TopKArguments(NamedTuple):
@@ -42,10 +60,11 @@ class TopKArguments(NamedTuple):
     exclude_index: Tensor | None  # [N]
     query_labels: Tensor | None  # [N]
     reference_labels: Tensor | None  # [M]
+    among: str = "different"  # of AMONG
 
     @property
-    def filters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.exclude_index, self.query_labels, self.reference_labels
+    def filter(self) -> Filter:
+        return _filter(self)
 
 
 class HingeArguments(NamedTuple):
@@ -73,6 +92,49 @@ class HingeBackwardArguments(NamedTuple):
     weight: Tensor  # [D]
     query_labels: Tensor  # [N]
     reference_labels: Tensor  # [M]
+
+
+class LogSumExpArguments(NamedTuple):
+    """A log-sum-exp as backends get it, all checked: one matrix of each side."""
+
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [1]
+    scale: Tensor  # [1], accumulator dtype
+    query_labels: Tensor | None  # [N]
+    reference_labels: Tensor | None  # [M]
+    exclude_index: Tensor | None  # [N]
+    among: str  # of AMONG
+
+    @property
+    def filter(self) -> Filter:
+        return _filter(self)
+
+
+class LogSumExpBackwardArguments(NamedTuple):
+    """What its gradients follow from (E15)."""
+
+    grad: Tensor  # [N], accumulator dtype
+    value: Tensor  # [N], accumulator dtype: the log-sum-exp
+    active: Tensor  # uint8 [N, ceil(M / 8)]
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [1]
+    scale: Tensor  # [1], accumulator dtype
+
+
+class RankArguments(NamedTuple):
+    """A count of ranks as backends get it, all checked: lists of pairs, each query's best first."""
+
+    query: Tensor  # [N, D]
+    reference: Tensor  # [M, D]
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [1]
+    offsets: Tensor  # int64 [N + 1]
+    indices: Tensor  # int64 [P]
+    scores: Tensor  # [P], accumulator dtype
 
 
 def raise_argument_error(
@@ -187,6 +249,62 @@ def check_number(name: str, value: object) -> None:
         )
 
 
+def check_cameras(
+    query: Tensor, reference: Tensor, query_cameras: Tensor | None, reference_cameras: Tensor | None
+) -> None:
+    """int64 [N] and [M], or neither."""
+    if (query_cameras is None) != (reference_cameras is None):
+        missing = "query_cameras" if query_cameras is None else "reference_cameras"
+        raise_argument_error(missing, "cameras, since the other side has them", None, "Pass both or neither.")
+    if query_cameras is not None:
+        check_labels("query_cameras", query_cameras, query.shape[0], query.device)
+        check_labels("reference_cameras", reference_cameras, reference.shape[0], query.device)
+
+
+def check_positives(query: Tensor, offsets: Tensor | None, indices: Tensor | None, scores: Tensor | None) -> None:
+    """Lists of matches in compressed-row form, or none: values of offsets are checked too."""
+    given = {"positive_offsets": offsets, "positive_indices": indices, "positive_scores": scores}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return
+    if missing:
+        raise_argument_error(missing[0], "a tensor, since the other two are given", None, "Pass all three or none.")
+    assert offsets is not None and indices is not None and scores is not None
+    check_labels("positive_offsets", offsets, query.shape[0] + 1, query.device)
+    check_labels("positive_indices", indices, len(indices), query.device)
+    check_operand("positive_scores", scores, (ACCUMULATE[query.dtype],), (len(indices),), query.device)
+    check_offsets("positive_offsets", offsets, len(indices))
+    if bool(scores.isnan().any()):
+        raise_argument_error("positive_scores", "numbers", "NaN", "A NaN score has no rank.")
+
+
+def check_offsets(name: str, offsets: Tensor, pairs: int) -> None:
+    """Reads their values, which must ascend from 0 to the number of pairs."""
+    ends = int(offsets[0]), int(offsets[-1])
+    if ends == (0, pairs) and bool((offsets.diff() >= 0).all()):
+        return
+    got = "numbers that descend" if ends == (0, pairs) else f"{ends[0]} to {ends[1]}"
+    raise_argument_error(name, f"numbers that ascend from 0 to {pairs}, the pairs", got, "Pass those of ScoredRanks.")
+
+
+def check_among(among: object, query_labels: Tensor | None, labels_needed: Sequence[str]) -> None:
+    """One of AMONG, with labels where it is one of `labels_needed`."""
+    check_choice("among", among, AMONG)
+    if among in labels_needed and query_labels is None:
+        raise_argument_error("query_labels", f"labels, for among={among!r}", None, "Pass labels, or among='all'.")
+
+
+def check_scale(scale: object, query: Tensor) -> None:
+    """A number, or a 0-d tensor in the dtype of query or its accumulator."""
+    if not isinstance(scale, Tensor):
+        return check_number("scale", scale)
+    check_tensor("scale", scale)
+    _check_parameter("scale", scale, query)
+    _check_device("scale", scale, query, "query")
+    if scale.dim():
+        raise_argument_error("scale", "a number or shape []", shape(scale), "Reshape it.")
+
+
 def shape(tensor: Tensor) -> str:
     return f"shape {list(tensor.shape)}"
 
@@ -263,3 +381,21 @@ def _check_leading(left: torch.Size, right: torch.Size, query_form: str, referen
                 list(right),
                 "They must be equal or 1, counted from the right, as in torch.cdist.",
             )
+
+
+def check_operand(
+    name: str,
+    tensor: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    sizes: Sequence[int | None],
+    device: torch.device,
+) -> None:
+    """A dense tensor with one of the dtypes and these sizes, where None is any size."""
+    check_tensor(name, tensor)
+    matches = tensor.dtype in dtypes and tensor.device == device and tensor.dim() == len(sizes)
+    if matches and all(size is None or size == given for size, given in zip(sizes, tensor.shape, strict=True)):
+        return
+    expected_dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes))
+    form = ", ".join("any" if size is None else str(size) for size in sizes)
+    got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
+    raise_argument_error(name, f"{expected_dtypes} [{form}] on {device}", got, OPERATOR_REMEDY)

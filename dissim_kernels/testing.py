@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from .contract import ACCUMULATE, Problem
 from .dispatch import BACKENDS
@@ -228,14 +228,14 @@ def plain_score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
 
 def plain_candidates(
     rows: int, columns: int, exclude_index: Tensor | None = None,
-    query_labels: Tensor | None = None, reference_labels: Tensor | None = None,
+    query_labels: Tensor | None = None, reference_labels: Tensor | None = None, among: str = "different",
 ) -> Tensor:  # fmt: skip
-    """The mask [N, M] of the references that a top-k search may return for each query."""
+    """The mask [N, M] of the references that count for each query."""
     allowed = torch.ones(rows, columns, dtype=torch.bool)
     if exclude_index is not None:
         allowed &= exclude_index[:, None] != torch.arange(columns)
-    if query_labels is not None and reference_labels is not None:
-        allowed &= query_labels[:, None] != reference_labels
+    if query_labels is not None and reference_labels is not None and among != "all":
+        allowed &= (query_labels[:, None] == reference_labels) == (among == "same")
     return allowed
 
 
@@ -326,6 +326,59 @@ def gradient_bounds(
             (bias_terms, rows + columns, bias.dtype if isinstance(bias, Tensor) else weight.dtype),
         )
     ]
+
+
+class LogSumExpBounds(NamedTuple):
+    """Bounds of a log-sum-exp [N] and of its gradients for query, reference, weight, bias and scale (E15)."""
+
+    value: Tensor
+    query: Tensor
+    reference: Tensor
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+
+
+def plain_logsumexp(scores: Tensor, kept: Tensor, scale: Tensor | float) -> Tensor:
+    """`fused_dissim_logsumexp` from the full score matrix [N, M] and the pairs that are kept, bool [N, M]."""
+    return torch.where(kept, scale * scores, -math.inf).logsumexp(1)
+
+
+def logsumexp_bounds(
+    grad: Tensor, kept: Tensor, scale: float, query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor
+) -> LogSumExpBounds:
+    """E15 for the upstream `grad` [N], in float64."""
+    inputs = Inputs(query, reference, weight, bias)
+    acc, (rows, columns) = ACCUMULATE[query.dtype], kept.shape
+    u = relative_rounding_error(1, acc)
+    accumulated = Inputs(query.to(acc), reference.to(acc), weight.to(acc), bias.to(acc))
+    scores = plain_score(*inputs.double())
+    logits = scale * scores
+    logit_error = abs(scale) * score_bound(*accumulated) + u * logits.abs()
+    value = plain_logsumexp(scores, kept, scale)
+    row_max, row_error = (pad(torch.where(kept, x, 0), (0, 1)).amax(1) for x in (logits.abs(), logit_error))
+    size = torch.where(value.isfinite(), value.abs() + row_max, 0)
+    additions = columns + 48 + math.ceil(math.log(columns + 1))
+    value_error = row_error + relative_rounding_error(additions, acc) + 3 * u * size
+
+    share = torch.where(kept, (logits - value[:, None]).exp(), 0).nan_to_num(0)
+    exponent_error = logit_error + value_error[:, None] + 2 * u * (logits.abs() + size[:, None])
+    share_error = share * (exponent_error.expm1() + 6 * u) + 1.01 * u / max(1, columns) * kept
+    upstream = grad.double()[:, None] * scale
+    g, g_error = upstream * share, upstream.abs() * share_error
+    q, r, w = (x.double() for x in (query, reference, weight))
+    unequal = (q[:, None] != r).double()
+    bounds = gradient_bounds(g.abs() + g_error, *inputs, extra=2)
+    bounds[0] = bounds[0] + (g_error[:, :, None] * w.abs() * unequal).sum(1)
+    bounds[1] = bounds[1] + (g_error[:, :, None] * w.abs() * unequal).sum(0)
+    bounds[2] = bounds[2] + (g_error[:, :, None] * (q[:, None] - r).abs()).sum((0, 1))
+    bounds[3] = bounds[3] + g_error.sum() + relative_rounding_error(rows + 8, acc) * upstream.abs().sum()
+    mean_error = (share_error * scores.abs() + share * score_bound(*accumulated)).sum(1)
+    mean_error = mean_error + relative_rounding_error(columns + 48, acc) * (share * scores.abs()).sum(1)
+    mean_error = mean_error + relative_rounding_error(rows + 8, acc) * (share * scores.abs()).sum(1)
+    scale_error = (grad.double().abs() * mean_error).sum()
+    grad_query, grad_reference, grad_weight, grad_bias = bounds
+    return LogSumExpBounds(value_error, grad_query, grad_reference, grad_weight, grad_bias, scale_error)
 
 
 def _last_two(x: Tensor) -> Tensor:

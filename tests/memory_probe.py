@@ -14,11 +14,14 @@ import sys
 from pathlib import Path
 
 MIB = 1 << 20
+#: Labels in a call of rank.
+RANK_CLASSES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A call: forward, backward, topk, hinge, hinge_backward, quantized_topk, numpy_score or numpy_topk."""
+    """A call: forward, backward, topk, hinge, hinge_backward, logsumexp, logsumexp_backward, rank, quantized_topk,
+    numpy_score or numpy_topk."""
 
     operation: str
     query: int
@@ -29,7 +32,7 @@ class Case:
     batch: int = 1
     heads: int = 1
     k: int = 5
-    active: float = 1.0  # hinge_backward: the fraction of active pairs
+    active: float = 1.0  # hinge_backward: the fraction of active pairs; logsumexp_backward: all, or few if below 1
 
     def with_threads(self, threads: int) -> Case:
         return dataclasses.replace(self, threads=threads)
@@ -51,8 +54,10 @@ class Case:
             return self.batch * self.heads * pairs * self.item
         if self.operation.endswith("backward"):
             return self.batch * self.values + self.heads * self.dim * (acc + self.item)
-        if self.operation == "hinge":
+        if self.operation in ("hinge", "logsumexp"):
             return pairs // 8 + self.query * (2 * acc + 1)
+        if self.operation == "rank":  # for each match, some integers of lists and of their order
+            return 200 * (pairs // RANK_CLASSES + self.query)
         return self.query * self.k * (8 + acc + self.item)
 
     @property
@@ -111,6 +116,13 @@ def call_of(case: Case):
         return lambda: dissim_kernels.fused_dissim_topk(*inputs, k=case.k, quantized=codes)
     if case.operation == "hinge":
         return lambda: dissim_kernels.fused_dissim_hinge_loss(*inputs, None, *labels, num_hard_negatives=case.k)
+    if case.operation == "logsumexp":
+        return lambda: dissim_kernels.fused_dissim_logsumexp(*inputs, among="all")
+    if case.operation == "rank":
+        query_labels, reference_labels = (torch.arange(len(x)) % RANK_CLASSES for x in inputs[:2])
+        return lambda: dissim_kernels.fused_dissim_rank(
+            *inputs, query_labels=query_labels, reference_labels=reference_labels
+        )
     for tensor in inputs:
         tensor.requires_grad_()
     if case.operation == "plain_backward":  # the definition, to test this probe
@@ -121,6 +133,10 @@ def call_of(case: Case):
         scores = dissim_kernels.fused_dissim_score(*inputs)
         upstream = torch.ones_like(scores)
         return lambda: scores.backward(upstream)
+    if case.operation == "logsumexp_backward":
+        scale = 0.1 / case.dim if case.active == 1 else 100.0
+        sums = dissim_kernels.fused_dissim_logsumexp(*inputs, scale=scale, among="all")
+        return lambda: sums.backward(torch.ones_like(sums))
     scores = dissim_kernels.fused_dissim_score(query[:50], reference[:50], weight).flatten().float()
     bias = -1 - scores.quantile(1 - case.active).item()  # negatives are active where score + bias > -1
     loss = dissim_kernels.fused_dissim_hinge_loss(*inputs, bias, *labels, margin=1)

@@ -13,6 +13,7 @@
 #include "../csrc/cpu/kernels.h"
 #include "../csrc/cpu/max_form.h"
 #include "../csrc/cpu/sad.h"
+#include "native_check_inputs.h"
 
 using namespace dissim;
 
@@ -26,75 +27,12 @@ void check(bool right, const char* what, const char* dtype, int64_t n, int64_t m
   std::printf("%s is wrong: %s, N=%ld, M=%ld, D=%ld\n", what, dtype, long(n), long(m), long(d));
 }
 
-double random_value() {  // -2, -1.75 ... 1.75
-  static uint32_t state = 1;
-  state = state * 1664525 + 1013904223;
-  return double(state >> 28) / 4 - 2;
-}
-
-template <class E>
-std::vector<E> to_elements(const std::vector<double>& values) {
-  std::vector<E> stored;
-  for (double x : values) stored.push_back(narrow<E>(Acc<E>(x)));
-  return stored;
-}
-
-std::vector<double> random_values(int64_t count) {
-  std::vector<double> values(count);
-  for (double& x : values) x = random_value();
-  return values;
-}
-
-double sgn(double t) { return double((t > 0) - (t < 0)); }
-
-// Whether |found - expected| is within the rounding bound (E9): `roundings` of `terms`, the sum of the absolute terms,
-// and one of the result, whose unit roundoff is `out_unit`. False for NaN.
-template <class A>
-bool is_close(double found, double expected, double terms, int64_t roundings, double out_unit) {
-  const double unit = sizeof(A) == 4 ? 0x1p-24 : 0x1p-53;
-  return std::fabs(found - expected) <= 2 * double(roundings) * unit * terms + out_unit * std::fabs(expected) + 1e-30;
-}
-
 void run_threads(int, int64_t count, void (*each)(void*, int, int64_t), void* context) {
   std::thread other([&] {
     for (int64_t i = 1; i < count; i += 2) each(context, 1, i);
   });
   for (int64_t i = 0; i < count; i += 2) each(context, 0, i);
   other.join();
-}
-
-// Codes (E10) of rows of grid values, in panels. A step is 1/4, and code 0 is -2 in every dimension.
-struct Codes {
-  std::vector<uint8_t> codes;
-  std::vector<int32_t> errors;
-  int64_t groups, positive;
-};
-
-Codes quantize_rows(const std::vector<double>& rows, const std::vector<double>& weight) {
-  const int64_t d = int64_t(weight.size()), count = int64_t(rows.size()) / d, panels = (count + 15) / 16;
-  std::vector<int64_t> columns;  // the dimension of each column, -1 for an unused one
-  int64_t positive = 0;
-  for (const double sign : {1.0, -1.0}) {
-    for (int64_t c = 0; c < d; ++c)
-      if (sgn(weight[c]) == sign) columns.push_back(c);
-    while (columns.size() % kCodeGroup) columns.push_back(-1);
-    if (sign > 0) positive = int64_t(columns.size()) / kCodeGroup;
-  }
-  const int64_t groups = int64_t(columns.size()) / kCodeGroup;
-  Codes made = {std::vector<uint8_t>(panels * groups * kCodePanel * kCodeGroup),
-                std::vector<int32_t>(panels * kCodePanel), groups, positive};
-  for (int64_t row = 0; row < count; ++row) {
-    double error = 0;
-    for (int64_t c = 0; c < groups * kCodeGroup; ++c) {
-      if (columns[c] < 0) continue;
-      const double t = (rows[row * d + columns[c]] + 2) * std::fabs(weight[columns[c]]) * 4, code = std::floor(t + 0.5);
-      error += std::fabs(t - code);
-      made.codes[((row / kCodePanel * groups + c / kCodeGroup) * kCodePanel + row % kCodePanel) * kCodeGroup +
-                 c % kCodeGroup] = uint8_t(code);
-    }
-    made.errors[row] = int32_t(error) + 1;
-  }
-  return made;
 }
 
 // A random problem of one size, its scores in double, and a check of each kernel on it.
@@ -136,6 +74,10 @@ class SizeCheck {
     check_quantized_topk();
     check_score_backward();
     check_hinge();
+    check_logsumexp();
+    check_rank(3, false);
+    check_rank(1, true);
+    check_nan_query();
   }
 
  private:
@@ -151,8 +93,7 @@ class SizeCheck {
 
   TopK topk_problem(int64_t k, bool largest, std::vector<A>& scores, std::vector<int64_t>& indices) const {
     scores.resize(n * k), indices.resize(n * k);
-    return {dtype, d,       k,       largest, queries,       references,    weight.data(),
-            &bias, nullptr, nullptr, nullptr, scores.data(), indices.data()};
+    return {dtype, d, k, largest, queries, references, weight.data(), &bias, {}, scores.data(), indices.data()};
   }
 
   // The scores of grid values are exact, so the order of the references is known.
@@ -205,9 +146,11 @@ class SizeCheck {
     });
   }
 
-  // call(grad_query, grad_reference, grad_weight) computes the gradients (E2) for the upstream gradients g.
+  // call(grad_query, grad_reference, grad_weight) computes the gradients (E2) for the upstream gradients g, each of
+  // which may be off by `g_roundings`.
   template <class Call>
-  void check_gradients(const std::vector<double>& g, const char* what, const Call& call) const {
+  void check_gradients(const std::vector<double>& g, const char* what, const Call& call,
+                       int64_t g_roundings = 0) const {
     std::vector<E> grad_query(n * d), grad_reference(m * d);
     std::vector<A> grad_weight(d);
     call(grad_query.data(), grad_reference.data(), grad_weight.data());
@@ -224,11 +167,11 @@ class SizeCheck {
           dw += g[i * m + j] * std::fabs(t);
           dw_terms += 8 * std::fabs(g[i * m + j]);  // |q - center| + |r - center| <= 8
         }
-        right &= is_close<A>(to_acc(grad_query[i * d + c]), dq, dq_terms, m + 4, out_unit);
+        right &= is_close<A>(to_acc(grad_query[i * d + c]), dq, dq_terms, m + 4 + g_roundings, out_unit);
       }
       for (int64_t j = 0; j < m; ++j)
-        right &= is_close<A>(to_acc(grad_reference[j * d + c]), dr[j], dr_terms[j], n + 4, out_unit);
-      right &= is_close<A>(double(grad_weight[c]), dw, dw_terms, n + m + 4, 0);
+        right &= is_close<A>(to_acc(grad_reference[j * d + c]), dr[j], dr_terms[j], n + 4 + g_roundings, out_unit);
+      right &= is_close<A>(double(grad_weight[c]), dw, dw_terms, n + m + 4 + g_roundings, 0);
     }
     report(right, what);
   }
@@ -281,6 +224,132 @@ class SizeCheck {
                                  parallel);
     });
     report(double(bias_found) == grad_bias, "hinge_backward of the bias");
+  }
+
+  void check_logsumexp() const {
+    double max_score = 1;
+    for (const double score : exact) max_score = std::max(max_score, std::fabs(score));
+    for (const double max_logit : {1.0, 200.0, -200.0})  // nearly all pairs are active, few, few
+      for (const bool among_same : {false, true}) check_logsumexp(A(max_logit / max_score), among_same);
+  }
+
+  // The scores of grid values are exact, so logits, exponentials and sums alone are rounded. With two labels and an
+  // excluded reference, a single reference leaves rows without any pair.
+  void check_logsumexp(A scale, bool among_same) const {
+    constexpr double unit = sizeof(A) == 4 ? 0x1p-24 : 0x1p-53;
+    std::vector<int64_t> query_labels(n), reference_labels(m), excluded(n);
+    for (int64_t i = 0; i < n; ++i) query_labels[i] = i % 2, excluded[i] = i % 3 ? -1 : i % m;
+    for (int64_t j = 0; j < m; ++j) reference_labels[j] = j % 5 % 2;
+    const int64_t row_bytes = (m + 7) / 8;
+    std::vector<A> value(n), mean_score(n);
+    std::vector<uint8_t> active(n * row_bytes, 0xff);
+    DISSIM_ISA::logsumexp({dtype,
+                           d,
+                           queries,
+                           references,
+                           weight.data(),
+                           &bias,
+                           &scale,
+                           {query_labels.data(), reference_labels.data(), excluded.data(), among_same},
+                           value.data(),
+                           mean_score.data(),
+                           active.data()},
+                          parallel);
+    std::vector<double> pair_grads(n * m);
+    double max_size = 0;
+    bool right = true;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto is_kept = [&](int64_t j) {
+        return j < m && j != excluded[i] && (query_labels[i] == reference_labels[j]) == among_same;
+      };
+      double max_logit = -INFINITY, sum = 0, mean = 0, mean_terms = 0, dropped = 0;
+      for (int64_t j = 0; j < m; ++j)
+        if (is_kept(j)) max_logit = std::max(max_logit, double(scale) * exact[i * m + j]);
+      for (int64_t j = 0; j < m; ++j)
+        if (is_kept(j)) sum += std::exp(double(scale) * exact[i * m + j] - max_logit);
+      const double expected = sum > 0 ? max_logit + std::log(sum) : -INFINITY;
+      const double size = sum > 0 ? std::fabs(max_logit) + std::fabs(expected) + double(m) + 64 : 0;
+      max_size = std::max(max_size, size);
+      for (int64_t j = 0; j < row_bytes * 8; ++j) {
+        const bool is_active = active[i * row_bytes + j / 8] >> j % 8 & 1;
+        right &= is_kept(j) || !is_active;
+        if (!is_kept(j)) continue;
+        const double score = exact[i * m + j], share = std::exp(double(scale) * score - expected);
+        mean += share * score, mean_terms += share * std::fabs(score);
+        if (!is_active) dropped += share;
+        if (is_active) pair_grads[i * m + j] = 0.5 * double(scale) * share;
+      }
+      right &= dropped <= unit * (1 + 8 * size * unit);  // E15
+      right &= sum > 0 ? is_close<A>(double(value[i]), expected, 1, int64_t(size), 0) &&
+                             is_close<A>(double(mean_score[i]), mean, mean_terms, int64_t(4 * size), 0)
+                       : double(value[i]) == expected && mean_score[i] == 0;
+    }
+    report(right, "logsumexp");
+#ifndef DISSIM_CUDA_ON_HOST  // on CUDA score and score_backward compute the gradients (backends/logsumexp_bands.py)
+    const std::vector<A> grad(n, A(0.5));
+    check_gradients(
+        pair_grads, "logsumexp_backward",
+        [&](E* grad_query, E* grad_reference, A* grad_weight) {
+          DISSIM_ISA::logsumexp_backward({dtype, d, queries, references, weight.data(), &bias, &scale, grad.data(),
+                                          value.data(), active.data(), grad_query, grad_reference, grad_weight},
+                                         parallel);
+        },
+        int64_t(4 * max_size));
+#endif
+  }
+
+  // Every `step`-th reference is listed, and one `beyond` either end.
+  void check_rank(int64_t step, bool beyond) const {
+    std::vector<int64_t> offsets = {0}, indices, expected;
+    std::vector<A> listed_scores;
+    for (int64_t i = 0; i < n; ++i) {
+      std::vector<std::pair<double, int64_t>> list;  // -score, index: in the order of ranks
+      for (int64_t j = 0; j < m; j += step) list.emplace_back(-exact[i * m + j], j);
+      if (beyond) list.emplace_back(-exact[i * m], -1), list.emplace_back(-exact[i * m], m);
+      std::sort(list.begin(), list.end());
+      for (const auto& pair : list) {
+        indices.push_back(pair.second), listed_scores.push_back(A(-pair.first)), expected.push_back(0);
+        for (int64_t j = 0; j < m; ++j) expected.back() += std::pair(-exact[i * m + j], j) < pair;
+      }
+      offsets.push_back(int64_t(indices.size()));
+    }
+    const int64_t pairs = int64_t(indices.size());
+    if (!beyond) {
+      std::vector<A> found(pairs);
+      DISSIM_ISA::listed_scores(
+          {dtype, d, queries, references, weight.data(), &bias, pairs, offsets.data(), indices.data(), found.data()},
+          parallel);
+      report(found == listed_scores, "listed_scores");
+    }
+    std::vector<int64_t> counts(pairs, -1);
+    std::vector<uint8_t> nan_rows(n, 1);
+    DISSIM_ISA::rank({dtype, d, queries, references, weight.data(), &bias, pairs, offsets.data(), indices.data(),
+                      listed_scores.data(), counts.data(), nan_rows.data()},
+                     parallel);
+    report(counts == expected && nan_rows == std::vector<uint8_t>(n), "rank");
+  }
+
+  // The last query has a NaN: rank reports it, its log-sum-exp is NaN and all of its pairs are active.
+  void check_nan_query() const {
+    std::vector<E> some_nan = query;
+    some_nan.back() = narrow<E>(A(NAN));
+    Rows rows = queries;
+    rows.data = some_nan.data();
+    const std::vector<int64_t> offsets(n + 1);
+    std::vector<uint8_t> nan_rows(n), expected_rows(n), active(n * ((m + 7) / 8));
+    expected_rows.back() = 1;
+    DISSIM_ISA::rank({dtype, d, rows, references, weight.data(), &bias, 0, offsets.data(), nullptr, nullptr, nullptr,
+                      nan_rows.data()},
+                     parallel);
+    const A scale = 1;
+    std::vector<A> value(n), mean_score(n);
+    DISSIM_ISA::logsumexp(
+        {dtype, d, rows, references, weight.data(), &bias, &scale, {}, value.data(), mean_score.data(), active.data()},
+        parallel);
+    bool right = nan_rows == expected_rows;
+    for (int64_t i = 0; i < n; ++i) right &= std::isnan(double(value[i])) == (i + 1 == n);
+    for (int64_t j = 0; j < m; ++j) right &= active[(n - 1) * ((m + 7) / 8) + j / 8] >> j % 8 & 1;
+    report(right, "a NaN query");
   }
 
   const Dtype dtype;

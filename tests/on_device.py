@@ -11,7 +11,8 @@ import torch
 
 from dissim_kernels import dispatch
 
-FUNCTIONS = ("score", "score_backward", "topk", "hinge", "hinge_backward", "quantized_topk", "quantize_references")
+FUNCTIONS = ("score", "score_backward", "topk", "hinge", "hinge_backward", "logsumexp", "logsumexp_backward", "rank",
+             "listed_scores", "quantized_topk", "quantize_references")  # fmt: skip
 
 
 def pytest_configure(config):

@@ -2,7 +2,13 @@
 
 import torch
 
-from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_score, testing
+from dissim_kernels import (
+    fused_dissim_hinge_loss,
+    fused_dissim_logsumexp,
+    fused_dissim_rank,
+    fused_dissim_score,
+    testing,
+)
 
 INPUTS = testing.random_inputs((4, 5), (6, 5), dtype=torch.float64, seed=3)
 #: Labels of the queries and of the references.
@@ -26,3 +32,14 @@ def fused(*arguments):
 
 def hinge_loss(*arguments, **options):
     return fused_dissim_hinge_loss(*arguments, *SIDES, **options)
+
+
+def logsumexp(*arguments, **options):
+    labels = {"query_labels": SIDES[0], "reference_labels": SIDES[1]}
+    return fused_dissim_logsumexp(*arguments, scale=0.5, **labels, **options)
+
+
+def ranks(*arguments, **options):
+    """The ranks of every match, with its score."""
+    labels = {"query_labels": SIDES[0], "reference_labels": SIDES[1]}
+    return fused_dissim_rank(*arguments, **labels, return_scores=True, **options)

@@ -17,7 +17,7 @@ SOURCES = sorted(
     if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".html")
 )
 MODULES = [path for path in SOURCES if path.suffix == ".py"]
-MAX_LINES = 400
+MAX_LINES = 500
 TOP_LEVEL = {
     *("pyproject.toml", "setup.py", "csrc", "dissim_kernels", "python", "bench", "tests"),
     *("README.md", "CONTRIBUTING.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile", "docs", ".ci"),
@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "dissim_kernels.backends": ("dissim_kernels.backends", "dissim_kernels.contract"),
     "dissim_kernels.dispatch": ("dissim_kernels.backends", "dissim_kernels.contract"),
     "dissim_kernels.ops": (
-        *("dissim_kernels.ops", "dissim_kernels.dispatch", "dissim_kernels.operands", "dissim_kernels.contract"),
+        *("dissim_kernels.ops", "dissim_kernels.dispatch", "dissim_kernels.contract", "dissim_kernels.operands"),
     ),
     "dissim_kernels.testing": ("dissim_kernels.dispatch", "dissim_kernels.contract"),
     "dissim_kernels.numpy": ("dissim_kernels._numpy",),
@@ -139,7 +139,7 @@ def test_exported_names_have_docstrings():
     assert list(_exported()) == sorted(_exported())
 
 
-@pytest.mark.parametrize("stem", ["score", "topk", "hinge"])
+@pytest.mark.parametrize("stem", ["score", "topk", "hinge", "logsumexp", "rank"])
 def test_each_operation_has_one_stem_in_every_layer(stem):
     from dissim_kernels import dispatch
 
@@ -149,7 +149,9 @@ def test_each_operation_has_one_stem_in_every_layer(stem):
         assert callable(getattr(module, stem))
     for path in (p for p in SOURCES if p.is_relative_to(ROOT / "csrc") and p.suffix in (".cpp", ".cu")):
         assert re.match(
-            r"(score|topk|hinge)(_backward)?$|quantize$|quantized_topk$|isa$|memory$|launch$|\w+_bindings$", path.stem
+            r"(score|topk|hinge|logsumexp)(_backward)?$|rank$|listed_scores$|quantize$|quantized_topk$"
+            r"|isa$|memory$|launch$|\w+_bindings$",
+            path.stem,
         ), f"{path.name} is named after no operation"
 
 

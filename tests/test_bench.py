@@ -27,6 +27,9 @@ TINY = {
     "quantized_topk": Case("quantized_topk", "quantized_topk", 6, 300, 24, k=3),
     "hinge_backward": Case("hinge backward", "hinge_backward", 8, 72, 24, active=0.1),
     "hinge_step": Case("hinge", "hinge_step", 8, 72, 24, active=0.1),
+    "logsumexp_backward": Case("log-sum-exp backward", "logsumexp_backward", 8, 72, 24, active=0.1),
+    "logsumexp_step": Case("log-sum-exp", "logsumexp_step", 8, 72, 24, active=0.1),
+    "rank": Case("rank", "rank", 6, 72, 24, k=3),
 }
 #: Competitors that compile at their first call, which takes seconds.
 COMPILES = ("torch.compile", "KeOps", "numba")
@@ -72,9 +75,15 @@ def test_shrunk_cases_keep_at_least_one_query():
 
 
 def test_fraction_of_active_pairs_matches_the_case():
-    for active in (0.01, 0.3):
-        problem = make(Case("", "hinge_step", 64, 512, 32, active=active))
-        assert CorrectnessCheck(problem).active == pytest.approx(active, abs=0.01)
+    for operation in ("hinge_step", "logsumexp_step"):
+        for active in (0.01, 0.3):
+            problem = make(Case("", operation, 64, 512, 32, active=active))
+            assert CorrectnessCheck(problem).active == pytest.approx(active, abs=0.01)
+    everything = make(Case("", "logsumexp_step", 64, 512, 32))
+    assert (
+        CorrectnessCheck(everything).active
+        == (everything.query_labels[:, None] != everything.reference_labels).double().mean()
+    )
 
 
 # --- the correctness check ----------------------------------------------------------------------------------------
@@ -122,6 +131,15 @@ def test_correctness_check_fails_wrong_topk_indices():
     assert not check.verdict((exact.gather(1, worse), worse), ours=True).passed
     twice = indices[:, [0, 0, 1]]
     assert not check.verdict((scores[:, [0, 0, 1]], twice), ours=True).passed
+
+
+def test_correctness_check_fails_wrong_ranks():
+    problem = make(TINY["rank"])
+    check, (indices, ranks) = CorrectnessCheck(problem), bench.ours._rank(problem)()
+    assert check.verdict((indices, ranks), ours=True).passed
+    assert not check.verdict((indices, (ranks + 1).clamp(max=71)), ours=True).passed
+    assert not check.verdict((indices.roll(1, 0), ranks), ours=True).passed
+    assert not check.verdict((indices[:, :2], ranks[:, :2]), ours=True).passed
 
 
 def test_correctness_check_accepts_row_sums_in_place_of_scores():

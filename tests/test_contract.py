@@ -7,6 +7,8 @@ import torch
 
 from dissim_kernels import (
     fused_dissim_hinge_loss,
+    fused_dissim_logsumexp,
+    fused_dissim_rank,
     fused_dissim_score,
     fused_dissim_topk,
     paired_dissim_score,
@@ -20,8 +22,10 @@ FUNCTIONS = {
     "paired": (paired_dissim_score, {"reference": torch.ones(4, 3)}),
     "topk": (fused_dissim_topk, {"k": 2}),
     "hinge": (fused_dissim_hinge_loss, {"query_labels": FOUR, "reference_labels": FIVE}),
+    "logsumexp": (fused_dissim_logsumexp, {"among": "all"}),
+    "rank": (fused_dissim_rank, {"query_labels": FOUR, "reference_labels": FIVE}),
 }
-ALL, MATRIX = tuple(FUNCTIONS), ("topk", "hinge")
+ALL, MATRIX, LABELED = tuple(FUNCTIONS), ("topk", "hinge", "logsumexp", "rank"), ("hinge", "rank")
 HALF = torch.ones(4, 3, dtype=torch.float16)
 
 #: Functions, the changed argument, the error, the argument it names, expected, got.
@@ -57,17 +61,25 @@ BAD = [
     (("topk",), {"k": 2.0}, ValueError, "k", "an integer", r"2\.0"),
     (("topk",), {"k": True}, ValueError, "k", "an integer", "True"),
     (("topk",), {"k": 6}, ValueError, "k", "at most the 5 rows of reference", "6"),
-    (("topk",), {"query_labels": FOUR}, ValueError, "reference_labels", "labels, since the other side", "None"),
-    (("topk",), {"reference_labels": FIVE}, ValueError, "query_labels", "labels, since the other side", "None"),
+    (("topk", "logsumexp"), {"query_labels": FOUR}, ValueError, "reference_labels", "labels, since the", "None"),
+    (("topk", "logsumexp"), {"reference_labels": FIVE}, ValueError, "query_labels", "labels, since the", "None"),
+    (("topk", "logsumexp"), {"among": "none"}, ValueError, "among", "one of 'different', 'same', 'all'", "'none'"),
+    (("topk", "logsumexp"), {"among": "same"}, ValueError, "query_labels", "labels, for among='same'", "None"),
+    (("logsumexp",), {"scale": "1"}, TypeError, "scale", "a number", "str"),
+    (("logsumexp",), {"scale": torch.ones(2)}, ValueError, "scale", r"a number or shape \[\]", r"shape \[2\]"),
+    (("logsumexp",), {"scale": torch.ones(()).long()}, TypeError, "scale", "torch.float32 with", "torch.int64"),
+    (("rank",), {"query_cameras": FOUR}, ValueError, "reference_cameras", "cameras, since the other side", "None"),
+    (("rank",), {"query_cameras": FOUR, "reference_cameras": FOUR}, ValueError, "reference_cameras", r"shape \[5\]",
+     r"shape \[4\]"),
     (MATRIX, {"exclude_index": [0, 1, 2, 3]}, TypeError, "exclude_index", "an int64 tensor", "list"),
     (MATRIX, {"exclude_index": FOUR.int()}, TypeError, "exclude_index", "dtype int64", "torch.int32"),
     (MATRIX, {"exclude_index": FIVE}, ValueError, "exclude_index", r"shape \[4\]", r"shape \[5\]"),
     (MATRIX, {"exclude_index": FOUR.to_sparse()}, TypeError, "exclude_index", "a dense tensor", "torch.sparse_coo"),
-    (("hinge",), {"reference_labels": None}, TypeError, "reference_labels", "an int64 tensor", "NoneType"),
-    (("hinge",), {"query_labels": None}, TypeError, "query_labels", "an int64 tensor", "NoneType"),
-    (("hinge",), {"query_labels": FOUR.float()}, TypeError, "query_labels", "dtype int64", "torch.float32"),
-    (("hinge",), {"reference_labels": FOUR}, ValueError, "reference_labels", r"shape \[5\]", r"shape \[4\]"),
-    (("hinge",), {"query_labels": FOUR.to("meta")}, ValueError, "query_labels", "device cpu", "meta"),
+    (LABELED, {"reference_labels": None}, TypeError, "reference_labels", "an int64 tensor", "NoneType"),
+    (LABELED, {"query_labels": None}, TypeError, "query_labels", "an int64 tensor", "NoneType"),
+    (LABELED, {"query_labels": FOUR.float()}, TypeError, "query_labels", "dtype int64", "torch.float32"),
+    (LABELED, {"reference_labels": FOUR}, ValueError, "reference_labels", r"shape \[5\]", r"shape \[4\]"),
+    (LABELED, {"query_labels": FOUR.to("meta")}, ValueError, "query_labels", "device cpu", "meta"),
     (("hinge",), {"balance": "rows"}, ValueError, "balance", "one of 'pairs', 'classes'", "'rows'"),
     (("hinge",), {"reduction": None}, ValueError, "reduction", "one of 'mean', 'sum', 'none'", "None"),
     (("hinge",), {"num_hard_negatives": -1}, ValueError, "num_hard_negatives", "an integer of at least 0", "-1"),

@@ -13,12 +13,25 @@ import torch
 from cuda_on_host import backend
 
 from dissim_kernels import testing
-from dissim_kernels.contract import HingeArguments, HingeBackwardArguments, TopKArguments
+from dissim_kernels.contract import (
+    HingeArguments,
+    HingeBackwardArguments,
+    LogSumExpArguments,
+    RankArguments,
+    TopKArguments,
+)
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(backend.unsupported_reason() is not None, reason=str(backend.unsupported_reason()))
 #: Test file -> the minimum number of its tests with a backend.
-BACKEND_TESTS = {"test_score.py": 230, "test_topk.py": 26, "test_hinge.py": 85, "test_quantized_topk.py": 28}
+BACKEND_TESTS = {
+    "test_score.py": 230,
+    "test_topk.py": 26,
+    "test_hinge.py": 85,
+    "test_quantized_topk.py": 28,
+    "test_logsumexp.py": 20,
+    "test_rank.py": 5,
+}
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +98,9 @@ def calls_of_every_kernel(cuda):
     active = torch.full((130, 17), 1, dtype=torch.uint8)
     backward = HingeBackwardArguments(torch.ones(130), torch.ones(130), active, *hinge[:3], labels, other_labels)
     codes = cuda.quantize_references(reference, weight)
+    sums = LogSumExpArguments(query, reference, weight, bias, torch.ones(1), labels, other_labels, None, "same")
+    lists = torch.arange(131), torch.arange(130)  # a pair for each query
+    ranked = RankArguments(query, reference, weight, bias, *lists, torch.zeros(130))
     return {
         "score": lambda: cuda.score(query[None], reference[None], weight[None], bias),
         "score of few rows": lambda: cuda.score(query[None, :2], reference[None], weight[None], bias),
@@ -96,6 +112,9 @@ def calls_of_every_kernel(cuda):
         "hinge": lambda: cuda.hinge(hinge),
         "hinge_backward": lambda: cuda.hinge_backward(backward, (True, True, True, True)),
         "quantized_topk": lambda: cuda.quantized_topk(search, codes),
+        "logsumexp": lambda: cuda.logsumexp(sums),
+        "listed_scores": lambda: cuda.listed_scores(query, reference, weight, bias, *lists),
+        "rank": lambda: cuda.rank(ranked),
     }
 
 

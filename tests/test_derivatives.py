@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_inputs import INPUTS, SIDES, fused, hinge_loss, leaves, plain
+from small_inputs import INPUTS, SIDES, fused, hinge_loss, leaves, logsumexp, plain, ranks
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian as functional_hessian
 from torch.autograd.functional import hvp, jacobian
@@ -32,6 +32,7 @@ def test_first_and_second_derivatives_by_differences(backend):
         leaves(),
         check_batched_grad=True,
     )
+    assert torch.autograd.gradcheck(lambda *x: logsumexp(*x, backend=backend), leaves(), check_batched_grad=True)
 
 
 def test_vectorized_second_derivatives():
@@ -90,8 +91,8 @@ def test_second_derivatives_of_torch_func(transform, first, argument):
 @pytest.mark.parametrize(
     "function",
     [fused_dissim_score, hinge_loss, lambda *x: fused_dissim_topk(*x, k=2), grad(fused), grad(fused, 2),
-     grad(hinge_loss), lambda *x: jvp(fused, x, x)[1]],
-    ids=["score", "hinge", "topk", "grad query", "grad weight", "grad hinge", "jvp"],
+     grad(hinge_loss), lambda *x: jvp(fused, x, x)[1], logsumexp, grad(lambda *x: logsumexp(*x).sum(), 1)],
+    ids=["score", "hinge", "topk", "grad query", "grad weight", "grad hinge", "jvp", "logsumexp", "grad logsumexp"],
 )  # fmt: skip
 def test_vmap_equals_a_loop(function, mapped):
     stacked = [x if dim is None else torch.stack((x, x * 2, x + 1)) for x, dim in zip(INPUTS, mapped, strict=True)]
@@ -141,6 +142,14 @@ def hinge_of(query):
     return hinge_loss(query, *INPUTS[1:])
 
 
+def sum_of_logsumexp(query):
+    return logsumexp(query, *INPUTS[1:]).sum()
+
+
+def rank_scores(query):
+    return ranks(query, *INPUTS[1:]).scores.sum()
+
+
 def second_derivative_of_hinge():
     query = leaves()[0]
     first = torch.autograd.grad(hinge_of(query), query, create_graph=True)[0]
@@ -175,6 +184,14 @@ UNSUPPORTED = {
     "backward of top-k": (lambda: top_scores(leaves()[0]).backward(), "topk: its scores have no derivative"),
     "grad of top-k": (lambda: grad(top_scores)(Q), "topk: its scores have no derivative"),
     "jvp of top-k": (lambda: jvp(top_scores, (Q,), (Q,)), "topk: its scores have no derivative"),
+    "jvp of logsumexp": (lambda: jvp(sum_of_logsumexp, (Q,), (Q,)), "logsumexp: its forward-mode derivative is not"),
+    "jacfwd of logsumexp": (lambda: jacfwd(sum_of_logsumexp)(Q), "logsumexp: its forward-mode derivative is not"),
+    "jacrev of jacrev of logsumexp": (lambda: jacrev(jacrev(sum_of_logsumexp))(Q), "its second derivative is not"),
+    "jvp of grad of logsumexp": (lambda: jvp(grad(sum_of_logsumexp), (Q,), (Q,)), "logsumexp: its .* is not"),
+    "backward of ranks": (lambda: rank_scores(leaves()[0]).backward(), "rank: a derivative is not implemented"),
+    "grad of ranks": (lambda: grad(rank_scores)(Q), "rank: a derivative is not implemented"),
+    "jvp of ranks": (lambda: jvp(rank_scores, (Q,), (Q,)), "rank: a derivative is not implemented"),
+    "vmap of ranks": (lambda: vmap(rank_scores)(Q[None]), "rank: vmap is not implemented"),
 }
 
 
@@ -188,7 +205,8 @@ def test_unsupported_derivatives_raise(name):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_no_graph_is_recorded_without_grad_mode(mode):
     with mode():
-        for result in (fused_dissim_score(*leaves()), hinge_loss(*leaves()), top_scores(leaves()[0])):
+        results = [function(*leaves()) for function in (fused_dissim_score, hinge_loss, logsumexp)]
+        for result in (*results, top_scores(leaves()[0]), rank_scores(leaves()[0])):
             assert not result.requires_grad
 
 

@@ -10,6 +10,8 @@ from dissim_kernels import (
     available_backends,
     dispatch,
     fused_dissim_hinge_loss,
+    fused_dissim_logsumexp,
+    fused_dissim_rank,
     fused_dissim_score,
     fused_dissim_topk,
     last_backend,
@@ -27,6 +29,8 @@ CALLS = {
     "paired": lambda **x: paired_dissim_score(*INPUTS, **x),
     "topk": lambda **x: fused_dissim_topk(*INPUTS, k=2, **x),
     "hinge": lambda **x: fused_dissim_hinge_loss(*INPUTS, *SIDES, **x),
+    "logsumexp": lambda **x: fused_dissim_logsumexp(*INPUTS, among="all", **x),
+    "rank": lambda **x: fused_dissim_rank(*INPUTS, query_labels=SIDES[0], reference_labels=SIDES[1], **x),
 }
 calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
@@ -42,7 +46,7 @@ def test_named_backend_runs(backend, call, monkeypatch):
     """Checked by spies in the modules, not by `last_backend` alone."""
     entered = []
     for name, module in dispatch.BACKENDS.items():
-        for operation in ("score", "topk", "hinge"):
+        for operation in ("score", "topk", "hinge", "logsumexp", "listed_scores", "rank"):
             function = getattr(module, operation)
 
             def spy(*args, _name=name, _function=function):
@@ -185,7 +189,8 @@ def test_every_backend_has_every_function():
         assert set(order) <= set(dispatch.BACKENDS)
     for module in dispatch.BACKENDS.values():
         assert module.__doc__
-        for function in ("unsupported_reason", "score", "score_backward", "topk", "hinge", "hinge_backward"):
+        operations = ("score", "score_backward", "topk", "hinge", "hinge_backward", "logsumexp", "logsumexp_backward")
+        for function in ("unsupported_reason", *operations, "listed_scores", "rank"):
             assert callable(getattr(module, function))
 
 

@@ -17,6 +17,8 @@ from bench.processes import ROOT
 from dissim_kernels import (
     dispatch,
     fused_dissim_hinge_loss,
+    fused_dissim_logsumexp,
+    fused_dissim_rank,
     fused_dissim_score,
     fused_dissim_topk,
     last_backend,
@@ -69,11 +71,16 @@ def calls(inputs, backend):
         loss = fused_dissim_hinge_loss(*trained, *sides, num_hard_negatives=3, backend=backend)
         return loss.detach(), *torch.autograd.grad(loss, trained)
 
+    def logsumexp_step():
+        sums = fused_dissim_logsumexp(*trained, scale=0.1, among="all", backend=backend)
+        return sums.detach(), *torch.autograd.grad(sums.sum(), trained)
+
     found = {
         "score": lambda: (fused_dissim_score(*inputs, backend=backend),),
         "score step": score_step,
         "topk": lambda: fused_dissim_topk(*inputs, k=5, backend=backend),
         "hinge step": hinge_step,
+        "log-sum-exp step": logsumexp_step,
     }
     if backend == "cuda":
         codes = quantize_references(inputs.reference, inputs.weight)
@@ -170,6 +177,37 @@ def test_loss_and_gradients_of_a_training_step(dtype, backend):
         fused_dissim_hinge_loss(*found, *sides, backend=backend).backward()
     for got, leaf, bound in zip(found, exact, testing.gradient_bounds(slope, *inputs, extra=16), strict=True):
         testing.assert_within(got.grad.cpu(), leaf.grad, bound)
+
+
+@dtypes
+def test_log_sum_exp_and_its_gradients(dtype, backend):
+    inputs = testing.random_inputs((130, 16), (300, 16), dtype=dtype)
+    bias = torch.tensor(0.5, dtype=ACCUMULATE[dtype])
+    exact, found = leaves((*inputs[:3], bias)), leaves(on_device((*inputs[:3], bias)))
+    exact = [x.detach().double().requires_grad_() for x in exact]
+    sides, options = labels(130, 300), {"among": "same", "scale": -0.5, "backend": backend}
+    kept = testing.plain_candidates(130, 300, None, *move(sides, "cpu"), "same")
+    bounds = testing.logsumexp_bounds(torch.ones(130), kept, -0.5, *inputs[:3], bias)
+    expected = testing.plain_logsumexp(testing.plain_score(*exact), kept, -0.5)
+    expected.sum().backward()
+    with testing.poisoned_memory():
+        value = fused_dissim_logsumexp(*found, query_labels=sides[0], reference_labels=sides[1], **options)
+        value.sum().backward()
+    testing.assert_within(value.detach().cpu(), expected.detach(), bounds.value)
+    for got, leaf, bound in zip(found, exact, bounds[1:5], strict=True):
+        testing.assert_within(got.grad.cpu(), leaf.grad, bound)
+
+
+def test_ranks_of_tied_references(backend):
+    """Exact arithmetic: every reference is a match, in short lists and in long ones."""
+    inputs, sides = testing.tied_inputs(70, 3000, 5), labels(70, 3000)
+    scores = testing.plain_score(*inputs.double())
+    place = scores.neg().sort(dim=1, stable=True).indices.argsort(1)
+    for query_labels, reference_labels in (sides, [x * 0 for x in sides]):
+        found = fused_dissim_rank(*on_device(inputs), query_labels=query_labels, reference_labels=reference_labels,
+                                  backend=backend)  # fmt: skip
+        same = (query_labels[:, None] == reference_labels).cpu()
+        assert torch.equal(found.ranks.cpu(), place[same]) and torch.equal(found.indices.cpu(), same.nonzero()[:, 1])
 
 
 # --- repeated runs, graphs, streams ---------------------------------------------------------------------------------

@@ -250,11 +250,71 @@ def test_e14_clamping_adds_a_constant():
     assert_close(constant[:, None] + testing.plain_score(clamped, R, W, B), testing.plain_score(query, R, W, B), 10)
 
 
+@pytest.mark.parametrize("scale", [0.3, -2.0])
+def test_e15_derivatives_of_the_log_sum_exp(scale):
+    kept = torch.rand(N, M, generator=torch.Generator().manual_seed(2)) < 0.7
+    kept[0] = False
+    scores = testing.plain_score(*INPUTS).requires_grad_()
+    factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    value = testing.plain_logsumexp(scores, kept, factor)
+    assert torch.equal(value.isneginf(), ~kept.any(1)) and value[0].isneginf()
+    grad_scores, grad_scale = torch.autograd.grad(value[1:].sum(), (scores, factor))
+    share = torch.where(kept, (scale * scores - value[:, None]).exp(), 0).detach()[1:]
+    assert_close(grad_scores[1:], scale * share)
+    assert_close(grad_scale, (share * scores[1:]).sum())
+    assert_close(grad_scores[1:].sum(1), torch.full((N - 1,), scale, dtype=torch.float64))
+
+
+def test_e15_sums_of_chunks_are_the_sum_of_the_row():
+    """Each with its own maximum; one chunk has no pair."""
+    logits = torch.cat((3 * testing.plain_score(*INPUTS), torch.full((N, 2), -math.inf).double()), 1)
+    largest, total = torch.full((N,), -math.inf).double(), torch.zeros(N).double()
+    for chunk in logits.split(3, 1):
+        higher = torch.maximum(largest, chunk.amax(1))
+        total = total * (largest - higher).exp() + (chunk - higher[:, None]).exp().sum(1)
+        largest = higher
+    assert_close(total.log() + largest, logits.logsumexp(1))
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random"])
+@pytest.mark.parametrize("spread", [1.0, 5.0, 30.0])
+def test_e15_dropped_pairs_hold_at_most_one_rounding(spread, order):
+    """A pair is dropped if its term is at most u / M of the sum so far; with the bits of chunks taken back."""
+    columns, chunk, u = 3000, 64, 2.0**-24
+    logits = spread * torch.randn(columns, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    if order != "random":
+        logits = logits.sort(descending=order == "descending").values
+    terms = (logits - logits.max()).exp()  # any common factor cancels
+    active = torch.cat([some > u / columns * some.cumsum(0) for some in terms.split(chunk)])
+    for first in range(0, columns, chunk):
+        part = slice(first, min(first + chunk, columns))
+        if terms[part].sum() <= (part.stop - first) * u / columns * terms.sum():
+            active[part] = False
+    assert terms[~active].sum() <= u * terms.sum()
+    assert spread == 1 or not active.all()
+
+
+def test_e16_ranks_are_counts_of_all_references_without_the_excluded_ones():
+    scores = testing.plain_score(*testing.tied_inputs(N, 40, 3)).double()
+    candidate = torch.rand(N, 40, generator=torch.Generator().manual_seed(4)) < 0.8
+    assert (scores[:, None] == scores[:, :, None]).sum() > N * 40, "some scores tie"
+    column = torch.arange(40)
+    higher = scores[:, None, :] > scores[:, :, None]
+    tied_before = (scores[:, None, :] == scores[:, :, None]) & (column < column[:, None])
+    before = higher | tied_before  # [N, match, other]
+    ranks = before.sum(2) - (before & ~candidate[:, None]).sum(2)
+    shards = sum(part.sum(2) for part in before.split(7, 2)) - (before & ~candidate[:, None]).sum(2)
+    for n in range(N):
+        order = [m for m in scores[n].neg().sort(stable=True).indices.tolist() if candidate[n, m]]
+        assert ranks[n, order].tolist() == list(range(len(order)))
+    assert torch.equal(ranks, shards)
+
+
 def test_every_formula_has_a_test():
     stated = re.findall(r"^### (E\d+) \(", MATH, re.M)
     tested = {name.split("_")[1].upper() for name in globals() if re.match(r"test_e\d+_", name)}
     assert len(stated) == len(set(stated))
-    assert set(stated) == tested == {f"E{i}" for i in range(1, 15)}
+    assert set(stated) == tested == {f"E{i}" for i in range(1, 17)}
 
 
 def test_files_named_in_math_exist():

@@ -5,6 +5,7 @@ A process with too little memory or too few threads gets an error or the right r
 tests/stress/test_memory_extremes.py tries many more shapes.
 """
 
+import itertools
 import json
 import os
 import re
@@ -32,7 +33,10 @@ chunked.CHUNK = chunk
 def inputs(n, m, dim):
     torch.manual_seed(0)
     x = [torch.randn(n, dim), torch.randn(m, dim), -torch.rand(dim), torch.tensor(0.5)]
-    return [t.requires_grad_(what in ("backward", "hinge")) for t in x], (torch.arange(n) % 7, torch.arange(m) % 7)
+    sides = torch.arange(n) % 7, torch.arange(m) % 7
+    if what == "rank":
+        sides = torch.arange(n) % (m // 10), torch.arange(m) // 10  # ten matches for a query
+    return [t.requires_grad_(what in ("backward", "hinge", "logsumexp")) for t in x], sides
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -45,6 +49,11 @@ def steps(x, sides):
         return lambda: d.fused_dissim_topk(*x, k=5, quantized=made)
     if what == "hinge":
         return lambda: d.fused_dissim_hinge_loss(*x, *sides, backend=backend).backward()
+    labels = dict(query_labels=sides[0], reference_labels=sides[1])
+    if what == "logsumexp":  # the scale is so small that backward needs all pairs
+        return lambda: d.fused_dissim_logsumexp(*x, scale=0.01, **labels, backend=backend).sum().backward()
+    if what == "rank":
+        return lambda: d.fused_dissim_rank(*x, **labels, backend=backend)
     if what == "plain":  # the definition, to test the probe itself
         return lambda: torch.nn.functional.linear((x[0][:, None] - x[1]).abs(), x[2])
     if what == "matrix":
@@ -98,11 +107,22 @@ def test_reference_backend_memory_is_limited_by_its_chunks():
 
 
 @backends
-@pytest.mark.parametrize("what", ["topk", "hinge"])
-def test_search_and_loss_never_store_the_score_matrix(what, backend):
-    """N x M floats would be four times the limit. The hinge loss stores one bit per pair, and a copy in backward."""
+@pytest.mark.parametrize("what", ["topk", "hinge", "logsumexp", "rank"])
+def test_search_and_losses_never_store_the_score_matrix(what, backend):
+    """N x M floats would be four times the limit. The losses store one bit per pair, and a copy in backward."""
     n, m, dim = 2048, 8192, 2
     assert extra_memory(what, backend, n, m, dim) <= FLOAT * n * m // 4
+
+
+def test_logsumexp_memory_is_below_one_and_a_half_times_the_hinge():
+    size = 512, 16_384, 256
+    assert extra_memory("logsumexp", "cpu", *size) <= 1.5 * extra_memory("hinge", "cpu", *size)
+
+
+def test_logsumexp_of_remembered_references_stores_no_score_matrix():
+    """65,536 references: their gradients, the bits and a copy, and 8 MiB. N x M floats would be 64 MiB."""
+    n, m, dim = 256, 65_536, 32
+    assert extra_memory("logsumexp", "cpu", n, m, dim) <= FLOAT * m * dim + 2 * (n * m // 8) + (8 << 20)
 
 
 def test_quantized_search_memory_is_its_candidate_lists():
@@ -131,6 +151,12 @@ EXTREMES = (
     Case("hinge", 9000, 1100, 4, k=1000),
     Case("hinge_backward", 20, 400, 40_000, active=0.02),
     Case("hinge_backward", 20, 400, 40_000),
+    Case("logsumexp", 9000, 1100, 4),
+    Case("logsumexp", 2, 2, 1_000_000, "float16"),
+    Case("logsumexp_backward", 20, 400, 40_000, active=0.02),
+    Case("logsumexp_backward", 20, 400, 40_000),
+    Case("rank", 9000, 1100, 4),
+    Case("rank", 20, 400, 40_000),
     Case("quantized_topk", 20, 30_000, 64, k=3000),
     Case("numpy_score", 20, 40, 60_000),
     Case("numpy_topk", 3000, 1100, 4, k=1000),
@@ -165,9 +191,12 @@ def test_results_are_bit_identical_where_memory_limits_threads(n, m, dim):
             loss = dissim_kernels.fused_dissim_hinge_loss(
                 query, reference, weight, None, *labels, num_hard_negatives=5
             )
-            gradients = [torch.autograd.grad(x.sum(), (query, reference, weight)) for x in (scores, loss)]
+            sums = dissim_kernels.fused_dissim_logsumexp(query, reference, weight, among="all")
+            gradients = [torch.autograd.grad(x.sum(), (query, reference, weight)) for x in (scores, loss, sums)]
             best = dissim_kernels.fused_dissim_topk(query.detach(), reference.detach(), weight.detach(), k=min(m, 20))
-            found.append([scores, loss, *gradients[0], *gradients[1], *best])
+            sides = {"query_labels": labels[0], "reference_labels": labels[1]}
+            ranks = dissim_kernels.fused_dissim_rank(query.detach(), reference.detach(), weight.detach(), **sides)
+            found.append([scores, loss, sums, *itertools.chain(*gradients), *best, ranks.ranks])
     finally:
         torch.set_num_threads(threads)
     assert all(map(torch.equal, *found))
@@ -181,9 +210,11 @@ def calls():
     d.fused_dissim_score(*x).sum().backward()
     for hard in (None, 2):
         d.fused_dissim_hinge_loss(*x, None, *labels, num_hard_negatives=hard).backward()
+    d.fused_dissim_logsumexp(*x, among="all").sum().backward()
     with torch.no_grad():
         x = [t.detach() for t in x]
         d.fused_dissim_topk(*x, k=3)
+        d.fused_dissim_rank(*x, query_labels=labels[0], reference_labels=labels[1])
         d.fused_dissim_topk(*x, k=3, quantized=d.quantize_references(*x[1:]))
         side.score(*(t.numpy() for t in x), threads=torch.get_num_threads())
 def in_use():
@@ -227,12 +258,15 @@ x = [torch.randn(*shape, requires_grad=True) for shape in ((40, 20_000), (500, 2
 short, labels = [t.detach()[..., :64].contiguous() for t in x], (torch.arange(40) % 5, torch.arange(500) % 5)
 arrays, expected = [t.numpy() for t in short], d.fused_dissim_score(*short)
 made = d.quantize_references(*short[1:])
-scores = d.fused_dissim_score(*x).sum()
+scores, sums = d.fused_dissim_score(*x).sum(), d.fused_dissim_logsumexp(*x, scale=0.01, among="all").sum()
 calls = {
     "forward": lambda: d.fused_dissim_score(*x),
     "backward": lambda: scores.backward(),
     "topk": lambda: d.fused_dissim_topk(*x, k=5),
     "hinge": lambda: d.fused_dissim_hinge_loss(*x, None, *labels, num_hard_negatives=2),
+    "logsumexp": lambda: d.fused_dissim_logsumexp(*x, among="all"),
+    "logsumexp_backward": lambda: sums.backward(),
+    "rank": lambda: d.fused_dissim_rank(*x, query_labels=labels[0], reference_labels=labels[1]),
     "codes": lambda: d.quantize_references(*(t.detach() for t in x[1:])),
     "quantized_topk": lambda: d.fused_dissim_topk(*short, k=500, quantized=made),
     "numpy": lambda: side.score(*arrays, threads=threads),
@@ -260,8 +294,10 @@ for name in names:
 
 
 def test_out_of_memory_raises():
-    lines = run(LIMITED, "1", "1", "forward", "backward", "topk", "hinge", "codes", "quantized_topk").splitlines()
-    assert len(lines) == 6
+    names = ("forward", "backward", "topk", "hinge", "logsumexp", "logsumexp_backward", "rank", "codes",
+             "quantized_topk")  # fmt: skip
+    lines = run(LIMITED, "1", "1", *names).splitlines()
+    assert len(lines) == len(names)
     for line in lines:
         assert re.match(r"\w+ RuntimeError .*(memory|alloc)", line), lines
 

@@ -18,6 +18,8 @@ Q, R, W, B = testing.random_inputs((6, 8), (9, 8))
 QUERY_LABELS, REFERENCE_LABELS, EXCLUDE = torch.arange(6) % 3, torch.arange(9) % 3, torch.arange(6)
 ONES, BITS = torch.ones(6), torch.zeros(6, 2, dtype=torch.uint8)
 CODES = dissim_kernels.quantize_references(R, W)
+#: Lists of pairs, two for each query: where they begin, references, and scores, best first.
+LISTS = torch.arange(7) * 2, torch.arange(12) % 9, torch.tensor([1.0, 0.0] * 6)
 
 #: operator -> valid arguments
 CALLS = {
@@ -27,7 +29,7 @@ CALLS = {
     "score_jvp": {"query": Q[None], "reference": R[None], "weight": W[None], "query_tangent": Q[None],
                   "reference_tangent": R[None], "weight_tangent": W[None], "bias_tangent": B[None]},
     "topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True, "exclude_index": EXCLUDE,
-             "query_labels": QUERY_LABELS, "reference_labels": REFERENCE_LABELS, "backend": "auto"},
+             "query_labels": QUERY_LABELS, "reference_labels": REFERENCE_LABELS, "among": "same", "backend": "auto"},
     "hinge": {"query": Q, "reference": R, "weight": W, "bias": None, "query_labels": QUERY_LABELS,
               "reference_labels": REFERENCE_LABELS, "exclude_index": EXCLUDE, "margin": 1.0, "num_hard_negatives": 2,
               "backend": "auto"},
@@ -35,26 +37,44 @@ CALLS = {
                        "weight": W, "query_labels": QUERY_LABELS, "reference_labels": REFERENCE_LABELS,
                        "needs": [True] * 4, "backend": "auto"},
     "quantized_topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True,
-                       "exclude_index": None, "query_labels": None, "reference_labels": None,
+                       "exclude_index": None, "query_labels": None, "reference_labels": None, "among": "all",
                        "codes": list(CODES[:-1]), "rows": 9,
                        "backend": "auto"},
+    "logsumexp": {"query": Q, "reference": R, "weight": W, "bias": None, "scale": ONES[:1],
+                  "query_labels": QUERY_LABELS, "reference_labels": REFERENCE_LABELS, "exclude_index": EXCLUDE,
+                  "among": "different", "backend": "auto"},
+    "logsumexp_backward": {"grad": ONES, "value": ONES, "active": BITS, "query": Q, "reference": R, "weight": W,
+                           "bias": None, "scale": ONES[:1], "needs": [True] * 3, "backend": "auto"},
+    "listed_scores": {"query": Q, "reference": R, "weight": W, "bias": None, "offsets": LISTS[0], "indices": LISTS[1],
+                      "backend": "auto"},
+    "rank": {"query": Q, "reference": R, "weight": W, "bias": None, "offsets": LISTS[0], "indices": LISTS[1],
+             "scores": LISTS[2], "backend": "auto"},
 }  # fmt: skip
 NATIVE_CALLS = {
     "score": {**CALLS["score"], "out": torch.empty(1, 1, 6, 9)},
     "score_backward": {**CALLS["score_backward"], "grad_query": torch.empty(1, 6, 8), "grad_reference": None,
                        "grad_weight": torch.empty(1, 8)},
-    "topk": {**CALLS["topk"], "query": Q[None], "reference": R[None], "scores": torch.empty(6, 2),
+    "topk": {**CALLS["topk"], "query": Q[None], "reference": R[None], "among": True, "scores": torch.empty(6, 2),
              "indices": torch.empty(6, 2, dtype=torch.int64)},
     "hinge": {**CALLS["hinge"], "query": Q[None], "reference": R[None], "positive": torch.empty(6),
               "negative": torch.empty(6), "active": BITS.clone()},
     "hinge_backward": {**CALLS["hinge_backward"], "query": Q[None], "reference": R[None], "grad_query": None,
                        "grad_reference": torch.empty(9, 8), "grad_weight": None, "grad_bias": torch.empty(1)},
+    "logsumexp": {"query": Q[None], "reference": R[None], "weight": W, "bias": None, "scale": ONES[:1],
+                  "exclude_index": EXCLUDE, "query_labels": QUERY_LABELS, "reference_labels": REFERENCE_LABELS,
+                  "among_same": False, "value": torch.empty(6), "mean_score": torch.empty(6), "active": BITS.clone()},
+    "logsumexp_backward": {**CALLS["logsumexp_backward"], "query": Q[None], "reference": R[None],
+                           "grad_query": torch.empty(6, 8), "grad_reference": None, "grad_weight": torch.empty(8)},
+    "listed_scores": {**CALLS["listed_scores"], "query": Q[None], "reference": R[None], "scores": torch.empty(12)},
+    "rank": {**CALLS["rank"], "query": Q[None], "reference": R[None],
+             "counts": torch.empty(12, dtype=torch.int64), "nan_rows": torch.empty(6, dtype=torch.uint8)},
 }  # fmt: skip
 for name, arguments in NATIVE_CALLS.items():
     NATIVE_CALLS[name] = {k: v for k, v in arguments.items() if k not in ("backend", "needs") and k[:5] != "need_"}
 
-ALL, MATRIX = tuple(CALLS), ("topk", "hinge", "hinge_backward", "quantized_topk")
-PAIRS = ("score", "score_backward", *MATRIX)
+ALL, LISTED = tuple(CALLS), ("listed_scores", "rank")
+MATRIX = ("topk", "hinge", "hinge_backward", "quantized_topk", "logsumexp", "logsumexp_backward", *LISTED)
+PAIRS, LABELED = ("score", "score_backward", *MATRIX), ("topk", "hinge", "logsumexp")
 #: Operators, the changed argument, its change, the error.
 BAD = [
     (PAIRS, "query", lambda x: x[..., :-4], "reference: expected float32 .* 4\\] on cpu, got float32 .* 8\\] on cpu"),
@@ -75,12 +95,43 @@ BAD = [
     (("score_jvp",), "reference_tangent", lambda x: x[:, :1], "reference_tangent: expected float32 \\[1, 9, 8"),
     (("score_jvp",), "weight_tangent", torch.Tensor.long, "weight_tangent: expected float32 .* got int64"),
     (("score_jvp",), "bias_tangent", lambda x: x.repeat(2), "bias_tangent: expected float32 \\[1\\]"),
-    (("topk", "hinge", "hinge_backward"), "query_labels", lambda x: x[:1], "query_labels: expected shape \\[6\\]"),
-    (("topk", "hinge", "hinge_backward"), "reference_labels", lambda x: x[:1], "reference_labels: expected shape"),
-    (("topk", "hinge"), "query_labels", torch.Tensor.int, "query_labels: expected dtype int64"),
-    (("topk", "hinge"), "exclude_index", lambda x: x[:1], "exclude_index: expected shape \\[6\\]"),
-    (("topk", "hinge"), "exclude_index", lambda x: x.to_sparse(), "exclude_index: expected a dense tensor"),
-    (("topk",), "query_labels", lambda x: None, "query_labels: expected labels, since the other side has them"),
+    ((*LABELED, "hinge_backward"), "query_labels", lambda x: x[:1], "query_labels: expected shape \\[6\\]"),
+    ((*LABELED, "hinge_backward"), "reference_labels", lambda x: x[:1], "reference_labels: expected shape"),
+    (LABELED, "query_labels", torch.Tensor.int, "query_labels: expected dtype int64"),
+    (LABELED, "exclude_index", lambda x: x[:1], "exclude_index: expected shape \\[6\\]"),
+    (LABELED, "exclude_index", lambda x: x.to_sparse(), "exclude_index: expected a dense tensor"),
+    (
+        ("topk", "logsumexp"),
+        "query_labels",
+        lambda x: None,
+        "query_labels: expected labels, since the other",
+    ),
+    (
+        ("topk", "logsumexp", "quantized_topk"),
+        "among",
+        lambda x: "",
+        "among: expected one of 'different', 'same', 'all'",
+    ),
+    (("quantized_topk",), "among", lambda x: "same", "query_labels: expected labels, for among='same', got None"),
+    (("logsumexp", "logsumexp_backward"), "scale", torch.Tensor.double, "scale: expected float32 \\[1\\]"),
+    (("logsumexp", "logsumexp_backward"), "scale", lambda x: x.repeat(2), "scale: expected float32 \\[1\\]"),
+    (("logsumexp_backward",), "grad", lambda x: x[:1], "grad: expected float32 \\[6\\]"),
+    (("logsumexp_backward",), "value", torch.Tensor.half, "value: expected float32 \\[6\\]"),
+    (("logsumexp_backward",), "active", lambda x: x[:, :1], "active: expected uint8 \\[6, 2\\]"),
+    (("logsumexp_backward",), "needs", lambda x: x[:2], "needs: expected 3 flags"),
+    (LISTED, "offsets", lambda x: x[:-1], "offsets: expected int64 \\[7\\]"),
+    (LISTED, "offsets", torch.Tensor.int, "offsets: expected int64 \\[7\\] on cpu, got int32"),
+    (
+        LISTED,
+        "offsets",
+        lambda x: x - 1,
+        "offsets: expected numbers that ascend from 0 to 12, .* -1 to 11",
+    ),
+    (LISTED, "offsets", lambda x: x[[0, 2, 1, 3, 4, 5, 6]], "offsets: expected numbers that ascend .* that descend"),
+    (LISTED, "indices", lambda x: x.view(6, 2), "indices: expected int64 \\[any\\]"),
+    (("listed_scores",), "indices", lambda x: x + 1, "indices: expected rows of reference, 0 to 8, got 1 to 9"),
+    (("listed_scores",), "indices", lambda x: x - 1, "indices: expected rows of reference, 0 to 8, got -1 to 7"),
+    (("rank",), "scores", lambda x: x[:-1], "scores: expected float32 \\[12\\]"),
     (("topk", "quantized_topk"), "k", lambda x: -1, "k: expected an integer of at least 0, got -1"),
     (("topk", "quantized_topk"), "k", lambda x: 10, "k: expected at most the 9 rows of reference, got 10"),
     (("hinge",), "num_hard_negatives", lambda x: -1, "num_hard_negatives: expected an integer of at least 0"),
@@ -166,17 +217,36 @@ NATIVE_BAD = [
     (("topk",), "k", lambda x: 10, "k: expected an integer from 0 to 9, got 10"),
     (("topk",), "k", lambda x: -1, "k: expected an integer from 0 to 9, got -1"),
     (("topk",), "indices", torch.Tensor.int, "indices: expected contiguous int64 \\[6, 2\\]"),
-    (("topk",), "query_labels", lambda x: None, "query_labels: expected labels, since the other side has them"),
-    (("topk", "hinge"), "reference_labels", lambda x: x[:1], "reference_labels: expected contiguous int64 \\[9\\]"),
     (
-        ("topk", "hinge"),
+        ("topk", "logsumexp"),
+        "query_labels",
+        lambda x: None,
+        "query_labels: expected labels, since the other",
+    ),
+    (LABELED, "reference_labels", lambda x: x[:1], "reference_labels: expected contiguous int64 \\[9\\]"),
+    (
+        LABELED,
         "exclude_index",
         torch.Tensor.int,
         "exclude_index: expected contiguous int64 \\[6\\] on cpu, got int32",
     ),
     (("hinge",), "num_hard_negatives", lambda x: -2, "num_hard_negatives: expected an integer from -1"),
     (("hinge",), "active", lambda x: x[:, :1].contiguous(), "active: expected contiguous uint8 \\[6, 2\\]"),
-    (("hinge_backward",), "active", lambda x: x + 128, "active: expected unused bits of 0"),
+    (("hinge_backward", "logsumexp_backward"), "active", lambda x: x + 128, "active: expected unused bits of 0"),
+    (("logsumexp",), "active", lambda x: x[:, :1].contiguous(), "active: expected contiguous uint8 \\[6, 2\\]"),
+    (("logsumexp",), "value", torch.Tensor.double, "value: expected contiguous float32 \\[6\\]"),
+    (("logsumexp", "logsumexp_backward"), "scale", lambda x: x[:0], "scale: expected contiguous float32 \\[1\\]"),
+    (("logsumexp_backward",), "grad", lambda x: x[:1], "grad: expected contiguous float32 \\[6\\]"),
+    (LISTED, "offsets", lambda x: x[:-1], "offsets: expected contiguous int64 \\[7\\]"),
+    (LISTED, "offsets", lambda x: x - 1, "offsets: expected numbers that ascend from 0 to 12"),
+    (LISTED, "offsets", lambda x: x[[0, 2, 1, 3, 4, 5, 6]], "offsets: expected numbers that ascend from 0 to 12"),
+    (LISTED, "indices", torch.Tensor.int, "indices: expected contiguous int64 \\[any\\] on cpu, got int32"),
+    (("listed_scores",), "indices", lambda x: x + 1, "indices: expected an integer from 0 to 8, got 9"),
+    (("listed_scores",), "indices", lambda x: x - 1, "indices: expected an integer from 0 to 8, got -1"),
+    (("listed_scores",), "scores", lambda x: x[:-1], "scores: expected contiguous float32 \\[12\\]"),
+    (("rank",), "scores", lambda x: x[:-1], "listed_scores: expected contiguous float32 \\[12\\]"),
+    (("rank",), "counts", torch.Tensor.int, "counts: expected contiguous int64 \\[12\\]"),
+    (("rank",), "nan_rows", torch.Tensor.int, "nan_rows: expected contiguous uint8 \\[6\\] on cpu, got int32"),
     (("hinge_backward",), "grad_positive", torch.Tensor.double, "grad_positive: expected contiguous float32 \\[6\\]"),
 ]
 NATIVE_ROWS = [(name, *row[1:]) for row in NATIVE_BAD for name in row[0]]
@@ -228,6 +298,10 @@ def calls_of_public_functions():
             Q, R, W, 0.5, QUERY_LABELS, REFERENCE_LABELS, num_hard_negatives=2, exclude_index=EXCLUDE
         ),
         dissim_kernels.fused_dissim_hinge_loss(Q, R, W, 0.5, QUERY_LABELS, REFERENCE_LABELS, backend="reference"),
+        dissim_kernels.fused_dissim_logsumexp(Q, R, W, 0.5, scale=2.0, among="all", exclude_index=EXCLUDE),
+        *dissim_kernels.fused_dissim_rank(
+            Q, R, W, 0.5, query_labels=QUERY_LABELS, reference_labels=REFERENCE_LABELS, return_scores=True
+        ),
     ]
 
 

@@ -89,14 +89,14 @@ def test_large_k(backend):
 
 @backends
 @pytest.mark.parametrize("queries", [1, 4, 7, 16, 17, 300])
-@pytest.mark.parametrize("largest", [True, False])
-def test_numbers_of_queries_and_filters(queries, largest, backend):
+@pytest.mark.parametrize(("largest", "among"), [(True, "different"), (False, "different"), (False, "same")])
+def test_numbers_of_queries_and_filters(queries, largest, among, backend):
     inputs = clustered(queries, 700, 48)
     filters = {"exclude_index": labels(queries, 701, seed=1) - 1, "query_labels": labels(queries),
-               "reference_labels": labels(700, seed=2)}  # fmt: skip
+               "reference_labels": labels(700, seed=2), "among": among}  # fmt: skip
     check(inputs, 20, backend, largest, **filters)
     del filters["exclude_index"]
-    check(inputs, 400, backend, largest, **filters)
+    check(inputs, 400 if among == "different" else 100, backend, largest, **filters)
 
 
 @backends
@@ -392,5 +392,5 @@ def test_compile_and_opcheck():
         torch.compile(search, backend="eager", fullgraph=True)(*inputs).indices, search(*inputs).indices
     )
     *codes, rows = made
-    arguments = (*inputs[:3], inputs.bias[None], 2, True, None, None, None, codes, rows, "cpu")
+    arguments = (*inputs[:3], inputs.bias[None], 2, True, None, None, None, "all", codes, rows, "cpu")
     torch.library.opcheck(torch.ops.dissim.quantized_topk.default, arguments)

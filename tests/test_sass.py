@@ -22,6 +22,29 @@ def test_a_kernel_keeps_its_budget(budget, arch):
     assert sass.count(budget, arch).violations == []
 
 
+def slots(name, arch):
+    (budget,) = (row for row in BUDGETS if row.name == name)
+    if reason := toolchain.unsupported_reason(*budget.needs):
+        pytest.skip(reason)
+    return sass.count(budget, arch).loop.slots_per_element
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("variant", ["{} fp32", "{} fp64", "{} fp16", "{} bf16", "triton {} fp32", "triton {} fp64"])
+def test_logsumexp_and_rank_cost_at_most_a_tenth_more_than_topk(variant, arch):
+    for operation in ("logsumexp", "rank"):
+        assert slots(variant.format(operation), arch) <= 1.1 * slots(variant.format("topk"), arch)
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("stem", ["logsumexp", "rank", "listed_scores"])
+def test_small_kernels_beside_the_main_one_do_not_spill(stem, arch):
+    """Kernels that merge or clear have no main loop and no row in the table."""
+    kernels = read(toolchain.compile_cuda(toolchain.ROOT / "csrc" / "cuda" / f"{stem}.cu", arch))
+    assert kernels and not [kernel.name for kernel in kernels if kernel.spills or kernel.local]
+
+
 # --- kernels that exceed a budget on purpose ----------------------------------------------------------------------
 
 LEAN = """

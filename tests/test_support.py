@@ -49,6 +49,8 @@ README_COLUMNS = {
     "top-k": "fused_dissim_topk",
     "top-k, quantized": "fused_dissim_topk(quantized=)",
     "hinge loss": "fused_dissim_hinge_loss",
+    "log-sum-exp": "fused_dissim_logsumexp",
+    "ranks": "fused_dissim_rank",
 }
 
 LABELS = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1, 0, 2])
@@ -62,6 +64,15 @@ def paired(score):
 def quantized_topk(query, reference, weight, bias, backend):
     codes = CODES if torch.compiler.is_compiling() else d.quantize_references(reference, weight)
     return d.fused_dissim_topk(query, reference, weight, bias, k=2, quantized=codes, backend=backend).scores
+
+
+def scores_in_the_order_of_ranks(query, reference, weight, bias, backend):
+    """The ranks of all references, which have one label here, by the scores that they give an order."""
+    labels = [torch.zeros(len(x), dtype=torch.int64) for x in (query, reference)]
+    found = d.fused_dissim_rank(query, reference, weight, bias, query_labels=labels[0], reference_labels=labels[1],
+                                return_scores=True, backend=backend)  # fmt: skip
+    ranks, scores = found.ranks.view(len(query), -1), found.scores.view(len(query), -1)
+    return scores.gather(1, (-ranks).argsort(1)).to(query.dtype)
 
 
 #: operation -> (how it is called, what it equals)
@@ -80,6 +91,11 @@ CALLS = {
         lambda *inputs, backend: d.fused_dissim_hinge_loss(*inputs, *LABELS, backend=backend),
         lambda *inputs: testing.plain_hinge_loss(testing.plain_score(*inputs), *LABELS),
     ),
+    "fused_dissim_logsumexp": (
+        lambda *inputs, backend: d.fused_dissim_logsumexp(*inputs, among="all", backend=backend),
+        lambda *inputs: testing.plain_score(*inputs).logsumexp(1),
+    ),
+    "fused_dissim_rank": (scores_in_the_order_of_ranks, lambda *inputs: testing.plain_score(*inputs).sort().values),
 }
 
 
@@ -171,7 +187,7 @@ def test_dtype_of_a_backend(operation, dtype, backend):
     call, plain = CALLS[operation]
     given = inputs(getattr(torch, dtype))
     result = call(*given, backend=backend)
-    assert result.dtype == given.query.dtype or "hinge" in operation
+    assert result.dtype == given.query.dtype or operation in ("fused_dissim_hinge_loss", "fused_dissim_logsumexp")
     error = (result.double() - plain(*given.double())).abs().max()
     assert error <= testing.score_bound(*given).max()
 
@@ -188,6 +204,10 @@ def test_feature_of_an_operation(operation, feature, backend):
     if FEATURES[operation][feature] == "no":
         with pytest.raises(NotImplementedError, match=function_of(operation)):
             ATTEMPTS[feature](function)
+    elif FEATURES[operation][feature] == "graph break":
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=function_of(operation)):
+            ATTEMPTS[feature](function)
+        torch.testing.assert_close(torch.compile(function, backend="aot_eager")(*inputs()), plain(*inputs()))
     else:
         assert FEATURES[operation][feature] == "yes"
         expected = plain(*inputs()) if feature in CAPTURED else ATTEMPTS[feature](plain)
@@ -223,7 +243,7 @@ def test_cells_marked_by_emulation_are_emulated():
         assert row["cuda"] == "by emulation"
         assert any(
             f"test_{stem}.py" in texts and function_of(operation) in (ROOT / "tests" / f"test_{stem}.py").read_text()
-            for stem in ("score", "topk", "hinge", "quantized_topk")
+            for stem in ("score", "topk", "hinge", "quantized_topk", "logsumexp", "rank")
         )
     assert {row["cuda"] for row in DTYPES.values()} == {"by emulation"}
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as draw
 
 from dissim_kernels import fused_dissim_topk, testing
-from dissim_kernels.contract import ACCUMULATE
+from dissim_kernels.contract import ACCUMULATE, AMONG
 
 backends = pytest.mark.parametrize("backend", testing.runnable_backends())
 
@@ -54,6 +54,7 @@ def test_ties_are_ordered_by_the_lower_index_with_any_filter(largest, backend, d
         filters["exclude_index"] = labels(rows, columns + 1, seed=1) - 1
     if data.draw(draw.booleans()):
         filters |= {"query_labels": labels(rows), "reference_labels": labels(columns, seed=2)}
+        filters["among"] = data.draw(draw.sampled_from(AMONG))
     max_k = int(testing.plain_candidates(rows, columns, **filters).sum(1).min())
     check(inputs, data.draw(draw.integers(0, max_k)), backend, largest, exact=True, **filters)
 
@@ -98,6 +99,29 @@ def test_exclude_index_of_minus_one_excludes_nothing(backend):
 
 
 @backends
+def test_hardest_positives_and_negatives(backend):
+    """The worst of the query's label but itself, and the best of the others."""
+    inputs = testing.random_inputs((40, 8), (40, 8))
+    inputs = inputs._replace(reference=inputs.query)
+    sides, itself = {"query_labels": labels(40), "reference_labels": labels(40)}, torch.arange(40)
+    scores, same = testing.plain_score(*inputs), labels(40)[:, None] == labels(40)
+    positive = fused_dissim_topk(*inputs, k=1, **sides, among="same", largest=False, exclude_index=itself,
+                                 backend=backend)  # fmt: skip
+    assert torch.equal(positive.indices[:, 0], scores.masked_fill(~same | torch.eye(40).bool(), torch.inf).argmin(1))
+    negative = fused_dissim_topk(*inputs, k=1, **sides, backend=backend)
+    assert torch.equal(negative.indices[:, 0], scores.masked_fill(same, -torch.inf).argmax(1))
+
+
+@backends
+def test_among_is_checked(backend):
+    inputs = testing.random_inputs((3, 5), (4, 5))
+    with pytest.raises(ValueError, match="among: expected one of 'different', 'same', 'all', got None"):
+        fused_dissim_topk(*inputs, k=1, among=None, backend=backend)
+    with pytest.raises(ValueError, match="query_labels: expected labels, for among='same', got None"):
+        fused_dissim_topk(*inputs, k=1, among="same", backend=backend)
+
+
+@backends
 def test_any_int64_labels_are_distinguished(backend):
     big = torch.tensor([2**24, 2**24 + 1, 2**53, 2**53 + 1, -(2**63)])
     inputs = testing.random_inputs((5, 3), (5, 3))
@@ -108,7 +132,8 @@ def test_any_int64_labels_are_distinguished(backend):
 @pytest.mark.parametrize(
     ("filters", "candidates", "row"),
     [({"exclude_index": torch.tensor([-1, 2, -1])}, 3, 1),
-     ({"query_labels": torch.tensor([0, 0, 7]), "reference_labels": torch.tensor([0, 1, 7, 7])}, 3, 0)],
+     ({"query_labels": torch.tensor([0, 0, 7]), "reference_labels": torch.tensor([0, 1, 7, 7])}, 3, 0),
+     ({"query_labels": torch.tensor([7, 7, 0]), "reference_labels": torch.full((4,), 7), "among": "same"}, 0, 2)],
 )  # fmt: skip
 def test_too_few_candidates_raise_with_the_row(filters, candidates, row, backend):
     inputs = testing.random_inputs((3, 5), (4, 5))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_inputs import INPUTS, SIDES, fused, hinge_loss, leaves, plain
+from small_inputs import INPUTS, SIDES, fused, hinge_loss, leaves, logsumexp, plain, ranks
 from torch.func import jacfwd, jvp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -14,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dissim_kernels import (
     fused_dissim_hinge_loss,
+    fused_dissim_logsumexp,
     fused_dissim_score,
     fused_dissim_topk,
     paired_dissim_score,
     testing,
 )
-from dissim_kernels.ops import hinge_operators, operator, score_operators, topk
+from dissim_kernels.ops import hinge_operators, logsumexp_operators, operator, rank, score_operators, topk
 
 BACKENDS = testing.runnable_backends()
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -36,13 +37,19 @@ def test_opcheck_of_every_operator(dtype, backend):
         (score_operators.score, (q, r, w, b, backend)),
         (score_operators.score_backward, (gradient, q, r, w, backend, True, False, True)),
         (score_operators.score_jvp, (q, r, w, q, r, w, b)),
-        (topk.topk, (*one, b[:1], 2, True, None, *SIDES, backend)),
+        (topk.topk, (*one, b[:1], 2, True, None, *SIDES, "same", backend)),
         (hinge_operators.hinge, (*one, b[:1], *SIDES, None, 1.0, 2, backend)),
         (hinge_operators.hinge_backward, (ones, ones, active, *one, *SIDES, [True, True, False, True], backend)),
-    ]
+        (logsumexp_operators.logsumexp, (*one, b[:1], ones[:1], *SIDES, None, "same", backend)),
+        (logsumexp_operators.logsumexp_backward,
+         (ones, 9 * ones, active, *one, b[:1], ones[:1], [True, False, True], backend)),
+        (rank.listed_scores, (*one, b[:1], torch.tensor([0, 1, 1, 3, 3]), torch.tensor([5, 0, 2]), backend)),
+        (rank.rank, (*one, b[:1], torch.tensor([0, 1, 1, 3, 3]), torch.tensor([5, 0, 2]), ones[:3], backend)),
+    ]  # fmt: skip
     for called, arguments in calls:
         torch.library.opcheck(called.registered, arguments)
-        if called in (score_operators.score, score_operators.score_backward, hinge_operators.hinge):
+        if called in (score_operators.score, score_operators.score_backward, hinge_operators.hinge,
+                      logsumexp_operators.logsumexp):  # fmt: skip
             wanted = [x.clone().requires_grad_() if getattr(x, "dtype", None) == dtype else x for x in arguments]
             torch.library.opcheck(called.registered, wanted)
 
@@ -154,13 +161,15 @@ def test_torch_without_private_functions(missing, monkeypatch):
     assert torch.autograd.gradcheck(fused_dissim_score, leaves(), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(fused_dissim_score, leaves())
     assert torch.autograd.gradcheck(hinge_loss, leaves())
+    assert torch.autograd.gradcheck(logsumexp, leaves())
+    assert ranks(*INPUTS).ranks.shape == (12,)
     torch.testing.assert_close(jacfwd(fused)(*INPUTS), jacfwd(plain)(*INPUTS))
     compiled = torch.compile(fused_dissim_score, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*INPUTS), testing.plain_score(*INPUTS))
 
 
 class Everything(torch.nn.Module):
-    """Score, paired score, hinge loss and mining in one graph."""
+    """Score, paired score, hinge loss, log-sum-exp and mining in one graph."""
 
     def __init__(self):
         super().__init__()
@@ -171,7 +180,9 @@ class Everything(torch.nn.Module):
         best = fused_dissim_topk(query, reference, *head, k=1, query_labels=SIDES[0], reference_labels=SIDES[1])
         hardest = paired_dissim_score(query, reference[best.indices[:, 0]], *head)
         loss = fused_dissim_hinge_loss(query, reference, *head, *SIDES, num_hard_negatives=2)
-        return fused_dissim_score(query, reference, *head).relu().mean() + hardest.sum() + loss
+        same = {"query_labels": SIDES[0], "reference_labels": SIDES[1], "among": "same"}
+        softest = fused_dissim_logsumexp(query, reference, *head, scale=-self.bias.exp(), **same)
+        return fused_dissim_score(query, reference, *head).relu().mean() + hardest.sum() + loss + softest.sum()
 
 
 def test_full_graph_compile_gives_the_same_loss_and_gradients():
@@ -238,8 +249,9 @@ def test_shapes_and_dtypes_on_fake_and_meta_tensors(dtype):
         found = fused_dissim_topk(*inputs, k=2)
         rows = fused_dissim_hinge_loss(*inputs, *sides, reduction="none")
         scores = fused_dissim_score(*inputs)
-        scores.sum().backward()
-        return [scores, *found, rows, inputs.query.grad, inputs.weight.grad]
+        sums = fused_dissim_logsumexp(*inputs, scale=2.0, among="all")
+        (scores.sum() + sums.sum()).backward()
+        return [scores, *found, rows, sums, inputs.query.grad, inputs.weight.grad]
 
     def described(tensors):
         return [(x.shape, x.dtype) for x in tensors]
@@ -263,6 +275,9 @@ def test_autocast_runs_in_float32_as_cdist_does(cast_to):
             assert paired_dissim_score(query, reference[:4], w).dtype == torch.float32
             assert fused_dissim_topk(query, reference, w, k=2).scores.dtype == torch.float32
             assert fused_dissim_hinge_loss(query, reference, w, b, *SIDES).dtype == torch.float32
+            scale = torch.ones((), dtype=cast_to)
+            assert fused_dissim_logsumexp(query, reference, w, b, scale=scale, among="all").dtype == torch.float32
+            assert ranks(query, reference, w, b).scores.dtype == torch.float32
         assert fused_dissim_score(*INPUTS).dtype == torch.float64
         embeddings = q.to(cast_to).requires_grad_()
         loss = fused_dissim_score(embeddings, r, w, b).sum()
@@ -279,6 +294,7 @@ def test_default_device_and_dtype_change_nothing(backend, setting):
         choices = {"backend": backend}
         scores = fused_dissim_score(q, r, w, b, **choices)
         losses = [hinge_loss(q, r, w, b, **choices, exclude_index=SIDES[0], num_hard_negatives=n) for n in (None, 2)]
+        losses.append(logsumexp(q, r, w, b, **choices))
         pairs = paired_dissim_score(q, r[:4], w, 0.5, **choices)
         first = torch.autograd.grad(sum(x.square().sum() for x in (scores, pairs, *losses)), (q, r, w, b))
         scores = fused_dissim_score(q, r, w, b, **choices).square().sum()
@@ -287,7 +303,7 @@ def test_default_device_and_dtype_change_nothing(backend, setting):
         arguments = {"k": 2, "exclude_index": SIDES[0], **choices}
         found = fused_dissim_topk(q.detach(), r.detach(), w.detach(), **arguments)
         tangent = jvp(fused_dissim_score, INPUTS, INPUTS)[1]
-        return [scores, *losses, pairs, *first, *second, *found, tangent]
+        return [scores, *losses, pairs, *first, *second, *found, *ranks(q, r, w, b, **choices), tangent]
 
     expected = everything()
     with setting():

@@ -15,7 +15,15 @@ import torch
 
 from dissim_kernels import dispatch, fused_dissim_hinge_loss, fused_dissim_score, fused_dissim_topk, testing
 from dissim_kernels.backends import triton as backend
-from dissim_kernels.contract import HingeArguments, HingeBackwardArguments, Problem, TopKArguments
+from dissim_kernels.contract import (
+    HingeArguments,
+    HingeBackwardArguments,
+    LogSumExpArguments,
+    LogSumExpBackwardArguments,
+    Problem,
+    RankArguments,
+    TopKArguments,
+)
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -28,9 +36,11 @@ HALF = (torch.float16, torch.bfloat16)
 SELECTED = {
     "score": "triton and (those_of_the_definition and (ties or offset or 31x33x1 or accumulator or nan and query)"
     " or tie_has_no or nearest_even or pass_through or needs6)",
-    "topk": "triton and (nan_never or exclude_index_of or any_int64 or too_few or half_precision)",
+    "topk": "triton and (hardest or nan_never or exclude_index_of or any_int64 or too_few or half_precision)",
     "hinge": "triton and (margin_has or nan_score or sizes5 and sum or frozen and needs0 or any_int64 or half"
     " or infinities or sparse_and and float16 or sparse_pairs_of and float32)",
+    "logsumexp": "triton and (gradients and same and (100 or 1.0 and float32) or without_pairs or nan_and)",
+    "rank": "triton and (full_sort or short or a_nan or infinite or top_k and float16)",
     "triton": "interpreter",
 }
 
@@ -92,6 +102,17 @@ def test_interpreter_sees_no_access_out_of_bounds(dtype, guarded):
         HingeBackwardArguments(positive, negative, active, *inputs[:3], *sides), (True,) * 4
     )
     assert all(x.isfinite().all() for x in (positive, negative, *found))
+    head = inputs.weight, inputs.bias[None]
+    sums = LogSumExpArguments(*inputs[:2], *head, torch.ones(1), *sides, None, "same")
+    value, mean_score, active = backend.logsumexp(sums)
+    found = backend.logsumexp_backward(
+        LogSumExpBackwardArguments(torch.ones(35), value, active, *inputs[:2], *head, torch.ones(1)), (True,) * 3
+    )
+    assert all(x.isfinite().all() for x in (value, mean_score, *found))
+    lists = torch.arange(36), torch.arange(35)
+    scores = backend.listed_scores(*inputs[:2], *head, *lists)
+    counts, nan_rows = backend.rank(RankArguments(*inputs[:2], *head, *lists, scores))
+    assert torch.equal(counts, (exact > exact[lists[1], lists[1], None])[:35].sum(1)) and not nan_rows.any()
 
 
 @interpreted

@@ -21,7 +21,15 @@ from triton.runtime.jit import JITFunction
 
 from dissim_kernels.backends import triton as backend
 from dissim_kernels.backends.triton.tuning import TABLE
-from dissim_kernels.contract import ACCUMULATE, HingeArguments, HingeBackwardArguments, TopKArguments
+from dissim_kernels.contract import (
+    ACCUMULATE,
+    HingeArguments,
+    HingeBackwardArguments,
+    LogSumExpArguments,
+    LogSumExpBackwardArguments,
+    RankArguments,
+    TopKArguments,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -89,6 +97,13 @@ def run_operations(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int
     )
     grad = torch.ones(rows, dtype=ACCUMULATE[dtype])
     backend.hinge_backward(HingeBackwardArguments(grad, grad, active, *search[:3], *labels), (True,) * 4)
+    pairs, scale = search[:4], torch.ones(1, dtype=ACCUMULATE[dtype])
+    filters = (*labels, search.exclude_index, "different") if optional else (None, None, None, "all")
+    value, _, active = backend.logsumexp(LogSumExpArguments(*pairs, scale, *filters))
+    backend.logsumexp_backward(LogSumExpBackwardArguments(grad, value, active, *pairs, scale), (True,) * 3)
+    offsets, indices = torch.arange(rows + 1), torch.zeros(rows, dtype=torch.int64)  # one listed pair a query
+    scores = backend.listed_scores(*pairs, offsets, indices)
+    backend.rank(RankArguments(*pairs, offsets, indices, scores))
 
 
 def run_search(dtype: torch.dtype, rows: int, columns: int, dim: int, k: int, optional: bool) -> TopKArguments:

@@ -87,7 +87,7 @@ _differentiable("score", "torch.compile", lambda: compiled(fusible), 1, 0.9)
 _differentiable("score", "torch.cdist, two calls (E8)", lambda: two_distances, 1, 0.6)
 
 
-# --- top-k and hinge -----------------------------------------------------------------------------------------------
+# --- top-k, ranks and losses ------------------------------------------------------------------------------------
 
 
 @competitor("torch.compile score, topk", {"topk": 8})
@@ -112,3 +112,74 @@ def hinge_of(score):
 
 _differentiable("hinge", "torch.compile", lambda: compiled(hinge_of(fusible)), 0.2, 0.17)
 _differentiable("hinge", "torch.cdist, two calls (E8)", lambda: hinge_of(two_distances), 0.8, 0.6)
+
+
+def logsumexp_of(score):
+    def loss(problem: Problem, query: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+        same = problem.query_labels[:, None] == problem.reference_labels
+        logits = problem.scale * score(problem, query, reference, weight)
+        return logits.masked_fill(same, -torch.inf).logsumexp(1).mean()
+
+    return loss
+
+
+_differentiable("logsumexp", "torch.compile", lambda: compiled(logsumexp_of(fusible)), 0.15, 0.1)
+# torch.compile computes all differences again for every use of a score. Compiled alone, the scores are stored.
+_differentiable("logsumexp", "torch.compile of the scores", lambda: logsumexp_of(compiled(fusible)), 1, 0.9)
+_differentiable("logsumexp", "torch.cdist, two calls (E8)", lambda: logsumexp_of(two_distances), 0.6, 0.4)
+
+#: The scores that are sorted at a time, 64 MiB.
+SORTED_SCORES = 1 << 24
+
+
+def ranks_by_sort(problem: Problem, score) -> Call:
+    """The matches [N, k] and their places in the sorted rows of score(query) [N, M], some queries at a time."""
+    size = max(1, SORTED_SCORES // problem.case.references)
+    parts = list(zip(problem.query.split(size), problem.query_labels.split(size), strict=True))
+
+    def ranks(query: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        order = score(query).argsort(dim=1, descending=True, stable=True)
+        places = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        indices = matches_of(labels, problem)
+        return indices, places.gather(1, indices)
+
+    return lambda: tuple(map(torch.cat, zip(*(ranks(*part) for part in parts), strict=True)))
+
+
+def ranks_by_comparison(problem: Problem, score) -> Call:
+    """The same by comparing every score with each match's, which is faster for few matches."""
+    size = max(1, SORTED_SCORES // problem.case.references)
+    parts = list(zip(problem.query.split(size), problem.query_labels.split(size), strict=True))
+
+    def ranks(query: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        scores, indices = score(query), matches_of(labels, problem)
+        counts = []
+        for index in indices.split(1, dim=1):
+            own = scores.gather(1, index)
+            tied_before = (scores == own) & (torch.arange(scores.shape[1]) < index)
+            counts.append(((scores > own) | tied_before).sum(1, keepdim=True))
+        return indices, torch.cat(counts, 1)
+
+    return lambda: tuple(map(torch.cat, zip(*(ranks(*part) for part in parts), strict=True)))
+
+
+def matches_of(labels: Tensor, problem: Problem) -> Tensor:
+    """The references of each label [N, k], ascending."""
+    return (labels[:, None] == problem.reference_labels).nonzero()[:, 1].view(len(labels), -1)
+
+
+@competitor("torch.compile score, sorted", {"rank": 3})
+def _sorted(problem: Problem) -> Call:
+    function = compiled(fusible)
+    return ranks_by_sort(problem, lambda query: function(problem, query, problem.reference, problem.weight))
+
+
+@competitor("torch.compile score, compared", {"rank": 5})
+def _compared(problem: Problem) -> Call:
+    function = compiled(fusible)
+    return ranks_by_comparison(problem, lambda query: function(problem, query, problem.reference, problem.weight))
+
+
+@competitor("torch.cdist (E8), sorted", {"rank": 1})
+def _cdist_sorted(problem: Problem) -> Call:
+    return ranks_by_sort(problem, lambda query: two_distances(problem, query, problem.reference, problem.weight))

@@ -59,6 +59,12 @@ class DenseGradient {
         thread_g_(arena.take<A>(threads * kTilePairs)),
         thread_unscale_(arena.take<A>(threads * unscale_stride())) {}
 
+  // References [begin, end).
+  struct Band {
+    int64_t begin, end;
+    int64_t rows() const { return end - begin; }
+  };
+
   // Packs the queries of a batch entry. Comes before `add_head`.
   void set_batch(int64_t batch, const Parallel& parallel) {
     batch_ = batch;
@@ -74,21 +80,26 @@ class DenseGradient {
     });
   }
 
-  // Adds the gradients of one head; the heads come in order. load_g(n, m, rows, columns, g) writes the upstream
+  // Adds the gradients of one head; the heads come in order. The references may come in bands, whole tiles of them and
+  // in order: [begin, end) of each call. load_g(n, m, rows, columns, g) writes the upstream
   // gradients of a tile of pairs to g [rows][kTileReferences]; it returns false if all of them are 0.
   template <class LoadG>
   void add_head(int64_t head, const Parallel& parallel, const LoadG& load_g) {
+    add_head(head, parallel, Band{0, reference_.rows}, load_g);
+  }
+  template <class LoadG>
+  void add_head(int64_t head, const Parallel& parallel, const Band& band, const LoadG& load_g) {
     const bool need_query_sums = grad_query_ || grad_weight_, need_reference_sums = grad_reference_ || grad_weight_;
     if (need_query_sums && need_reference_sums && blocks_ >= parallel.threads) {
-      sweep<true, true>(head, parallel, 1, load_g);
+      sweep<true, true>(head, parallel, 1, band, load_g);
     } else {
       // Only one side needs sums, or there are fewer blocks than threads: each side by itself, with its rows split. The
       // order of a sum is the same as above.
       const int64_t splits = ceil_div(2 * parallel.threads, blocks_);
-      if (need_query_sums) sweep<true, false>(head, parallel, splits, load_g);
-      if (need_reference_sums) sweep<false, true>(head, parallel, splits, load_g);
+      if (need_query_sums) sweep<true, false>(head, parallel, splits, band, load_g);
+      if (need_reference_sums) sweep<false, true>(head, parallel, splits, band, load_g);
     }
-    if (need_query_sums)
+    if (need_query_sums && band.end == reference_.rows)
       for_each(parallel, ceil_div(blocks_, kWriteBlocks), [&](int64_t task) {
         const int64_t begin = task * kWriteBlocks, end = min(begin + kWriteBlocks, blocks_);
         if (grad_weight_) add_grad_weight(head, begin, end);
@@ -117,17 +128,16 @@ class DenseGradient {
   // All tiles of pairs by tasks. Each has a range of the blocks. A query's sum runs over all references, and a
   // reference's sum over all queries. So where only one side has sums, that side is split into `splits` ranges of rows.
   template <bool need_query_sums, bool need_reference_sums, class LoadG>
-  void sweep(int64_t head, const Parallel& parallel, int64_t splits, const LoadG& load_g) {
+  void sweep(int64_t head, const Parallel& parallel, int64_t splits, const Band& band, const LoadG& load_g) {
     const int64_t block_ranges = min(blocks_, parallel.threads);
     const int64_t task_queries = need_reference_sums ? query_.rows : split_size(query_.rows, splits, kTileQueries);
-    const int64_t task_references =
-        need_query_sums ? reference_.rows : split_size(reference_.rows, splits, kTileReferences);
+    const int64_t task_references = need_query_sums ? band.rows() : split_size(band.rows(), splits, kTileReferences);
     const int64_t query_ranges = ceil_div(query_.rows, task_queries);
-    const int64_t reference_ranges = ceil_div(reference_.rows, task_references);
+    const int64_t reference_ranges = ceil_div(band.rows(), task_references);
     for_each_worker(parallel, block_ranges * query_ranges * reference_ranges, [&](int worker, int64_t task) {
       const int64_t block_range = task / reference_ranges / query_ranges;
       const int64_t n = task / reference_ranges % query_ranges * task_queries;
-      const int64_t m = task % reference_ranges * task_references;
+      const int64_t m = band.begin + task % reference_ranges * task_references;
       Task{*this,
            head,
            block_range * blocks_ / block_ranges,
@@ -136,7 +146,7 @@ class DenseGradient {
            thread_g_ + worker * kTilePairs,
            thread_unscale_ + worker * unscale_stride()}
           .template run<need_query_sums, need_reference_sums>(n, min(n + task_queries, query_.rows), m,
-                                                              min(m + task_references, reference_.rows), load_g);
+                                                              min(m + task_references, band.end), load_g);
     });
   }
 
@@ -157,7 +167,7 @@ class DenseGradient {
     template <bool need_query_sums, bool need_reference_sums, class LoadG>
     void run(int64_t query_begin, int64_t query_end, int64_t reference_begin, int64_t reference_end,
              const LoadG& load_g) {
-      if (need_query_sums) clear_query_sums(query_begin, query_end);
+      if (need_query_sums && reference_begin == 0) clear_query_sums(query_begin, query_end);
       for (int64_t m = reference_begin; m < reference_end; m += kTileReferences) {
         const int64_t columns = min(kTileReferences, reference_end - m);
         bool packed = false;

@@ -29,7 +29,7 @@ class HingeScan {
       const Partition partition = partition_work(all.query_range(begin, end, 0), parallel.threads, max_column_parts);
       const AllPairs<E> pairs = all.query_range(begin, end, rows * (sum_bytes + partition.column_parts * heap_bytes));
       Selection<A> selection(begin, rows, num_hard_negatives, true, partition,
-                             {p.exclude_index, p.query_labels, p.reference_labels});
+                             {p.query_labels, p.reference_labels, p.exclude_index, false});
       HingeScan hinge(p, begin, rows, partition);
       scan<E>(pairs, partition, parallel, [&](const ScoreBlock<A>& block) {
         hinge.add(block);

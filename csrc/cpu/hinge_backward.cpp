@@ -37,9 +37,9 @@ class HingeBackwardKernel {
     const int64_t memory_budget = backward_memory_budget<E>(p_.query, p_.reference, p_.dim);
     const double pairs = double(p_.query.rows * p_.reference.rows);
     const bool is_sparse = double(lists.count()) <= kSparseDensity * pairs && lists.fits_buffer();
-    if (is_sparse && p_.dim && SparseGradient<E>::fits(p_, memory_budget - lists.bytes())) {
-      SparseGradient<E>::run(p_, parallel, memory_budget - lists.bytes(), lists,
-                             [&](int64_t n, int64_t m) { return active_grad(n, m); });
+    if (is_sparse && p_.dim && SparseGradient<E, HingeBackward>::fits(p_, memory_budget - lists.bytes())) {
+      SparseGradient<E, HingeBackward>::run(p_, parallel, memory_budget - lists.bytes(), lists,
+                                            [&](int64_t n, int64_t m) { return active_grad(n, m); });
       return A(lists.grad_sum());
     }
     compute_dense(parallel, memory_budget);

@@ -33,5 +33,19 @@ DISSIM_INLINE uint64_t all_but(int64_t count, int64_t excluded) {
   return excluded >= 0 && excluded < count ? all & ~(uint64_t(1) << excluded) : all;
 }
 
+// Whether reference m is a candidate of query n.
+inline bool is_candidate(const Filter& filter, int64_t n, int64_t m) {
+  if (filter.exclude_index && filter.exclude_index[n] == m) return false;
+  return !filter.query_labels || (filter.query_labels[n] == filter.reference_labels[m]) == filter.among_same;
+}
+
+// Bit j: reference m + j is a candidate of query n, for j < count <= 64.
+inline uint64_t candidates(const Filter& filter, int64_t n, int64_t m, int64_t count) {
+  const uint64_t all = all_but(count, (filter.exclude_index ? filter.exclude_index[n] : -1) - m);
+  if (!filter.query_labels) return all;
+  const uint64_t same = same_labels(filter.reference_labels + m, filter.query_labels[n], count);
+  return all & (filter.among_same ? same : ~same);
+}
+
 }  // namespace
 }  // namespace dissim

@@ -119,7 +119,6 @@ class QuantizedScan {
         queries_(queries),
         panels_(ceil_div(p_.topk.reference.rows, kCodePanel)),
         negate_mask_(p_.topk.largest ? 0 : -1),
-        filter_{p_.topk.exclude_index, p_.topk.query_labels, p_.topk.reference_labels},
         candidates_(parts_ * queries_),
         lower_bounds_(parts_ * queries_ * k_),
         stored_(parts_ * queries_ * list_capacity_),
@@ -177,7 +176,7 @@ class QuantizedScan {
         if (p_.topk.reference.rows - m < kSadColumns) passed &= (1u << max(0, p_.topk.reference.rows - m)) - 1;
         for (; passed; passed &= passed - 1) {
           const int lane = __builtin_ctz(passed);
-          if (!filter_.excludes(first_query_ + i + j, m + lane)) visit(i + j, m + lane, s[lane]);
+          if (is_candidate(p_.topk.filter, first_query_ + i + j, m + lane)) visit(i + j, m + lane, s[lane]);
         }
       }
     }
@@ -292,7 +291,6 @@ class QuantizedScan {
   const QuantizedTopK& p_;
   const int64_t k_, list_capacity_, parts_, first_query_, queries_, panels_;
   const int32_t negate_mask_;  // -1 to change the sign of S: the smallest scores are the largest of their negatives
-  const Filter filter_;
   const bool saturating_ = prefers_saturating_add();
   Scratch<PartCandidates> candidates_;  // [parts][queries]
   Scratch<ScoredRow<double>> lower_bounds_;

@@ -3,19 +3,11 @@
 // on the order of the blocks or on the partition.
 #pragma once
 
+#include "labels.h"
 #include "scan.h"
 
 namespace dissim {
 namespace {
-
-// Which pairs are excluded.
-struct Filter {
-  const int64_t* exclude_index;  // [rows] or null
-  const int64_t *query_labels, *reference_labels;  // both or neither
-  bool excludes(int64_t n, int64_t m) const {
-    return (exclude_index && exclude_index[n] == m) || (query_labels && query_labels[n] == reference_labels[m]);
-  }
-};
 
 // A reference and its score by some query.
 template <class A>
@@ -105,7 +97,7 @@ class Selection {
         if (block.columns - j < lanes) passed &= (1u << (block.columns - j)) - 1;
         for (; passed; passed &= passed - 1) {
           const int64_t m = j + __builtin_ctz(passed);
-          if (filter_.excludes(n, block.column + m)) continue;
+          if (!is_candidate(filter_, n, block.column + m)) continue;
           heap.offer({sign_ * block[i][m], block.column + m});
           threshold = broadcast<A>(heap.threshold());
         }

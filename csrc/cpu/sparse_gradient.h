@@ -48,7 +48,8 @@ DISSIM_INLINE void add_pairs(const A* query, A query_unscale, const Vector<A> (&
   }
 }
 
-template <class E>
+// Problem: HingeBackward or LogSumExpBackward.
+template <class E, class Problem>
 class SparseGradient {
   using A = Acc<E>;
   static constexpr int lanes = kLanes<A>;
@@ -57,12 +58,11 @@ class SparseGradient {
 
  public:
   // Whether `memory_budget` bytes are enough for a pass over one block.
-  static bool fits(const HingeBackward& p, int64_t memory_budget) { return bytes(p, 1) <= memory_budget; }
+  static bool fits(const Problem& p, int64_t memory_budget) { return bytes(p, 1) <= memory_budget; }
 
   // All gradients but that of the bias; a null gradient is not computed. grad(n, m) is a pair's upstream gradient.
   template <class Lists, class Grad>
-  static void run(const HingeBackward& p, const Parallel& parallel, int64_t memory_budget, Lists& lists,
-                  const Grad& grad) {
+  static void run(const Problem& p, const Parallel& parallel, int64_t memory_budget, Lists& lists, const Grad& grad) {
     Scratch<ActivePair<A>> pairs(lists.entries());
     Scratch<int32_t> positions(lists.positions());
     const auto fits = [&](int64_t blocks) { return bytes(p, blocks) <= memory_budget; };
@@ -76,7 +76,7 @@ class SparseGradient {
   }
 
  private:
-  SparseGradient(Arena& arena, const HingeBackward& p, const DimBlocks& blocks)
+  SparseGradient(Arena& arena, const Problem& p, const DimBlocks& blocks)
       : p_(p),
         blocks_(blocks),
         packed_queries_(arena.take<A>(p.query.rows * blocks.count * kBlockDims)),
@@ -85,7 +85,7 @@ class SparseGradient {
         center_(arena.take<double>(blocks.count * kBlockDims)),
         moments_(arena.take<double>(blocks.count * kBlockDims)) {}
 
-  static int64_t bytes(const HingeBackward& p, int64_t blocks) {
+  static int64_t bytes(const Problem& p, int64_t blocks) {
     Arena counted;
     SparseGradient(counted, p, DimBlocks{0, blocks});
     return counted.used();
@@ -192,7 +192,7 @@ class SparseGradient {
   // Of the block at d of query n in the packed arrays.
   int64_t offset(int64_t d, int64_t n) const { return d * p_.query.rows + n * kBlockDims; }
 
-  const HingeBackward& p_;
+  const Problem& p_;
   const DimBlocks blocks_;  // of kBlockDims dimensions
   const int64_t first_dim_ = blocks_.first * kBlockDims;
   A *const packed_queries_, *const query_sums_;  // [blocks][rows][kBlockDims]

@@ -18,8 +18,7 @@ struct TopKScan {
       const int64_t max_column_parts = max(1, all.memory_budget / 2 / (rows * heap_bytes));
       const Partition partition = partition_work(all.query_range(begin, end, 0), parallel.threads, max_column_parts);
       const AllPairs<E> pairs = all.query_range(begin, end, partition.column_parts * rows * heap_bytes);
-      Selection<A> selection(begin, rows, k, p.largest, partition,
-                             {p.exclude_index, p.query_labels, p.reference_labels});
+      Selection<A> selection(begin, rows, k, p.largest, partition, p.filter);
       if (k) scan<E>(pairs, partition, parallel, [&](const ScoreBlock<A>& block) { selection.add(block); });
       for_each(parallel, rows, [&](int64_t row) { write(p, begin + row, selection); });
     });

@@ -27,9 +27,7 @@ struct HingeWorkspace {
 template <class A>
 TopK hard_negative_search(const Hinge& p, const HingeWorkspace<A>& w) {
   TopK search = {p.dtype, p.dim, w.num_hard, true, p.query, p.reference, p.weight, p.bias};
-  search.exclude_index = p.exclude_index;
-  search.query_labels = p.query_labels;
-  search.reference_labels = p.reference_labels;
+  search.filter = {p.query_labels, p.reference_labels, p.exclude_index, false};
   search.scores = w.hard_scores;
   search.indices = w.hard_indices;
   return search;

@@ -20,6 +20,7 @@
 //   cluster of the tile        0      |     1      | ... |    7     ||      0      |     1     | ...|     7
 #pragma once
 
+#include "candidates.cuh"
 #include "sad.cuh"
 #include "splits.cuh"
 
@@ -46,12 +47,6 @@ __device__ __forceinline__ int64_t cluster_row(int64_t cluster, int i) {
          i / kClusterRun * kClusterPeriod + i % kClusterRun;
 }
 
-// Whether reference m may be in the result of query n.
-__device__ __forceinline__ bool is_candidate(const TopK& p, int64_t n, int64_t m) {
-  return m < p.reference.rows && !(p.exclude_index && p.exclude_index[n] == m) &&
-         !(p.query_labels && p.query_labels[n] == p.reference_labels[m]);
-}
-
 // Appends the lower bounds of query n in a tile to its list, by a warp. sums: [SadTile::kRows].
 __device__ __forceinline__ void append_lower_bounds(const QuantizedTopK& p, const SplitLists<Bound>& splits,
                                                     const int* sums, int64_t n, int64_t m0,
@@ -62,7 +57,8 @@ __device__ __forceinline__ void append_lower_bounds(const QuantizedTopK& p, cons
     const int64_t m = m0 + column;
     Candidate<Bound> mine = {0, m};
     if (m < p.topk.reference.rows) mine.key = bound_to_key(sums[column] - p.reference_errors[m]);
-    const bool valid = mine.is_better_than(state.threshold) && is_candidate(p.topk, n, m);
+    const bool valid =
+        m < p.topk.reference.rows && mine.is_better_than(state.threshold) && is_candidate(p.topk.filter, n, m);
     splits.append(blockIdx.y, n, state, mine, valid);
   }
   __syncwarp();

@@ -12,7 +12,7 @@
 //
 // No list of survivors can overflow, because step 3 scores them as it finds them. So any number of rows may pass.
 #include "launchers.h"
-#include "batch.cuh"
+#include "exact_score.cuh"
 #include "quantized_scan.cuh"
 
 namespace dissim {
@@ -25,18 +25,6 @@ constexpr int64_t kMaxRangeBytes = 64 << 20;
 // Subtracted from a threshold: one step for the conversion to int, one for rounding in float64 (MATH.md).
 constexpr double kThresholdSlack = 2;
 constexpr int kMaxThreshold = kUnbounded / 2;  // below the upper bounds of rows without a bound, which always pass
-
-// The score of topk: one sum, in ascending order of the dimensions.
-template <class E>
-__device__ __forceinline__ Acc<E> exact_score(const TopK& p, int64_t n, int64_t m) {
-  using A = Acc<E>;
-  const A* const weight = static_cast<const A*>(p.weight);
-  A sum = 0;
-#pragma unroll 4
-  for (int64_t d = 0; d < p.dim; ++d)
-    sum = add_term(weight[d], load_element<E>(p.query, n, d), load_element<E>(p.reference, m, d), sum);
-  return sum + (p.bias ? *static_cast<const A*>(p.bias) : A(0));
-}
 
 // Clamps to [kLowest, kMaxThreshold]; NaN becomes kMaxThreshold.
 __device__ __forceinline__ int clamp_threshold(double threshold) {
@@ -141,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSM)
     for (unsigned passing = __ballot_sync(kAllLanes, cluster_passes); passing; passing &= passing - 1) {
       const int64_t m = cluster_row(first + __ffs(int(passing)) - 1, lane % kClusterRows);
       const int sum = code_sum(p, n, min(m, p.topk.reference.rows - 1));
-      const bool may_pass = lane < kClusterRows && is_candidate(p.topk, n, m);
+      const bool may_pass = lane < kClusterRows && m < p.topk.reference.rows && is_candidate(p.topk.filter, n, m);
       const bool row_passes = may_pass && sum + p.reference_errors[m] >= threshold;
       const unsigned votes = __ballot_sync(kAllLanes, row_passes);
       if (row_passes) queue[queued + __popc(votes & ((1u << lane) - 1))] = m;
@@ -194,8 +182,8 @@ QuantizedTopK query_range(QuantizedTopK p, int64_t first) {
   TopK& t = p.topk;
   t.query.data = static_cast<const E*>(t.query.data) + first * t.query.row_stride;
   t.query.rows = min(rows, t.query.rows - first);
-  if (t.exclude_index) t.exclude_index += first;
-  if (t.query_labels) t.query_labels += first;
+  if (t.filter.exclude_index) t.filter.exclude_index += first;
+  if (t.filter.query_labels) t.filter.query_labels += first;
   t.scores = static_cast<Acc<E>*>(t.scores) + first * t.k;
   t.indices += first * t.k;
   p.query_codes += first / kCodePanel * p.groups * kPanelGroupBytes;

@@ -6,6 +6,7 @@
 //       for each pass over the tile's rows:
 //           store_scores(sums, pass)                           to shared memory
 //           select_from_tile(...)                              a warp per query
+#include "candidates.cuh"
 #include "launchers.h"
 #include "splits.cuh"
 #include "tile_scores.cuh"
@@ -23,14 +24,13 @@ __device__ __forceinline__ void select_from_tile(const TopK& p, const SplitLists
   const int lane = threadIdx.x % kWarp;
 #pragma unroll 1
   for (int row = threadIdx.x / kWarp; row < rows && first_query + row < p.query.rows; row += kWarps) {
-    const int64_t n = first_query + row, excluded = p.exclude_index ? p.exclude_index[n] : -1;
+    const int64_t n = first_query + row;
     ListState<A> state = states[row];
 #pragma unroll 1
     for (int column = lane; column < T::kRows; column += kWarp) {
       const int64_t m = m0 + column;
       const Candidate<A> mine = {score_to_key<A>(scores[row * T::kRows + column], p.largest), m};
-      bool valid = m < p.reference.rows && mine.is_better_than(state.threshold) && m != excluded;
-      if (valid && p.query_labels) valid = p.reference_labels[m] != p.query_labels[n];
+      const bool valid = m < p.reference.rows && mine.is_better_than(state.threshold) && is_candidate(p.filter, n, m);
       splits.append(blockIdx.y, n, state, mine, valid);
     }
     __syncwarp();

@@ -6,18 +6,24 @@ a kernel is launched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
+from torch import Tensor
 
-from ..contract import Problem
+from ..contract import LogSumExpBackwardArguments, Problem
+from . import logsumexp_bands
 from .capability import capability, describe, serves
 from .native import (
     NOT_LOADED,
     hinge,
     hinge_backward,
+    listed_scores,
+    logsumexp,
     quantize_references,
     quantized_topk,
+    rank,
     score,
     score_backward,
     topk,
@@ -26,8 +32,12 @@ from .native import (
 __all__ = [
     "hinge",
     "hinge_backward",
+    "listed_scores",
+    "logsumexp",
+    "logsumexp_backward",
     "quantize_references",
     "quantized_topk",
+    "rank",
     "score",
     "score_backward",
     "topk",
@@ -41,6 +51,10 @@ def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return f"it runs tensors on CUDA devices, these are on {problem.device.type!r}"
     return NOT_LOADED or _unsupported_device_reason(problem.device)
+
+
+def logsumexp_backward(given: LogSumExpBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
+    return logsumexp_bands.backward(score, score_backward, given, needs)
 
 
 @cache

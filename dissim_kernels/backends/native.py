@@ -11,7 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, HingeArguments, HingeBackwardArguments, Problem, TopKArguments
+from ..contract import (
+    ACCUMULATE,
+    Filter,
+    HingeArguments,
+    HingeBackwardArguments,
+    LogSumExpArguments,
+    LogSumExpBackwardArguments,
+    Problem,
+    RankArguments,
+    TopKArguments,
+)
 from . import reference as reference_backend
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
@@ -89,7 +99,7 @@ def fix_nonfinite_weight_grad(grad_weight: Tensor, sum_over_pairs: Callable[[Ten
 
 def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
     scores, indices = _empty_topk(arguments)
-    operators.topk(*_for_kernels(arguments), scores, indices)
+    operators.topk(*_topk_operands(arguments), scores, indices)
     return scores, indices
 
 
@@ -133,21 +143,26 @@ def quantized_topk(arguments: TopKArguments, quantized: Sequence[Tensor]) -> tup
     """`topk` with the tensors of `quantize_references`, and how many references were rescored for each query."""
     codes, error_bounds, *grid = quantized
     step = grid[-1]
-    kernel_arguments, (scores, indices) = _for_kernels(arguments), _empty_topk(arguments)
-    query_codes = quantize_queries(arguments.query, kernel_arguments.bias, grid)
+    kernel_arguments, (scores, indices) = _topk_operands(arguments), _empty_topk(arguments)
+    weight, bias = kernel_arguments[2:4]
+    query_codes = quantize_queries(arguments.query, bias, grid)
     rescored = arguments.query.new_empty(len(arguments.query), dtype=torch.int64)
     operators.quantized_topk(
-        *kernel_arguments, positive_groups(kernel_arguments.weight), step, *query_codes, codes, error_bounds,
+        *kernel_arguments, positive_groups(weight), step, *query_codes, codes, error_bounds,
         scores, indices, rescored,
     )  # fmt: skip
     return scores, indices, rescored
 
 
-def _for_kernels(arguments: TopKArguments) -> TopKArguments:
+def _topk_operands(arguments: TopKArguments) -> tuple:
     """The arguments in the form of the kernels: a batch of one, parameters in the accumulator dtype, contiguous."""
     query, reference, weight, bias, k, largest = arguments[:6]
     parameters = _to_acc(weight), None if bias is None else _to_acc(bias)
-    return TopKArguments(query[None], reference[None], *parameters, k, largest, *map(_contiguous, arguments.filters))
+    return query[None], reference[None], *parameters, k, largest, *_filter_operands(arguments.filter)
+
+
+def _filter_operands(filter: Filter) -> tuple:
+    return *map(_contiguous, filter[:3]), filter.among_same
 
 
 def _empty_topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
@@ -162,3 +177,42 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 def _to_acc(tensor: Tensor) -> Tensor:
     """The tensor in its accumulator dtype, contiguous."""
     return tensor.to(ACCUMULATE[tensor.dtype]).contiguous()
+
+
+def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
+    query, reference, weight, bias, scale = given[:5]
+    value, mean_score = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
+    active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
+    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
+    operators.logsumexp(*pairs, scale, *_filter_operands(given.filter), value, mean_score, active)
+    return value, mean_score, active
+
+
+def logsumexp_backward(given: LogSumExpBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
+    grad, value, active, query, reference, weight, bias, scale = given
+    acc_weight = _to_acc(weight)
+    grads = [t.new_empty(t.shape) if n else None for t, n in zip((query, reference, acc_weight), needs, strict=True)]
+    operators.logsumexp_backward(
+        *map(_contiguous, (grad, value, active)), query[None], reference[None], acc_weight,
+        None if bias is None else _to_acc(bias), scale, *grads,
+    )  # fmt: skip
+    if grads[2] is not None:
+        grads[2] = grads[2].to(weight.dtype)
+    return [g for g in grads if g is not None]
+
+
+def rank(given: RankArguments) -> tuple[Tensor, Tensor]:
+    query, reference, weight, bias, *lists = given
+    counts, nan_rows = torch.empty_like(given.indices), query.new_empty(len(query), dtype=torch.uint8)
+    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
+    operators.rank(*pairs, *map(_contiguous, lists), counts, nan_rows)
+    return counts, nan_rows.bool()
+
+
+def listed_scores(
+    query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, indices: Tensor
+) -> Tensor:
+    scores = query.new_empty(indices.shape, dtype=ACCUMULATE[query.dtype])
+    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
+    operators.listed_scores(*pairs, _contiguous(offsets), _contiguous(indices), scores)
+    return scores

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..contract import ACCUMULATE, HingeArguments, HingeBackwardArguments, Problem, TopKArguments
+from ..contract import (
+    ACCUMULATE,
+    Filter,
+    HingeArguments,
+    HingeBackwardArguments,
+    LogSumExpArguments,
+    LogSumExpBackwardArguments,
+    Problem,
+    RankArguments,
+    TopKArguments,
+)
 from .quantize import quantize_references  # noqa: F401
 
 #: Maximum number of elements of a temporary (16 MiB in float32), unless the D of one pair is larger.
@@ -96,7 +106,7 @@ def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
     width = min(k, columns)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
-        excluded = excluded_pairs(columns, *arguments.filters, n, scores)
+        excluded = excluded_pairs(arguments.filter, n, scores)
         out[n, :width], indices[n, :width] = select(scores, excluded, k, largest)
     return out, indices
 
@@ -119,23 +129,20 @@ def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
     columns, row_bytes = reference.shape[0], (reference.shape[0] + 7) // 8
     sums = [torch.zeros(query.shape[0], dtype=ACCUMULATE[query.dtype], device=query.device) for _ in range(2)]
     active = torch.zeros(query.shape[0], row_bytes, dtype=torch.uint8, device=query.device)
-    powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
     for n in row_blocks(query, reference):
         scores = _row_scores(query[n], reference, weight, bias)
         same = query_labels[n, None] == reference_labels
-        kept = ~excluded_pairs(columns, exclude_index, None, None, n, scores)
+        kept = ~excluded_pairs(Filter(exclude_index, None, None, False), n, scores)
         if num_hard_negatives is not None:
-            filters = (None if exclude_index is None else exclude_index[n], query_labels[n], reference_labels)
-            k = min(num_hard_negatives, columns)
-            hard = topk(TopKArguments(query[n], reference, weight, bias, k, True, *filters))[1]
+            excluded = excluded_pairs(Filter(exclude_index, query_labels, reference_labels, False), n, scores)
+            hard = select(scores, excluded, min(num_hard_negatives, columns), True)[1]
             # One more column takes the places without a candidate: -1 % (columns + 1) is `columns`.
             is_hard = torch.zeros(same.shape[0], columns + 1, dtype=torch.bool, device=same.device)
             kept &= same | is_hard.scatter_(1, hard % (columns + 1), True)[:, :columns]
         violation = torch.where(same, margin - scores, margin + scores).clamp(min=0)
         for row_sums, pairs in zip(sums, (same & kept, ~same & kept), strict=True):
             row_sums[n] = violation.masked_fill(~pairs, 0).sum(1)
-        inside = pad((violation > 0) & kept, (0, row_bytes * 8 - columns)).unflatten(1, (row_bytes, 8))
-        active[n] = (inside * powers).sum(2, dtype=torch.uint8)
+        active[n] = packed_bits((violation > 0) & kept)
     return sums[0], sums[1], active
 
 
@@ -144,18 +151,102 @@ def hinge_backward(arguments: HingeBackwardArguments, needs: Sequence[bool]) -> 
     grad_positive, grad_negative, active, query, reference, weight, query_labels, reference_labels = arguments
     tensors = (query, reference, weight, grad_positive.new_empty(1))
     grads = [torch.zeros(t.shape, dtype=grad_positive.dtype, device=t.device) for t in tensors]
-    powers = 1 << torch.arange(8, dtype=torch.uint8, device=query.device)
     for n in row_blocks(query, reference):
-        bits = ((active[n, :, None] & powers) != 0).flatten(1)[:, : reference.shape[0]]
+        bits = unpacked_bits(active[n], reference.shape[0])
         same = query_labels[n, None] == reference_labels
         g = torch.where(same, -grad_positive[n, None], grad_negative[n, None]) * bits
-        pair = (query[None, n], reference[None], weight[None])
-        parts = score_backward(g[None, None], *pair, (True, True, True))
-        grads[0][n] = parts[0][0]
-        grads[1] += parts[1][0]
-        grads[2] += parts[2][0]
+        _add_gradients(grads, g, n, query, reference, weight)
         grads[3] += g.sum()
     return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
+
+
+def _add_gradients(
+    grads: list[Tensor], g: Tensor, n: slice, query: Tensor, reference: Tensor, weight: Tensor
+) -> None:
+    """Adds what the score gradients g of query rows n bring to those of query, reference and weight."""
+    parts = score_backward(g[None, None], query[None, n], reference[None], weight[None], (True, True, True))
+    grads[0][n] = parts[0][0]
+    grads[1] += parts[1][0]
+    grads[2] += parts[2][0]
+
+
+def packed_bits(flags: Tensor) -> Tensor:
+    """bool [n, M] -> uint8 [n, ceil(M / 8)], lowest bit first."""
+    count = (flags.shape[1] + 7) // 8
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=flags.device)
+    bits = pad(flags, (0, count * 8 - flags.shape[1])).unflatten(1, (count, 8))
+    return (bits * powers).sum(2, dtype=torch.uint8)
+
+
+def unpacked_bits(packed: Tensor, columns: int) -> Tensor:
+    """The inverse of `packed_bits`."""
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, :, None] & powers) != 0).flatten(1)[:, :columns]
+
+
+def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp and mean score of each row [N], [N], and the active bits [N, ceil(M / 8)] (E15)."""
+    query, reference, weight, bias, scale = given[:5]
+    rows, columns = query.shape[0], reference.shape[0]
+    acc = ACCUMULATE[query.dtype]
+    value, mean_score = (torch.zeros(rows, dtype=acc, device=query.device) for _ in range(2))
+    active = torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8, device=query.device)
+    min_share = torch.finfo(acc).eps / 2 / max(1, columns)
+    for n in row_blocks(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        kept = ~excluded_pairs(given.filter, n, scores)
+        logits = torch.where(kept, scale * scores, -torch.inf)
+        value[n] = logits.logsumexp(1)
+        shares = torch.where(kept, (logits - value[n, None]).exp(), 0)
+        mean_score[n] = torch.where(shares == 0, 0, shares * scores).sum(1)
+        active[n] = packed_bits(kept & ~(shares <= min_share))  # a NaN is active
+    return value, mean_score, active
+
+
+def logsumexp_backward(given: LogSumExpBackwardArguments, needs: Sequence[bool]) -> list[Tensor]:
+    """The softmax of the active pairs turned into a score gradient, block by block (E15)."""
+    grad, value, active, query, reference, weight, bias, scale = given
+    tensors = (query, reference, weight)
+    grads = [torch.zeros(t.shape, dtype=grad.dtype, device=t.device) for t in tensors]
+    for n in row_blocks(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        share = (scale * scores - value[n, None]).exp()
+        g = torch.where(unpacked_bits(active[n], reference.shape[0]), grad[n, None] * scale * share, 0)
+        _add_gradients(grads, g, n, query, reference, weight)
+    return [g.to(t.dtype) for g, t, needed in zip(grads, tensors, needs, strict=True) if needed]
+
+
+def listed_scores(
+    query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, indices: Tensor
+) -> Tensor:
+    """Scores of each query's listed references [P], out of the blocks that `rank` compares."""
+    out = query.new_empty(indices.shape, dtype=ACCUMULATE[query.dtype])
+    rows = torch.arange(query.shape[0], device=query.device).repeat_interleave(offsets.diff())
+    for n in row_blocks(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        listed = slice(int(offsets[n.start]), int(offsets[n.stop]))
+        out[listed] = scores[rows[listed] - n.start, indices[listed]]
+    return out
+
+
+def rank(given: RankArguments) -> tuple[Tensor, Tensor]:
+    """For each listed pair the references before it: of a larger score, or of the same one and a lower index."""
+    query, reference, weight, bias, offsets, indices, listed_scores = given
+    counts = torch.zeros_like(indices)
+    nan_rows = torch.zeros(query.shape[0], dtype=torch.bool, device=query.device)
+    columns = torch.arange(reference.shape[0], device=query.device)
+    first = 0
+    for n in row_blocks(query, reference):
+        scores = _row_scores(query[n], reference, weight, bias)
+        nan_rows[n] = scores.isnan().any(1)
+        for row, last in enumerate(offsets[n.start + 1 : n.stop + 1].tolist()):
+            for pairs in _slices(last - first, max(1, CHUNK // max(1, reference.shape[0]))):
+                listed = slice(first + pairs.start, first + pairs.stop)
+                score, index = listed_scores[listed, None], indices[listed, None]
+                before = (scores[row] > score) | ((scores[row] == score) & (columns < index))
+                counts[listed] = (before & (columns != index)).sum(1)
+            first = last
+    return counts, nan_rows
 
 
 def row_blocks(query: Tensor, reference: Tensor) -> list[slice]:
@@ -169,13 +260,13 @@ def _row_scores(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor |
     return score(query[None].to(acc), reference[None].to(acc), weight[None].to(acc), bias)[0, 0]
 
 
-def excluded_pairs(columns, exclude_index, query_labels, reference_labels, rows: slice, like: Tensor) -> Tensor:
-    """Pairs that a search must not return: each query's excluded row and, with labels, rows with its own label."""
-    excluded = torch.zeros_like(like, dtype=torch.bool)
-    if exclude_index is not None:
-        excluded |= exclude_index[rows, None] == torch.arange(columns, device=like.device)
-    if query_labels is not None:
-        excluded |= query_labels[rows, None] == reference_labels
+def excluded_pairs(filter: Filter, rows: slice, scores: Tensor) -> Tensor:
+    """The pairs of some query rows that do not count, bool like their scores [n, M]."""
+    excluded = torch.zeros_like(scores, dtype=torch.bool)
+    if filter.exclude_index is not None:
+        excluded |= filter.exclude_index[rows, None] == torch.arange(scores.shape[1], device=scores.device)
+    if filter.query_labels is not None:
+        excluded |= (filter.query_labels[rows, None] == filter.reference_labels) != filter.among_same
     return excluded
 
 

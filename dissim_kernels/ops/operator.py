@@ -33,12 +33,15 @@ class Operator:
     On a small problem, torch's dispatch of a Python operator takes several times as long as the kernel.
 
     `check` validates the arguments of calls through torch, which need not come from our public functions.
+    `check_values` is a further check that reads data, which traced calls have not.
     """
 
-    def __init__(self, name: str, run: Callable, check: Callable):
+    def __init__(self, name: str, run: Callable, check: Callable, check_values: Callable | None = None):
         @functools.wraps(run)
         def checked(*arguments):
             check(*arguments)
+            if check_values is not None:
+                check_values(*arguments)
             return run(*arguments)
 
         self.registered = custom_op(name, checked, mutates_args=(), schema=infer_schema(run, mutates_args=()))
@@ -59,9 +62,9 @@ class Operator:
         return self.registered(*arguments) if _needs_dispatcher(arguments) else self._run(*arguments)
 
 
-def operator(name: str, check: Callable) -> Callable[[Callable], Operator]:
-    """Decorator that makes a function an `Operator`; `check` validates its arguments first."""
-    return lambda run: Operator(name, run, check)
+def operator(name: str, check: Callable, check_values: Callable | None = None) -> Callable[[Callable], Operator]:
+    """Decorator that makes a function an `Operator`; the checks validate its arguments first."""
+    return lambda run: Operator(name, run, check, check_values)
 
 
 def differentiated(*inputs: Tensor | None) -> bool:

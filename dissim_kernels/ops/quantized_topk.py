@@ -38,6 +38,7 @@ def quantized_topk(
     exclude_index: Tensor | None,
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
+    among: str,
     codes: Sequence[Tensor],
     rows: int,
     backend: str,
@@ -45,7 +46,7 @@ def quantized_topk(
     check_k(k, reference)
     if not is_capturing(query):
         check_quantized_values(QuantizedReferences._make([*codes, rows]), weight)
-    filters = (exclude_index, query_labels, reference_labels)
+    filters = (exclude_index, query_labels, reference_labels, among)
     search = TopKArguments(query, reference, weight, bias, k, largest, *filters)
     module = resolve(backend, Problem("topk", query.device))
     reason = module.unsupported_reason(Problem("quantized_topk", query.device))
@@ -66,8 +67,9 @@ def quantized_topk(
 
 @quantized_topk.register_fake
 def _(
-    query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels, codes, rows, backend
-):
+    query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels, among, codes, rows,
+    backend,
+):  # fmt: skip
     scores = query.new_empty(query.shape[0], k)
     rescored = query.new_empty(query.shape[0], dtype=torch.int64)
     return scores, torch.empty_like(scores, dtype=torch.int64), rescored

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..contract import Problem, TopKArguments, check_count, check_filters, check_matrix_inputs
+from ..contract import Problem, TopKArguments, check_among, check_count, check_filters, check_matrix_inputs
 from ..dispatch import check_backend, resolve
 from ..operands import check_topk_operands
 from .arguments import autocast_to_float32, head_bias
@@ -44,6 +44,7 @@ def fused_dissim_topk(
     exclude_index: Tensor | None = ...,
     query_labels: Tensor | None = ...,
     reference_labels: Tensor | None = ...,
+    among: str = ...,
     quantized: QuantizedReferences | None = ...,
     return_stats: Literal[False] = ...,
     backend: str = ...,
@@ -62,6 +63,7 @@ def fused_dissim_topk(
     exclude_index: Tensor | None = ...,
     query_labels: Tensor | None = ...,
     reference_labels: Tensor | None = ...,
+    among: str = ...,
     quantized: QuantizedReferences | None = ...,
     return_stats: Literal[True],
     backend: str = ...,
@@ -79,6 +81,7 @@ def fused_dissim_topk(
     exclude_index: Tensor | None = None,
     query_labels: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    among: str = "different",
     quantized: QuantizedReferences | None = None,
     return_stats: bool = False,
     backend: str = "auto",
@@ -96,8 +99,10 @@ def fused_dissim_topk(
     Args:
         exclude_index: int64 [N], a reference row that must not be returned for each query (for example the query
             itself), -1 for none.
-        query_labels, reference_labels: int64 [N] and [M]. References with the query's own label are excluded, as in
-            hard-negative mining.
+        query_labels, reference_labels: int64 [N] and [M], or neither: then all references are candidates.
+        among: which references are candidates, by label: "different", those of another label than the query's, as in
+            hard-negative mining; "same", those of its label; "all". The hardest positives are those with the smallest
+            scores: among="same", largest=False, and exclude_index for the query itself.
         quantized: the result of `quantize_references(reference, weight)`. A scan over its 8-bit codes bounds every
             score (E10), and only references that may be among the k best are scored in full precision. Scores and
             indices are bit-identical to those without it. It is faster if few references score close to the best, and
@@ -134,18 +139,25 @@ def fused_dissim_topk(
     >>> quantized = quantize_references(reference, weight)
     >>> fused_dissim_topk(query, reference, weight, k=2, quantized=quantized).indices
     tensor([[2, 0]])
+
+    The hardest positive, the worst of the references 0 and 2:
+
+    >>> labels = {"query_labels": torch.tensor([7]), "reference_labels": torch.tensor([7, 8, 7])}
+    >>> fused_dissim_topk(query, reference, weight, k=1, **labels, among="same", largest=False).indices
+    tensor([[0]])
     """
     check_backend(backend)
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_count("k", k, 0)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
+    check_among(among, query_labels, ("same",))
     if quantized is not None:
         check_quantized(quantized, reference)
     tensors = [query, reference, weight, head_bias(bias, weight)]
     if torch.compiler.is_compiling():
         tensors = [t if t is None else t.detach() for t in tensors]
-    arguments = (*tensors, k, largest, exclude_index, query_labels, reference_labels)
+    arguments = (*tensors, k, largest, exclude_index, query_labels, reference_labels, among)
     may_differentiate = differentiated(*tensors)
     if quantized is None:
         run = _TopKFunction.apply if may_differentiate else topk
@@ -173,11 +185,12 @@ def topk(
     exclude_index: Tensor | None,
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
+    among: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     check_k(k, reference)
     module = resolve(backend, Problem("topk", query.device))
-    filters = (exclude_index, query_labels, reference_labels)
+    filters = (exclude_index, query_labels, reference_labels, among)
     scores, indices = module.topk(TopKArguments(query, reference, weight, bias, k, largest, *filters))
     if exclude_index is not None or query_labels is not None:
         check_enough_candidates(indices, k)
@@ -185,7 +198,7 @@ def topk(
 
 
 @topk.register_fake
-def _(query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels, backend):
+def _(query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels, among, backend):
     scores = query.new_empty(query.shape[0], k)
     return scores, torch.empty_like(scores, dtype=torch.int64)
 

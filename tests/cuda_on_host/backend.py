@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ import torch
 
 from bench import toolchain
 from dissim_kernels import dispatch
-from dissim_kernels.backends import native
+from dissim_kernels.backends import logsumexp_bands, native
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -117,6 +118,9 @@ def load(library: Path) -> ModuleType:
     spec.loader.exec_module(on_host)
     on_host.operators = torch.ops.dissim_cuda_on_host
     on_host.unsupported_reason = lambda problem: None
+    on_host.logsumexp_backward = functools.partial(
+        logsumexp_bands.backward, on_host.score, on_host.score_backward
+    )  # as in backends/cuda.py
     return on_host
 
 

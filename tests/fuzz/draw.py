@@ -8,6 +8,7 @@ import torch
 from forms import ACC, DTYPES, INTEGERS, PARSED, QUANTIZED, Form, up
 
 from dissim_kernels import quantize_references
+from dissim_kernels.contract import AMONG
 
 OTHER_DTYPES = (*DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
 DAMAGES = ("dtype", "shape", "shape", "strides", "meta", "none", "sparse", "storage", "alias", "alias", "values",
@@ -42,11 +43,14 @@ class Draw:
         self.sizes = {symbol: pick(sizes) for symbol, sizes in choices.items()}
         self.sizes["G"] = min(self.sizes["G"], up(self.sizes["D"], 8))
         self.sizes["K"] = self.rng.randint(0, self.sizes["M"])
+        self.sizes["P"] = pick((0, 1, 5, 40, 300)) if self.sizes["N"] and self.sizes["M"] else 0
         self.dtype = pick(DTYPES)
         self.arguments = [self.valid(form) for form in self.forms]
         self.comparable = True  # with the result of the backend "reference"
         if self.operator == "dissim::quantized_topk":
             self.arguments[-10:-1] = quantize_references(*self.arguments[1:3])
+        if self.operator.endswith("::rank"):
+            self.sort_lists()
         for _ in range(pick((0, 0, 1, 1, 2))):
             self.damage(self.rng.randrange(len(self.forms)))
 
@@ -57,6 +61,7 @@ class Draw:
         if form.sizes is None:
             drawn = {"backend": lambda: pick(("cpu", "cpu", "reference", "auto", "triton", "cuda", "none")),
                      "bool": lambda: pick((True, False)), "flags": lambda: [pick((True, False)) for _ in range(4)],
+                     "flags3": lambda: [pick((True, False)) for _ in range(3)], "among": lambda: pick(AMONG),
                      "k": lambda: self.sizes["K"], "rows": lambda: self.sizes["M"],
                      "float": lambda: pick((0.0, 1.0, 2.5, -1.0)), "count": lambda: pick((0, 1, 3, 100)),
                      "hard": lambda: pick((-1, 0, 1, 3, 100)),
@@ -68,6 +73,10 @@ class Draw:
 
     def values(self, form: Form, sizes: list[int]) -> torch.Tensor:
         """Small integers and quarters, so that every sum is exact; labels; indices of rows, also invalid ones."""
+        if form.name == "scale":  # small, so that no share is infinite, as is a large log-sum-exp
+            return torch.randint(-2, 3, sizes).to(ACC[self.dtype]) / 64
+        if form.name == "value" and "o" not in form:
+            return torch.randint(8, 13, sizes).to(ACC[self.dtype])
         if form.kind in ("E", "P", "A"):
             acc = form.kind == "A" or (form.kind == "P" and self.rng.random() < 0.5)
             quarter = 4 if form.name in ("weight", "bias") else 1
@@ -76,6 +85,12 @@ class Draw:
             return torch.randint(0, max(1, self.sizes["D"]), sizes)
         if form.kind == "positive":
             return torch.tensor(self.rng.randint(0, self.sizes["G"]))
+        if form.kind == "offsets":
+            offsets = torch.randint(0, self.sizes["P"] + 1, sizes).sort().values
+            offsets[0], offsets[-1] = 0, self.sizes["P"]
+            return offsets
+        if form.kind == "indices":
+            return torch.randint(0, max(1, self.sizes["M"]), sizes)
         if form.name == "exclude_index":
             return torch.randint(-1, self.sizes["M"] + 2, sizes)
         if form.name == "active":
@@ -83,6 +98,21 @@ class Draw:
             bits = torch.nn.functional.pad(bits, (0, 8 * sizes[1] - self.sizes["M"]))
             return (bits.unflatten(1, (sizes[1], 8)) << torch.arange(8, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
         return torch.randint(0, 3, sizes).to(INTEGERS[form.kind])
+
+    def sort_lists(self) -> None:
+        """Sorts each query's pairs as the operator expects them, best first, and makes their indices differ.
+
+        These are not the scores of the references, so those of a long list, which are looked up, are in other shards.
+        """
+        given = {form.name: i for i, form in enumerate(self.forms)}
+        at_indices, at_scores = given["indices"], given.get("scores", given.get("listed_scores"))
+        offsets, scores = self.arguments[given["offsets"]], self.arguments[at_scores].clone()
+        count, references = len(scores), self.sizes["M"]
+        indices = torch.randperm(count) + self.rng.choice((-count, references, *((-3,) if count <= 64 else ())))
+        for begin, end in zip(offsets.tolist(), offsets[1:].tolist(), strict=False):
+            order = sorted(range(begin, end), key=lambda i: (-scores[i].item(), indices[i].item()))
+            scores[begin:end], indices[begin:end] = scores[order], indices[order]
+        self.arguments[at_indices], self.arguments[at_scores] = indices, scores
 
     def with_layout(self, values: torch.Tensor) -> torch.Tensor:
         """The same values with other strides. The storage ends at the last value."""
@@ -117,6 +147,10 @@ class Draw:
         else:
             tensors = (torch.zeros(3), torch.zeros(self.sizes["N"], dtype=torch.int64))
             value = 0 if self.forms[i].sizes is None else pick((0, *tensors))
+        if self.operator.endswith("::rank"):  # the lists are no longer sorted
+            self.comparable &= self.forms[i].name not in ("offsets", "indices", "scores", "listed_scores")
+        if "logsumexp" in self.operator:  # shares may overflow
+            self.comparable &= self.forms[i].name in ("among", "among_same", "backend", "needs", "active")
         if self.operator == "dissim::quantized_topk":  # codes of other references give other results
             self.comparable &= f" {self.forms[i].name}:" not in " reference:" + QUANTIZED
         self.arguments[i] = value

@@ -9,10 +9,22 @@ from forms import ACC, DTYPES, INTEGERS, up
 from dissim_kernels import testing
 from dissim_kernels.backends import codes as plain_torch
 from dissim_kernels.backends import reference as plain
-from dissim_kernels.contract import HingeArguments, HingeBackwardArguments, TopKArguments
+from dissim_kernels.contract import (
+    AMONG,
+    HingeArguments,
+    HingeBackwardArguments,
+    LogSumExpArguments,
+    LogSumExpBackwardArguments,
+    RankArguments,
+    TopKArguments,
+)
 
+#: The arguments of a backend's function, where they are a tuple.
+ARGUMENTS = {"topk": TopKArguments, "hinge": HingeArguments, "hinge_backward": HingeBackwardArguments,
+             "logsumexp": LogSumExpArguments, "logsumexp_backward": LogSumExpBackwardArguments,
+             "rank": RankArguments}  # fmt: skip
 NUMBERS = {"k": int, "rows": int, "count": int, "hard": int, "groups": int, "float": int | float, "bool": int,
-           "backend": str, "flags": list}  # fmt: skip
+           "backend": str, "flags": list, "flags3": list, "among": str}  # fmt: skip
 
 
 def invalid_argument(draw: Draw) -> str | None:
@@ -60,7 +72,17 @@ def wrong_number(draw: Draw, sizes: dict[str, int]) -> str | None:
             return form.name
         if form.kind == "backend" and value not in ("cpu", "reference", "auto"):
             return "backend"
-        if form.kind == "flags" and len(value) != 4:
+        if form.kind in ("flags", "flags3") and len(value) != (3 if form.kind == "flags3" else 4):
+            return form.name
+        if form.kind == "among":
+            needs_labels = ("different", "same") if "logsumexp" in draw.operator else ("same",)
+            if value not in AMONG or (value in needs_labels and given["query_labels"] is None):
+                return form.name
+        if form.kind == "offsets":
+            ends = value[0].item(), value[-1].item()
+            if ends != (0, sizes["P"]) or (value.diff() < 0).any():
+                return form.name
+        if form.kind == "indices" and len(value) and not 0 <= value.min() <= value.max() < sizes["M"]:
             return form.name
         if form.kind == "rows" and value != sizes["M"]:
             return "rows"
@@ -69,9 +91,10 @@ def wrong_number(draw: Draw, sizes: dict[str, int]) -> str | None:
         looked_at = given.get("backend") != "reference" and (value.numel() if form.kind == "dim_order" else 0)
         if looked_at and not 0 <= value.min() <= value.max() < sizes["D"]:
             return form.name
-    if draw.operator.endswith("hinge_backward") and sizes["M"] % 8:
+    if draw.operator.endswith(("hinge_backward", "logsumexp_backward")) and sizes["M"] % 8:
         spare = given["active"][:, -1].int() >> sizes["M"] % 8
-        by_reference = given.get("backend") == "reference" or ("backend" in given and not sizes["D"])
+        not_run = draw.operator == "dissim::hinge_backward" and not sizes["D"]
+        by_reference = given.get("backend") == "reference" or not_run
         if spare.any() and not by_reference:
             return "active"
     if draw.operator == "dissim_native::quantized_topk" and sizes["G"] > up(sizes["D"], 8) + 1:
@@ -82,7 +105,7 @@ def wrong_number(draw: Draw, sizes: dict[str, int]) -> str | None:
         if not torch.equal(weight, given["quantized_weight"]) or groups != sizes["G"]:
             return "quantized_weight"
     if draw.operator in ("dissim::topk", "dissim::quantized_topk"):
-        filters = {name: given[name] for name in ("exclude_index", "query_labels", "reference_labels")}
+        filters = {name: given[name] for name in ("exclude_index", "query_labels", "reference_labels", "among")}
         if given["k"] and (testing.plain_candidates(sizes["N"], sizes["M"], **filters).sum(1) < given["k"]).any():
             return "k"
     return None
@@ -125,10 +148,16 @@ def expected(draw: Draw) -> list | None:
     if name == "score_backward":
         return plain.score_backward(given["grad"], *sides, given["weight"], needs)
     rows = {**given, "query": given["query"][0], "reference": given["reference"][0]}
-    kind = {"topk": TopKArguments, "hinge": HingeArguments, "hinge_backward": HingeBackwardArguments}[name]
-    problem = kind(*(rows[field] for field in kind._fields))
-    if name == "hinge_backward":
-        return plain.hinge_backward(problem, needs)
+    if name == "listed_scores":
+        return [plain.listed_scores(*(rows[argument] for argument in list(rows)[:6]))]
+    if "among_same" in rows:
+        rows["among"] = "same" if rows["among_same"] else "different"
+    if name == "rank":
+        counts, nan_rows = plain.rank(RankArguments(*list(rows.values())[:7]))
+        return [counts, nan_rows.to(torch.uint8)]
+    problem = ARGUMENTS[name](*(rows[field] for field in ARGUMENTS[name]._fields))
+    if name in ("hinge_backward", "logsumexp_backward"):
+        return getattr(plain, name)(problem, needs)
     if name == "hinge" and given["num_hard_negatives"] < 0:
         problem = problem._replace(num_hard_negatives=None)
     return list(getattr(plain, name)(problem))
@@ -146,17 +175,20 @@ def as_list(result) -> list:
 
 
 def outputs(draw: Draw, result) -> list:
-    if draw.operator == "dissim::quantized_topk":
+    if draw.operator in ("dissim::quantized_topk", "dissim::logsumexp"):
         return as_list(result)[:2]
     if draw.operator.startswith("dissim::"):
         return as_list(result)
+    if draw.operator == "dissim_native::logsumexp":  # without the bits, which depend on the order of sums
+        return draw.arguments[-3:-1]
     return [a for form, a in zip(draw.forms, draw.arguments, strict=True) if "o" in form and a is not None]
 
 
 def compare(draw: Draw, found: list, expected: list) -> None:
     for x, y in zip(found, expected[: len(found)], strict=True):
         assert x.shape == y.shape and x.dtype == y.dtype, "another shape or dtype than the reference's"
-        if "backward" in draw.operator:  # a weight's gradient is summed relative to a mean (E2)
+        # A weight's gradient is summed relative to a mean (E2), and exponentials are rounded.
+        if "backward" in draw.operator or "logsumexp" in draw.operator:
             magnitudes = (a.double().abs().sum() for a in draw.arguments[:2] if a.is_floating_point())
             bound = 64 * testing.relative_rounding_error(200, torch.float32) * (1 + max(magnitudes))
             bound = bound + testing.relative_rounding_error(4, x.dtype) * y.double().abs()

@@ -29,7 +29,7 @@ def cases(operation, dtype, threads):
         if operation == "quantized_topk":
             dim = min(dim, 500_000)  # codes are of fewer than 2**19 columns
         for k in {min(m, 5), min(m, 1000)} if operation in ("topk", "hinge", "quantized_topk", "numpy_topk") else {5}:
-            for active in (0.02, 1.0) if operation == "hinge_backward" else (1.0,):
+            for active in (0.02, 1.0) if operation in ("hinge_backward", "logsumexp_backward") else (1.0,):
                 yield Case(operation, n, m, dim, dtype, threads, k=k, active=active)
     if operation in ("forward", "backward"):
         yield Case(operation, 100, 200, 2000, dtype, threads, batch=40)
@@ -41,7 +41,19 @@ def cases(operation, dtype, threads):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "operation",
-    ["forward", "backward", "topk", "hinge", "hinge_backward", "quantized_topk", "numpy_score", "numpy_topk"],
+    [
+        "forward",
+        "backward",
+        "topk",
+        "hinge",
+        "hinge_backward",
+        "logsumexp",
+        "logsumexp_backward",
+        "rank",
+        "quantized_topk",
+        "numpy_score",
+        "numpy_topk",
+    ],
 )
 def test_extreme_shapes_stay_below_the_memory_bounds(operation, dtype, threads):
     if operation.startswith("numpy") and dtype == "bfloat16":

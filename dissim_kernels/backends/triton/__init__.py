@@ -3,8 +3,9 @@
 With TRITON_INTERPRET=1 in the environment before Python starts, the same kernels run on CPU tensors, slowly. Tests
 use this where there is no GPU.
 
-Results are bit-identical in every run, because there are no atomics and the order of sums depends on shapes only.
-Nothing is read back from the device, so score, hinge and their gradients can be captured in a CUDA graph.
+Results are bit-identical in every run: only integers are added atomically, and the order of other sums depends on
+shapes only. Nothing is read back from the device, so score, hinge, log-sum-exp and their gradients can
+be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ try:
         raise ImportError(f"this is {_version}")
     from .hinge import hinge, hinge_backward
     from .launch import INTERPRETED
+    from .logsumexp import logsumexp, logsumexp_backward
+    from .rank import listed_scores, rank
     from .score import score
     from .score_backward import score_backward
     from .topk import topk
@@ -56,4 +59,5 @@ except ImportError as error:
         f"Triton {'.'.join(map(str, OLDEST))} or newer cannot be imported ({error}). "
         "It is installed with torch for CUDA from 2.10 on; otherwise `pip install -U triton`."
     )
-    hinge = hinge_backward = score = score_backward = topk = _raise_not_loaded
+    hinge = hinge_backward = listed_scores = logsumexp = logsumexp_backward = _raise_not_loaded
+    rank = score = score_backward = topk = _raise_not_loaded

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...contract import ACCUMULATE, HingeArguments, HingeBackwardArguments
+from ...contract import ACCUMULATE, Filter, HingeArguments, HingeBackwardArguments
 from .. import reference as reference_backend
 from .launch import column_splits, launch
 from .score_backward import MAX_SPLITS, add_signs, gradients, load_tile, strides
@@ -242,20 +242,22 @@ def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
         empty = torch.zeros(rows, dtype=acc, device=query.device)
         return empty, empty.clone(), active
     pairs = operands(query[None], reference[None], weight[None], bias)
-    labels = [x.contiguous() for x in (query_labels, reference_labels)]
+    query_labels, reference_labels = query_labels.contiguous(), reference_labels.contiguous()
     exclude_index = None if exclude_index is None else exclude_index.contiguous()
     limits = indices = None
     if num_hard_negatives is not None:
         k = min(num_hard_negatives, columns)
-        limits, indices = topk_of(pairs, max(1, k), True, exclude_index, *labels)
+        limits, indices = topk_of(
+            pairs, max(1, k), True, Filter(exclude_index, query_labels, reference_labels, False)
+        )
         limits, indices = limits[:, -1].contiguous(), indices[:, -1].contiguous()
         if k == 0:  # a limit that no negative reaches
             limits, indices = torch.full_like(limits, torch.inf), torch.zeros_like(indices)
     split_columns, splits = column_splits(triton.cdiv(rows, MAX_TILE), columns, columns)
     out = torch.empty(splits, 2, rows, dtype=acc, device=query.device)
     launch(
-        hinge_kernel, "hinge", ("rows",), splits, acc, **pairs, query_labels=labels[0], reference_labels=labels[1],
-        exclude_index=exclude_index, limits=limits, limit_indices=indices,
+        hinge_kernel, "hinge", ("rows",), splits, acc, **pairs, query_labels=query_labels,
+        reference_labels=reference_labels, exclude_index=exclude_index, limits=limits, limit_indices=indices,
         margin=torch.full((1,), margin, dtype=acc, device=query.device), out=out, active=active,
         split_columns=split_columns,
     )  # fmt: skip

@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...contract import TopKArguments
+from ...contract import Filter, TopKArguments
 from .. import reference as reference_backend
+from .candidates import candidates, filter_operands
 from .launch import column_splits, launch
 from .score import launch_score
 from .tile import MAX_TILE, MIN_TILE, operands, score_tile
@@ -57,7 +58,7 @@ def topk_kernel(
     k, splits, split_columns,
     query_batch, query_row, query_dim, reference_batch, reference_row, reference_dim,
     BN: tl.constexpr, BM: tl.constexpr, UNROLL: tl.constexpr, PACKED: tl.constexpr,
-    K: tl.constexpr, LARGEST: tl.constexpr,
+    K: tl.constexpr, LARGEST: tl.constexpr, AMONG_SAME: tl.constexpr,
 ):  # fmt: skip
     """The k best of each row in each split of the columns, in no order: out and indices [N, splits, k]."""
     program = tl.program_id(0).to(tl.int64)
@@ -73,23 +74,16 @@ def topk_kernel(
     best = tl.zeros((BN, K), integer) + tl.where(slots < k, EXCLUDED, -(EXCLUDED + 1))[None, :].to(integer)
     best_at = tl.zeros((BN, K), tl.int32) - 1 - slots[None, :]
     worst = tl.min(best, 1)
-    if exclude_index is not None:
-        excluded_row = tl.load(exclude_index + row_index, mask=in_rows, other=-1)
-    if query_labels is not None:
-        label = tl.load(query_labels + row_index, mask=in_rows, other=0)
     for m in range(first, tl.minimum(first + split_columns, columns), BM):
         scores = score_tile(
             query, reference, weight, bias, n, m, rows, columns, dim,
             query_row, query_dim, reference_row, reference_dim, BN, BM, UNROLL, PACKED,
         )  # fmt: skip
         column_index = m + tl.arange(0, BM)
-        excluded_pairs = (column_index >= columns)[None, :] | (row_index >= rows)[:, None]
-        if exclude_index is not None:
-            excluded_pairs |= excluded_row[:, None] == column_index[None, :]
-        if query_labels is not None:
-            other = tl.load(reference_labels + column_index, mask=column_index < columns, other=0)
-            excluded_pairs |= label[:, None] == other[None, :]
-        ranks = tl.where(excluded_pairs, EXCLUDED, rank(scores, LARGEST))
+        is_candidate = candidates(
+            row_index, column_index, rows, columns, exclude_index, query_labels, reference_labels, AMONG_SAME
+        )
+        ranks = tl.where(is_candidate, rank(scores, LARGEST), EXCLUDED)
         at = (m - first).to(tl.int32) + tl.arange(0, BM)
         top = tl.max(ranks, 1)
         # Ties go to the lower index: earlier tiles have lower indices, so a column enters only if it is strictly
@@ -115,26 +109,22 @@ def topk(arguments: TopKArguments) -> tuple[Tensor, Tensor]:
     split, or a block of scores for a large k.
     """
     query, reference, weight, bias, k, largest = arguments[:6]
-    return topk_of(operands(query[None], reference[None], weight[None], bias), k, largest, *arguments.filters)
+    return topk_of(operands(query[None], reference[None], weight[None], bias), k, largest, arguments.filter)
 
 
-def topk_of(
-    arguments: dict, k: int, largest: bool, exclude_index: Tensor | None, query_labels: Tensor | None,
-    reference_labels: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def topk_of(arguments: dict, k: int, largest: bool, filter: Filter) -> tuple[Tensor, Tensor]:
     """`topk` for the arguments that `operands` returned."""
     rows, columns = arguments["rows"], arguments["columns"]
     acc, device = arguments["weight"].dtype, arguments["query"].device
-    filters = [x if x is None else x.contiguous() for x in (exclude_index, query_labels, reference_labels)]
     if not (rows and columns and k) or k > MAX_K_IN_REGISTERS:
-        return _topk_of_blocks(arguments, k, largest, *filters)
+        return _topk_of_blocks(arguments, k, largest, filter)
     split_columns, splits = column_splits(triton.cdiv(rows, MAX_TILE), columns, max_splits=columns)
     scores = torch.empty(rows, splits * k, dtype=acc, device=device)
     indices = torch.empty(rows, splits * k, dtype=torch.int64, device=device)
     launch(
-        topk_kernel, "topk", ("rows",), splits, acc, **arguments, out=scores, indices=indices,
-        exclude_index=filters[0], query_labels=filters[1], reference_labels=filters[2],
-        k=k, splits=splits, split_columns=split_columns, K=triton.next_power_of_2(k), LARGEST=largest,
+        topk_kernel, "topk", ("rows",), splits, acc, **arguments, **filter_operands(filter), out=scores,
+        indices=indices, k=k, splits=splits, split_columns=split_columns, K=triton.next_power_of_2(k),
+        LARGEST=largest,
     )  # fmt: skip
     order = indices.argsort(dim=1)  # `select` sorts stably, so ties go to the lower index
     scores, indices = scores.gather(1, order), indices.gather(1, order)
@@ -142,7 +132,7 @@ def topk_of(
     return best, indices.gather(1, places.clamp(min=0)).masked_fill(places < 0, -1)
 
 
-def _topk_of_blocks(arguments, k, largest, exclude_index, query_labels, reference_labels):
+def _topk_of_blocks(arguments, k, largest, filter):
     """`topk_of` for a large k: torch sorts the scores of some rows at a time."""
     rows, columns = arguments["rows"], arguments["columns"]
     out = torch.full((rows, k), torch.nan, dtype=arguments["weight"].dtype, device=arguments["query"].device)
@@ -155,9 +145,7 @@ def _topk_of_blocks(arguments, k, largest, exclude_index, query_labels, referenc
         n = slice(first, min(first + step, rows))
         scores = out.new_empty(1, 1, n.stop - first, columns)
         launch_score(arguments | {"query": arguments["query"][:, first:], "rows": n.stop - first}, scores)
-        excluded = reference_backend.excluded_pairs(
-            columns, exclude_index, query_labels, reference_labels, n, scores[0, 0]
-        )
+        excluded = reference_backend.excluded_pairs(filter, n, scores[0, 0])
         best, places = reference_backend.select(scores[0, 0], excluded, k, largest)
         out[n, : best.shape[1]], indices[n, : best.shape[1]] = best, places
     return out, indices
