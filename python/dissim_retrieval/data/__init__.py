@@ -64,7 +64,7 @@ def load_images(
 
 def load_unlabelled(root: str | PathLike, size: Size, *, skip_damaged: bool = False) -> ImageSet:
     """All images below a folder, or one image file, without identities: each is an identity of its own."""
-    images = load_photos(_checked(size), Path(root))
+    images = replace(load_photos(_checked(size), Path(root)), name="photos")
     return images.without_damaged() if skip_damaged else images
 
 
@@ -84,8 +84,8 @@ def load_split(
     as they are. From the others, `train_fraction` of the identities are for training and the rest for testing. None:
     half of "emoji" and "glyphs"; all of "folder", which then has no test part.
 
-    val_fraction: this fraction of the training identities is held out for validation (`split.hold_out`). None: a tenth
-    if there is no test part, otherwise none. Sets with fewer than 20 training identities hold none out.
+    val_fraction: the fraction of the training identities that is held out for validation (`split.hold_out`). None: a
+    tenth if there is no test part, otherwise none. Sets with fewer than 20 training identities hold none out.
     """
     load = partial(load_images, size=size, root=root, skip_damaged=skip_damaged)
     base, _, part = name.partition("-")
@@ -93,9 +93,7 @@ def load_split(
     test: ImageSet | None = None
     if base in OFFICIAL:
         if train_fraction is not None:
-            raise ValueError(
-                f"train_fraction: expected None, since {base} has an official split, got {train_fraction}"
-            )
+            raise ValueError(f"train_fraction: expected None for {base}, which has a split, got {train_fraction}")
         train = load(f"{base}-train") if part != "test" else None
         test = load(f"{base}-test") if part != "train" else None
     else:

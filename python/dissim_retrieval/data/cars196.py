@@ -37,7 +37,7 @@ def load_cars196(part: Part, size: Size, root: Path | None) -> ImageSet:
         files += _annotations(root / lists[1], "fname", "cars_test/")
     rows = [Row(path, f"{number:03d}") for path, number in files if number in CLASSES[part]]
     require_files(root, rows, "its annotation", LAYOUT)
-    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT, name=f"cars196-{part}")
+    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT)
 
 
 def _annotations(file: Path, field: str, folder: str) -> list[tuple[str, int]]:

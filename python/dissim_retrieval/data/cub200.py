@@ -31,4 +31,4 @@ def load_cub200(part: Part, size: Size, root: Path | None) -> ImageSet:
             rows.append(Row(f"images/{path}", printable(path.split("/", 1)[0])))
     if unnumbered:
         warn_skipped(root, unnumbered, "images that are in no folder with the number of a class")
-    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT, name=f"cub200-{part}")
+    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT)

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 #: Endings of image files, in lower case.
-ENDINGS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2".split()
-)
+ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
+}
 #: PIL's decoders of these files. Its other decoders are never used: for EPS it would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 #: The largest picture that is decoded: 270 MB as RGB. For a JPEG the reduced size counts (see `decode`).

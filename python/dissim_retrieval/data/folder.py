@@ -22,7 +22,7 @@ def load_folder(size: Size, root: Path | None) -> ImageSet:
     if len(rows) < len(paths):
         warn_skipped(root, len(paths) - len(rows), "images that are in no folder of an identity")
     layout = "images as <identity>/<image>, a folder for each identity"
-    return image_set(root, rows, size=square(size), credit=f"Images of {root.name}", layout=layout, name="folder")
+    return image_set(root, rows, size=square(size), credit=f"Images of {root.name}", layout=layout)
 
 
 def load_photos(size: Size, root: Path) -> ImageSet:
@@ -42,5 +42,4 @@ def load_photos(size: Size, root: Path) -> ImageSet:
         label_names=files.ids(),
         camera_names=["all"],
         credit=f"Images of {root.name}",
-        name="photos",
     )

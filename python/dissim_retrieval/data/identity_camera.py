@@ -1,4 +1,4 @@
-"""Sets whose file names begin with identity and camera, a folder for each part: Market-1501, DukeMTMC-reID, VeRi-776."""
+"""Sets with a folder for each part and file names that begin with identity and camera, like Market-1501."""
 
 from __future__ import annotations
 

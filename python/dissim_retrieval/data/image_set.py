@@ -46,22 +46,16 @@ class ImageSet(Dataset):
     name: str = "own images"
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__.__get__(self)  # the fields of a frozen dataclass are set only here
-        if not isinstance(self.images, ImageFiles):
-            set_field("images", _as_pixels(self.images))
-        for values, names in (("labels", "label_names"), ("cameras", "camera_names")):
-            set_field(names, list(getattr(self, names)))
-            set_field(
-                values, _as_indices(values, getattr(self, values), len(self.images), names, getattr(self, names))
-            )
-        if self.queries is not None:
-            set_field("queries", _as_mask(self.queries, len(self.images)))
-        set_field("ids", list(self.ids) or _default_ids(self.images))
-        if len(self.ids) != len(self.images) or len(set(self.ids)) != len(self.ids):
-            raise ValueError(
-                f"ids: expected {len(self.images)} different texts, one per image, got {len(self.ids)}, "
-                f"{len(set(self.ids))} of them different."
-            )
+        images = self.images if isinstance(self.images, ImageFiles) else _as_pixels(self.images)
+        checked = {
+            "images": images,
+            "labels": _as_indices("labels", self.labels, len(images), "label_names", self.label_names),
+            "cameras": _as_indices("cameras", self.cameras, len(images), "camera_names", self.camera_names),
+            "queries": None if self.queries is None else _as_mask(self.queries, len(images)),
+            "ids": _as_ids(self.ids, images),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # frozen from here on
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -142,7 +136,7 @@ class ImageSet(Dataset):
             for content in self.images.digests():
                 digest.update(content)
         else:
-            digest.update(np.ascontiguousarray(self.images.cpu().numpy()))
+            digest.update(self.images.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def provenance(self) -> dict:
@@ -155,10 +149,6 @@ class ImageSet(Dataset):
             "size": list(self.size),
             "fingerprint": self.fingerprint,
         }
-
-
-def _default_ids(images: Tensor | ImageFiles) -> list[str]:
-    return images.ids() if isinstance(images, ImageFiles) else [str(row) for row in range(len(images))]
 
 
 def _as_pixels(images: Tensor) -> Tensor:
@@ -192,6 +182,17 @@ def _as_mask(queries: Tensor, count: int) -> Tensor:
             f"queries: expected a bool for each of {count} images, got {queries.dtype} {list(queries.shape)}."
         )
     return queries
+
+
+def _as_ids(ids: Sequence[str], images: Tensor | ImageFiles) -> list[str]:
+    if not ids:
+        ids = images.ids() if isinstance(images, ImageFiles) else [str(row) for row in range(len(images))]
+    if len(ids) != len(images) or len(set(ids)) != len(ids):
+        raise ValueError(
+            f"ids: expected {len(images)} different texts, one per image, got {len(ids)}, {len(set(ids))} of them "
+            "different."
+        )
+    return list(ids)
 
 
 def drop_ambiguous(drawn: Sequence[Mapping[str, np.ndarray]]) -> list[str]:

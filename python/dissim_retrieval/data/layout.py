@@ -54,10 +54,8 @@ def upright(size: Size) -> tuple[int, int]:
     return (size, max(1, size // 2)) if isinstance(size, int) else size
 
 
-def image_set(
-    root: Path, rows: Sequence[Row], *, size: tuple[int, int], credit: str, layout: str, name: str
-) -> ImageSet:
-    """The set of these rows. Identities and cameras are numbered in their order; `layout` is for the error message."""
+def image_set(root: Path, rows: Sequence[Row], *, size: tuple[int, int], credit: str, layout: str) -> ImageSet:
+    """The set of these rows, identities and cameras numbered in order; `layout` is for the error message."""
     if not rows:
         raise ValueError(f"root: expected {layout}, found no such images in {root}")
     identities = {identity: number for number, identity in enumerate(sorted({row.identity for row in rows}))}
@@ -70,7 +68,6 @@ def image_set(
         camera_names=["all"] if rows[0].camera is None else [f"c{camera}" for camera in cameras],
         credit=credit,
         queries=torch.tensor([row.query for row in rows]) if any(row.query for row in rows) else None,
-        name=name,
     )
 
 

@@ -21,15 +21,15 @@ FOLDERS = {"train": ["bounding_box_train"], "test": ["query", "bounding_box_test
 
 def load_market1501(part: Part, size: Size, root: Path | None) -> ImageSet:
     """751 people to train; 750 people, 3,368 queries and 15,913 other images to test."""
-    return _load("market1501", "Market-1501 (Zheng et al., ICCV 2015), for research only", part, size, root)
+    return _load("Market-1501 (Zheng et al., ICCV 2015), for research only", part, size, root)
 
 
 def load_dukemtmc(part: Part, size: Size, root: Path | None) -> ImageSet:
     """702 people to train; 2,228 queries and 17,661 other images to test."""
-    return _load("dukemtmc", "DukeMTMC-reID (Zheng et al., ICCV 2017; withdrawn by its authors)", part, size, root)
+    return _load("DukeMTMC-reID (Zheng et al., ICCV 2017; withdrawn by its authors)", part, size, root)
 
 
-def _load(name: str, credit: str, part: Part, size: Size, root: Path | None) -> ImageSet:
+def _load(credit: str, part: Part, size: Size, root: Path | None) -> ImageSet:
     root = require_entries(root, FOLDERS[part], LAYOUT)
     rows = rows_of_folders(root, FOLDERS[part], "query")
-    return image_set(root, rows, size=upright(size), credit=credit, layout=LAYOUT, name=f"{name}-{part}")
+    return image_set(root, rows, size=upright(size), credit=credit, layout=LAYOUT)

@@ -5,8 +5,8 @@
     root/train/, test/                        version 1
     root/mask_train_v2/, mask_test_v2/        version 2
 
-The third field of a file name is the camera. The numbers of the people begin at 0 in both parts, for different people;
-the names of identities say the part. list_val belongs to the training part, as in the paper (1,041 people).
+The third field of a file name is the camera. The numbers of the people begin at 0 in both parts, for different
+people; the names of identities say the part. list_val belongs to the training part, as in the paper (1,041 people).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_msmt17(part: Part, size: Size, root: Path | None) -> ImageSet:
         if line.strip()
     ]
     require_files(root, rows, " and ".join(LISTS[part]), LAYOUT)
-    return image_set(root, rows, size=upright(size), credit=CREDIT, layout=LAYOUT, name=f"msmt17-{part}")
+    return image_set(root, rows, size=upright(size), credit=CREDIT, layout=LAYOUT)
 
 
 def _row(line: str, part: Part, folder: str, query: bool, source: Path) -> Row:

@@ -23,7 +23,7 @@ def load_sop(part: Part, size: Size, root: Path | None) -> ImageSet:
     lines = (root / name).read_text().splitlines()[1:]
     rows = [_row(line, root / name) for line in lines if line.strip()]
     require_files(root, rows, name, LAYOUT)
-    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT, name=f"sop-{part}")
+    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT)
 
 
 def _row(line: str, source: Path) -> Row:

@@ -31,8 +31,8 @@ def default_workers(plan: Sequence[Tensor]) -> int:
 def map_rows(function: Callable[[list[int]], T], plan: Sequence[Tensor], workers: int) -> Iterator[T]:
     """function(rows.tolist()) for each rows of the plan, in order, computed ahead by `workers` processes.
 
-    `function` is pickled once per process. A ValueError or OSError of a process is raised here as it is. The processes
-    end with the iterator, and with this process however it ends. torch's random state is not used.
+    `function` is pickled once per process. A ValueError or OSError of a process is raised here as it is. The
+    processes end with the iterator, and with this process however it ends. torch's random state is not used.
     """
     lists = (rows.tolist() for rows in plan)
     if workers == 0:
@@ -55,7 +55,7 @@ def map_rows(function: Callable[[list[int]], T], plan: Sequence[Tensor], workers
 
 
 class _Rows(Dataset):
-    """A function as a data set. It returns errors instead of raising them: torch would add a traceback to the text."""
+    """A function as a data set. It returns errors, because to one that is raised torch adds a traceback as text."""
 
     def __init__(self, function: Callable[[list[int]], Any]) -> None:
         self.function = function
