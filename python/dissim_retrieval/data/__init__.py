@@ -90,27 +90,27 @@ def load_split(
     load = partial(load_images, size=size, root=root, skip_damaged=skip_damaged)
     base, _, part = name.partition("-")
     train: ImageSet | None
-    test: ImageSet | None = None
-    if base in OFFICIAL:
+    test: ImageSet | None
+    if base in OFFICIAL and part in ("", "train", "test"):
         if train_fraction is not None:
             raise ValueError(f"train_fraction: expected None for {base}, which has a split, got {train_fraction}")
-        train = load(f"{base}-train") if part != "test" else None
-        test = load(f"{base}-test") if part != "train" else None
+        train = None if part == "test" else load(f"{base}-train")
+        test = None if part == "train" else load(f"{base}-test")
+        default_val_fraction = 0.0
+    elif name == "folder" and train_fraction is None:
+        train, test = load(name), None
+        default_val_fraction = 0.1
     else:
-        train = load(name)
-        if train_fraction is None and name != "folder":
-            train_fraction = 0.5
-        if train_fraction is not None:
-            train, test = train.split_labels(train_fraction, seed)
-    if val_fraction is None:
-        val_fraction = 0.1 if test is None and base not in OFFICIAL else 0.0
+        train, test = load(name).split_labels(0.5 if train_fraction is None else train_fraction, seed)
+        default_val_fraction = 0.0
     if train is None:
         return Split(None, None, test)
-    return Split(*hold_out(train, val_fraction, seed), test)
+    train, validation = hold_out(train, default_val_fraction if val_fraction is None else val_fraction, seed)
+    return Split(train, validation, test)
 
 
 def _checked(size: Size) -> Size:
-    sides = (size,) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, tuple | list) else (size,)
     if len(sides) > 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(f"size: expected at least 1 pixel, as one number or (height, width), got {size!r}")
     return size if isinstance(size, int) else sides  # type: ignore[return-value]

@@ -48,10 +48,14 @@ def map_rows(function: Callable[[list[int]], T], plan: Sequence[Tensor], workers
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
-    for result in loader:
-        if isinstance(result, Exception):
-            raise result
-        yield result
+    results = iter(loader)
+    try:
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    finally:  # not by `results.__del__`, since a traceback keeps it alive
+        results._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _Rows(Dataset):
