@@ -117,8 +117,8 @@ def test_hidden_files_are_not_seen_and_skipped_files_are_told(tmp_path, caplog):
     assert len(load_images("folder", size=4, root=tmp_path)) == 4
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        f"{tmp_path}: skipped 4 files that are no images (1 .mp4, 2 .txt, 1 no ending)",
-        f"{tmp_path}: skipped 1 images that are in no folder of an identity",
+        f"{tmp_path}: skipped 4 files of other types (1 .mp4, 2 .txt, 1 no ending)",
+        f"{tmp_path}: skipped 1 image outside of the folders of identities",
     ]
 
 

@@ -187,7 +187,7 @@ def test_skipped_files_of_market_are_told(tmp_path, caplog):
     save(tmp_path, "bounding_box_test/me.jpg")
     load_images("market1501-test", size=8, root=tmp_path)
     told = " ".join(record.getMessage() for record in caplog.records)
-    assert "skipped 1 files that are no images (1 .db)" in told and "skipped 1 images whose names" in told
+    assert "skipped 1 file of other types (1 .db)" in told and "skipped 1 image whose name" in told
 
 
 def test_market_labels_cameras_and_queries_are_of_the_same_rows(tmp_path):
@@ -206,6 +206,14 @@ def test_cars_without_scipy(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
     with pytest.raises(ModuleNotFoundError, match="pip install scipy"):
         load_images("cars196-train", root=tmp_path)
+
+
+def test_damaged_annotations_of_cars_are_named(tmp_path):
+    cars196(tmp_path)
+    for content in (b"no MATLAB file", (tmp_path / "cars_annos.mat").read_bytes()[:200]):
+        (tmp_path / "cars_annos.mat").write_bytes(content)
+        with pytest.raises(ValueError, match=r"cars_annos\.mat: expected 'annotations'"):
+            load_images("cars196-train", root=tmp_path)
 
 
 def test_one_part_can_be_loaded_where_the_other_is_absent(tmp_path):

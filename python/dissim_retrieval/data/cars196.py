@@ -49,5 +49,5 @@ def _annotations(file: Path, field: str, folder: str) -> list[tuple[str, int]]:
     try:
         rows = loadmat(file, squeeze_me=True)["annotations"]
         return [(f"{folder}{row[field]}", int(row["class"])) for row in rows.reshape(-1)]
-    except (KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # on other files, loadmat raises errors of many types
         raise ValueError(f"{file}: expected 'annotations' with the fields {field} and class, got {error}") from error

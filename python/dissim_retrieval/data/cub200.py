@@ -30,5 +30,5 @@ def load_cub200(part: Part, size: Size, root: Path | None) -> ImageSet:
         elif int(number) in CLASSES[part]:
             rows.append(Row(f"images/{path}", printable(path.split("/", 1)[0])))
     if unnumbered:
-        warn_skipped(root, unnumbered, "images that are in no folder with the number of a class")
+        warn_skipped(root, unnumbered, "image", "outside of the folders of classes")
     return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT)

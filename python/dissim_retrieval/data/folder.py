@@ -20,7 +20,7 @@ def load_folder(size: Size, root: Path | None) -> ImageSet:
     paths = list_images(root)
     rows = [Row(path, printable(path.split("/", 1)[0])) for path in paths if "/" in path]
     if len(rows) < len(paths):
-        warn_skipped(root, len(paths) - len(rows), "images that are in no folder of an identity")
+        warn_skipped(root, len(paths) - len(rows), "image", "outside of the folders of identities")
     layout = "images as <identity>/<image>, a folder for each identity"
     return image_set(root, rows, size=square(size), credit=f"Images of {root.name}", layout=layout)
 

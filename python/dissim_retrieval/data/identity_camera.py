@@ -27,5 +27,5 @@ def rows_of_folders(root: Path, folders: Sequence[str], queries: str | None) -> 
             elif match[1] != "-1":
                 rows.append(Row(f"{folder}/{path}", match[1], int(match[2]), folder == queries))
     if unnamed:
-        warn_skipped(root, unnamed, "images whose names do not begin like 0002_c1, with identity and camera")
+        warn_skipped(root, unnamed, "image", "whose name does not begin with identity and camera, like 0002_c1")
     return rows

@@ -28,13 +28,15 @@ def list_images(root: Path) -> list[str]:
             skipped[ending or "no ending"] += 1
     if skipped:
         endings = ", ".join(f"{count} {printable(ending)}" for ending, count in sorted(skipped.items()))
-        warn_skipped(root, skipped.total(), f"files that are no images ({endings})")
+        warn_skipped(root, skipped.total(), "file", f"of other types ({endings})")
     return paths
 
 
-def warn_skipped(root: Path, count: int, what: str) -> None:
+def warn_skipped(root: Path, count: int, kind: str, reason: str) -> None:
     """One line, which Python prints to stderr unless logging is configured otherwise."""
-    logger.warning("%s: skipped %d %s", printable(os.fspath(root)), count, what)
+    logger.warning(
+        "%s: skipped %d %s%s %s", printable(os.fspath(root)), count, kind, "" if count == 1 else "s", reason
+    )
 
 
 def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
