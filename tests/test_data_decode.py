@@ -39,6 +39,21 @@ def test_upright_by_exif(tmp_path, name, orientation):
     assert np.array_equal(decode(path, (height, width)), np.asarray(expected))
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 90])
+def test_an_orientation_that_does_not_exist_means_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, Image.fromarray(GRADIENT[:, :16]), "picture.png", exif=exif)
+    assert np.array_equal(decode(path, (32, 16)), GRADIENT[:, :16])
+
+
+def test_a_photo_with_a_preview_shows_the_photo(tmp_path):
+    """Phones write MPO, a JPEG followed by others, with the ending .jpg."""
+    photo, preview = Image.fromarray(GRADIENT), Image.new("RGB", (8, 8), "red")
+    path = saved(tmp_path, photo, "photo.jpg", format="MPO", save_all=True, append_images=[preview], quality=95)
+    assert np.abs(decode(path, (32, 32)).astype(int) - GRADIENT).mean() < 3
+
+
 def test_a_photo_with_damaged_exif_is_taken_as_it_is_stored(tmp_path):
     path = saved(tmp_path, Image.fromarray(GRADIENT), "photo.jpg", exif=b"Exif\0\0XX\0\0not a TIFF header")
     with warnings.catch_warnings():

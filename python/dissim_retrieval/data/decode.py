@@ -16,7 +16,8 @@ ENDINGS = {
 }
 #: PIL's decoders of these files. Its other decoders are never used: for EPS it would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
-#: The largest picture that is decoded: 270 MB as RGB. For a JPEG the reduced size counts (see `decode`).
+#: The largest picture that is decoded: 270 MB as RGB. For a JPEG the reduced size counts (see `decode`), and PIL's
+#: own limit of 179 million.
 MAX_PIXELS = 90_000_000
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -69,8 +70,7 @@ def _decode(file: BinaryIO, size: tuple[int, int]) -> np.ndarray:
     image.draft(None, _stored_size(image, size))
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS / 1e6:.0f} million")
-    image.load()
-    # once more, because PIL has already turned a TIFF
+    image.load()  # turns a TIFF, whose orientation is 1 from here on
     turn = _TURNS.get(_orientation(image))
     small = _to_rgb(image).resize(_stored_size(image, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.asarray(small if turn is None else small.transpose(turn))
@@ -79,11 +79,11 @@ def _decode(file: BinaryIO, size: tuple[int, int]) -> np.ndarray:
 def _stored_size(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) before the image is turned upright to `size` = (H, W)."""
     height, width = size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8. 1, upright, if the metadata are damaged: the pixels can still be decoded."""
+    """1 to 8 for valid metadata. 1, upright, if they are damaged: the pixels can still be decoded."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:

@@ -61,7 +61,7 @@ class ImageSet(Dataset):
         return len(self.labels)
 
     def __getitem__(self, row: int) -> Tensor:
-        return self.images[row]
+        return self.images[int(row)]
 
     @property
     def size(self) -> tuple[int, int]:

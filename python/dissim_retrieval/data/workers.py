@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
-#: Fewer rows than this are done faster here than by processes, which take seconds to start.
+#: Fewer rows than this are faster without processes, which take seconds to start.
 MIN_ROWS = 1024
 
 
@@ -79,7 +79,8 @@ class _Process(SpawnProcess):
     """A spawned process that does not run the caller's script, and that Ctrl-C does not reach.
 
     Python runs the script again in a spawned process, in case the work is defined there. Ours never is, and a script
-    without `if __name__ == "__main__"` would start a second training. On Ctrl-C this process ends its workers.
+    without `if __name__ == "__main__"` would start a second training. Python finds the script in `__main__`, which is
+    replaced while the process starts. On Ctrl-C the parent ends its workers.
     """
 
     @staticmethod
