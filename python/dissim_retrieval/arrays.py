@@ -28,7 +28,7 @@ def as_rows(name: str, value: ArrayLike, like: Tensor | None = None) -> Tensor:
 
 
 def as_indices(name: str, value: ArrayLike, device: torch.device | None = None) -> Tensor:
-    """Labels, cameras or positions as int64. A tensor must have this dtype already; arrays and lists of ints need not.
+    """Labels, cameras or positions as int64. A tensor must have this dtype; arrays and lists may have any integers.
 
     Floats are not accepted, because they merge numbers above 2**24.
     """

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arrays import ArrayLike, as_indices
+from .arrays import ArrayLike, as_indices, as_rows
 
 #: (query [n, D], reference [M, D]) -> scores [n, M], larger = "same".
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -147,8 +147,8 @@ def retrieval_metrics(
     - "queries", the number of queries with a match, and "skipped", the number without.
 
     Cost: N*M scores and N sorts of M; memory: about 50 * block * M bytes, never N x M.
-    Raises ValueError or TypeError if an argument is not valid, and ValueError for a NaN score of a candidate and if no
-    query has a match.
+    Raises ValueError or TypeError if an argument is not valid, and ValueError if a candidate's score is NaN or no query
+    has a match.
     """
     if map_convention not in MAP_CONVENTIONS:
         raise ValueError(f"map_convention: expected one of {MAP_CONVENTIONS}, got {map_convention!r}. Choose one.")
