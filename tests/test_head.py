@@ -35,17 +35,15 @@ def test_half_precision_scores_zero_and_large_rows_as_float32_does():
     assert half.transform(rows.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "convert", [lambda x: x.numpy().astype("float64"), lambda x: x.tolist()], ids=["array", "list"]
-)
-def test_arrays_and_lists_are_scored_as_tensors_are(convert):
+def test_arrays_and_lists_are_scored_as_tensors_are():
     head, rows = DissimilarityHead(4), torch.randn(3, 4)
-    assert torch.equal(head(convert(rows), convert(rows)), head(rows, rows))
+    for converted in (rows.numpy(), rows.double().numpy(), rows.tolist()):
+        assert torch.equal(head(converted, converted), head(rows, rows))
 
 
 @pytest.mark.parametrize("wrong", ["rows", [[1.0], [1.0, 2.0]], [["a"]]], ids=repr)
 def test_what_is_no_embedding_is_named(wrong):
-    with pytest.raises(TypeError, match="^query: expected a tensor, NumPy array or list of rows of numbers, got "):
+    with pytest.raises(TypeError, match="query: expected a tensor, NumPy array or list"):
         DissimilarityHead(4)(wrong, torch.randn(3, 4))
 
 

@@ -147,8 +147,8 @@ def retrieval_metrics(
     - "queries", the number of queries with a match, and "skipped", the number without.
 
     Cost: N*M scores and N sorts of M; memory: about 50 * block * M bytes, never N x M.
-    Raises ValueError or TypeError if an argument is not valid, and ValueError if a candidate's score is NaN or no query
-    has a match.
+    Raises ValueError or TypeError if an argument is not valid, and ValueError if a candidate has a NaN score or if no
+    query has a match.
     """
     if map_convention not in MAP_CONVENTIONS:
         raise ValueError(f"map_convention: expected one of {MAP_CONVENTIONS}, got {map_convention!r}. Choose one.")
