@@ -16,9 +16,9 @@ from .references import References
 class ScoreDistance(BaseDistance):
     """The head's score as a distance of pytorch-metric-learning, for its losses, miners, reducers and testers.
 
-    ``is_inverted`` is True: a larger score means "same", as for PML's CosineSimilarity. `fused_dissim_score` forms the
-    score matrix [N, M], without an N x M x D tensor. PML's normalization is off, because the head has its own. The
-    head is a submodule: ``loss.parameters()`` contains its weight and bias for an optimizer.
+    ``is_inverted`` is True: a larger score means "same", as for PML's CosineSimilarity. `fused_dissim_score` forms
+    the score matrix [N, M], without an N x M x D tensor. PML's normalization is off, because the head has its own.
+    The head is a submodule: ``loss.parameters()`` contains its weight and bias for an optimizer.
 
     PML's margins are then scores. For ContrastiveLoss, for example, pos_margin=1 and neg_margin=-1 give the hinge of
     HingeLoss(margin=1).

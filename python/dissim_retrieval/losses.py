@@ -5,8 +5,8 @@ All are called as ``loss(embeddings, labels)``: embeddings [B, D], labels int64 
 batches (`CrossBatchMemory`). The mean of the losses over the processes is then the loss of one process with the whole
 batch, so data parallel training, which averages gradients over processes, has the same gradients.
 
-Below, s_ij is the head's score of row i and reference j, P_i the references other than i that have the label of row i,
-N_i those of other labels. No loss forms an N x M tensor of floats.
+Below, s_ij is the head's score of row i and reference j; P_i are the references other than i with the label of row i,
+N_i those with other labels. No loss forms an N x M tensor of floats.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
@@ -114,8 +113,8 @@ class SoftMarginLoss(_HeadLoss):
         hardest_positive = batch.logsumexp(-self.alpha, "same")
         hardest_negative = batch.logsumexp(self.beta, "different")
         return (
-            F.softplus(hardest_positive + self.alpha * self.margin).mean() / self.alpha
-            + F.softplus(hardest_negative + self.beta * self.margin).mean() / self.beta
+            _log1p_exp(hardest_positive + self.alpha * self.margin).mean() / self.alpha
+            + _log1p_exp(hardest_negative + self.beta * self.margin).mean() / self.beta
         )
 
 
@@ -142,7 +141,7 @@ class InfoNCELoss(_HeadLoss):
 
     def _loss(self, batch: _Operands) -> Tensor:
         row, score = batch.positive_scores()
-        losses = F.softplus(batch.logsumexp(self.scale, "different")[row] - self.scale * score)
+        losses = _log1p_exp(batch.logsumexp(self.scale, "different")[row] - self.scale * score)
         return batch.processes * losses.sum() / batch.references.positive_counts().sum().clamp(min=1)
 
 
@@ -312,6 +311,11 @@ def check_batch(embeddings: Tensor, labels: Tensor) -> None:
             f"labels: expected int64 [{len(embeddings)}], one per row of embeddings, got {labels.dtype} "
             f"{list(labels.shape)}."
         )
+
+
+def _log1p_exp(values: Tensor) -> Tensor:
+    """log(1 + exp(values)), exact in float64 too: F.softplus drops what is below exp(-20)."""
+    return torch.logaddexp(values, values.new_zeros(()))
 
 
 def _check_positive(**values: float) -> None:

@@ -25,8 +25,8 @@ class CrossBatchMemory(nn.Module):
     Early steps change the backbone much: start to `extend` when the loss has dropped (the paper starts after some
     hundred steps), and `add` before.
 
-    Rows, labels and position are buffers: ``.to(device)`` moves them and ``state_dict()`` contains them. Memory:
-    size * dim values, and for the loss about twice that.
+    Rows and labels are buffers: ``.to(device)`` moves them, and ``state_dict()`` contains them and the position.
+    Memory: size * dim values, and for the loss and its gradient about four times that.
 
     Args:
         size: the number of rows that are kept; the oldest are replaced first.
@@ -40,14 +40,13 @@ class CrossBatchMemory(nn.Module):
                 raise ValueError(f"{name}: expected at least 1, got {value}.")
         self.rows: Tensor
         self.labels: Tensor
-        self.added: Tensor
         self.register_buffer("rows", torch.zeros(size, dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("added", torch.zeros((), dtype=torch.int64))  # rows added so far
+        self._added = 0  # rows added so far; no tensor, which a GPU would have to be waited for
 
     def __len__(self) -> int:
         """The number of rows that are remembered now."""
-        return min(int(self.added), len(self.rows))
+        return min(self._added, len(self.rows))
 
     def extend(self, references: References) -> References:
         """`references` with the remembered rows. They are read when the loss is computed, so `add` after that."""
@@ -64,8 +63,16 @@ class CrossBatchMemory(nn.Module):
                 f"references: expected embeddings [B, {dim}] and labels [B], got {list(embeddings.shape)} and "
                 f"{list(labels.shape)}."
             )
-        first = int(self.added) + max(0, len(labels) - size)
-        place = torch.arange(first, int(self.added) + len(labels), device=self.rows.device) % size
+        end = self._added + len(labels)
+        place = torch.arange(max(self._added, end - size), end, device=self.rows.device) % size
         self.rows[place] = embeddings[-size:].to(self.rows)
         self.labels[place] = labels[-size:].to(self.labels)
-        self.added += len(labels)
+        self._added = end
+
+    def get_extra_state(self) -> Tensor:
+        """The number of rows added so far, for `state_dict()`."""
+        return torch.tensor(self._added)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Read by `load_state_dict`."""
+        self._added = int(state)
