@@ -221,6 +221,14 @@ def test_triplet_is_batch_hard():
     torch.testing.assert_close(TripletLoss(margin=0.3)(embeddings, labels), hard[hard > 0].mean())
 
 
+@pytest.mark.parametrize("kind", [InfoNCELoss, SupConLoss, NCALoss, lambda head: PrototypeLoss(head, 5)])
+def test_softmax_losses_leave_the_bias_as_it_is(kind):
+    """Rounding errors must not train it: AdamW scales a gradient of 1e-17 up."""
+    head = DissimilarityHead(8)
+    kind(head)(random_rows().float(), LABELS).backward()
+    assert head.bias.grad.item() == 0
+
+
 def test_errors_name_the_argument():
     head, rows = DissimilarityHead(8), random_rows().float()
     for kind in (HingeLoss, NCALoss):

@@ -5,6 +5,9 @@ All are called as ``loss(embeddings, labels)``: embeddings [B, D], labels int64 
 batches (`CrossBatchMemory`). The mean of the losses over the processes is then the loss of one process with the whole
 batch, so data parallel training, which averages gradients over processes, has the same gradients.
 
+The softmax losses (InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss) do not depend on the head's bias and leave it as
+it is: their scores rank, but 0 is no threshold for "same". HingeLoss and SoftMarginLoss train it.
+
 Below, s_ij is the head's score of row i and reference j; P_i are the references other than i with the label of row i,
 N_i those with other labels. No loss forms an N x M tensor of floats.
 """
@@ -36,10 +39,30 @@ class _HeadLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         """embeddings [B, D], labels int64 [B] -> 0-d. references: default the batch itself."""
         check_batch(embeddings, labels)
-        return self._loss(_operands(self.head, embeddings, labels, references)) + self.head.penalty()
+        batch = _pair_batch(self.head, self._bias(), embeddings, labels, references)
+        return self._loss(batch) + self.head.penalty()
 
-    def _loss(self, batch: _Operands) -> Tensor:
+    def _bias(self) -> Tensor | None:
+        return self.head.bias[0]
+
+    def _loss(self, batch: _PairBatch) -> Tensor:
         raise NotImplementedError
+
+
+class _SoftmaxLoss(_HeadLoss):
+    """A loss of softmaxes over scores, which a bias on all of them does not change: its gradient is exactly 0."""
+
+    def __init__(self, head: DissimilarityHead, *, scale: float = 4.0) -> None:
+        super().__init__(head)
+        _check_positive(scale=scale)
+        self.scale = scale
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        """embeddings [B, D], labels int64 [B] -> 0-d. references: default the batch itself."""
+        return super().forward(embeddings, labels, references) + _unused(self.head.bias)
+
+    def _bias(self) -> None:
+        return None
 
 
 class HingeLoss(_HeadLoss):
@@ -69,13 +92,13 @@ class HingeLoss(_HeadLoss):
         super().__init__(head)
         self.margin, self.num_hard_negatives, self.balance = margin, num_hard_negatives, balance
 
-    def _loss(self, batch: _Operands) -> Tensor:
+    def _loss(self, batch: _PairBatch) -> Tensor:
         positives = batch.references.positive_counts()
         negatives = len(batch.columns) - 1 - positives
         if self.num_hard_negatives is not None:
             negatives = negatives.clamp(max=self.num_hard_negatives)
         part = fused_dissim_hinge_loss(
-            *batch.sides, batch.labels, batch.references.all_labels, margin=self.margin, balance=self.balance,
+            *batch.operands, batch.labels, batch.references.all_labels, margin=self.margin, balance=self.balance,
             num_hard_negatives=self.num_hard_negatives, exclude_index=batch.own_rows,
             pair_counts=(positives.sum(), negatives.sum()),
         )  # fmt: skip
@@ -109,7 +132,7 @@ class SoftMarginLoss(_HeadLoss):
         _check_positive(alpha=alpha, beta=beta)
         self.margin, self.alpha, self.beta = margin, alpha, beta
 
-    def _loss(self, batch: _Operands) -> Tensor:
+    def _loss(self, batch: _PairBatch) -> Tensor:
         hardest_positive = batch.logsumexp(-self.alpha, "same")
         hardest_negative = batch.logsumexp(self.beta, "different")
         return (
@@ -118,7 +141,7 @@ class SoftMarginLoss(_HeadLoss):
         )
 
 
-class InfoNCELoss(_HeadLoss):
+class InfoNCELoss(_SoftmaxLoss):
     """Cross-entropy of each positive pair against the row's negatives (InfoNCE, van den Oord et al. 2018; NT-Xent).
 
     The mean over positive pairs (i, j) of::
@@ -134,18 +157,13 @@ class InfoNCELoss(_HeadLoss):
     Cost: one call of `fused_dissim_logsumexp`, and the positive pairs' rows, [pairs, D].
     """
 
-    def __init__(self, head: DissimilarityHead, *, scale: float = 4.0) -> None:
-        super().__init__(head)
-        _check_positive(scale=scale)
-        self.scale = scale
-
-    def _loss(self, batch: _Operands) -> Tensor:
+    def _loss(self, batch: _PairBatch) -> Tensor:
         row, score = batch.positive_scores()
         losses = _log1p_exp(batch.logsumexp(self.scale, "different")[row] - self.scale * score)
         return batch.processes * losses.sum() / batch.references.positive_counts().sum().clamp(min=1)
 
 
-class SupConLoss(_HeadLoss):
+class SupConLoss(_SoftmaxLoss):
     """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, its L_out).
 
     The mean over rows with a positive of::
@@ -161,12 +179,7 @@ class SupConLoss(_HeadLoss):
     Cost: one call of `fused_dissim_logsumexp`, and the positive pairs' rows, [pairs, D].
     """
 
-    def __init__(self, head: DissimilarityHead, *, scale: float = 4.0) -> None:
-        super().__init__(head)
-        _check_positive(scale=scale)
-        self.scale = scale
-
-    def _loss(self, batch: _Operands) -> Tensor:
+    def _loss(self, batch: _PairBatch) -> Tensor:
         row, score = batch.positive_scores()
         count = torch.bincount(row, minlength=len(batch.rows))
         value = batch.logsumexp(self.scale, "all")
@@ -174,7 +187,7 @@ class SupConLoss(_HeadLoss):
         return batch.mean_over_anchors(value - self.scale * mean_score, count > 0)
 
 
-class NCALoss(_HeadLoss):
+class NCALoss(_SoftmaxLoss):
     """Minus the log-probability that a row's softmax over the scores picks a positive (Goldberger et al. 2004).
 
     The mean over rows with a positive of::
@@ -191,12 +204,7 @@ class NCALoss(_HeadLoss):
     Cost: two calls of `fused_dissim_logsumexp`.
     """
 
-    def __init__(self, head: DissimilarityHead, *, scale: float = 4.0) -> None:
-        super().__init__(head)
-        _check_positive(scale=scale)
-        self.scale = scale
-
-    def _loss(self, batch: _Operands) -> Tensor:
+    def _loss(self, batch: _PairBatch) -> Tensor:
         same = batch.logsumexp(self.scale, "same")
         return batch.mean_over_anchors(batch.logsumexp(self.scale, "all") - same, same > -torch.inf)
 
@@ -233,10 +241,9 @@ class PrototypeLoss(_HeadLoss):
             )
         prototypes = self.prototypes.to(embeddings.dtype)
         rows, columns = self.head.transform(embeddings), self.head.transform(prototypes)
-        weight, bias = self.head.weight, self.head.bias[0]
-        value = fused_dissim_logsumexp(rows, columns, weight, bias, scale=self.scale, among="all")
-        own = paired_dissim_score(rows, columns[labels], weight, bias).to(value.dtype)
-        return (value - self.scale * own).mean() + self.head.penalty()
+        value = fused_dissim_logsumexp(rows, columns, self.head.weight, scale=self.scale, among="all")
+        own = paired_dissim_score(rows, columns[labels], self.head.weight).to(value.dtype)
+        return (value - self.scale * own).mean() + self.head.penalty() + _unused(self.head.bias)
 
 
 class TripletLoss(PMLLoss):
@@ -251,10 +258,11 @@ class TripletLoss(PMLLoss):
         super().__init__(TripletMarginLoss(margin=margin, distance=distance), BatchHardMiner(distance=distance))
 
 
-class _Operands(NamedTuple):
-    """The operands of the fused operators for one batch."""
+class _PairBatch(NamedTuple):
+    """The pairs of one batch with its references, as operands of the fused operators."""
 
-    head: DissimilarityHead
+    weight: Tensor  # [D]
+    bias: Tensor | None  # 0-d
     rows: Tensor  # [N, D], transformed
     labels: Tensor  # int64 [N]
     columns: Tensor  # [M, D], transformed
@@ -263,20 +271,20 @@ class _Operands(NamedTuple):
     processes: int  # rows of the whole batch / N: batches have the same size on each
 
     @property
-    def sides(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.rows, self.columns, self.head.weight, self.head.bias[0]
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        return self.rows, self.columns, self.weight, self.bias
 
     def logsumexp(self, scale: float, among: str) -> Tensor:
         labels = (None, None) if among == "all" else (self.labels, self.references.all_labels)
         return fused_dissim_logsumexp(
-            *self.sides, scale=scale, query_labels=labels[0], reference_labels=labels[1], among=among,
+            *self.operands, scale=scale, query_labels=labels[0], reference_labels=labels[1], among=among,
             exclude_index=self.own_rows,
         )  # fmt: skip
 
     def positive_scores(self) -> tuple[Tensor, Tensor]:
         """Row and score of each positive pair, the score in the dtype of `logsumexp`."""
         row, column = positive_pairs(self.labels, self.references.all_labels, self.own_rows)
-        scores = paired_dissim_score(self.rows[row], self.columns[column], *self.sides[2:])
+        scores = paired_dissim_score(self.rows[row], self.columns[column], self.weight, self.bias)
         return row, scores if scores.dtype == torch.float64 else scores.float()
 
     def mean_over_anchors(self, values: Tensor, anchors: Tensor) -> Tensor:
@@ -285,9 +293,9 @@ class _Operands(NamedTuple):
         return self.processes * values[anchors].sum() / total
 
 
-def _operands(
-    head: DissimilarityHead, embeddings: Tensor, labels: Tensor, references: References | None
-) -> _Operands:
+def _pair_batch(
+    head: DissimilarityHead, bias: Tensor | None, embeddings: Tensor, labels: Tensor, references: References | None
+) -> _PairBatch:
     rows = head.transform(embeddings)
     if references is None:
         references = References(embeddings, labels)
@@ -296,7 +304,13 @@ def _operands(
         # Only the batch's rows are transformed with a graph; the memory is by far the larger part.
         columns = torch.cat([columns, head.transform(references.memory).to(columns.dtype)])
     own_rows = references.own_rows(len(rows))
-    return _Operands(head, rows, labels, columns, references, own_rows, len(references.labels) // max(1, len(rows)))
+    processes = len(references.labels) // max(1, len(rows))
+    return _PairBatch(head.weight, bias, rows, labels, columns, references, own_rows, processes)
+
+
+def _unused(parameter: Tensor) -> Tensor:
+    """0, with zero gradient: DistributedDataParallel expects a gradient of every parameter."""
+    return 0 * parameter.sum()
 
 
 def check_batch(embeddings: Tensor, labels: Tensor) -> None:
