@@ -1,6 +1,8 @@
 """Losses over the batches of several processes and over remembered rows."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,6 +174,36 @@ def test_memory_gets_no_gradient_and_may_change_before_backward():
         value.backward()
         found.append(rows.grad)
     assert torch.equal(*found) and memory.rows.grad is None
+
+
+MEASURE = """
+import torch
+from dissim_retrieval.head import DissimilarityHead
+from dissim_retrieval.losses import HingeLoss, InfoNCELoss, NCALoss, SoftMarginLoss, SupConLoss
+from dissim_retrieval.memory import CrossBatchMemory
+from dissim_retrieval.references import References
+
+def resident(name):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
+
+head, memory = DissimilarityHead(32), CrossBatchMemory(65536, 32)
+memory.add(References(torch.randn(65536, 32), torch.arange(65536) // 8))
+rows, labels = torch.randn(1024, 32, requires_grad=True), torch.arange(1024) // 4
+for kind in (HingeLoss, SoftMarginLoss, InfoNCELoss, SupConLoss, NCALoss):
+    kind(head)(rows[:8], labels[:8]).backward()
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+    before = resident("VmRSS")
+    kind(head)(rows, labels, memory.extend(References(rows, labels))).backward()
+    print(kind.__name__, resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_losses_over_65536_remembered_rows_form_no_matrix_of_floats():
+    """Loss and backward of 1,024 rows take less than half of the 256 MiB of a float32 matrix of scores."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    taken = {name: int(size) for name, size in map(str.split, done.stdout.splitlines())}
+    assert len(taken) == 5 and max(taken.values()) < 1024 * 65536 * 4 / 2, taken
 
 
 def test_memory_names_what_does_not_fit():

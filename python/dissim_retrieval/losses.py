@@ -9,7 +9,7 @@ The softmax losses (InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss) do not depe
 it is: their scores rank, but 0 is no threshold for "same". HingeLoss and SoftMarginLoss train it.
 
 Below, s_ij is the head's score of row i and reference j; P_i are the references other than i with the label of row i,
-N_i those with other labels. No loss forms an N x M tensor of floats.
+N_i those with other labels. No loss but TripletLoss forms an N x M tensor of floats.
 """
 
 from __future__ import annotations

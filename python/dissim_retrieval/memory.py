@@ -14,8 +14,8 @@ class CrossBatchMemory(nn.Module):
     """The last `size` embeddings and their labels (cross-batch memory, Wang et al., CVPR 2020, arXiv 1912.06798).
 
     The backbone changes slowly, so embeddings of recent steps are nearly what it would give now. As references they
-    add many negatives at the cost of their scores alone: no image is embedded again, and no loss of this package
-    forms an N x M float tensor. In each step::
+    add many negatives at the cost of their scores alone: no image is embedded again, and the losses on the head's
+    score form no N x M float tensor. In each step::
 
         references = memory.extend(gather_references(embeddings, labels))
         loss(embeddings, labels, references).backward()
