@@ -104,11 +104,12 @@ class DissimilarityHead(nn.Module):
             return self.weight.new_zeros(())
         return (self.weight.norm() - self.radius).square()
 
+    def options(self) -> dict:
+        """The keyword arguments of this head, to build another: ``DissimilarityHead(dim, **head.options())``."""
+        return {name: getattr(self, name) for name in ("constraint", "radius", "sign", "normalize", "scale")}
+
     def extra_repr(self) -> str:
-        return (
-            f"dim={len(self.weight)}, constraint={self.constraint!r}, radius={self.radius}, sign={self.sign!r}, "
-            f"normalize={self.normalize}, scale={self.scale}"
-        )
+        return f"dim={len(self.weight)}, " + ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
 
 _heads: weakref.WeakSet[DissimilarityHead] = weakref.WeakSet()
