@@ -27,8 +27,8 @@ def read_features(path: str | Path, labels: str | Path | None = None) -> tuple[T
         missing = {"embeddings", "labels"} - arrays.keys()
         if missing:
             raise ValueError(
-                f"path: expected arrays 'embeddings' and 'labels' in {path}, got {', '.join(arrays) or 'none'}. Write "
-                "them with numpy.savez(path, embeddings=..., labels=...)."
+                f"path: expected arrays 'embeddings' and 'labels' in {path}, got {', '.join(arrays) or 'none'}. "
+                "Write them with numpy.savez(path, embeddings=..., labels=...)."
             )
         embeddings, names = arrays["embeddings"], arrays["labels"]
     elif labels is None:
