@@ -37,7 +37,7 @@ def read_features(path: str | Path, labels: str | Path | None = None) -> tuple[T
         embeddings, names = arrays, _labels(labels)
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
         raise ValueError(
-            f"path: expected embeddings [N, D] of floats, got {embeddings.dtype} {embeddings.shape} in {path}."
+            f"path: expected embeddings [N, D] of floats in {path}, got {embeddings.dtype} {list(embeddings.shape)}."
         )
     if names.shape != embeddings.shape[:1]:
         raise ValueError(

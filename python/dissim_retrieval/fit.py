@@ -16,7 +16,7 @@ from .head import DissimilarityHead
 from .held_out import average_precisions, check_held_out
 from .losses import HingeLoss, NCALoss, SoftMarginLoss, SupConLoss
 from .projected import ProjectedHead
-from .whitening import within_class_whitening
+from .whitening import SHRINKAGES, within_class_whitening
 
 #: The losses of `fit_head`. "softmax" is NCALoss, whose memory does not grow with the rows of an identity.
 LOSSES: dict[str, Callable[[DissimilarityHead], nn.Module]] = {
@@ -25,12 +25,9 @@ LOSSES: dict[str, Callable[[DissimilarityHead], nn.Module]] = {
     "soft-margin": SoftMarginLoss,
     "hinge": HingeLoss,
 }
-STARTS = ("whitening", "random")
-#: Of the whitening, in `within_class_whitening`.
-SHRINKAGE = 0.1
 #: Maximum learning rate of the classifier.
 HEAD_LR = 1e-2
-#: The fraction of the fitted identities on which the start is chosen.
+#: The fraction of the fitted identities on which the shrinkage of the start is chosen.
 CHOICE_FRACTION = 0.2
 
 
@@ -61,7 +58,7 @@ def fit_head(
     *,
     projection: int = 256,
     loss: str = "softmax",
-    start: str | None = None,
+    shrinkage: float | None = None,
     held_out: float = 0.2,
     steps: int = 60,
     lr: float = 1e-3,
@@ -72,16 +69,16 @@ def fit_head(
 ) -> ProjectedHead:
     """Learn a projection and a DissimilarityHead on embeddings of a frozen backbone (CLIP, DINOv2 or any other).
 
-    The projection starts as within-class whitening or at random, the head as minus an L1 distance. Both are trained
-    on all pairs of a batch at once, without an N x M matrix (AdamW, one-cycle schedule).
+    The projection starts as within-class whitening, the head as minus an L1 distance. Both are then trained on all
+    pairs of a batch at once, without an N x M matrix (AdamW, one-cycle schedule).
 
     Args:
         embeddings: [N, D] numbers: a tensor, NumPy array or list. They are converted to float32.
         labels: [N] identities, integers or strings.
         projection: dimensions of the projected rows. At most D are used.
         loss: a name of LOSSES: "softmax" (NCALoss), "supcon", "soft-margin" or "hinge".
-        start: "whitening", the better start with few rows of an identity, or "random", that with many. None tries
-            both on a fifth of the fitted identities and keeps the one of the higher mAP: three fits instead of one.
+        shrinkage: of the whitening, see `within_class_whitening`. None chooses the one of SHRINKAGES that ranks best,
+            before training, a fifth of the fitted identities after whitening by the others.
         held_out: the fraction of the identities that are not fitted. On them the result is compared with cosine and
             with within-class whitening (`HeldOutCheck`). 0 fits all identities and compares nothing.
         steps: optimizer steps.
@@ -100,15 +97,20 @@ def fit_head(
     pair of a batch.
     """
     options = FitOptions(projection, loss, steps, lr, batch, progress)
-    if start not in (None, *STARTS):
-        raise ValueError(f"start: expected None or one of {', '.join(STARTS)}, got {start!r}.")
+    if shrinkage is not None and not shrinkage > 0:
+        raise ValueError(f"shrinkage: expected None or a positive number, got {shrinkage}.")
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out: expected a fraction from 0 to below 1, got {held_out}.")
     rows, identity = check_features(embeddings, labels)
     rows, identity = rows.to(device), identity.to(device)
     draw = torch.Generator().manual_seed(seed)
     fitted = _choose_fitted(identity, held_out, draw)
-    scorer = _fit(rows[fitted], identity[fitted], start, options, draw)
+    fitted_rows, fitted_identity = rows[fitted], identity[fitted].unique(return_inverse=True)[1]
+    if shrinkage is None:
+        shrinkage = _choose_shrinkage(fitted_rows, fitted_identity, projection, draw)
+    scorer = _start(fitted_rows, fitted_identity, projection, shrinkage, draw)
+    _train(scorer, fitted_rows, fitted_identity, options, draw)
+    scorer.eval().requires_grad_(False)
     if held_out:
         scorer.check = check_held_out(scorer, rows, identity, fitted, len(scorer.head.weight))
     return scorer
@@ -159,47 +161,26 @@ def _choose_fitted(identity: Tensor, held_out: float, draw: torch.Generator) -> 
     return fitted
 
 
-def _fit(
-    rows: Tensor, identity: Tensor, start: str | None, options: FitOptions, draw: torch.Generator
-) -> ProjectedHead:
-    if start is None:
-        start = _choose_start(rows, identity, options, draw)
-    scorer = (_start_whitened if start == "whitening" else _start_random)(rows, identity, options.projection, draw)
-    _train(scorer, rows, identity, options, draw)
-    return scorer.eval().requires_grad_(False)
-
-
-def _choose_start(rows: Tensor, identity: Tensor, options: FitOptions, draw: torch.Generator) -> str:
-    """The start with the higher mAP on a part of the identities, after a fit of the others."""
+def _choose_shrinkage(rows: Tensor, identity: Tensor, dim: int, draw: torch.Generator) -> float:
+    """The shrinkage whose start ranks a part of the identities best."""
     fitted = _choose_fitted(identity, CHOICE_FRACTION, draw)
-    others = identity[fitted].unique(return_inverse=True)[1]
-    found = {
-        start: average_precisions(
-            _fit(rows[fitted], others, start, options, draw), rows[~fitted], identity[~fitted]
-        ).mean()
-        for start in STARTS
-    }
-    return max(found, key=lambda start: found[start].item())
+    found = {}
+    for shrinkage in SHRINKAGES:
+        start = _start(rows[fitted], identity[fitted], dim, shrinkage, draw)
+        with torch.no_grad():
+            found[shrinkage] = average_precisions(start, rows[~fitted], identity[~fitted]).mean().item()
+    return max(found, key=lambda shrinkage: found[shrinkage])
 
 
-def _start_whitened(rows: Tensor, identity: Tensor, dim: int, draw: torch.Generator) -> ProjectedHead:
-    """Within-class whitening of the rows to mean length 1."""
+def _start(rows: Tensor, identity: Tensor, dim: int, shrinkage: float, draw: torch.Generator) -> ProjectedHead:
+    """Within-class whitening of the rows to mean length 1, and a uniformly negative classifier."""
     dim = min(dim, rows.shape[1])
-    whitening = within_class_whitening(rows, identity, dim, SHRINKAGE)
+    whitening = within_class_whitening(rows, identity, shrinkage).top(dim)
     # An L1 distance depends on the axes. In a random rotation it ranks nearly as L2 does; in that of the whitening,
     # where few axes have most of the variance, clearly worse.
     rotation = torch.linalg.qr(torch.randn(dim, dim, generator=draw)).Q.to(rows.device)
     length = whitening(rows).norm(dim=1).mean().clamp(min=torch.finfo(rows.dtype).tiny)
     return ProjectedHead(whitening.mean, whitening.matrix @ rotation / length, DissimilarityHead(dim).to(rows.device))
-
-
-def _start_random(rows: Tensor, identity: Tensor, dim: int, draw: torch.Generator) -> ProjectedHead:
-    """A random projection of the centered rows to mean length 1."""
-    dim = min(dim, rows.shape[1])
-    mean = rows.mean(0)
-    length = (rows - mean).norm(dim=1).mean().clamp(min=torch.finfo(rows.dtype).tiny)
-    projection = torch.randn(rows.shape[1], dim, generator=draw).to(rows.device) / dim**0.5 / length
-    return ProjectedHead(mean, projection, DissimilarityHead(dim).to(rows.device))
 
 
 def _train(scorer: ProjectedHead, rows: Tensor, identity: Tensor, options: FitOptions, draw: torch.Generator) -> None:

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: The shrinkages that are tried. With the largest, the whitening is nearly a principal component analysis.
+SHRINKAGES = (0.01, 0.1, 1.0, 10.0, 100.0)
+
 
 class Whitening(NamedTuple):
     """``(embeddings - mean) @ matrix``: mean [D], matrix [D, dim]."""
@@ -14,16 +17,20 @@ class Whitening(NamedTuple):
     mean: Tensor
     matrix: Tensor
 
+    def top(self, dim: int) -> Whitening:
+        """Only the `dim` directions of the largest variance."""
+        return Whitening(self.mean, self.matrix[:, -dim:])
+
     def __call__(self, embeddings: Tensor) -> Tensor:
         return (embeddings - self.mean) @ self.matrix
 
 
-def within_class_whitening(embeddings: Tensor, labels: Tensor, dim: int, shrinkage: float) -> Whitening:
+def within_class_whitening(embeddings: Tensor, labels: Tensor, shrinkage: float) -> Whitening:
     """The whitening of embeddings [N, D] by their covariance within the labels, int64 [N] (linear discriminants).
 
-    Directions in which images of one identity differ are scaled down. Of the result, the `dim` directions of the
-    largest variance are kept. shrinkage, in multiples of the mean variance, is added to every direction's variance
-    first, because a covariance from few images is uncertain. Computed in float64: D^3 operations.
+    Directions in which images of one identity differ are scaled down. The columns of the matrix [D, D] are in the
+    order of the variance of the result. shrinkage, in multiples of the mean variance, is added to every direction's
+    variance first, because a covariance from few images is uncertain. Computed in float64: D^3 operations.
     """
     rows = embeddings.double()
     mean = rows.mean(0)
@@ -36,5 +43,5 @@ def within_class_whitening(embeddings: Tensor, labels: Tensor, dim: int, shrinka
     variance, direction = torch.linalg.eigh(covariance)
     whitened = direction * variance.clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
     spread = (rows - mean) @ whitened
-    kept = torch.linalg.eigh(spread.T @ spread).eigenvectors[:, -dim:]
-    return Whitening(mean.to(embeddings.dtype), (whitened @ kept).to(embeddings.dtype))
+    axes = torch.linalg.eigh(spread.T @ spread).eigenvectors
+    return Whitening(mean.to(embeddings.dtype), (whitened @ axes).to(embeddings.dtype))
