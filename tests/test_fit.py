@@ -47,12 +47,12 @@ def test_it_does_not_claim_to_beat_what_is_as_good():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_improves_on_the_untrained_projection(loss):
-    rows, labels = features()
-    new = labels >= 45
+    rows, labels = features(identities=100, noise=1.0)
+    new = labels >= 75
     options = {"projection": 16, "loss": loss, "shrinkage": 100.0, "lr": 1e-2, "held_out": 0}
-    scorers = [fit_head(rows[~new], labels[~new], steps=steps, **options) for steps in (1, 40)]
+    scorers = [fit_head(rows[~new], labels[~new], steps=steps, **options) for steps in (1, 20)]
     untrained, trained = (average_precisions(scorer, rows[new], labels[new]).mean().item() for scorer in scorers)
-    assert trained > untrained + 0.05 and scorers[0].check is None
+    assert trained > untrained + 0.1 and scorers[0].check is None
 
 
 def test_check_is_what_the_metrics_measure(fitted):
@@ -230,7 +230,7 @@ def test_features_files_that_do_not_fit_are_named(tmp_path):
         (["objects.npz"], "path: expected an .npz or .npy file of numbers and text, got .*objects.npz"),
         (["cut.npz"], "path: expected an .npz or .npy file of numbers and text, got .*cut.npz"),
         (["rows.npy"], "labels: expected a file with the label of each row of .*rows.npy, got None"),
-        (["rows.npy", "half.npz"], "labels: expected an .npy or text file, got the .npz file"),
+        (["rows.npy", "half.npz"], "labels: expected an .npy file, or text in UTF-8, got .*half.npz"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             read_features(*(tmp_path / name for name in arguments))

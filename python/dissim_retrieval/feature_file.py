@@ -55,9 +55,9 @@ def _load(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
 
 
 def _labels(path: str | Path) -> np.ndarray:
-    if Path(path).suffix != ".npy":
-        return np.array(Path(path).read_text().splitlines(), dtype=str)
-    labels = _load(path)
-    if isinstance(labels, dict):
-        raise ValueError(f"labels: expected an .npy or text file, got the .npz file {path}.")
-    return labels
+    if Path(path).suffix == ".npy":
+        return np.asarray(_load(path))
+    try:
+        return np.array(Path(path).read_text(encoding="utf-8").splitlines(), dtype=str)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"labels: expected an .npy file, or text in UTF-8, got {path}.") from error

@@ -61,7 +61,7 @@ def fit_head(
     shrinkage: float | None = None,
     held_out: float = 0.2,
     steps: int = 60,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     batch: int = 8192,
     seed: int = 0,
     device: str | torch.device = "cpu",
