@@ -57,7 +57,7 @@ def test_contrastive_loss_on_it_is_the_hinge_over_all_pairs(distance):
     torch.testing.assert_close(*found)
 
 
-#: PML's CircleLoss, FastAPLoss, TupletMarginLoss and SignalToNoiseRatioContrastiveLoss demand a distance of their own.
+#: PML's CircleLoss, FastAPLoss, TupletMarginLoss and SignalToNoiseRatioContrastiveLoss need a distance of their own.
 LOSSES = (
     losses.ContrastiveLoss,
     losses.GeneralizedLiftedStructureLoss,
