@@ -6,7 +6,7 @@ import torch
 from dissim_retrieval import DissimilarityIndex, retrieval_metrics
 from dissim_retrieval.evaluate import cosine
 from dissim_retrieval.feature_file import read_features
-from dissim_retrieval.fit import LOSSES, _batches, fit_head
+from dissim_retrieval.fit import LOSSES, _batches, _draw_fitted, fit_head
 from dissim_retrieval.held_out import average_precisions, check_held_out
 from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.whitening import within_class_whitening
@@ -149,6 +149,18 @@ def test_damaged_and_other_files_are_named(fitted, tmp_path):
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"head.safetensors of format None"):
         ProjectedHead.load(path)
+
+
+def test_few_identities_are_fitted_with_the_default_shrinkage():
+    rows, labels = features(identities=3)
+    found, expected = (fit_head(rows, labels, held_out=0, steps=2, shrinkage=s) for s in (None, 0.1))
+    assert torch.equal(found.mean, expected.mean) and found(rows, rows).isfinite().all()
+
+
+def test_at_most_5000_rows_are_held_out():
+    labels = torch.arange(40_000) // 4
+    fitted = _draw_fitted(labels, 0.2, torch.Generator().manual_seed(0))
+    assert (~fitted).sum() == 5000 and not torch.isin(labels[fitted], labels[~fitted]).any()
 
 
 def test_large_sets_are_fitted_in_batches_of_whole_identities():

@@ -27,8 +27,12 @@ LOSSES: dict[str, Callable[[DissimilarityHead], nn.Module]] = {
 }
 #: Maximum learning rate of the classifier.
 HEAD_LR = 1e-2
-#: The fraction of the fitted identities on which the shrinkage of the start is chosen.
+#: The shrinkage of the start where it cannot be chosen.
+SHRINKAGE = 0.1
+#: The fraction of the fitted identities on which it is chosen.
 CHOICE_FRACTION = 0.2
+#: Rows of held-out identities, at most: every one is ranked against all others.
+MAX_CHECKED = 5000
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def fit_head(
         shrinkage: of the whitening, see `within_class_whitening`. None chooses the one of SHRINKAGES that ranks best,
             before training, a fifth of the fitted identities after whitening by the others.
         held_out: the fraction of the identities that are not fitted. On them the result is compared with cosine and
-            with within-class whitening (`HeldOutCheck`). 0 fits all identities and compares nothing.
+            with within-class whitening (`HeldOutCheck`). At most 5,000 rows are held out, in sets of any size. 0 fits
+            all identities and compares nothing.
         steps: optimizer steps.
         lr: maximum learning rate of the projection, for rows of mean length 1.
         batch: rows of a step. Up to this many embeddings, each step has all of them; above, all rows of random
@@ -104,7 +109,10 @@ def fit_head(
     rows, identity = check_features(embeddings, labels)
     rows, identity = rows.to(device), identity.to(device)
     draw = torch.Generator().manual_seed(seed)
-    fitted = _choose_fitted(identity, held_out, draw)
+    fitted = _draw_fitted(identity, held_out, draw)
+    if held_out:
+        for part in (fitted, ~fitted):
+            _check_pairs(identity[part], f" in each part with held_out={held_out} (0 fits all and compares nothing)")
     fitted_rows, fitted_identity = rows[fitted], identity[fitted].unique(return_inverse=True)[1]
     if shrinkage is None:
         shrinkage = _choose_shrinkage(fitted_rows, fitted_identity, projection, draw)
@@ -134,36 +142,40 @@ def check_features(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Te
         raise ValueError(f"labels: expected one for each of {len(rows)} embeddings, got shape {list(names.shape)}.")
     if names.dtype.kind not in "iuUS":
         raise TypeError(f"labels: expected integers or strings, got {names.dtype}.")
-    _check_identities(identity := torch.from_numpy(np.unique(names, return_inverse=True)[1].reshape(-1)))
+    identity = torch.from_numpy(np.unique(names, return_inverse=True)[1].reshape(-1))
+    _check_pairs(identity)
     return rows, identity
 
 
-def _check_identities(identity: Tensor, part: str = "") -> None:
+def _has_pairs(identity: Tensor) -> bool:
+    """Whether there are pairs of one identity and pairs of two."""
     count = torch.bincount(identity)
-    count = count[count > 0]
-    if len(count) < 2 or count.max() < 2:
+    return int((count > 0).sum()) >= 2 and int(count.max()) >= 2
+
+
+def _check_pairs(identity: Tensor, part: str = "") -> None:
+    if not _has_pairs(identity):
+        identities, embeddings = len(identity.unique()), int(torch.bincount(identity).max()) if len(identity) else 0
         raise ValueError(
             f"labels: expected two or more identities, one of them with two or more embeddings{part}, got "
-            f"{len(count)} identities with at most {int(count.max()) if len(count) else 0}."
+            f"{identities} identities with at most {embeddings}."
         )
 
 
-def _choose_fitted(identity: Tensor, held_out: float, draw: torch.Generator) -> Tensor:
-    """bool [N]: the rows of the identities that are fitted, with pairs of both kinds on either side."""
-    identities = int(identity.max()) + 1
-    count = round(held_out * identities)
-    held = torch.randperm(identities, generator=draw)[:count].to(identity.device)
-    fitted = ~torch.isin(identity, held)
-    if held_out:
-        remedy = f" in each part with held_out={held_out} (0 fits all and compares nothing)"
-        _check_identities(identity[fitted], remedy)
-        _check_identities(identity[~fitted], remedy)
-    return fitted
+def _draw_fitted(identity: Tensor, held_out: float, draw: torch.Generator) -> Tensor:
+    """bool [N]: all rows but those of a fraction of the identities, which have at most MAX_CHECKED rows."""
+    count = torch.bincount(identity).cpu()
+    order = torch.randperm(len(count), generator=draw)
+    small_enough = max(2, int((count[order].cumsum(0) <= MAX_CHECKED).sum()))
+    excluded = order[: min(round(held_out * len(count)), small_enough)]
+    return ~torch.isin(identity, excluded.to(identity.device))
 
 
 def _choose_shrinkage(rows: Tensor, identity: Tensor, dim: int, draw: torch.Generator) -> float:
-    """The shrinkage whose start ranks a part of the identities best."""
-    fitted = _choose_fitted(identity, CHOICE_FRACTION, draw)
+    """The shrinkage whose start ranks a part of the identities best; SHRINKAGE if there are too few to tell."""
+    fitted = _draw_fitted(identity, CHOICE_FRACTION, draw)
+    if not (_has_pairs(identity[fitted]) and _has_pairs(identity[~fitted])):
+        return SHRINKAGE
     found = {}
     for shrinkage in SHRINKAGES:
         start = _start(rows[fitted], identity[fitted], dim, shrinkage, draw)
