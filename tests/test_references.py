@@ -206,8 +206,20 @@ def test_losses_over_65536_remembered_rows_form_no_matrix_of_floats():
     assert len(taken) == 5 and max(taken.values()) < 1024 * 65536 * 4 / 2, taken
 
 
+def test_references_that_do_not_fit_are_named():
+    rows, labels = torch.randn(4, 8), torch.arange(4)
+    with pytest.raises(ValueError, match=r"embeddings: expected rows \[B, 8\] with labels \[B\], got \[4, 8\] with"):
+        References(rows, labels[:3])
+    with pytest.raises(ValueError, match=r"memory: expected rows \[B, 8\] with labels \[B\], got \[2, 5\]"):
+        References(rows, labels, memory=torch.zeros(2, 5), memory_labels=labels[:2])
+    with pytest.raises(ValueError, match="memory_labels: expected both memory and memory_labels, or neither"):
+        References(rows, labels, memory=rows)
+    with pytest.raises(ValueError, match="references: expected the batch's 4 rows among their 4, from row 1"):
+        NCALoss(DissimilarityHead(8))(rows, labels, References(rows, labels, first_row=1))
+
+
 def test_memory_names_what_does_not_fit():
     with pytest.raises(ValueError, match="size: expected at least 1, got 0"):
         CrossBatchMemory(0, 4)
-    with pytest.raises(ValueError, match=r"references: expected embeddings \[B, 4\] and labels \[B\], got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"references: expected embeddings \[B, 4\], got \[2, 3\]"):
         CrossBatchMemory(2, 4).add(References(torch.zeros(2, 3), torch.arange(2)))

@@ -64,7 +64,7 @@ def fit_head(
     loss: str = "softmax",
     shrinkage: float | None = None,
     held_out: float = 0.2,
-    steps: int = 60,
+    steps: int = 40,
     lr: float = 3e-3,
     batch: int = 8192,
     seed: int = 0,

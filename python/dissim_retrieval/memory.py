@@ -58,11 +58,8 @@ class CrossBatchMemory(nn.Module):
         """Remember the batch of `references`, without its memory and without gradient."""
         size, dim = self.rows.shape
         embeddings, labels = references.embeddings, references.labels
-        if embeddings.dim() != 2 or embeddings.shape[1] != dim or labels.shape != embeddings.shape[:1]:
-            raise ValueError(
-                f"references: expected embeddings [B, {dim}] and labels [B], got {list(embeddings.shape)} and "
-                f"{list(labels.shape)}."
-            )
+        if embeddings.shape[1] != dim:
+            raise ValueError(f"references: expected embeddings [B, {dim}], got {list(embeddings.shape)}.")
         end = self._added + len(labels)
         place = torch.arange(max(self._added, end - size), end, device=self.rows.device) % size
         self.rows[place] = embeddings[-size:].to(self.rows)

@@ -27,6 +27,22 @@ class References:
     memory_labels: Tensor | None = None
     """int64 [R]."""
 
+    def __post_init__(self) -> None:
+        dim = self.embeddings.shape[-1]
+        parts = {"embeddings": (self.embeddings, self.labels)}
+        if self.memory is not None or self.memory_labels is not None:
+            if self.memory is None or self.memory_labels is None:
+                raise ValueError(
+                    "memory_labels: expected both memory and memory_labels, or neither, got one of them."
+                )
+            parts["memory"] = self.memory, self.memory_labels
+        for name, (rows, labels) in parts.items():
+            if rows.dim() != 2 or rows.shape[1] != dim or labels.shape != rows.shape[:1]:
+                raise ValueError(
+                    f"{name}: expected rows [B, {dim}] with labels [B], got {list(rows.shape)} with labels "
+                    f"{list(labels.shape)}."
+                )
+
     @property
     def all_labels(self) -> Tensor:
         """Labels of all M = B + R reference rows: those of the batch, then those of the memory."""
@@ -34,6 +50,11 @@ class References:
 
     def own_rows(self, count: int) -> Tensor:
         """int64 [count]: the reference row that is each of this process's `count` rows itself."""
+        if self.first_row < 0 or self.first_row + count > len(self.labels):
+            raise ValueError(
+                f"references: expected the batch's {count} rows among their {len(self.labels)}, from row "
+                f"{self.first_row}. Make them with gather_references from the same batch."
+            )
         return torch.arange(self.first_row, self.first_row + count, device=self.labels.device)
 
     def positive_counts(self) -> Tensor:
