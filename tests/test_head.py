@@ -22,6 +22,31 @@ def test_score_is_a_linear_classifier_of_absolute_differences(normalize):
     torch.testing.assert_close(head(query, reference), expected)
 
 
+def test_half_precision_scores_zero_and_large_rows_as_float32_does():
+    """A norm of 90,510 overflows float16, and the 1e-12 that keeps a zero row from 0 / 0 underflows."""
+    head = DissimilarityHead(512)
+    half = copy.deepcopy(head).half()
+    rows = torch.full((3, 512), 4000.0)
+    rows[1, :256] = -4000
+    rows[2] = 0
+    scores = half(rows.half(), rows.half())
+    assert scores.dtype == torch.float16
+    torch.testing.assert_close(scores.float(), head(rows, rows), rtol=0.01, atol=0.01)
+    assert half.transform(rows.bfloat16()).dtype == torch.bfloat16
+
+
+def test_arrays_and_lists_are_scored_as_tensors_are():
+    head, rows = DissimilarityHead(4), torch.randn(3, 4)
+    for converted in (rows.numpy(), rows.double().numpy(), rows.tolist()):
+        assert torch.equal(head(converted, converted), head(rows, rows))
+
+
+@pytest.mark.parametrize("wrong", ["rows", [[1.0], [1.0, 2.0]], [["a"]]], ids=repr)
+def test_what_is_no_embedding_is_named(wrong):
+    with pytest.raises(TypeError, match="query: expected a tensor, NumPy array or list"):
+        DissimilarityHead(4)(wrong, torch.randn(3, 4))
+
+
 def test_initial_head_ranks_as_l1_and_scores_equal_rows_with_the_margin():
     head = DissimilarityHead(9, radius=2.0, normalize=False)
     query = torch.randn(4, 9)

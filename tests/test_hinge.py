@@ -220,6 +220,26 @@ def test_nan_score_makes_only_its_row_nan(backend):
     assert rows.isnan().tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("num_hard_negatives", [None, 3])
+def test_parts_with_the_pair_counts_of_the_whole_sum_to_its_mean(num_hard_negatives, balance):
+    inputs, sides = testing.random_inputs((12, 8), (20, 8)), labels(12, 20)
+    same = (sides[0][:, None] == sides[1]).sum(1)
+    different = 20 - same if num_hard_negatives is None else (20 - same).clamp(max=num_hard_negatives)
+    choices = {"num_hard_negatives": num_hard_negatives, "balance": balance}
+    whole = fused_dissim_hinge_loss(*inputs, *sides, **choices)
+    parts = [
+        fused_dissim_hinge_loss(
+            inputs.query[rows], *inputs[1:], sides[0][rows], sides[1],
+            pair_counts=(same.sum(), int(different.sum())), **choices,
+        )
+        for rows in (slice(0, 5), slice(5, 12))
+    ]  # fmt: skip
+    torch.testing.assert_close(sum(parts), whole)
+    with pytest.raises(ValueError, match="pair_counts: expected two counts, got 1"):
+        fused_dissim_hinge_loss(*inputs, *sides, pair_counts=(same.sum(),))
+
+
 @backends
 def test_any_int64_labels_are_distinguished(backend):
     big = torch.tensor([2**24, 2**24 + 1, 2**53, 2**53 + 1, -(2**63)])

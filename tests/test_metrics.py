@@ -32,8 +32,8 @@ def brute_force(table, labels, gallery_labels, cameras=None, gallery_cameras=Non
         for g, score in enumerate(scores):
             same_view = cameras is not None and labels[q] == gallery_labels[g] and cameras[q] == gallery_cameras[g]
             if not same_view and (exclude_index is None or exclude_index[q] != g):
-                pool.append((math.isnan(score), 0.0 if math.isnan(score) else -score, g))
-        hits = [bool(gallery_labels[g] == labels[q]) for _, _, g in sorted(pool)]
+                pool.append((-score, g))
+        hits = [bool(gallery_labels[g] == labels[q]) for _, g in sorted(pool)]
         relevant = sum(hits)
         if not relevant:
             results.append(None)
@@ -58,14 +58,14 @@ def brute_force(table, labels, gallery_labels, cameras=None, gallery_cameras=Non
 
 
 def random_case(seed, queries=23, gallery=41, ids=9, cameras=3, levels=12):
-    """Scores with many ties and some NaN, and labels that are not in the gallery."""
+    """Scores with many ties and some -inf, and labels that are not in the gallery."""
     draw = torch.Generator().manual_seed(seed)
 
     def integers(high, *shape):
         return torch.randint(0, high, shape, generator=draw)
 
     table = integers(levels, queries, gallery).float()
-    table[integers(20, queries, gallery) == 0] = torch.nan
+    table[integers(20, queries, gallery) == 0] = -torch.inf
     return {
         "table": table,
         "labels": integers(ids + 2, queries),
@@ -149,9 +149,24 @@ def test_equal_scores_rank_by_lower_gallery_row(match_at, rank):
     assert found["mAP"] == pytest.approx(1 / rank)
 
 
-def test_nan_ranks_behind_minus_infinity():
-    found = one_query([math.nan, -math.inf, 0.0], [True, False, False])
-    assert found["mAP"] == pytest.approx(1 / 3)
+def test_nan_scores_raise_unless_they_are_excluded():
+    table = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, math.nan]])
+    labels = torch.zeros(3, dtype=torch.int64)
+    arguments = rows(2), rows(3), by_table(table), labels[:2], labels
+    with pytest.raises(ValueError, match="got a NaN score for query 1"):
+        retrieval_metrics(*arguments)
+    assert retrieval_metrics(*arguments, exclude_index=torch.tensor([0, 2]))["mAP"] == 1
+
+
+@pytest.mark.parametrize("convert", [lambda x: x.numpy(), lambda x: x.tolist()], ids=["array", "list"])
+def test_arrays_and_lists_give_what_tensors_give(convert):
+    embeddings, labels, itself = torch.randn(6, 4), torch.arange(6) % 2, torch.arange(6)
+    arguments = {"query_labels": labels, "reference_labels": labels, "exclude_index": itself}
+    found, expected = (
+        retrieval_metrics(as_(embeddings), as_(embeddings), torch.inner, **{k: as_(v) for k, v in arguments.items()})
+        for as_ in (convert, lambda x: x)
+    )
+    assert found == expected
 
 
 def test_labels_above_float32_stay_distinct():

@@ -18,6 +18,7 @@ from ..contract import (
     check_labels,
     check_matrix_inputs,
     check_number,
+    raise_argument_error,
 )
 from ..dispatch import check_backend
 from .arguments import autocast_to_float32, head_bias
@@ -37,6 +38,7 @@ def fused_dissim_hinge_loss(
     balance: str = "pairs",
     num_hard_negatives: int | None = None,
     exclude_index: Tensor | None = None,
+    pair_counts: tuple[Tensor | int, Tensor | int] | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -58,6 +60,9 @@ def fused_dissim_hinge_loss(
         num_hard_negatives: keep only this many highest-scoring negatives of each query (ties by lower index; all if
             there are fewer). Every positive is kept. None keeps all negatives.
         exclude_index: int64 [N], a reference row that each query is not paired with, -1 for none.
+        pair_counts: the numbers of positive and of negative pairs from which the weights follow, numbers or 0-d
+            tensors. None counts the pairs kept here. If the queries are a part of a batch (one process of several),
+            pass the counts of the whole batch: the means of the parts then sum to the mean of the whole.
         reduction: "mean": the weights sum to one (the loss is 0 if there is no pair). "sum": the mean times the
             number of pairs kept. "none": one value per query row [N]; they sum to the mean times N.
 
@@ -88,6 +93,8 @@ def fused_dissim_hinge_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     if num_hard_negatives is not None:
         check_count("num_hard_negatives", num_hard_negatives, 0)
+    if pair_counts is not None and len(pair_counts) != 2:
+        raise_argument_error("pair_counts", "two counts", f"{len(pair_counts)}", "Pass (positives, negatives).")
     bias = head_bias(bias, weight)
     run = HingeFunction.apply if differentiated(query, reference, weight, bias) else hinge
     positive, negative, _ = run(
@@ -102,17 +109,18 @@ def fused_dissim_hinge_loss(
         num_hard_negatives,
         backend,
     )
-    weight_positive, weight_negative, pairs = _pair_weights(
-        query_labels, reference_labels, exclude_index, num_hard_negatives, balance, positive.dtype
-    )
+    if pair_counts is None:
+        pair_counts = _count_pairs(query_labels, reference_labels, exclude_index, num_hard_negatives)
+    num_positive, num_negative = (torch.as_tensor(count).to(positive) for count in pair_counts)
+    weight_positive, weight_negative = _pair_weights(num_positive, num_negative, balance)
     rows = weight_positive * positive + weight_negative * negative
     if reduction == "none":
         return rows * query.shape[0]
-    return rows.sum() * pairs if reduction == "sum" else rows.sum()
+    return rows.sum() * (num_positive + num_negative) if reduction == "sum" else rows.sum()
 
 
-def _pair_weights(query_labels, reference_labels, exclude_index, num_hard_negatives, balance, dtype):
-    """The weight of a positive and of a negative pair in the mean, and the number of pairs kept: 0-d tensors."""
+def _count_pairs(query_labels, reference_labels, exclude_index, num_hard_negatives) -> tuple[Tensor, Tensor]:
+    """The numbers of positive and of negative pairs that are kept: 0-d tensors."""
     ordered = reference_labels.sort().values
     positives = torch.searchsorted(ordered, query_labels, right=True) - torch.searchsorted(ordered, query_labels)
     negatives = reference_labels.shape[0] - positives
@@ -123,10 +131,13 @@ def _pair_weights(query_labels, reference_labels, exclude_index, num_hard_negati
         negatives = negatives - (excluded & ~same).long()
     if num_hard_negatives is not None:
         negatives = negatives.clamp(max=num_hard_negatives)
-    num_positive, num_negative = positives.sum().to(dtype), negatives.sum().to(dtype)
-    pairs = num_positive + num_negative
+    return positives.sum(), negatives.sum()
+
+
+def _pair_weights(num_positive: Tensor, num_negative: Tensor, balance: str) -> tuple[Tensor, Tensor]:
+    """The weight of a positive and of a negative pair in the mean: 0-d tensors."""
     if balance == "pairs":
-        weight = 1 / pairs.clamp(min=1)
-        return weight, weight, pairs
-    classes = (num_positive > 0).to(dtype) + (num_negative > 0).to(dtype)
-    return (*(1 / (classes * count).clamp(min=1) for count in (num_positive, num_negative)), pairs)
+        weight = 1 / (num_positive + num_negative).clamp(min=1)
+        return weight, weight
+    classes = (num_positive > 0).to(num_positive) + (num_negative > 0).to(num_positive)
+    return 1 / (classes * num_positive).clamp(min=1), 1 / (classes * num_negative).clamp(min=1)

@@ -1,21 +1,44 @@
 """Image retrieval with a learned pair score: train, evaluate, index and search with the same score."""
 
+from .distributed import gather, gather_references
 from .evaluate import evaluate
+from .feature_file import read_features
+from .fit import fit_head
 from .head import DissimilarityHead
+from .held_out import HeldOutCheck
 from .index import DissimilarityIndex, SearchResult
-from .losses import HingeLoss, TripletLoss
+from .interop import PMLLoss, ScoreDistance
+from .losses import HingeLoss, InfoNCELoss, NCALoss, PrototypeLoss, SoftMarginLoss, SupConLoss, TripletLoss
+from .memory import CrossBatchMemory
 from .metrics import retrieval_metrics
+from .projected import ProjectedHead
+from .references import References
 from .train import TrainConfig, load_trained, train
 
 __all__ = [
+    "CrossBatchMemory",
     "DissimilarityHead",
     "DissimilarityIndex",
+    "HeldOutCheck",
     "HingeLoss",
+    "InfoNCELoss",
+    "NCALoss",
+    "PMLLoss",
+    "ProjectedHead",
+    "PrototypeLoss",
+    "References",
+    "ScoreDistance",
     "SearchResult",
+    "SoftMarginLoss",
+    "SupConLoss",
     "TrainConfig",
     "TripletLoss",
     "evaluate",
+    "fit_head",
+    "gather",
+    "gather_references",
     "load_trained",
+    "read_features",
     "retrieval_metrics",
     "train",
 ]

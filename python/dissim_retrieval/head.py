@@ -12,6 +12,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dissim_kernels import fused_dissim_score
 
+from .arrays import ArrayLike, as_rows
+
 CONSTRAINTS = ("project", "cap", "penalty", "none")
 SIGNS = ("free", "negative")
 
@@ -20,7 +22,7 @@ class DissimilarityHead(nn.Module):
     """Scores of pairs: ``F.linear((t(query)[:, None] - t(reference)[None]).abs(), weight, bias[0])``, t = transform.
 
     A larger score means "same". The head maps query [n, D] and reference [M, D] to scores [n, M]. Its parameters are
-    weight [D] and bias [1].
+    weight [D] and bias [1]. NumPy arrays and lists are converted to the head's dtype and device.
 
     Max-margin training with a constraint on the L2 norm of the weights is the method of Kiran et al.
     (arXiv 2412.08618). Its abstract does not specify the following choices, so they are ours:
@@ -66,10 +68,17 @@ class DissimilarityHead(nn.Module):
         _register(self)
 
     def transform(self, embeddings: Tensor) -> Tensor:
-        """The embeddings in the form that is scored. An index may store these."""
-        return F.normalize(embeddings, dim=-1) * self.scale if self.normalize else embeddings
+        """The embeddings in the form that is scored, in their dtype. An index may store these.
 
-    def forward(self, query: Tensor, reference: Tensor) -> Tensor:
+        Half precision is normalized in float32, because the squares of its values overflow and underflow.
+        """
+        if not self.normalize:
+            return embeddings
+        exact = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        return (F.normalize(exact, dim=-1) * self.scale).to(embeddings.dtype)
+
+    def forward(self, query: ArrayLike, reference: ArrayLike) -> Tensor:
+        query, reference = as_rows("query", query, self.weight), as_rows("reference", reference, self.weight)
         return fused_dissim_score(self.transform(query), self.transform(reference), self.weight, self.bias[0])
 
     @torch.no_grad()
@@ -95,11 +104,12 @@ class DissimilarityHead(nn.Module):
             return self.weight.new_zeros(())
         return (self.weight.norm() - self.radius).square()
 
+    def options(self) -> dict:
+        """The keyword arguments of this head, to build another: ``DissimilarityHead(dim, **head.options())``."""
+        return {name: getattr(self, name) for name in ("constraint", "radius", "sign", "normalize", "scale")}
+
     def extra_repr(self) -> str:
-        return (
-            f"dim={len(self.weight)}, constraint={self.constraint!r}, radius={self.radius}, sign={self.sign!r}, "
-            f"normalize={self.normalize}, scale={self.scale}"
-        )
+        return f"dim={len(self.weight)}, " + ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
 
 _heads: weakref.WeakSet[DissimilarityHead] = weakref.WeakSet()

@@ -7,7 +7,7 @@ Protocol. A gallery row is excluded for a query if `exclude_index` names it, or 
 label and its camera are the query's (the Market-1501 rule). The other rows are candidates. Queries with R = 0 are
 skipped and counted. Detections without an identity (Market-1501's label -1) must be removed before.
 
-Order. Higher score first; ties by lower gallery row; NaN last.
+Order. Higher score first; ties by lower gallery row. NaN has no rank and raises ValueError.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .arrays import ArrayLike, as_indices, as_rows
 
 #: (query [n, D], reference [M, D]) -> scores [n, M], larger = "same".
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -48,15 +50,15 @@ class RankedBlock:
 
 @torch.no_grad()
 def rank_blocks(
-    query: Tensor,
-    reference: Tensor,
+    query: ArrayLike,
+    reference: ArrayLike,
     scorer: Scorer,
-    query_labels: Tensor,
-    reference_labels: Tensor,
+    query_labels: ArrayLike,
+    reference_labels: ArrayLike,
     *,
-    query_cameras: Tensor | None = None,
-    reference_cameras: Tensor | None = None,
-    exclude_index: Tensor | None = None,
+    query_cameras: ArrayLike | None = None,
+    reference_cameras: ArrayLike | None = None,
+    exclude_index: ArrayLike | None = None,
     block: int = 128,
 ) -> Iterator[RankedBlock]:
     """Score and sort `block` queries at a time against the whole gallery. Arguments as in `retrieval_metrics`."""
@@ -67,12 +69,15 @@ def rank_blocks(
         )
     if block < 1:
         raise ValueError(f"block: expected at least 1 query, got {block}. The default is 128.")
+    query, reference = as_rows("query", query), as_rows("reference", reference)
     queries, gallery = len(query), len(reference)
-    _check_rows("query_labels", query_labels, queries)
-    _check_rows("reference_labels", reference_labels, gallery)
-    _check_rows("query_cameras", query_cameras, queries)
-    _check_rows("reference_cameras", reference_cameras, gallery)
-    _check_rows("exclude_index", exclude_index, queries)
+    query_labels = _indices("query_labels", query_labels, queries)
+    reference_labels = _indices("reference_labels", reference_labels, gallery)
+    if query_cameras is not None:
+        query_cameras = _indices("query_cameras", query_cameras, queries)
+        reference_cameras = _indices("reference_cameras", reference_cameras, gallery)
+    if exclude_index is not None:
+        exclude_index = _indices("exclude_index", exclude_index, queries)
 
     columns = torch.arange(gallery, device=reference_labels.device)
     for start in range(0, queries, block):
@@ -87,27 +92,34 @@ def rank_blocks(
         candidate = torch.ones_like(same) if exclude_index is None else exclude_index[rows, None] != columns
         if query_cameras is not None and reference_cameras is not None:
             candidate &= ~(same & (query_cameras[rows, None] == reference_cameras))
-        # Ascending order of the negated scores: torch sorts NaN as the largest number, so it comes last.
+        unranked = (scores.isnan() & candidate).any(1)
+        if unranked.any():
+            raise ValueError(
+                f"scorer: expected numbers, got a NaN score for query {start + int(unranked.long().argmax())}. "
+                "Look for rows of query and reference that are not finite."
+            )
         order = scores.neg().sort(dim=1, stable=True).indices
         yield RankedBlock(range(start, rows.stop), scores, order, candidate, same & candidate)
 
 
 def retrieval_metrics(
-    query: Tensor,
-    reference: Tensor,
+    query: ArrayLike,
+    reference: ArrayLike,
     scorer: Scorer,
-    query_labels: Tensor,
-    reference_labels: Tensor,
+    query_labels: ArrayLike,
+    reference_labels: ArrayLike,
     *,
-    query_cameras: Tensor | None = None,
-    reference_cameras: Tensor | None = None,
-    exclude_index: Tensor | None = None,
+    query_cameras: ArrayLike | None = None,
+    reference_cameras: ArrayLike | None = None,
+    exclude_index: ArrayLike | None = None,
     recall_at: Sequence[int] = (1, 5, 10),
     max_rank: int = 50,
     map_convention: str = "mean",
     block: int = 128,
 ) -> dict:
     """Recall@K, CMC, mAP, mINP, MAP@R and R-precision of a scorer.
+
+    Tensors, NumPy arrays or lists; the latter two become float32 rows and int64 labels.
 
     Args:
         query: [N, D]; reference: the gallery [M, D]; rows of any kind that the scorer accepts.
@@ -135,7 +147,8 @@ def retrieval_metrics(
     - "queries", the number of queries with a match, and "skipped", the number without.
 
     Cost: N*M scores and N sorts of M; memory: about 50 * block * M bytes, never N x M.
-    Raises ValueError or TypeError if a tensor is not valid, and ValueError if no query has a match.
+    Raises ValueError or TypeError if an argument is not valid, and ValueError if a candidate has a NaN score or if no
+    query has a match.
     """
     if map_convention not in MAP_CONVENTIONS:
         raise ValueError(f"map_convention: expected one of {MAP_CONVENTIONS}, got {map_convention!r}. Choose one.")
@@ -196,10 +209,8 @@ def summarize(
     }
 
 
-def _check_rows(name: str, values: Tensor | None, rows: int) -> None:
-    if values is None:
-        return
-    if values.dtype != torch.int64:
-        raise TypeError(f"{name}: expected dtype int64, got {values.dtype}. Floats merge labels above 2**24.")
-    if values.shape != (rows,):
-        raise ValueError(f"{name}: expected shape [{rows}], got {list(values.shape)}. Pass one entry for each row.")
+def _indices(name: str, values: ArrayLike, rows: int) -> Tensor:
+    indices = as_indices(name, values)
+    if indices.shape != (rows,):
+        raise ValueError(f"{name}: expected shape [{rows}], got {list(indices.shape)}. Pass one entry for each row.")
+    return indices

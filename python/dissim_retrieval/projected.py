@@ -1,0 +1,85 @@
+"""ProjectedHead: a linear projection of given embeddings and the pair classifier on the projected ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .arrays import ArrayLike, as_rows
+from .atomic import atomic_write
+from .head import DissimilarityHead
+from .held_out import Comparison, HeldOutCheck
+
+_FORMAT = "dissim-projected-head 1"
+
+
+class ProjectedHead(nn.Module):
+    """Scores of embeddings made elsewhere: ``head(project(query), project(reference))``, larger means "same".
+
+    `fit_head` makes one. It maps query [n, D] and reference [M, D] to scores [n, M], so it is a scorer for
+    `retrieval_metrics`. An index stores the projected rows: ``DissimilarityIndex(fitted.head)`` and
+    ``index.add(fitted.project(embeddings), ids)``. NumPy arrays and lists are converted to its dtype and device.
+
+    Attributes:
+        mean: [D]; projection: [D, dim]; ``project(x)`` is ``(x - mean) @ projection``.
+        head: the DissimilarityHead of `dim` dimensions.
+        check: what `fit_head` measured on identities that it held out, or None.
+    """
+
+    def __init__(
+        self, mean: Tensor, projection: Tensor, head: DissimilarityHead, check: HeldOutCheck | None = None
+    ) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.register_buffer("mean", mean)
+        self.projection = nn.Parameter(projection)
+        self.head, self.check = head, check
+
+    def project(self, embeddings: ArrayLike) -> Tensor:
+        """Embeddings [N, D] -> rows [N, dim], for the head or an index."""
+        rows = as_rows("embeddings", embeddings, self.mean)
+        if rows.dim() != 2 or rows.shape[1] != len(self.mean):
+            raise ValueError(
+                f"embeddings: expected [N, {len(self.mean)}], as the projection was fitted, got {list(rows.shape)}."
+            )
+        return (rows.to(self.mean.dtype) - self.mean) @ self.projection
+
+    def forward(self, query: ArrayLike, reference: ArrayLike) -> Tensor:
+        return self.head(self.project(query), self.project(reference))
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically: the tensors, and the options and the check as JSON."""
+        check = None if self.check is None else asdict(self.check)
+        metadata = {"format": _FORMAT, "head": json.dumps(self.head.options()), "check": json.dumps(check)}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        with atomic_write(path) as file:
+            file.write(save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> ProjectedHead:
+        """Read what `save` wrote. Only tensors and JSON are read from the file, never code."""
+        expected = f"path: expected a file written by ProjectedHead.save, got {path}"
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        except SafetensorError as error:
+            raise ValueError(f"{expected}, which is damaged or of another kind: {error}.") from error
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{expected} of format {metadata.get('format')!r} instead of {_FORMAT!r}.")
+        head = DissimilarityHead(len(tensors["head.weight"]), **json.loads(metadata["head"]))
+        fitted = cls(tensors["mean"], tensors["projection"], head, _read_check(json.loads(metadata["check"])))
+        fitted.load_state_dict(tensors)
+        return fitted.to(device).eval()
+
+
+def _read_check(check: dict | None) -> HeldOutCheck | None:
+    if check is None:
+        return None
+    return HeldOutCheck(**{**check, "baselines": {k: Comparison(**v) for k, v in check["baselines"].items()}})

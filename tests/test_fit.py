@@ -1,0 +1,248 @@
+"""fit_head on stored embeddings: it learns, says how well, is deterministic; errors name the argument."""
+
+import numpy as np
+import pytest
+import torch
+from dissim_retrieval import DissimilarityIndex, retrieval_metrics
+from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.feature_file import read_features
+from dissim_retrieval.fit import LOSSES, _batches, _draw_fitted, fit_head
+from dissim_retrieval.held_out import average_precisions, check_held_out
+from dissim_retrieval.projected import ProjectedHead
+from dissim_retrieval.whitening import within_class_whitening
+
+
+def features(identities=60, rows=4, dim=48, informative=8, noise=3.0, seed=0):
+    """Identities that differ in a few directions, with more noise in all others. Cosine sees mainly the noise."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(identities).repeat_interleave(rows)
+    signal = torch.randn(identities, informative, generator=draw)[labels]
+    deviation = torch.tensor([0.3] * informative + [noise] * (dim - informative))
+    within = torch.randn(len(labels), dim, generator=draw) * deviation
+    within[:, :informative] += signal
+    mixed = torch.linalg.qr(torch.randn(dim, dim, generator=draw)).Q
+    return within @ mixed, labels
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit_head(*features(), projection=16, steps=15)
+
+
+def test_it_beats_cosine_on_held_out_identities_and_says_so(fitted):
+    check = fitted.check
+    assert check.identities == 12 and check.embeddings == 48
+    assert check.mAP > check.baselines["cosine"].mAP + 0.2 and check.baselines["cosine"].beaten
+    text = f"mAP {check.mAP:.3f} on 12 held-out identities: +{check.baselines['cosine'].gain:.3f} (standard error "
+    assert str(check).startswith(text)
+
+
+def test_it_does_not_claim_to_beat_what_is_as_good():
+    """Isotropic noise: there is nothing to learn, so no gain may be called one."""
+    rows, labels = features(informative=48)
+    check = fit_head(rows, labels, projection=48, steps=5).check
+    assert not check.baselines["cosine"].beaten and not check.baselines["whitening"].beaten
+    assert "not clearly better" in str(check)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_improves_on_the_untrained_projection(loss):
+    rows, labels = features(identities=100, noise=1.0)
+    new = labels >= 75
+    options = {"projection": 16, "loss": loss, "shrinkage": 100.0, "lr": 1e-2, "held_out": 0}
+    scorers = [fit_head(rows[~new], labels[~new], steps=steps, **options) for steps in (1, 20)]
+    untrained, trained = (average_precisions(scorer, rows[new], labels[new]).mean().item() for scorer in scorers)
+    assert trained > untrained + 0.1 and scorers[0].check is None
+
+
+def test_check_is_what_the_metrics_measure(fitted):
+    """The means over identities are those over queries here, because all have four rows."""
+    rows, labels = features()
+    held_out = torch.isin(labels, labels[::4][torch.randperm(60, generator=torch.Generator().manual_seed(0))[:12]])
+    rows, labels = rows[held_out], labels[held_out]
+    itself = torch.arange(len(rows))
+    for scorer, expected in ((fitted, fitted.check.mAP), (cosine, fitted.check.baselines["cosine"].mAP)):
+        found = retrieval_metrics(rows, rows, scorer, labels, labels, exclude_index=itself)["mAP"]
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_standard_error_is_that_of_the_gain_over_identities():
+    rows, labels = features(noise=1.0)
+    fitted_rows = labels < 30
+    check = check_held_out(cosine, rows, labels, fitted_rows, 16)
+    assert check.mAP == check.baselines["cosine"].mAP
+    assert check.baselines["cosine"].gain == 0 == check.baselines["cosine"].standard_error
+    gains = average_precisions(cosine, rows[~fitted_rows], labels[~fitted_rows]) - average_precisions(
+        lambda q, r: -cosine(q, r), rows[~fitted_rows], labels[~fitted_rows]
+    )
+    worse = check_held_out(lambda q, r: -cosine(q, r), rows, labels, fitted_rows, 16).baselines["cosine"]
+    assert worse.gain == pytest.approx(-gains.mean().item())
+    assert worse.standard_error == pytest.approx(gains.std().item() / 30**0.5) and not worse.beaten
+
+
+def test_whitening_has_unit_covariance_within_identities():
+    rows, labels = features(identities=200)
+    white = within_class_whitening(rows.double(), labels, shrinkage=1e-12)(rows.double())
+    centers = torch.stack([white[labels == label].mean(0) for label in labels.unique()])
+    within = white - centers[labels]
+    torch.testing.assert_close(within.T @ within / len(rows), torch.eye(48).double(), atol=1e-6, rtol=1e-6)
+    fewer = within_class_whitening(rows.double(), labels, shrinkage=1e-12).top(8)(rows.double())
+    torch.testing.assert_close(torch.linalg.svdvals(fewer), torch.linalg.svdvals(white - white.mean(0))[:8])
+
+
+def test_same_seed_same_result_and_torch_s_generator_is_untouched(fitted):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    again, other = (fit_head(*features(), projection=16, steps=15, seed=seed) for seed in (0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(map(torch.equal, fitted.state_dict().values(), again.state_dict().values()))
+    assert fitted.check == again.check != other.check
+    assert not torch.equal(fitted.projection, other.projection)
+
+
+@pytest.mark.parametrize("convert", [
+    lambda rows, labels: (rows.numpy().astype(np.float64), labels.numpy().astype(np.int32)),
+    lambda rows, labels: (rows.tolist(), labels.tolist()),
+    lambda rows, labels: (rows, [f"{label:03d}" for label in labels.tolist()]),
+    lambda rows, labels: (rows.requires_grad_(), labels + 2**40),
+], ids=["arrays", "lists", "names", "large labels"])  # fmt: skip
+def test_arrays_lists_and_names_give_what_tensors_give(fitted, convert):
+    found = fit_head(*convert(*features()), projection=16, steps=15)
+    assert torch.equal(found.projection, fitted.projection)
+
+
+def test_half_precision_is_fitted_in_float32():
+    rows, labels = features()
+    found, expected = (fit_head(x, labels, projection=16, steps=3) for x in (rows.half(), rows.half().float()))
+    assert found.projection.dtype == torch.float32 and torch.equal(found.projection, expected.projection)
+    assert found(rows[:2].half(), rows.half()).isfinite().all()
+
+
+def test_saved_and_loaded(fitted, tmp_path):
+    fitted.save(tmp_path / "head.safetensors")
+    loaded = ProjectedHead.load(tmp_path / "head.safetensors")
+    rows, _ = features()
+    assert torch.equal(loaded(rows, rows), fitted(rows, rows)) and loaded.check == fitted.check
+    assert loaded.head.options() == fitted.head.options()
+    assert torch.equal(loaded(rows.numpy(), rows.tolist()), fitted(rows, rows))
+
+
+def test_projected_rows_can_be_searched(fitted):
+    rows, _ = features()
+    index = DissimilarityIndex(fitted.head)
+    index.add(fitted.project(rows), torch.arange(len(rows)))
+    found = index.search(fitted.project(rows), 3)
+    expected = fitted(rows, rows).topk(3)
+    torch.testing.assert_close(found.scores, expected.values)
+
+
+def test_damaged_and_other_files_are_named(fitted, tmp_path):
+    path = tmp_path / "head.safetensors"
+    fitted.save(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(
+        ValueError, match=r"path: expected a file written by ProjectedHead.save, got .*head.safetensors"
+    ):
+        ProjectedHead.load(path)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"head.safetensors of format None"):
+        ProjectedHead.load(path)
+
+
+def test_few_identities_are_fitted_with_the_default_shrinkage():
+    rows, labels = features(identities=3)
+    found, expected = (fit_head(rows, labels, held_out=0, steps=2, shrinkage=s) for s in (None, 0.1))
+    assert torch.equal(found.mean, expected.mean) and found(rows, rows).isfinite().all()
+
+
+def test_at_most_5000_rows_are_held_out():
+    labels = torch.arange(40_000) // 4
+    fitted = _draw_fitted(labels, 0.2, torch.Generator().manual_seed(0))
+    assert (~fitted).sum() == 5000 and not torch.isin(labels[fitted], labels[~fitted]).any()
+
+
+def test_large_sets_are_fitted_in_batches_of_whole_identities():
+    labels = torch.randint(50, (400,), generator=torch.Generator().manual_seed(0))
+    batches = [list(_batches(labels, 100, 8, torch.Generator().manual_seed(1))) for _ in range(2)]
+    assert all(map(torch.equal, *batches))
+    for rows in batches[0]:
+        assert 50 < len(rows) <= 100 and len(rows.unique()) == len(rows)
+        assert all((labels == label).sum() == (labels[rows] == label).sum() for label in labels[rows].unique())
+    assert len({tuple(rows.tolist()) for rows in batches[0]}) == 8
+    rows, labels = features()
+    assert fit_head(rows, labels, projection=16, steps=25, batch=100).check.baselines["cosine"].beaten
+
+
+GOOD = features(identities=20)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embeddings": GOOD[0].clone().index_fill_(0, torch.tensor([7]), torch.nan)},
+         "embeddings: expected finite numbers, got NaN or Inf in 1 of 80 rows, first in row 7"),
+        ({"embeddings": GOOD[0][0]}, r"embeddings: expected \[N, D\] with N and D above 0, got \[48\]"),
+        ({"embeddings": GOOD[0][:0], "labels": []}, r"embeddings: expected \[N, D\] .* got \[0, 48\]"),
+        ({"embeddings": [["a"]]}, "embeddings: expected a tensor, NumPy array or list of rows of numbers, got list"),
+        ({"labels": GOOD[1][:3]}, r"labels: expected one for each of 80 embeddings, got shape \[3\]"),
+        ({"labels": GOOD[1].double()}, "labels: expected integers or strings, got float64"),
+        ({"labels": torch.zeros(80, dtype=torch.int64)}, "labels: expected two or more.* got 1 identities"),
+        ({"labels": torch.arange(80)}, "labels: expected two or more identities.* with at most 1"),
+        ({"held_out": 0.01}, "labels: expected two or more identities.*in each part with held_out=0.01"),
+        ({"held_out": 1.0}, "held_out: expected a fraction from 0 to below 1, got 1.0"),
+        ({"loss": "triplet"}, "loss: expected one of softmax, supcon, soft-margin, hinge, got 'triplet'"),
+        ({"shrinkage": 0.0}, "shrinkage: expected None or a positive number, got 0.0"),
+        ({"projection": 0}, "projection: expected at least 1, got 0"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"batch": 1}, "batch: expected at least 2, got 1"),
+        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_argument(change, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit_head(**({"embeddings": GOOD[0], "labels": GOOD[1]} | change))
+
+
+def test_rows_of_another_length_are_named(fitted):
+    with pytest.raises(
+        ValueError, match=r"embeddings: expected \[N, 48\], as the projection was fitted, got \[2, 5\]"
+    ):
+        fitted(torch.zeros(2, 5), torch.zeros(2, 48))
+
+
+def test_features_are_read_from_npz_and_npy(tmp_path):
+    rows, labels = (x.numpy() for x in GOOD)
+    names = np.array([f"person {label}" for label in labels])
+    np.savez(tmp_path / "both.npz", embeddings=rows, labels=labels, other=np.zeros(3))
+    np.save(tmp_path / "rows.npy", rows)
+    np.save(tmp_path / "labels.npy", labels)
+    (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
+    for arguments, expected in (
+        (["both.npz"], labels), (["rows.npy", "labels.npy"], labels), (["rows.npy", "labels.txt"], names),
+    ):  # fmt: skip
+        found = read_features(*(tmp_path / name for name in arguments))
+        assert np.array_equal(found[0].numpy(), rows) and np.array_equal(found[1], expected)
+
+
+def test_features_files_that_do_not_fit_are_named(tmp_path):
+    rows, labels = (x.numpy() for x in GOOD)
+    np.savez(tmp_path / "half.npz", embeddings=rows)
+    np.savez(tmp_path / "ints.npz", embeddings=rows.astype(int), labels=labels)
+    np.savez(tmp_path / "short.npz", embeddings=rows, labels=labels[:5])
+    np.savez(tmp_path / "objects.npz", embeddings=rows, labels=np.array([{}] * 80))
+    np.save(tmp_path / "rows.npy", rows)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "half.npz").read_bytes()[:300])
+    for arguments, message in (
+        (["half.npz"], "path: expected arrays 'embeddings' and 'labels' in .*half.npz, got embeddings"),
+        (["half.npz", "rows.npy"], "labels: expected None with .*half.npz"),
+        (["ints.npz"], r"path: expected embeddings \[N, D\] of floats in .*ints.npz, got int64 \[80, 48\]"),
+        (["short.npz"], r"labels: expected one for each of the 80 rows of .*short.npz, got shape \[5\]"),
+        (["objects.npz"], "path: expected an .npz or .npy file of numbers and text, got .*objects.npz"),
+        (["cut.npz"], "path: expected an .npz or .npy file of numbers and text, got .*cut.npz"),
+        (["rows.npy"], "labels: expected a file with the label of each row of .*rows.npy, got None"),
+        (["rows.npy", "half.npz"], "labels: expected an .npy file, or text in UTF-8, got .*half.npz"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            read_features(*(tmp_path / name for name in arguments))
