@@ -1,9 +1,14 @@
 """Image sets: identities, cameras, splits, and the layouts on disk."""
 
+import json
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval.data import ImageSet, load_images
+from dissim_retrieval.data import SETS, ImageSet, load_images, load_split, load_unlabelled
 from dissim_retrieval.data.emoji import load_emoji
 from dissim_retrieval.data.glyphs import load_glyphs
 from dissim_retrieval.data.image_set import drop_ambiguous
@@ -68,33 +73,190 @@ def test_glyphs_are_letters_in_many_fonts():
         load_glyphs(24, letters="\u4e00", progress=False)
 
 
+def save(path, shade=0, size=(5, 9)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (shade, 0, 0)).save(path)
+
+
 def test_class_folders(tmp_path):
     for folder, shade in (("cat", 10), ("dog", 200)):
-        (tmp_path / folder).mkdir()
         for i in range(2):
-            Image.new("RGB", (5, 9), (shade, i, 0)).save(tmp_path / folder / f"{i}.png")
-    (tmp_path / "dog" / "notes.txt").write_text("no image")
-    images = load_images("folder", size=4, root=tmp_path)
+            save(tmp_path / folder / f"{i}.png", shade)
+    images = load_images("folder", size=4, root=str(tmp_path))
     assert images.label_names == ["cat", "dog"] and images.labels.tolist() == [0, 0, 1, 1]
-    assert images.images[:, 0, 0, 0].tolist() == [10, 10, 200, 200] and images.images.shape == (4, 3, 4, 4)
+    assert images.ids == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"]
+    assert images.read(range(4))[:, 0, 0, 0].tolist() == [10, 10, 200, 200] and images.images.shape == (4, 3, 4, 4)
+    assert torch.equal(images[2], images.read([2])[0]) and images[2].dtype == torch.uint8
+    assert load_images("folder", size=(8, 4), root=tmp_path)[0].shape == (3, 8, 4)
 
 
-def test_market1501_layout(tmp_path):
-    for folder, names in {
-        "query": ["0002_c1s1_000451_03.jpg", "1501_c6s4_001902_01.jpg"],
-        "bounding_box_test": ["-1_c1s1_000401_03.jpg", "0000_c3s1_1_1.jpg", "0002_c2s1_1_1.jpg", "Thumbs.db"],
-    }.items():
-        (tmp_path / folder).mkdir()
-        for name in names:
-            Image.new("RGB", (64, 128)).save(tmp_path / folder / name, format="JPEG")
-    images = load_images("market1501-test", size=32, root=tmp_path)
-    assert images.queries.tolist() == [True, True, False, False]
-    assert images.labels.tolist() == [2, 1501, 0, 2]  # junk gone, distractor kept
-    assert images.cameras.tolist() == [0, 5, 2, 1]
-    assert images.images.shape == (4, 3, 32, 16)
-    assert images.take(torch.tensor([3, 0])).queries.tolist() == [False, True]
-    with pytest.raises(NotADirectoryError, match="bounding_box_train"):
-        load_images("market1501-train", root=tmp_path)
+def test_nothing_is_decoded_at_loading(tmp_path):
+    for identity in ("cat", "dog"):
+        (tmp_path / identity).mkdir()
+        (tmp_path / identity / "1.png").write_bytes(b"no image")
+    images = load_images("folder", size=4, root=tmp_path)
+    assert len(images) == 2 and len(images.take(torch.tensor([1]))) == 1
+    with pytest.raises(ValueError, match=r"cat/1\.png: expected an image that can be decoded"):
+        images[0]
+    save(tmp_path / "dog" / "1.png")
+    assert load_images("folder", size=4, root=tmp_path, skip_damaged=True).ids == ["dog/1.png"]
+
+
+def test_hidden_files_are_not_seen_and_skipped_files_are_told(tmp_path, caplog):
+    for name in ("cat/a.JPG", "cat/day 2/b.Tif", "cat/day 2/x/c.gif", "dog/d.ppm"):
+        save(tmp_path / name)
+    for name in (".ipynb_checkpoints/a.png", "cat/._a.jpg", "cat/.thumbnails/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    images = load_images("folder", size=4, root=tmp_path)
+    assert images.ids == ["cat/a.JPG", "cat/day 2/b.Tif", "cat/day 2/x/c.gif", "dog/d.ppm"] and not caplog.records
+    assert images.label_names == ["cat", "dog"]
+    for name in ("cat/notes.txt", "dog/notes.txt", "dog/film.mp4", "dog/LICENSE"):
+        (tmp_path / name).write_text("no image")
+    save(tmp_path / "alone.png")
+    assert len(load_images("folder", size=4, root=tmp_path)) == 4
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"{tmp_path}: skipped 4 files of other types (1 .mp4, 2 .txt, 1 no ending)",
+        f"{tmp_path}: skipped 1 image outside of the folders of identities",
+    ]
+
+
+def test_any_file_name(tmp_path):
+    names = [b"caf\xe9/1.png", "日本/1.png".encode(), b"a b/new\nline.png", b"quote'/\xff.png", b"#%/$HOME.png"]
+    for name in names:
+        try:
+            save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)))
+        except OSError as error:
+            pytest.skip(f"this file system has no such names: {error}")
+    images = load_images("folder", size=4, root=tmp_path)
+    assert len(images.read(range(5))) == 5
+    text = json.dumps([images.ids, images.label_names, images.provenance()], ensure_ascii=False)
+    assert text.encode(), "names can be encoded"
+    assert "caf\\xe9/1.png" in images.ids and "日本" in images.label_names
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path):
+    save(tmp_path / "set" / "cat" / "1.png")
+    save(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "set" / "cat" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")
+    assert load_images("folder", size=4, root=tmp_path / "set").ids == ["cat/1.png", "dog/2.png"]
+
+
+def test_photos_without_identities(tmp_path):
+    for name in ("b.png", "day/a.png", "day/c.jpg"):
+        save(tmp_path / name)
+    images = load_unlabelled(tmp_path, 4)
+    assert images.ids == ["b.png", "day/a.png", "day/c.jpg"] == images.label_names
+    assert images.labels.tolist() == [0, 1, 2], "each photo is an identity, so an evaluation finds no match"
+    (tmp_path / "b.png").rename(tmp_path / "photo")
+    assert load_unlabelled(str(tmp_path / "photo"), (6, 4)).read([0]).shape == (1, 3, 6, 4)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="found none"):
+        load_unlabelled(tmp_path / "empty", 4)
+    with pytest.raises(NotADirectoryError, match="root"):
+        load_unlabelled(tmp_path / "nowhere", 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("images", torch.zeros(3, 3, 4, 4), TypeError),
+        ("images", torch.zeros(3, 4, 4, 3, dtype=torch.uint8), TypeError),
+        ("labels", [0, 1], ValueError),
+        ("labels", [0, 1, 2], ValueError),
+        ("labels", [0, -1, 1], ValueError),
+        ("labels", [0.0, 1.0, 1.0], TypeError),
+        ("cameras", [0, 0, 7], ValueError),
+        ("queries", [0, 1, 1], ValueError),
+        ("queries", [True, False], ValueError),
+        ("ids", ["a", "b", "a"], ValueError),
+        ("ids", ["a", "b"], ValueError),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(field, value, error):
+    fields = {
+        "images": torch.zeros(3, 3, 4, 4, dtype=torch.uint8),
+        "labels": [0, 1, 1],
+        "cameras": np.zeros(3, np.int32),
+        "label_names": ("a", "b"),
+        "camera_names": ["one"],
+        "credit": "",
+        "queries": None,
+        "ids": [],
+    }
+    whole = ImageSet(**fields)
+    assert whole.labels.dtype == whole.cameras.dtype == torch.int64 and whole.ids == ["0", "1", "2"]
+    with pytest.raises(error, match=f"^{field}: expected"):
+        ImageSet(**{**fields, field: value})
+
+
+def test_fingerprint_and_provenance(tmp_path, numbered):
+    for i in range(6):
+        save(tmp_path / "set" / f"id{i % 3}" / f"{i}.bmp", i)
+    images = load_images("folder", size=4, root=tmp_path / "set")
+    same = shutil.copytree(tmp_path / "set", tmp_path / "copy", copy_function=shutil.copy)
+    copied = load_images("folder", size=4, root=same)
+    assert images.fingerprint == copied.fingerprint and len(images.fingerprint) == 32
+    assert images.provenance() == {
+        "name": "folder", "root": str(tmp_path / "set"), "images": 6, "identities": 3, "size": [4, 4],
+        "fingerprint": images.fingerprint,
+    }  # fmt: skip
+    seen = {images.fingerprint, images.take(torch.arange(5)).fingerprint}
+    seen.add(load_images("folder", size=5, root=same).fingerprint)
+    save(Path(same) / "id0" / "0.bmp", 99)  # as long as before
+    seen.add(load_images("folder", size=4, root=same).fingerprint)
+    (Path(same) / "id0" / "0.bmp").rename(Path(same) / "id1" / "0.bmp")
+    seen.add(load_images("folder", size=4, root=same).fingerprint)
+    assert len(seen) == 5
+
+    other = ImageSet(255 - numbered.images, numbered.labels, numbered.cameras, numbered.label_names, ["l", "r"], "")
+    assert numbered.fingerprint != other.fingerprint and numbered.provenance()["root"] is None
+    assert numbered.take(torch.arange(10)).take(torch.tensor([7])).ids == ["7"]
+
+
+def many(tmp_path, identities, images=2):
+    for i in range(identities):
+        for j in range(images):
+            save(tmp_path / f"id{i:02d}" / f"{j}.png")
+
+
+@pytest.mark.parametrize(
+    ("identities", "fraction", "held_out"), [(20, None, 2), (30, 0.5, 15), (19, None, 0), (19, 0.5, 0), (20, 0, 0)]
+)
+def test_a_tenth_of_the_identities_of_a_folder_is_for_validation(tmp_path, identities, fraction, held_out):
+    many(tmp_path, identities)
+    split = load_split("folder", size=4, root=tmp_path, val_fraction=fraction, seed=3)
+    assert len(split.train.labels.unique()) == identities - held_out and split.test is None
+    if held_out == 0:
+        assert split.validation is None
+        return
+    assert len(split.validation) == 2 * held_out and not set(split.train.ids) & set(split.validation.ids)
+    again = load_split("folder", size=4, root=tmp_path, val_fraction=fraction, seed=3)
+    assert again.validation.ids == split.validation.ids
+    others = [load_split("folder", size=4, root=tmp_path, val_fraction=fraction, seed=seed) for seed in range(4, 8)]
+    assert any(other.validation.ids != split.validation.ids for other in others)
+
+
+def test_an_identity_with_one_image_is_never_held_out(tmp_path):
+    many(tmp_path, 20, images=1)
+    assert load_split("folder", size=4, root=tmp_path).validation is None
+    save(tmp_path / "id07" / "second.png")
+    assert load_split("folder", size=4, root=tmp_path).validation.ids == ["id07/0.png", "id07/second.png"]
+    with pytest.raises(ValueError, match="val_fraction: expected"):
+        load_split("folder", size=4, root=tmp_path, val_fraction=1.0)
+
+
+def test_sets_without_official_split_have_a_test_part_by_train_fraction(tmp_path, monkeypatch, numbered):
+    monkeypatch.setitem(SETS, "glyphs", lambda size, root: numbered)
+    split = load_split("glyphs", seed=1)
+    train, test = numbered.split_labels(0.5, seed=1)
+    assert split.train.ids == train.ids and split.test.ids == test.ids and split.validation is None
+    many(tmp_path, 40)
+    split = load_split("folder", size=4, root=tmp_path, train_fraction=0.75, val_fraction=0.2)
+    parts = [len(part.labels.unique()) for part in (split.train, split.validation, split.test)]
+    assert parts == [24, 6, 10]
 
 
 def test_errors_name_what_to_do(tmp_path, monkeypatch):
@@ -104,6 +266,11 @@ def test_errors_name_what_to_do(tmp_path, monkeypatch):
         load_images("folder")
     with pytest.raises(ValueError, match="root: expected images"):
         load_images("folder", root=tmp_path)
+    for size in (0, (4, 0), (4, 4, 4), 2.5):
+        with pytest.raises(ValueError, match="size: expected"):
+            load_images("folder", size=size, root=tmp_path)
+    with pytest.raises(ValueError, match="size: expected a square"):
+        load_images("emoji", size=(4, 8))
     monkeypatch.setattr("dissim_retrieval.data.emoji.find_spec", lambda package: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'dissim-kernels\[images\]'"):
         load_images("emoji")

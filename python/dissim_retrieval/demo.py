@@ -72,7 +72,8 @@ def run_demo(config: DemoConfig) -> Path:
     for backbone in ("efficientnet_lite0", "mobilenet_v2"):
         frozen = embed_images(build_backbone(backbone, None), unseen)
         evaluations.append(_best_plain(f"{backbone}, frozen", frozen, unseen, pictured))
-    thumbnails = adaptive_avg_pool2d(unseen.images.float(), 8).flatten(1)  # better than full-size pixels
+    pixels = unseen.read(torch.arange(len(unseen))).float()
+    thumbnails = adaptive_avg_pool2d(pixels, 8).flatten(1)  # better than full-size pixels
     evaluations.append(_best_plain("Pixels, 8 x 8", thumbnails, unseen, pictured))
 
     facts["machine"] = environment_summary()

@@ -17,12 +17,13 @@ def embed_images(backbone: nn.Module, images: ImageSet, *, batch: int = 256, pro
     """
     parameter = next(backbone.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
+    plan = torch.arange(len(images)).split(batch)
     was_training = backbone.training
     backbone.eval()
     try:
         parts = [
             backbone(to_float_nhwc(part, device)).float().cpu()
-            for part in tqdm(images.images.split(batch), desc="Embedding", disable=not progress)
+            for part in tqdm(images.batches(plan), "Embedding", len(plan), disable=not progress)
         ]
     finally:
         backbone.train(was_training)

@@ -147,7 +147,7 @@ def _looks(evaluations: list[Evaluation]) -> list[Any]:
 
 
 def _draw_image(axes: Axes, images: ImageSet, row: int, x: float, y: float) -> None:
-    picture = images.images[row].permute(1, 2, 0).numpy()
+    picture = images[row].permute(1, 2, 0).numpy()
     axes.imshow(picture, extent=(x, x + 0.92, y + 0.92, y), interpolation="lanczos")
 
 

@@ -96,7 +96,7 @@ def metric_text(evaluations: list[Evaluation]) -> str:
 
 def _png(images: ImageSet, row: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(images.images[row].permute(1, 2, 0).numpy()).save(file, "png")
+    Image.fromarray(images[row].permute(1, 2, 0).numpy()).save(file, "png")
     return file.getvalue()
 
 

@@ -102,7 +102,7 @@ def train(
         for step in (bar := tqdm(steps, title, config.steps, initial=start, disable=not progress, position=line)):
             torch.manual_seed(config.seed * 1_000_003 + step)
             rows = plan[step]
-            pixels = to_float_nhwc(images.images[rows], device)
+            pixels = to_float_nhwc(images.read(rows), device)
             loss = run.step(pixels, images.labels[rows].to(device))
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")

@@ -1,0 +1,101 @@
+"""Decoding of one image file: upright, RGB, alpha on white, at a given size."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+#: Endings of image files, in lower case.
+ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
+}
+#: PIL's decoders of these files. Its other decoders are never used: for EPS it would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
+#: The largest picture that is decoded: 270 MB as RGB. For a JPEG the reduced size counts (see `decode`), and PIL's
+#: own limit of 179 million.
+MAX_PIXELS = 90_000_000
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(path: str, size: tuple[int, int]) -> np.ndarray:
+    """The image as uint8 [H, W, 3], size = (H, W), resized without keeping the aspect ratio.
+
+    Turned upright by its EXIF orientation. Transparent areas become white. 16 bits of gray become the upper 8. Of an
+    animation, the first frame. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than `size`,
+    then resized (bicubic).
+
+    A file that cannot be decoded, or has more than MAX_PIXELS, raises a ValueError that names it; one that cannot be
+    opened, an OSError.
+    """
+    with open(path, "rb") as file:
+        try:
+            return _decode(file, size)
+        except UnidentifiedImageError:
+            reason = f"a file in none of the formats {', '.join(_formats())}"
+        except Exception as error:  # on damaged data, decoders raise OSError, SyntaxError, struct.error and others
+            reason = str(error) or type(error).__name__
+    raise ValueError(f"{printable(path)}: expected an image that can be decoded, got {reason}.")
+
+
+def printable(path: str) -> str:
+    r"""The path as valid Unicode: bytes of the name that are not UTF-8 become \xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _formats() -> list[str]:
+    """FORMATS that the installed PIL has: it can be built without some of them."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _decode(file: BinaryIO, size: tuple[int, int]) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
+        image = Image.open(file, formats=_formats())
+    image.draft(None, _stored_size(image, size))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS / 1e6:.0f} million")
+    image.load()  # turns a TIFF, whose orientation is 1 from here on
+    turn = _TURNS.get(_orientation(image))
+    small = _to_rgb(image).resize(_stored_size(image, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(small if turn is None else small.transpose(turn))
+
+
+def _stored_size(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) before the image is turned upright to `size` = (H, W)."""
+    height, width = size
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 for valid metadata. 1, upright, if they are damaged: the pixels can still be decoded."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits per pixel, whose range is not known (8 and 16 bits are)")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
