@@ -39,7 +39,7 @@ def run(*arguments):
 
 def test_from_training_to_a_report(capsys):
     assert run("train", "run", *DATA, *TRAINING) == 0
-    assert json.loads(Path("run/config.json").read_text())["steps"] == 4
+    assert json.loads(Path("run/config.json").read_text())["config"]["steps"] == 4
     assert run("embed", "run", "test.npz", *DATA) == 0
     assert run("index", "run", "test.npz", "test.index") == 0
     rows = read_embeddings("test.npz")
