@@ -91,7 +91,7 @@ def test_bench_raises_for_wrong_results(monkeypatch):
         (["embed", "nowhere", "out.npz", *DATA], "nowhere"),
         (["search", "no.index", "no.npz"], "no.index"),
         (["train", "run", "--data", "imagenet"], "name: expected one of emoji"),
-        (["train", "run", *DATA, *TRAINING, "--identities", "999"], "identities: expected at most"),
+        (["train", "run", *DATA, *TRAINING, "--freeze", "99"], "freeze: expected"),
     ],
 )
 def test_errors_are_printed_in_one_line(arguments, message, capsys):
