@@ -39,7 +39,7 @@ def run(*arguments):
 
 def test_from_training_to_a_report(capsys):
     assert run("train", "run", *DATA, *TRAINING) == 0
-    assert json.loads(Path("run/config.json").read_text())["steps"] == 4
+    assert json.loads(Path("run/config.json").read_text())["config"]["steps"] == 4
     assert run("embed", "run", "test.npz", *DATA) == 0
     assert run("index", "run", "test.npz", "test.index") == 0
     rows = read_embeddings("test.npz")
@@ -91,7 +91,7 @@ def test_bench_raises_for_wrong_results(monkeypatch):
         (["embed", "nowhere", "out.npz", *DATA], "nowhere"),
         (["search", "no.index", "no.npz"], "no.index"),
         (["train", "run", "--data", "imagenet"], "name: expected one of emoji"),
-        (["train", "run", *DATA, *TRAINING, "--identities", "999"], "identities: expected at most"),
+        (["train", "run", *DATA, *TRAINING, "--freeze", "99"], "freeze: expected"),
     ],
 )
 def test_errors_are_printed_in_one_line(arguments, message, capsys):

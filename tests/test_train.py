@@ -1,15 +1,21 @@
 """Training: it learns, can be interrupted and resumed, and is reproducible."""
 
+import copy
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from dissim_retrieval.data.glyphs import load_glyphs
 from dissim_retrieval.embedding import embed_images
-from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.embedding_file import read_embedding_file, write_embeddings
+from dissim_retrieval.evaluate import cosine, evaluate
 from dissim_retrieval.metrics import retrieval_metrics
 from dissim_retrieval.models import build_backbone
-from dissim_retrieval.train import TrainConfig, load_trained, plan_batches, train
+from dissim_retrieval.provenance import check_same_model
+from dissim_retrieval.train import TrainConfig, load_trained, train
+from dissim_retrieval.train.state import rate_factor
 
 CONFIG = TrainConfig(backbone="small", dim=32, steps=6, identities=8, views=2, checkpoint_every=2)
 
@@ -60,7 +66,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(loss, glyphs, tmp_path):
     for trained in (resumed, loaded):
         for key, value in state(whole).items():
             assert torch.equal(state(trained)[key], value), key
-    assert not torch.equal(state(whole)["backbone.0.1.weight"], start["0.1.weight"])
+    assert not torch.equal(state(whole)["backbone.features.0.1.0.weight"], start["features.0.1.0.weight"])
 
 
 def test_training_depends_only_on_its_seed(glyphs):
@@ -74,17 +80,6 @@ def test_training_depends_only_on_its_seed(glyphs):
     assert all(torch.equal(state(first)[key], value) for key, value in state(second).items())
     other = train(replace(CONFIG, seed=1), glyphs, progress=False)
     assert not torch.equal(other.head.weight, first.head.weight)
-
-
-def test_unknown_loss_raises(glyphs):
-    with pytest.raises(ValueError, match="loss: expected hinge or triplet, got 'hing'"):
-        train(replace(CONFIG, loss="hing"), glyphs, progress=False)
-
-
-def test_folder_of_another_run_raises(glyphs, tmp_path):
-    train(CONFIG, glyphs, folder=tmp_path, progress=False)
-    with pytest.raises(ValueError, match="another lr, seed"):
-        train(replace(CONFIG, lr=0.1, seed=3), glyphs, folder=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(("loss", "lr"), [("hinge", 3e-3), ("triplet", 3e-4)])
@@ -106,16 +101,167 @@ def test_training_separates_unseen_identities(loss, lr, glyphs):
     assert after > before + 0.1, (before, after)
 
 
-def test_batches_have_the_given_views_of_each_identity():
-    labels = torch.arange(12).repeat_interleave(3)
-    plan = plan_batches(labels, replace(CONFIG, steps=20, identities=5, views=3))
-    assert plan.shape == (20, 15)
-    for rows in plan:
-        assert sorted(labels[rows].bincount(minlength=12).tolist()) == [0] * 7 + [3] * 5
-        assert len(rows.unique()) == 15
-    assert len({tuple(rows.tolist()) for rows in plan}) == 20
-    with pytest.raises(ValueError, match="identities: expected at most 12"):
-        plan_batches(labels, replace(CONFIG, identities=13))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0), ("views", -2), ("identities", 0), ("checkpoint_every", 0), ("lr", -1.0), ("lr", float("nan")),
+        ("flip", 1.5), ("crop", 0.0), ("color", 1.0), ("warmup", -0.1), ("clip_norm", 0.0), ("patience", 0),
+        ("memory", -1), ("seed", -1), ("precision", "float8"), ("loss", "hing"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_raises(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*, got {value!r}"):
+        replace(CONFIG, **{name: value})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_a_few_steps_train(steps, glyphs):
+    trained = train(replace(CONFIG, steps=steps), glyphs, progress=False)
+    assert all(weight.isfinite().all() for weight in state(trained).values())
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [rate_factor(step, 100, 0.2) for step in range(100)]
+    assert rates[0] == 1 / 20 and max(rates) == rates[19] == rates[20] == 1
+    assert rates[:20] == sorted(rates[:20]) and rates[20:] == sorted(rates[20:], reverse=True)
+    assert 0 < rates[99] < 0.001 and rates[60] == pytest.approx(0.5)
+    assert [rate_factor(0, 1, warmup) for warmup in (0, 1)] == [1, 1]
+
+
+@pytest.mark.parametrize("loss", ["soft_margin", "infonce", "supcon", "nca", "prototype"])
+def test_every_loss_trains_a_head(loss, glyphs):
+    """The labels of a part of a set are not consecutive; the loss gets consecutive ones."""
+    part = glyphs.take(glyphs.labels >= 20)
+    trained = train(replace(CONFIG, loss=loss), part, progress=False)
+    assert trained.head is not None and not torch.equal(trained.head.weight, torch.full((32,), -(32**-0.5)))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_is_close_to_float32_and_differs(precision, glyphs, tmp_path):
+    losses = {}
+    for name in ("float32", precision):
+        train(replace(CONFIG, precision=name), glyphs, folder=tmp_path / name, progress=False)
+        rows = (tmp_path / name / "log.csv").read_text().splitlines()[1:]
+        losses[name] = torch.tensor([float(row.split(",")[1]) for row in rows])
+    assert not torch.equal(losses[precision], losses["float32"])
+    torch.testing.assert_close(losses[precision][0], losses["float32"][0], rtol=0.02, atol=0.02)
+
+
+def test_clip_norm_limits_the_gradient(glyphs):
+    """AdamW's step does not depend on the scale of the gradient, so look at the gradient itself."""
+    norms = []
+    backbone = build_backbone("small", 32)
+    for clip in (None, 1e-3):
+        train(
+            replace(CONFIG, steps=1, clip_norm=clip),
+            glyphs,
+            backbone=(net := copy.deepcopy(backbone)),
+            progress=False,
+        )
+        norms.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item())
+    assert norms[0] > 0.01 and norms[1] <= 1e-3 + 1e-6
+
+
+def test_frozen_stages_keep_their_weights_and_statistics(glyphs):
+    torch.manual_seed(0)
+    backbone = build_backbone("small", 32)
+    before = copy.deepcopy(backbone.state_dict())
+    after = train(replace(CONFIG, freeze=2), glyphs, backbone=backbone, progress=False).backbone.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    frozen = {name for name in before if name.startswith(("features.0.0.", "features.0.1."))}
+    assert changed == set(before) - frozen
+    everything = train(replace(CONFIG, freeze="all"), glyphs, backbone=backbone, progress=False).backbone.state_dict()
+    assert {name for name in after if not torch.equal(everything[name], before[name])} >= {"projection.weight"}
+
+
+def test_freezing_everything_of_an_own_network_leaves_nothing_to_train(glyphs):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 32))
+    with pytest.raises(ValueError, match="freeze: 'all' leaves nothing to train"):
+        train(replace(CONFIG, loss="triplet", freeze="all"), glyphs, backbone=net, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "error", "message"),
+    [
+        (lambda x: (x, x), TypeError, "got a tuple"),
+        (lambda x: {"embedding": x}, TypeError, "got a dict"),
+        (lambda x: x[:, :, None], ValueError, r"expected embeddings \[16, D\] of 16 images, got .* \[16, 32, 1\]"),
+        (lambda x: x[:, :20], ValueError, "expected embeddings of dim = 32 numbers, got 20. Set dim=20"),
+    ],
+)
+def test_a_backbone_that_returns_no_embeddings_raises(form, error, message, glyphs):
+    class Returns(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(768, 32)
+
+        def forward(self, images):
+            return form(self.layer(images.flatten(1)))
+
+    with pytest.raises(error, match=f"backbone: .*{message}"):
+        train(CONFIG, glyphs, backbone=Returns(), progress=False)
+
+
+def test_an_own_loss_is_trained_with_its_parameters(glyphs):
+    """A proxy loss of pytorch-metric-learning: no head, and its proxies learn."""
+    from pytorch_metric_learning.losses import ProxyAnchorLoss
+
+    loss = ProxyAnchorLoss(len(glyphs.label_names), 32)
+    proxies = loss.proxies.detach().clone()
+    trained = train(CONFIG, glyphs, loss=loss, progress=False)
+    assert trained.head is None and not torch.equal(loss.proxies, proxies)
+
+
+def validation_log(folder):
+    rows = [row.split(",") for row in (folder / "log.csv").read_text().splitlines()[1:]]
+    return {int(row[0]): float(row[3]) for row in rows if row[3]}
+
+
+def test_the_weights_with_the_best_validation_are_the_result(glyphs, tmp_path):
+    """A learning rate that soon destroys the network: its first validation is the best, and training stops early."""
+    seen, unseen = glyphs.split_labels(0.6)
+    config = replace(CONFIG, steps=40, lr=3.0, warmup=0.5, validate_every=2, patience=3, checkpoint_every=50)
+    trained = train(config, seen, validation=unseen, folder=tmp_path, progress=False)
+    log = validation_log(tmp_path)
+    best = max(log, key=log.get)
+    assert list(log) == list(range(2, best + 7, 2)), "stops after three validations without a higher mAP"
+    rows = embed_images(trained.backbone, unseen, progress=False)
+    quality = evaluate("trained", rows, trained.head, unseen, progress=False).metrics["mAP_mean"]
+    assert quality == pytest.approx(log[best], abs=1e-6)
+    assert trained.provenance["validation"]["identities"] == len(unseen.labels.unique())
+    loaded = load_trained(tmp_path)
+    assert loaded.provenance == trained.provenance
+    assert all(torch.equal(state(loaded)[key], value) for key, value in state(trained).items())
+
+
+def test_provenance_tells_data_transform_backbone_and_weights(glyphs, tmp_path):
+    trained = train(CONFIG, glyphs, folder=tmp_path, progress=False, provenance={"split": {"seed": 3}})
+    facts = trained.provenance
+    assert facts["data"]["fingerprint"] == glyphs.fingerprint and facts["split"] == {"seed": 3}
+    assert facts["transform"] == {"size": [16, 16], "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert facts["backbone"] == {"name": "small", "class": "Backbone"}
+    assert load_trained(tmp_path).provenance == facts == json.loads(json.dumps(facts))
+    other = train(replace(CONFIG, seed=1), glyphs, progress=False)
+    assert other.provenance["model"] != facts["model"]
+    check_same_model(facts, {}, argument="embeddings", source="run")
+    with pytest.raises(ValueError, match=r"embeddings: expected embeddings by the model of run \(\w{12}\), got"):
+        check_same_model(facts, other.provenance, argument="embeddings", source="run")
+
+
+def test_embedding_files_tell_ids_labels_and_provenance(glyphs, tmp_path):
+    images = glyphs.take(torch.arange(5))
+    rows = torch.randn(5, 3)
+    write_embeddings(tmp_path / "e.npz", rows, images, provenance={"model": "abc"})
+    content = read_embedding_file(tmp_path / "e.npz")
+    assert torch.equal(content.embeddings, rows) and content.ids == images.ids
+    assert torch.equal(content.labels, images.labels) and torch.equal(content.cameras, images.cameras)
+    assert content.provenance == {"model": "abc", "embedded": images.provenance()}
+    np.savez(tmp_path / "plain.npz", embeddings=rows.numpy())
+    plain = read_embedding_file(tmp_path / "plain.npz")
+    assert plain.ids is None and plain.labels is None and plain.provenance == {}
+    np.savez(tmp_path / "short.npz", embeddings=rows.numpy(), labels=np.arange(4))
+    with pytest.raises(ValueError, match=r"expected labels \[5\], one for each embedding, got \[4\]"):
+        read_embedding_file(tmp_path / "short.npz")
 
 
 def test_embedding_uses_eval_mode_with_any_batch_size(glyphs):

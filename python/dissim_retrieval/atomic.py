@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +15,20 @@ from typing import BinaryIO
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends, and is deleted if the block raises.
 
-    Creates the folder if needed. The content is written to a temporary file in the same folder, so that the final
-    move is atomic.
+    Creates the folder if needed. A new file has the mode that open() gives; a file that exists keeps its mode. The
+    content is written to a temporary file in the same folder, so that the final move is atomic.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(number, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp creates files that only the owner can read
-        os.replace(name, path)
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(name)
+        temporary.unlink(missing_ok=True)
         raise

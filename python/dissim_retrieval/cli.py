@@ -73,9 +73,9 @@ def train(
 
 def embed(run: Run, out: Out, /, data: OmitArgPrefixes[Data], part: Part = "test") -> None:
     """Embed images with the network in RUN; write embeddings, labels and cameras to OUT, a NumPy .npz file."""
-    images = data.load(part)
-    embeddings = embed_images(load_trained(run).backbone, images)
-    write_embeddings(out, embeddings, images)
+    trained, images = load_trained(run), data.load(part)
+    embeddings = embed_images(trained.backbone, images)
+    write_embeddings(out, embeddings, images, provenance=trained.provenance)
     print(f"{out}: {len(embeddings)} embeddings of {embeddings.shape[1]} numbers")
 
 
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except BrokenPipeError:  # the reader of the output, for example `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, ArithmeticError, OSError, ImportError) as error:
         print(f"dissim: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -41,8 +41,10 @@ class DemoConfig:
     """Seed of the split of the identities and of both trainings."""
     threads: int = 1
     """CPU threads of each training. The two trainings run in parallel; more threads help only if cores are idle."""
-    hinge: TrainConfig = field(default_factory=TrainConfig)
-    triplet: TrainConfig = field(default_factory=lambda: TrainConfig(loss="triplet", steps=300, identities=32))
+    hinge: TrainConfig = field(default_factory=lambda: TrainConfig(backbone="mobilenet_v2", flip=0.0))
+    triplet: TrainConfig = field(
+        default_factory=lambda: TrainConfig("triplet", "mobilenet_v2", steps=300, identities=32, flip=0.0)
+    )
 
 
 def run_demo(config: DemoConfig) -> Path:

@@ -1,0 +1,99 @@
+"""Networks of timm, torchvision and Hugging Face transformers, by their names there.
+
+Their packages are optional: ``pip install 'dissim-kernels[backbones]'``. Pretrained weights are downloaded on first
+use, unless they are in the package's cache.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Preprocessing
+
+INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
+
+
+def from_hub(hub: str, name: str, pretrained: bool) -> tuple[nn.Module, int, Preprocessing]:
+    """The network `name` of timm, torchvision or hf (transformers), the number of its features, its preprocessing."""
+    module = _import(MODULES[hub], f"{hub}:{name}")
+    try:
+        network, preprocessing = LOADERS[hub](module, name, pretrained)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"backbone: {module.__name__} cannot load {name!r} ({reason}). Check name and download."
+        ) from error
+    with torch.no_grad():
+        features = network.eval()(torch.zeros(1, 3, *(preprocessing.size or (224, 224))))
+    return network.train(), features.shape[1], preprocessing
+
+
+def _from_timm(timm: Any, name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
+    network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    data = timm.data.resolve_model_data_config(network)
+    height, width = data["input_size"][-2:]
+    return network, Preprocessing(data["mean"], data["std"], (height, width), data["interpolation"])
+
+
+def _from_torchvision(models: Any, name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
+    """The network up to its last linear layer."""
+    weights = models.get_model_weights(name).DEFAULT
+    network = models.get_model(name, weights=weights if pretrained else None)
+    last = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    network.set_submodule(last, nn.Identity())
+    transform = weights.transforms()
+    height, width = (*transform.crop_size, *transform.crop_size)[:2]
+    interpolation = transform.interpolation.value
+    return network, Preprocessing(tuple(transform.mean), tuple(transform.std), (height, width), interpolation)
+
+
+def _from_transformers(transformers: Any, name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
+    """Of a vision-language model like CLIP, the part for images."""
+    load = transformers.AutoModel.from_pretrained
+    model = (
+        load(name)
+        if pretrained
+        else transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name))
+    )
+    # The settings only: to make a processor of them, transformers needs torchvision.
+    settings, _ = transformers.BaseImageProcessor.get_image_processor_dict(name)
+    size = settings.get("crop_size") or settings["size"]
+    size = size if isinstance(size, dict) else {"shortest_edge": size}
+    height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
+    interpolation = INTERPOLATIONS[settings.get("resample", 3)]
+    preprocessing = Preprocessing(
+        tuple(settings["image_mean"]), tuple(settings["image_std"]), (height, width), interpolation
+    )
+    return PooledOutput(getattr(model, "vision_model", model)), preprocessing
+
+
+class PooledOutput(nn.Module):
+    """A transformers model that returns features [B, width]: its pooled output, or its first token if it has none."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.model(pixel_values=images)
+        pooled = getattr(output, "pooler_output", None)
+        return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+LOADERS = {"timm": _from_timm, "torchvision": _from_torchvision, "hf": _from_transformers}
+MODULES = {"timm": "timm", "torchvision": "torchvision.models", "hf": "transformers"}
+
+
+def _import(module: str, name: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"no package '{error.name}', which the backbone {name} needs: pip install 'dissim-kernels[backbones]'"
+        ) from error
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(f"{module}, which the backbone {name} needs, cannot be imported: {error}") from error

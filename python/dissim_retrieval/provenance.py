@@ -1,0 +1,59 @@
+"""Provenance: what data, settings and weights a result came from, and whether two results belong together.
+
+A provenance is a dict that can be saved as JSON. `train` makes it; embeddings files and indexes store that of the run
+they were made with. Its keys: data, validation (`ImageSet.provenance()` each), split, transform, backbone, and model,
+the digest of the weights of backbone and classifier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def weights_digest(**modules: nn.Module | None) -> str:
+    """A hex digest of the names, types and values of all parameters and buffers that a state dict has."""
+    digest = hashlib.sha256()
+    for prefix, module in sorted(modules.items()):
+        state = {} if module is None else module.state_dict()
+        for name, value in sorted(state.items()):
+            digest.update(f"{prefix}.{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_same_data(recorded: Mapping, found: Mapping, *, argument: str, source: object) -> None:
+    """Raise if the images or their split are not those that `source` was made with.
+
+    Paths and names may differ: what counts is the fingerprint of the images.
+    """
+    for key in ("data", "validation"):
+        before, now = recorded.get(key) or {}, found.get(key) or {}
+        if before.get("fingerprint") != now.get("fingerprint"):
+            what = "validation images" if key == "validation" else "images"
+            raise ValueError(
+                f"{argument}: expected the {what} that {source} was made with ({_describe(before)}), got others"
+                f" ({_describe(now)}). Pass those images, or choose a new folder."
+            )
+
+
+def check_same_model(recorded: Mapping, found: Mapping, *, argument: str, source: object) -> None:
+    """Raise if `found` was not made with the same weights as `source`, whose provenance is `recorded`.
+
+    A provenance without "model", as of embeddings from elsewhere, is not checked.
+    """
+    before, now = recorded.get("model"), found.get("model")
+    if before and now and before != now:
+        raise ValueError(
+            f"{argument}: expected embeddings by the model of {source} ({before[:12]}), got those of another model"
+            f" ({now[:12]}). Embed the images with this model."
+        )
+
+
+def _describe(data: Mapping) -> str:
+    if not data:
+        return "none"
+    return f"{data.get('images')} images of {data.get('identities')} identities, {str(data.get('fingerprint'))[:12]}"

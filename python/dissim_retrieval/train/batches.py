@@ -1,0 +1,77 @@
+"""IdentityBatches: the image rows of every training step, P identities with K images each."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class IdentityBatches(Sequence[Tensor]):
+    """Batch `step` has `views` images of each of `identities` identities: int64 rows [identities * views].
+
+    The images of an identity are neighbors. Identities are taken from a random order of all; after the last ones
+    that fill a batch, a new order begins. Images are drawn without repetition, as far as an identity has enough.
+    Each batch depends on (seed, step) only. Any `DataLoader` takes an object of this class as `batch_sampler`.
+
+    Args:
+        labels: int64 [B], the identity of each image.
+        identities: lowered to the number of identities that there are, with a logged warning.
+        steps: number of batches.
+    """
+
+    def __init__(self, labels: Tensor, *, identities: int, views: int, steps: int, seed: int = 0) -> None:
+        order = labels.argsort(stable=True)
+        counts = labels.unique(return_counts=True)[1]
+        self._rows = [rows.numpy() for rows in order.split(counts.tolist())] if len(labels) else []
+        present = len(self._rows)
+        if present < 2:
+            raise ValueError(
+                f"images: expected at least 2 identities to train on, got {present} with {len(labels)} images."
+                " Sort the images by identity, or choose another split."
+            )
+        if identities > present:
+            logger.warning("identities: %d in a batch were asked for, the images have %d: it is %d now.",
+                           identities, present, present)  # fmt: skip
+        self.num_identities = present
+        self.identities, self.views, self.seed = min(identities, present), views, seed
+        self._steps = range(steps)
+        self._part = slice(None)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> IdentityBatches: ...
+    def __getitem__(self, index: int | slice) -> Tensor | IdentityBatches:
+        if isinstance(index, int):
+            return self._batch(self._steps[index])
+        part = copy.copy(self)
+        part._steps = self._steps[index]
+        return part
+
+    def part(self, rows: slice) -> IdentityBatches:
+        """The same batches with these rows of each only, for one of several processes."""
+        part = copy.copy(self)
+        part._part = rows
+        return part
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self._batch, self._steps)
+
+    def _batch(self, step: int) -> Tensor:
+        epoch, place = divmod(step, len(self._rows) // self.identities)
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self._rows))
+        chosen = order[place * self.identities : (place + 1) * self.identities]
+        draw = np.random.default_rng([self.seed, 1, step])
+        views = [draw.choice(rows := self._rows[i], self.views, replace=len(rows) < self.views) for i in chosen]
+        return torch.from_numpy(np.concatenate(views)[self._part])

@@ -1,0 +1,203 @@
+"""train(): the training loop, seeded and resumable."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from ..data import ImageSet
+from ..embedding import embed_images, pixels_like
+from ..evaluate import cosine, evaluate
+from ..models import Backbone, build_backbone
+from ..provenance import check_same_data
+from . import run_folder
+from .augmentation import Augmentation
+from .batches import IdentityBatches
+from .config import TrainConfig
+from .objective import Objective
+from .processes import Processes, join_processes
+from .state import TrainingState, is_finite
+from .trained import Trained, describe, load_weights
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: TrainConfig,
+    images: ImageSet,
+    *,
+    validation: ImageSet | None = None,
+    backbone: nn.Module | None = None,
+    loss: nn.Module | None = None,
+    folder: str | Path | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    line: int = 0,
+    provenance: Mapping | None = None,
+) -> Trained:
+    """Train on all of `images`.
+
+    Args:
+        validation: images of other identities. Their mAP is computed every `validate_every` steps and at the end, and
+            the weights with the highest mAP are the result.
+        backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place.
+        loss: your own loss (embeddings [B, D], labels int64 [B]) -> 0-d, instead of config.loss. Its parameters are
+            trained, too. If it contains a DissimilarityHead, that is the head of the result.
+        folder: where settings, checkpoints, log.csv and the result are written. An interrupted run continues from its
+            last checkpoint, with the same result as without the interruption.
+        device: default: a GPU if there is one.
+        workers: processes that read the images, see `ImageSet.batches`.
+        progress: show a progress bar, on a terminal. line: its line, if several runs show one at the same time.
+        provenance: what else to record about the images, for example their split; must fit in JSON.
+
+    Batches, augmentation and dropout depend on (seed, step) only, so on a CPU the result is the same for the same
+    config, images, machine and torch.get_num_threads(). The caller's random state is restored.
+
+    Raises:
+        FloatingPointError: the loss or a weight is not finite. The last checkpoint stays as it is.
+        ValueError: a setting or an image set that cannot be trained on; a folder with another run.
+    """
+    processes = join_processes(device)
+    first = processes.rank == 0
+    folder = None if folder is None else Path(folder)
+    batches = IdentityBatches(
+        images.labels, identities=config.identities, views=config.views, steps=config.steps, seed=config.seed
+    )
+    with torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        network = backbone if backbone is not None else build_backbone(config.backbone, config.dim)
+        if isinstance(network, Backbone):
+            network.check_size(images.size)
+        objective = Objective(config, network, loss, num_identities=batches.num_identities)
+        objective.to(processes.device).train()
+        facts = describe(config, objective, images, validation, own_backbone=backbone is not None)
+        facts |= dict(provenance or {})
+        state = TrainingState(config, objective, processes.device)
+        if folder is not None:
+            _resume(state, folder, facts, write=first)
+        with tqdm(
+            total=config.steps, initial=state.steps, desc=f"train {config.loss}", position=line,
+            disable=None if progress and first else True,
+        ) as bar:  # fmt: skip
+            if not state.finished:
+                _run(state, batches, images, validation, folder if first else None, processes, workers, bar)
+    if state.best is not None:
+        load_weights(network, objective.head, state.best["weights"], source=f"step {state.best['steps']}")
+    if folder is not None and first:
+        run_folder.write_model(folder, objective.weights())
+    return Trained.of(network, objective.head, config, facts)
+
+
+def _resume(state: TrainingState, folder: Path, facts: dict, *, write: bool) -> None:
+    """Continue from the checkpoint in `folder`, if there is one; else begin a run there."""
+    if not (folder / run_folder.CHECKPOINT).exists():
+        if (folder / run_folder.MODEL).exists():
+            raise ValueError(f"folder: {folder} has a finished run without its checkpoint. Choose a new folder.")
+        if write:
+            run_folder.write_config(folder, state.config, facts)
+        return
+    config, recorded = run_folder.read_config(folder)
+    changed = [name for name, value in vars(state.config).items() if value != getattr(config, name)]
+    if changed:
+        raise ValueError(f"folder: {folder} has a run with another {', '.join(changed)}. Choose a new folder.")
+    check_same_data(recorded, facts, argument="images", source=folder)
+    checkpoint = run_folder.read_checkpoint(folder)
+    try:
+        state.load_state_dict(checkpoint)
+    except (RuntimeError, KeyError, ValueError) as error:
+        first_line = str(error).split("\n")[0]
+        raise ValueError(
+            f"folder: the checkpoint in {folder} is of another network or loss ({first_line}). Choose a new folder."
+        ) from error
+    logger.info("%s: continues after step %d of %d", folder, state.steps, config.steps)
+
+
+def _run(
+    state: TrainingState,
+    batches: IdentityBatches,
+    images: ImageSet,
+    validation: ImageSet | None,
+    folder: Path | None,
+    processes: Processes,
+    workers: int | None,
+    bar: tqdm,
+) -> None:
+    """Do the steps that are not done yet."""
+    config, objective = state.config, state.objective
+    batch_size = batches.identities * batches.views
+    rows = processes.rows(batch_size)
+    plan = batches[state.steps :].part(rows)
+    labels = images.labels.unique(return_inverse=True)[1]
+    augment = Augmentation(config, images.size)
+    # The statistics of batch normalization are those of each process; the result has those of the first.
+    replica = objective if processes.size == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
+    with nullcontext() if folder is None else run_folder.Log(folder, state.steps) as log:
+        for step, (chosen, pictures) in enumerate(
+            zip(plan, images.batches(plan, workers=workers), strict=True), state.steps
+        ):
+            begin = time.perf_counter()
+            pixels = pixels_like(objective.backbone, pictures)
+            pixels = augment(pixels, _seed(config.seed, step, "augmentation"), rows, batch_size)
+            torch.manual_seed(_seed(config.seed, step, "dropout", processes.rank))
+            loss = replica(pixels, labels[chosen].to(pixels.device), use_memory=step >= config.warmup * config.steps)
+            value = processes.mean(loss)
+            if not math.isfinite(value):
+                raise FloatingPointError(_diverged(state, f"the loss of step {step + 1} is {value}", folder))
+            state.update(loss)
+            last = state.steps == config.steps
+            mean_ap = None
+            if validation is not None and (last or state.steps % config.validate_every == 0):
+                mean_ap = processes.broadcast(_validate(objective, validation, workers) if processes.rank == 0 else 0)
+                state.validated(mean_ap)
+                logger.info("step %d: loss %.4f, validation mAP %.4f", state.steps, value, mean_ap)
+            state.finished = last or state.out_of_patience
+            if log is not None:
+                rate = state.optimizer.param_groups[0]["lr"]
+                log.write(state.steps, value, rate, mean_ap, round(time.perf_counter() - begin, 4))
+            if state.finished or state.steps % config.checkpoint_every == 0:
+                _checkpoint(state, folder)
+            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+            bar.update()
+            if state.finished:
+                break
+
+
+def _checkpoint(state: TrainingState, folder: Path | None) -> None:
+    content = state.state_dict()
+    if not is_finite(content):
+        raise FloatingPointError(_diverged(state, f"a weight is not finite after step {state.steps}", folder))
+    if folder is not None:
+        run_folder.write_checkpoint(folder, content)
+
+
+def _validate(objective: Objective, images: ImageSet, workers: int | None) -> float:
+    """mAP of the head, or of the cosine without one, on all images."""
+    rows = embed_images(objective.backbone, images, workers=workers, progress=False)
+    scorer = cosine if objective.head is None else copy.deepcopy(objective.head).cpu().float()
+    with torch.no_grad():
+        return evaluate("validation", rows, scorer, images, pictured_queries=[], progress=False).metrics["mAP_mean"]
+
+
+def _diverged(state: TrainingState, what: str, folder: Path | None) -> str:
+    kept = folder is not None and (folder / run_folder.CHECKPOINT).exists()
+    where = f" The checkpoint before that is in {folder}." if kept else ""
+    return f"Training diverged: {what}.{where} Lower lr ({state.config.lr:g}) or check images and backbone."
+
+
+def _seed(seed: int, step: int, use: Literal["augmentation", "dropout"], rank: int = 0) -> int:
+    """A seed of torch's generator for one use of it in a step."""
+    mixed = np.random.SeedSequence([seed, step, rank, ("augmentation", "dropout").index(use)])
+    return int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,108 @@
+"""The files of a training run: settings, checkpoint, log and the trained weights.
+
+config.json      the TrainConfig and the provenance
+checkpoint.pt    the state to continue from; no code is run from it
+log.csv          a row for each step
+model.safetensors  weights of backbone and classifier, written when the run has ended
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..atomic import atomic_write
+from .config import TrainConfig
+
+CONFIG, CHECKPOINT, MODEL, LOG = "config.json", "checkpoint.pt", "model.safetensors", "log.csv"
+COLUMNS = ("step", "loss", "lr", "validation_mAP", "seconds")
+
+
+def write_config(folder: Path, config: TrainConfig, provenance: Mapping) -> None:
+    """Write config.json."""
+    with atomic_write(folder / CONFIG) as file:
+        file.write(json.dumps({"config": asdict(config), "provenance": provenance}, indent=1).encode())
+
+
+def read_config(folder: Path) -> tuple[TrainConfig, dict]:
+    """The settings and the provenance of the run in `folder`."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"folder: expected a training run, got {folder}, which has no {CONFIG}.")
+    try:
+        content = json.loads(path.read_text())
+        return TrainConfig(**content["config"]), content["provenance"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(_damaged(path, "the settings of a training run", error)) from error
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write checkpoint.pt."""
+    with atomic_write(folder / CHECKPOINT) as file:
+        torch.save(state, file)
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The content of checkpoint.pt."""
+    path = folder / CHECKPOINT
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(_damaged(path, "a checkpoint", error)) from error
+
+
+def write_model(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write model.safetensors."""
+    copies = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
+    }
+    with atomic_write(folder / MODEL) as file:
+        file.write(safetensors.torch.save(copies))
+
+
+def read_model(folder: Path) -> dict[str, Tensor]:
+    """The content of model.safetensors."""
+    path = folder / MODEL
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(_damaged(path, "the weights of a trained model", error)) from error
+
+
+class Log:
+    """log.csv: a row for each step, in the columns COLUMNS. To open it drops the rows of steps after `start`."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        path = folder / LOG
+        rows = []
+        if start and path.exists():
+            with open(path, newline="") as before:
+                rows = [row for row in csv.reader(before) if row and row[0].isdigit() and int(row[0]) <= start]
+        with atomic_write(path) as new:
+            new.write("".join(f"{','.join(row)}\n" for row in [COLUMNS, *rows]).encode())
+        self._file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 it is closed in __exit__
+
+    def write(self, *values: object) -> None:
+        """Append the values of a step; None is an empty field."""
+        csv.writer(self._file, lineterminator="\n").writerow(values)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def _damaged(path: Path, expected: str, error: Exception) -> str:
+    first_line = str(error).split("\n")[0] or type(error).__name__
+    return f"{path}: expected {expected}, got a damaged file ({first_line}). Restore it, or train in a new folder."

@@ -1,0 +1,136 @@
+"""Interrupted training: killed at random moments, with damaged files, or continued on something else."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+from dissim_retrieval.data import ImageSet
+from dissim_retrieval.train import TrainConfig, load_trained, train
+from killed_training import count_kills_with_other_weights
+from torch import nn
+
+CONFIG = TrainConfig(dim=4, steps=6, identities=4, checkpoint_every=2)
+
+
+def image_set(seed=0, identities=6):
+    labels = torch.arange(identities).repeat_interleave(3)
+    pixels = torch.randint(256, (len(labels), 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(seed))
+    return ImageSet(pixels, labels, torch.zeros_like(labels), [str(i) for i in range(identities)], ["one"], "")
+
+
+def network(width=4):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, width))
+
+
+def start(folder, images=None, config=CONFIG, backbone=None, **options):
+    images = image_set() if images is None else images
+    return train(config, images, backbone=backbone or network(), folder=folder, progress=False, **options)
+
+
+class StopsAt(nn.Module):
+    """A network whose nth batch is NaN, or stops the run."""
+
+    def __init__(self, batch, error=None):
+        super().__init__()
+        self.network, self.left, self.error = network(), batch, error
+
+    def forward(self, images):
+        self.left -= 1
+        if self.left == 0 and self.error:
+            raise self.error
+        return self.network(images) * (float("nan") if self.left == 0 else 1.0)
+
+
+def test_killed_and_continued_training_ends_in_the_same_weights(tmp_path):
+    different, _ = count_kills_with_other_weights(tmp_path, kills=3)
+    assert different == 0
+
+
+def test_the_log_has_each_step_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, backbone=StopsAt(6, KeyboardInterrupt()))
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 6  # the header and steps 1 to 5; checkpoint at 4
+    start(tmp_path, backbone=StopsAt(99), validation=None)
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(float(row["loss"]) > 0 and float(row["seconds"]) > 0 for row in rows)
+    assert [row["validation_mAP"] for row in rows] == [""] * 6
+
+
+def test_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path):
+    message = r"the loss of step 6 is nan\. The checkpoint before that is in .*Lower lr \(0.001\)"
+    with pytest.raises(FloatingPointError, match=message):
+        start(tmp_path, backbone=StopsAt(6))
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert checkpoint["steps"] == 4
+    assert all(weight.isfinite().all() for weight in checkpoint["objective"].values())
+    with pytest.raises(ValueError, match=r"unfinished run \(4 of 6 steps\)"):
+        load_trained(tmp_path, backbone=network())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """The loss of the only step is finite; its update is not."""
+    with pytest.raises(FloatingPointError, match="a weight is not finite after step 1"):
+        start(tmp_path, config=replace(CONFIG, steps=1, lr=1e30, weight_decay=1e30))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"images": image_set(1)}, {"images": image_set(0, 5)}, {"validation": image_set(2)}]
+)
+def test_resume_on_other_images_raises_and_keeps_the_files(tmp_path, options):
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, backbone=StopsAt(4, KeyboardInterrupt()))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        ValueError, match=r"^images: expected the (validation )?images that .* was made with \(.*\), got"
+    ):
+        start(tmp_path, backbone=StopsAt(99), **options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_resume_with_another_network_or_setting_raises(tmp_path):
+    start(tmp_path)
+    with pytest.raises(ValueError, match=r"another network or loss .* Choose a new folder"):
+        start(tmp_path, backbone=nn.Sequential(network(), nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match="has a run with another lr, seed"):
+        start(tmp_path, config=replace(CONFIG, lr=0.1, seed=3))
+
+
+@pytest.mark.parametrize("keep", [0, 0.5])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.json", start),
+        ("checkpoint.pt", start),
+        ("config.json", lambda folder: load_trained(folder, backbone=network())),
+        ("model.safetensors", lambda folder: load_trained(folder, backbone=network())),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, read, keep):
+    start(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ValueError, match=rf"{name}: expected .*, got a damaged file") as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    start(tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match="a finished run without its checkpoint"):
+        start(tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected a training run"):
+        load_trained(tmp_path / "other")
+
+
+def test_a_run_of_an_own_network_needs_it(tmp_path):
+    start(tmp_path)
+    with pytest.raises(ValueError, match="trained your own module, a Sequential"):
+        load_trained(tmp_path)
+    with pytest.raises(ValueError, match="backbone: expected the network that"):
+        load_trained(tmp_path, backbone=network(5))
