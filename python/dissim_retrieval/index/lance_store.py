@@ -1,0 +1,283 @@
+"""The rows of an index on disk: a Lance dataset in the folder `rows`.
+
+Every write makes new files first and then one new version, atomically. Lance alone would do the same for each of its
+own calls; the steps are separate here so that `sync` can wait for the disk before a version names the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import torch
+from filelock import FileLock, Timeout
+from lance import LanceDataset, LanceOperation
+from lance.fragment import LanceFragment, write_fragments
+from lance.optimize import Compaction
+from torch import Tensor
+
+from .checksum import row_checksums
+from .entries import LOCK_SECONDS, Entries, from_arrow, to_table
+from .segments import BLOCK_VALUES, MemoryRows, Segment, Snapshot, StreamedRows, compaction_target
+
+OWN_COLUMNS = ("embedding", "_sequence", "_checksum")
+#: Earlier versions are kept this long, for readers that have not called refresh().
+KEPT = timedelta(hours=1)
+
+
+class LanceStore:
+    """Reads snapshots of a folder and writes new versions into it.
+
+    Args:
+        device, dtype: of the rows in memory.
+        in_memory: read the rows when a version is opened; otherwise every search reads them.
+        sync: a write returns after the disk has it.
+    """
+
+    def __init__(
+        self, path: Path, device: torch.device, dtype: torch.dtype, *, in_memory: bool = True, sync: bool = False
+    ) -> None:
+        self.path, self.device, self.dtype, self.in_memory, self.sync = path, device, dtype, in_memory, sync
+        self._uri, self._process = str(path / "rows"), os.getpid()
+        self._synced: set[Path] = set()
+
+    # --- one writer -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One writer at a time, of all threads and processes on this machine."""
+        self._check_process()
+        lock = FileLock(self.path / "write.lock")
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout as error:
+            raise TimeoutError(
+                f"path: another thread or process has been writing to {self.path} for {LOCK_SECONDS} s. Try again later."
+            ) from error
+        except PermissionError as error:
+            raise PermissionError(f"path: {self.path} cannot be written: {error.strerror}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "index: expected the process that opened it, got a fork, in which Lance does not work. Start processes "
+                "with the 'spawn' method and open the index in each."
+            )
+
+    # --- read -------------------------------------------------------------------------------------------------
+
+    def latest(self, snapshot: Snapshot) -> Snapshot:
+        """The newest version. Segments that did not change are shared with `snapshot`."""
+        self._check_process()
+        if not any(Path(self._uri, "_versions").glob("*.manifest")):
+            return snapshot if snapshot.version == 0 else Snapshot()
+        with self._reading():
+            dataset = lance.dataset(self._uri)
+            if dataset.version == snapshot.version:
+                return snapshot
+            known = {segment.key: segment for segment in snapshot.segments}
+            segments = [self._segment(fragment, known) for fragment in dataset.get_fragments()]
+            schema = pa.schema([field for field in dataset.schema if field.name not in OWN_COLUMNS])
+        return Snapshot(dataset.version, tuple(part for part in segments if part.num_live), schema, dataset)
+
+    def _segment(self, fragment: LanceFragment, known: dict) -> Segment:
+        key = (fragment.fragment_id, *(file.path for file in fragment.data_files()))
+        before = known.get(key)
+        sequence = _int64(fragment.to_table(columns=["_sequence"]), "_sequence")
+        if before is not None:
+            if len(sequence) < before.num_live:
+                before = before.without(~np.isin(before.sequence, sequence))
+            return before if self.in_memory else replace(before, vectors=self._streamed(fragment, before.sequence))
+        order = sequence.argsort()
+        in_order = bool((np.diff(sequence) > 0).all())
+        ids = fragment.to_table(columns=["id"]).column("id").combine_chunks()
+        if not in_order:
+            ids, sequence = ids.take(pa.array(order)), sequence[order]
+        if not self.in_memory:
+            return Segment(key, sequence, ids, self._streamed(fragment, sequence))
+        rows = torch.cat([rows for _, rows in self._batches(fragment)])
+        return Segment(key, sequence, ids, MemoryRows(rows if in_order else rows[torch.from_numpy(order).to(rows.device)]))
+
+    def _streamed(self, fragment: LanceFragment, sequence: np.ndarray) -> StreamedRows:
+        return StreamedRows(lambda: self._batches(fragment), sequence)
+
+    def _batches(self, fragment: LanceFragment) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Sequence numbers and rows of a fragment, in the order of its file."""
+        size = max(1, BLOCK_VALUES // fragment.schema.field("embedding").type.list_size)
+        with self._reading():
+            for batch in fragment.to_batches(columns=["_sequence", "embedding"], batch_size=size):
+                yield _int64(batch, "_sequence"), from_arrow(batch.column("embedding"), self.dtype).to(self.device)
+
+    def read(self, snapshot: Snapshot, positions: np.ndarray) -> Entries:
+        """The rows at these positions."""
+        sequence = snapshot.sequence(positions)
+        assert snapshot.schema is not None
+        names = [name for name in snapshot.schema.names if name != "id"]
+        found = self.select(snapshot, _is_in(sequence), names)
+        order = _int64(found, "_sequence").argsort()[sequence.argsort().argsort()]
+        metadata = found.select(names).take(pa.array(order))
+        return Entries(snapshot.ids.take(pa.array(positions)), sequence, snapshot.take(positions), metadata)
+
+    def select(self, snapshot: Snapshot, condition: str | None, columns: list[str]) -> pa.Table:
+        """The columns, and "_sequence", of the live rows that satisfy an SQL condition."""
+        self._check_process()
+        return snapshot.handle.to_table(columns=[*columns, "_sequence"], filter=condition)
+
+    def tables(self, snapshot: Snapshot) -> Iterator[pa.Table]:
+        """All live rows, in parts."""
+        with self._reading():
+            for fragment in snapshot.handle.get_fragments():
+                for batch in fragment.to_batches(columns=[*snapshot.handle.schema.names]):
+                    yield pa.Table.from_batches([batch])
+
+    def verify(self, snapshot: Snapshot) -> None:
+        """Read every row and compare it with its checksum."""
+        count = 0
+        for table in self.tables(snapshot):
+            count += len(table)
+            wrong = row_checksums(table) != _int64(table, "_checksum")
+            if wrong.any():
+                ids = table.column("id").filter(pa.array(wrong)).to_pylist()
+                raise self._damaged(f"{len(ids)} rows differ from their checksums, the first with id {ids[0]!r}")
+        if count != len(snapshot):
+            raise self._damaged(f"it has {count} rows instead of {len(snapshot)}")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Errors of Lance about files, in one sentence."""
+        try:
+            yield
+        except BaseException as error:
+            # A damaged file can make Lance panic. Its PanicException is not an Exception.
+            if isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException":
+                raise self._damaged(str(error).splitlines()[0]) from error
+            raise
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(f"path: {self.path} is damaged: {what}. Restore it from a copy, or make it again.")
+
+    # --- write ------------------------------------------------------------------------------------------------
+
+    def append(self, snapshot: Snapshot, entries: Entries) -> Snapshot:
+        return self._written(snapshot, self._append(snapshot, [to_table(entries)]))
+
+    def write_all(self, tables: Iterator[pa.Table]) -> None:
+        """Fill an index without rows, as one version."""
+        tables = (table for table in tables if len(table))
+        first = next(tables, None)
+        if first is not None:
+            self._append(Snapshot(), [first, *tables])
+
+    def _append(self, snapshot: Snapshot, tables: Sequence[pa.Table]) -> LanceDataset:
+        dataset, schema = snapshot.handle, tables[0].schema
+        if dataset is None:
+            return self._commit(LanceOperation.Overwrite(schema, self._fragments(tables, schema)), None)
+        dataset = self._with_columns(dataset, schema)
+        return self._commit(LanceOperation.Append(self._fragments(tables, schema)), dataset)
+
+    def _with_columns(self, dataset: LanceDataset, schema: pa.Schema) -> LanceDataset:
+        """Add new columns of metadata, which are null in the rows there are."""
+        new = [field for field in schema if field.name not in dataset.schema.names]
+        if new:
+            dataset = lance.dataset(self._uri, version=dataset.version)
+            dataset.add_columns(pa.schema(new))
+        return dataset
+
+    def _fragments(self, tables: Sequence[pa.Table], schema: pa.Schema) -> list:
+        reader = pa.RecordBatchReader.from_batches(schema, (batch for table in tables for batch in table.to_batches()))
+        return write_fragments(reader, self._uri, schema, mode="append" if self._exists() else "create")
+
+    def replace(self, snapshot: Snapshot, positions: np.ndarray, entries: Entries) -> Snapshot:
+        table = to_table(entries)
+        dataset = self._with_columns(snapshot.handle, table.schema)
+        gone, changed = self._deletions(snapshot, positions)
+        new = self._fragments([table], table.schema)
+        return self._written(snapshot, self._commit(LanceOperation.Update(gone, changed, new), dataset))
+
+    def delete(self, snapshot: Snapshot, positions: np.ndarray) -> Snapshot:
+        gone, changed = self._deletions(snapshot, positions)
+        operation = LanceOperation.Delete(changed, gone, "_sequence IN (...)")
+        return self._written(snapshot, self._commit(operation, snapshot.handle))
+
+    def _deletions(self, snapshot: Snapshot, positions: np.ndarray) -> tuple[list[int], list]:
+        """Write deletion files. Returns the ids of fragments without live rows, and the others that changed."""
+        gone, changed = [], []
+        for segment, places in zip(snapshot.segments, snapshot.split(positions), strict=True):
+            if len(places):
+                fragment = snapshot.handle.get_fragment(segment.key[0])
+                after = fragment.delete(_is_in(segment.sequence[places]))
+                if after is None:
+                    gone.append(fragment.fragment_id)
+                else:
+                    changed.append(after)
+        return gone, changed
+
+    def _commit(self, operation: Any, dataset: LanceDataset | None) -> LanceDataset:
+        self._sync()
+        version = None if dataset is None else dataset.version
+        committed = LanceDataset.commit(self._uri, operation, read_version=version, max_retries=0)
+        self._sync()
+        return committed
+
+    def _written(self, snapshot: Snapshot, dataset: LanceDataset) -> Snapshot:
+        """The snapshot after a write, compacted if there are many small fragments."""
+        for target in compaction_target([fragment.count_rows() for fragment in dataset.get_fragments()]):
+            if self._compact(dataset, target, threshold=0.1):
+                break
+        return self.latest(snapshot)
+
+    def compact(self, snapshot: Snapshot, target: int) -> Snapshot:
+        """Merge the fragments with fewer rows than `target`, and drop deleted rows and old versions."""
+        if snapshot.handle is None:
+            return snapshot
+        self._compact(snapshot.handle, target, threshold=0.0)
+        return self.latest(snapshot)
+
+    def _compact(self, dataset: LanceDataset, target: int, threshold: float) -> bool:
+        options = {"target_rows_per_fragment": target, "materialize_deletions_threshold": threshold}
+        plan = Compaction.plan(dataset, options)
+        if not plan.num_tasks():
+            return False
+        done = [task.execute(dataset) for task in plan.tasks]
+        self._sync()
+        Compaction.commit(dataset, done)
+        self._sync()
+        lance.dataset(self._uri).cleanup_old_versions(KEPT)
+        return True
+
+    def _exists(self) -> bool:
+        return any(Path(self._uri, "_versions").glob("*.manifest"))
+
+    def _sync(self) -> None:
+        """Wait for the disk to have the files that are new since the last call. Files never change."""
+        if not self.sync:
+            return
+        names = {path for path in Path(self._uri).rglob("*")}
+        new = {path for path in names - self._synced if path.is_file()}
+        for path in sorted(new | {path.parent for path in new} | {Path(self._uri), self.path}):
+            number = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+        self._synced = names
+
+
+def _is_in(sequence: np.ndarray) -> str:
+    return f"_sequence IN ({', '.join(map(str, sequence.tolist()))})"
+
+
+def _int64(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
+    return table.column(name).to_numpy().astype(np.int64, copy=False)
