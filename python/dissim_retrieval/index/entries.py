@@ -31,7 +31,9 @@ class Entries(NamedTuple):
 
 def to_table(entries: Entries) -> pa.Table:
     """Columns id, metadata, embedding, _sequence and _checksum."""
-    table = pa.table({"id": entries.ids} | dict(zip(entries.metadata.column_names, entries.metadata.columns, strict=True)))
+    table = pa.table(
+        {"id": entries.ids} | dict(zip(entries.metadata.column_names, entries.metadata.columns, strict=True))
+    )
     table = table.append_column("embedding", to_arrow(entries.rows))
     table = table.append_column("_sequence", pa.array(entries.sequence))
     return table.append_column("_checksum", pa.array(row_checksums(table)))

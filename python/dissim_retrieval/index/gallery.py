@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,38 +13,13 @@ from torch import Tensor
 
 from ..head import DissimilarityHead
 from . import scan
-from .arguments import INT_IDS, STR_IDS, as_embeddings, as_ids, as_metadata, check_finite
+from .arguments import STR_IDS, as_embeddings, as_ids, as_metadata, check_finite
 from .entries import Entries
 from .lance_store import LanceStore
 from .memory_store import MemoryStore
+from .results import RangeResult, SearchResult, StoredRows, present_ids, range_result, search_result, stored_rows
 from .segments import Snapshot
 from .settings import BackboneWeights, Settings, new_folder, read_settings, write_settings
-
-
-class SearchResult(NamedTuple):
-    """scores [N, k] and ids [N, k], best first: int64, or an array of objects if the ids are str.
-
-    Where there are fewer than k candidates, the score is -inf and the id -1 or None.
-    """
-
-    scores: Any
-    ids: Any
-
-
-class RangeResult(NamedTuple):
-    """Results in compressed-row form: those of query n are at offsets[n] to offsets[n + 1], best first."""
-
-    offsets: Any  #: int64 [N + 1]
-    scores: Any  #: [P]
-    ids: Any  #: [P]
-
-
-class StoredRows(NamedTuple):
-    """Rows as the index stores them: transformed embeddings [B, D], and a list of values for each metadata column."""
-
-    ids: Any
-    embeddings: Any
-    metadata: dict[str, list[Any]]
 
 
 class DissimilarityIndex:
@@ -66,8 +41,8 @@ class DissimilarityIndex:
             then scans the codes and computes exact scores only for rows that the error bounds of the codes cannot
             exclude. The result is the same; it is several times as fast if few rows score close to the best
             (`dissim_kernels.quantize_references`). A filter searches without codes.
-        provenance: where the embeddings come from, as in ``Trained.provenance`` (JSON). If `add`, `update` or `search`
-            are given the provenance of their embeddings, its "model" must be the same.
+        provenance: where the embeddings come from, as in ``Trained.provenance`` (JSON). `add`, `update` and `search`
+            take the provenance of their embeddings, too, and raise ValueError if its "model" is another.
         backbone: the network that makes the embeddings, to be stored beside the index.
 
     Memory: the rows, [M, D]. A search computes N M D terms ``|q_d - r_d|`` and stores no N x M matrix.
@@ -153,8 +128,14 @@ class DissimilarityIndex:
         self._snapshot = self._store.latest(self._snapshot)
 
     def verify(self) -> None:
-        """Read every row of this version from the disk and compare it with its checksum; ValueError if one differs."""
+        """Read every row of this version from the disk. Raises ValueError if one differs from its checksum."""
         self._store.verify(self._snapshot)
+
+    def __reduce__(self) -> Any:
+        """An index on disk is pickled as its path, so that it can be passed to a spawned process."""
+        if not isinstance(self._store, LanceStore):
+            raise TypeError("index: expected an index on disk to pickle, got one in memory. Use save() and open().")
+        return _reopen, (*self._store.arguments, self.quantized)
 
     # --- write ------------------------------------------------------------------------------------------------
 
@@ -184,7 +165,7 @@ class DissimilarityIndex:
             sequence = snapshot.next_sequence + np.arange(len(rows))
             if len(rows):
                 self._snapshot = self._store.append(snapshot, Entries(known, sequence, rows, columns))
-        return _present(known, isinstance(embeddings, np.ndarray))
+        return present_ids(known, embeddings)
 
     @torch.no_grad()
     def update(
@@ -208,7 +189,8 @@ class DissimilarityIndex:
                 return
             before = self._store.read(snapshot, positions)
             columns = before.metadata
-            for name, values in zip(*_columns(as_metadata(metadata, len(rows), snapshot.schema)), strict=True):
+            given = as_metadata(metadata, len(rows), snapshot.schema)
+            for name, values in zip(given.column_names, given.columns, strict=True):
                 at = columns.schema.get_field_index(name)
                 columns = columns.append_column(name, values) if at < 0 else columns.set_column(at, name, values)
             order = before.sequence.argsort()
@@ -250,12 +232,7 @@ class DissimilarityIndex:
         """The stored rows of these ids, in this order. Raises KeyError for an unknown id."""
         snapshot = self._snapshot
         found = self._known(snapshot, ids)
-        if not len(found):
-            return StoredRows(ids, self.head.weight.detach().new_empty(0, len(self.head.weight)), {})
-        entries = self._store.read(snapshot, found)
-        is_numpy = isinstance(ids, np.ndarray)
-        rows = _float_numpy(entries.rows) if is_numpy else entries.rows
-        return StoredRows(_present(entries.ids, is_numpy), rows, entries.metadata.to_pydict())
+        return stored_rows(self._store.read(snapshot, found), ids)
 
     @torch.no_grad()
     def search(
@@ -273,8 +250,8 @@ class DissimilarityIndex:
         Plain torch: ``scores, rows = head(query, gallery).topk(k); ids = ids[rows]``.
 
         Args:
-            filter: an SQL condition on id and metadata (``"camera = 2 AND label != 'unknown'"``), or a list of ids, of
-                which unknown ones are ignored. Only rows that satisfy it are scored.
+            filter: an SQL condition on id and metadata (``"camera = 2 AND label != 'unknown'"``), or a list of ids
+                (unknown ones are ignored). Only rows that satisfy it are scored.
             group_by: a metadata column. Scores of rows with the same value become one score, and the result has the
                 k best values as its ids. Rows without a value are no candidates. Every candidate is scored.
             fuse: how scores of a group become one: max, mean, min or median.
@@ -284,26 +261,17 @@ class DissimilarityIndex:
         snapshot, rows = self._snapshot, self._query(query)
         chosen = self._chosen(snapshot, filter)
         if group_by is None:
-            best = scan.top_k(rows, snapshot, k, chosen, quantized=self.quantized)
-            names = snapshot.ids if snapshot.schema is not None else pa.array([], INT_IDS)
+            best, names = scan.top_k(rows, snapshot, k, chosen, quantized=self.quantized), snapshot.ids
         else:
             best, names = self._groups(rows, snapshot, k, chosen, group_by, fuse)
-        return _result(best, names, k, query)
+        return search_result(best, names, k, query)
 
     @torch.no_grad()
-    def range_search(
-        self, query: Any, threshold: float, *, filter: str | Any | None = None
-    ) -> RangeResult:
+    def range_search(self, query: Any, threshold: float, *, filter: str | Any | None = None) -> RangeResult:
         """The rows that score `threshold` or more for each query embedding [N, D]; filter as in `search`."""
         snapshot, rows = self._snapshot, self._query(query)
-        offsets, scores, positions = scan.above(rows, snapshot, threshold, self._chosen(snapshot, filter))
-        names = snapshot.ids if snapshot.schema is not None else pa.array([], INT_IDS)
-        is_numpy = isinstance(query, np.ndarray)
-        ids = _present(names.take(pa.array(positions.numpy())), is_numpy)
-        if is_numpy:
-            return RangeResult(offsets.numpy(), scores.numpy(), ids)
-        device = query.device if isinstance(query, Tensor) else "cpu"
-        return RangeResult(offsets.to(device), scores.to(device), ids if not isinstance(ids, Tensor) else ids.to(device))
+        found = scan.above(rows, snapshot, threshold, self._chosen(snapshot, filter))
+        return range_result(*found, snapshot.ids, query)
 
     # --- parts ------------------------------------------------------------------------------------------------
 
@@ -322,7 +290,7 @@ class DissimilarityIndex:
         ours, theirs = ((p or {}).get("model") for p in (self.provenance, provenance))
         if ours is not None and theirs is not None and ours != theirs:
             raise ValueError(
-                f"provenance: expected embeddings of the model {ours[:12]}, as in the index, got those of {theirs[:12]}. "
+                f"provenance: expected embeddings of model {ours[:12]}, as in the index, got those of {theirs[:12]}. "
                 "Make them with the model of the index, or make a new index."
             )
 
@@ -330,7 +298,9 @@ class DissimilarityIndex:
         kind = None if snapshot.schema is None else snapshot.schema.field("id").type
         if ids is None:
             if kind == STR_IDS:
-                raise ValueError("ids: expected str, as in this index, got None. Only int64 ids are made by themselves.")
+                raise ValueError(
+                    "ids: expected str, as in this index, got None. Only int64 ids are made by themselves."
+                )
             return pa.array(max(snapshot.next_sequence, snapshot.max_id + 1) + np.arange(count))
         new = as_ids(ids, count, kind)
         if kind is not None:
@@ -386,41 +356,10 @@ class DissimilarityIndex:
         return scan.top_groups(rows, snapshot, k, positions, groups, fuse), values.dictionary
 
 
+def _reopen(path: Path, device: torch.device, in_memory: bool, sync: bool, quantized: bool) -> DissimilarityIndex:
+    return DissimilarityIndex.open(path, device=device, quantized=quantized, in_memory=in_memory, sync=sync)
+
+
 def _check_k(k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k: expected an integer of at least 1, got {k!r}.")
-
-
-def _columns(table: pa.Table) -> tuple[list[str], list[pa.ChunkedArray]]:
-    return table.column_names, table.columns
-
-
-def _float_numpy(rows: Tensor) -> np.ndarray:
-    rows = rows.cpu()
-    return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
-
-
-def _present(ids: pa.Array, is_numpy: bool) -> Any:
-    """Ids for the caller: int64 as tensor or array; others as an array of objects."""
-    values = ids.to_numpy(zero_copy_only=False)
-    if pa.types.is_integer(ids.type) and not ids.null_count:
-        return values if is_numpy else torch.from_numpy(values.astype(np.int64))
-    return values.astype(object)
-
-
-def _result(best: scan.Best, names: pa.Array, k: int, query: Any) -> SearchResult:
-    """Padded to k columns, as tensors or arrays."""
-    missing = k - best.scores.shape[1]
-    scores = torch.nn.functional.pad(best.scores, (0, missing), value=-torch.inf)
-    positions = torch.nn.functional.pad(best.positions, (0, missing), value=-1)
-    wanted = pa.array(positions.numpy().reshape(-1), mask=(positions < 0).numpy().reshape(-1))
-    found = names.take(wanted)
-    ids: Any
-    if pa.types.is_integer(names.type):
-        ids = torch.from_numpy(found.fill_null(-1).to_numpy().astype(np.int64)).view_as(positions)
-    else:
-        ids = np.array(found.to_pylist(), object).reshape(positions.shape)
-    if isinstance(query, np.ndarray):
-        return SearchResult(scores.numpy(), ids.numpy() if isinstance(ids, Tensor) else ids)
-    device = query.device if isinstance(query, Tensor) else "cpu"
-    return SearchResult(scores.to(device), ids.to(device) if isinstance(ids, Tensor) else ids)

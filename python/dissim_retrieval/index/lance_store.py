@@ -49,18 +49,23 @@ class LanceStore:
         self._uri, self._process = str(path / "rows"), os.getpid()
         self._synced: set[Path] = set()
 
+    @property
+    def arguments(self) -> tuple[Path, torch.device, bool, bool]:
+        """path, device, in_memory and sync."""
+        return self.path, self.device, self.in_memory, self.sync
+
     # --- one writer -------------------------------------------------------------------------------------------
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """One writer at a time, of all threads and processes on this machine."""
         self._check_process()
-        lock = FileLock(self.path / "write.lock")
+        lock = FileLock(self.path / "write.lock", mode=0o666)  # the umask applies
         try:
             lock.acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
             raise TimeoutError(
-                f"path: another thread or process has been writing to {self.path} for {LOCK_SECONDS} s. Try again later."
+                f"path: another writer has been at {self.path} for {LOCK_SECONDS} s. Try again later."
             ) from error
         except PermissionError as error:
             raise PermissionError(f"path: {self.path} cannot be written: {error.strerror}.") from error
@@ -72,8 +77,8 @@ class LanceStore:
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise RuntimeError(
-                "index: expected the process that opened it, got a fork, in which Lance does not work. Start processes "
-                "with the 'spawn' method and open the index in each."
+                "index: expected the process that opened it, got a fork of it, in which Lance does not work. "
+                "Start processes with the 'spawn' method and open the index in each."
             )
 
     # --- read -------------------------------------------------------------------------------------------------
@@ -108,7 +113,9 @@ class LanceStore:
         if not self.in_memory:
             return Segment(key, sequence, ids, self._streamed(fragment, sequence))
         rows = torch.cat([rows for _, rows in self._batches(fragment)])
-        return Segment(key, sequence, ids, MemoryRows(rows if in_order else rows[torch.from_numpy(order).to(rows.device)]))
+        return Segment(
+            key, sequence, ids, MemoryRows(rows if in_order else rows[torch.from_numpy(order).to(rows.device)])
+        )
 
     def _streamed(self, fragment: LanceFragment, sequence: np.ndarray) -> StreamedRows:
         return StreamedRows(lambda: self._batches(fragment), sequence)
@@ -133,7 +140,13 @@ class LanceStore:
     def select(self, snapshot: Snapshot, condition: str | None, columns: list[str]) -> pa.Table:
         """The columns, and "_sequence", of the live rows that satisfy an SQL condition."""
         self._check_process()
-        return snapshot.handle.to_table(columns=[*columns, "_sequence"], filter=condition)
+        try:
+            return snapshot.handle.to_table(columns=[*columns, "_sequence"], filter=condition)
+        except OSError as error:
+            raise OSError(
+                f"path: version {snapshot.version} of {self.path} cannot be read any more. Call refresh() for the newest "
+                "version; if that does not help, call verify()."
+            ) from error
 
     def tables(self, snapshot: Snapshot) -> Iterator[pa.Table]:
         """All live rows, in parts."""
@@ -196,7 +209,9 @@ class LanceStore:
         return dataset
 
     def _fragments(self, tables: Sequence[pa.Table], schema: pa.Schema) -> list:
-        reader = pa.RecordBatchReader.from_batches(schema, (batch for table in tables for batch in table.to_batches()))
+        reader = pa.RecordBatchReader.from_batches(
+            schema, (batch for table in tables for batch in table.to_batches())
+        )
         return write_fragments(reader, self._uri, schema, mode="append" if self._exists() else "create")
 
     def replace(self, snapshot: Snapshot, positions: np.ndarray, entries: Entries) -> Snapshot:
@@ -246,8 +261,9 @@ class LanceStore:
         return self.latest(snapshot)
 
     def _compact(self, dataset: LanceDataset, target: int, threshold: float) -> bool:
-        options = {"target_rows_per_fragment": target, "materialize_deletions_threshold": threshold}
-        plan = Compaction.plan(dataset, options)
+        plan = Compaction.plan(
+            dataset, {"target_rows_per_fragment": target, "materialize_deletions_threshold": threshold}
+        )
         if not plan.num_tasks():
             return False
         done = [task.execute(dataset) for task in plan.tasks]

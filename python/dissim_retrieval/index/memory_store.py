@@ -58,9 +58,13 @@ class MemoryStore:
         if len(small) < 2 and all(part.live is None for part in small):
             return snapshot
         rows = replace(snapshot, segments=tuple(small), cache={})
-        order = np.sort(np.concatenate([part.sequence if part.live is None else part.sequence[part.live] for part in small]))
+        order = np.sort(
+            np.concatenate([part.sequence if part.live is None else part.sequence[part.live] for part in small])
+        )
         merged = self._segment(self.read(rows, rows.positions(order)))
-        return self._next(snapshot, [*(part for part in snapshot.segments if part not in small), merged], snapshot.schema)
+        return self._next(
+            snapshot, [*(part for part in snapshot.segments if part not in small), merged], snapshot.schema
+        )
 
     def _compacted(self, snapshot: Snapshot) -> Snapshot:
         for target in compaction_target([part.num_live for part in snapshot.segments]):
@@ -72,7 +76,7 @@ class MemoryStore:
 
     def _segment(self, entries: Entries) -> Segment:
         rows = MemoryRows(entries.rows)
-        return Segment(next(self._keys), entries.sequence, entries.ids, rows, metadata=entries.metadata)
+        return Segment((next(self._keys),), entries.sequence, entries.ids, rows, metadata=entries.metadata)
 
     def read(self, snapshot: Snapshot, positions: np.ndarray) -> Entries:
         """The rows at these positions."""

@@ -158,7 +158,9 @@ FUSE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def top_groups(query: Query, snapshot: Snapshot, k: int, positions: np.ndarray, groups: np.ndarray, fuse: str) -> Best:
+def top_groups(
+    query: Query, snapshot: Snapshot, k: int, positions: np.ndarray, groups: np.ndarray, fuse: str
+) -> Best:
     """The k best groups of every query: `positions` of the result are numbers of groups.
 
     positions: candidates in the order of their sequence numbers; groups: the group of each. Equal scores are ordered
@@ -176,7 +178,8 @@ def top_groups(query: Query, snapshot: Snapshot, k: int, positions: np.ndarray, 
             scores = _all_scores(query, snapshot.take(positions[members].flatten()))
             fused = FUSE[fuse](scores.unflatten(1, members.shape)).cpu()
             first, number = (
-                torch.from_numpy(values).expand(len(query.rows), -1) for values in (sequence[members[:, 0]], numbers[some])
+                torch.from_numpy(values).expand(len(query.rows), -1)
+                for values in (sequence[members[:, 0]], numbers[some])
             )
             best = _merged(best, _sorted(Best(fused, first, number), k), k)
     return best if best is not None else _nothing(query)

@@ -9,7 +9,7 @@ equal scores are ordered by it. The rows of a segment are in this order.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -90,7 +90,7 @@ class StreamedRows:
 class Segment:
     """Rows that were written together. `live` is False for those deleted since; None if all are live."""
 
-    key: Hashable
+    key: tuple
     sequence: np.ndarray  #: int64, ascending
     ids: pa.Array
     vectors: MemoryRows | StreamedRows
@@ -160,8 +160,8 @@ class Snapshot:
     @cached_property
     def ids(self) -> pa.Array:
         """The id of every position."""
-        assert self.schema is not None
-        return pa.concat_arrays([pa.array([], self.schema.field("id").type), *(part.ids for part in self.segments)])
+        type = pa.int64() if self.schema is None else self.schema.field("id").type
+        return pa.concat_arrays([pa.array([], type), *(part.ids for part in self.segments)])
 
     @cached_property
     def next_sequence(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..head import DissimilarityHead
@@ -47,7 +47,9 @@ class Settings(NamedTuple):
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that gets the name `path` when the block ends, and is deleted if the block raises."""
     if path.exists():
-        raise FileExistsError(f"path: expected a new path, got {path}, which exists. Choose another, or delete it first.")
+        raise FileExistsError(
+            f"path: expected a new path, got {path}, which exists. Choose another, or delete it first."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     made.mkdir()
@@ -128,7 +130,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    # save_file() of the library would make a file that only its owner can read.
+    path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     return _digest(path)
 
 
