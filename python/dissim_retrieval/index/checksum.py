@@ -19,9 +19,7 @@ def row_checksums(table: pa.Table) -> np.ndarray:
     """
     vectors = table.column("embedding").combine_chunks()
     words = _words(vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1))
-    factors = np.random.default_rng(0).integers(1 << 63, size=words.shape[1], dtype=np.uint64) * np.uint64(
-        2
-    ) + np.uint64(1)
+    factors = np.random.default_rng(0).integers(0, 1 << 64, words.shape[1], np.uint64) | np.uint64(1)
     total = np.zeros(len(table), np.uint64)
     for column in range(words.shape[1]):
         total += words[:, column] * factors[column]

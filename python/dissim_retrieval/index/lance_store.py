@@ -144,8 +144,8 @@ class LanceStore:
             return snapshot.handle.to_table(columns=[*columns, "_sequence"], filter=condition)
         except OSError as error:
             raise OSError(
-                f"path: version {snapshot.version} of {self.path} cannot be read any more. Call refresh() for the newest "
-                "version; if that does not help, call verify()."
+                f"path: version {snapshot.version} of {self.path} cannot be read any more. Call refresh() for the "
+                "newest version; if that does not help, call verify()."
             ) from error
 
     def tables(self, snapshot: Snapshot) -> Iterator[pa.Table]:
