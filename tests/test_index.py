@@ -71,7 +71,9 @@ def test_drawn_writes_and_searches_equal_a_full_sort(make, kind):
         model.apply(write)
         assert model.matches(index)
         query = torch.from_numpy(np.stack([write.rows[0], rng.standard_normal(5).astype(np.float32)]))
-        check_search(index, model, query, k=int(rng.integers(1, 12)), color=rng.choice([None, "red", "no such color"]))
+        check_search(
+            index, model, query, k=int(rng.integers(1, 12)), color=rng.choice([None, "red", "no such color"])
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -86,7 +88,9 @@ def test_dtypes(make, kind, dtype, head, gallery, query):
     exact.load_state_dict(head.state_dict())
     with torch.no_grad():
         stored = index.get(torch.arange(100, 150)).embeddings.double()
-        best = exact(head.transform(query.to(torch.promote_types(dtype, torch.float32))).to(dtype).double(), stored).topk(4)
+        best = exact(
+            head.transform(query.to(torch.promote_types(dtype, torch.float32))).to(dtype).double(), stored
+        ).topk(4)
     torch.testing.assert_close(found.scores.double(), best.values, rtol=1e-5, atol=1e-5)
 
 
@@ -274,7 +278,9 @@ def test_provenance_must_belong_to_the_index(kind, head, gallery, tmp_path):
     index.add(gallery, provenance=ours)
     for call in (index.add, lambda rows, **options: index.search(rows, 1, **options)):
         call(gallery)
-        with pytest.raises(ValueError, match=r"provenance: expected embeddings of model a+, as in the index, got .* b+\."):
+        with pytest.raises(
+            ValueError, match=r"provenance: expected embeddings of model a+, as in the index, got .* b+\."
+        ):
             call(gallery, provenance=theirs)
     assert len(index) == 100
 
@@ -288,11 +294,11 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.search(query[:, :5], 1), r"query: expected \[rows, 6\], as the head's weight, got \[7, 5\]"),
         (lambda: index.search(query[0], 1), r"query: .* got \[6\]. Pass query\[None\] for one row"),
         (lambda: index.search(query.int(), 1), "query: expected floats, got torch.int32"),
-        (lambda: index.search(query, 1, filter="numbr < 3"), "filter: expected an SQL condition on id, label, number"),
+        (lambda: index.search(query, 1, filter="numbr < 3"), "filter: expected an SQL condition on id, label"),
         (lambda: index.search(query, 1, filter="label = '"), "filter: expected an SQL condition"),
         (lambda: index.search(query, 1, filter=["x"]), r"ids: expected int64 \[n\]"),
         (lambda: index.search(query, 1, group_by="name"), "group_by: expected a metadata column, one of id, label"),
-        (lambda: index.search(query, 1, group_by="label", fuse="sum"), "fuse: expected one of max, mean, min, median"),
+        (lambda: index.search(query, 1, group_by="label", fuse="sum"), "fuse: expected one of max, mean"),
         (lambda: index.add(query, torch.arange(7).float()), r"ids: expected int64 \[7\]"),
         (lambda: index.add(query, torch.arange(6)), r"ids: expected int64 \[7\].* got int64 \[6\]"),
         (lambda: index.add(query, [1, 2, 3, 1, 5, 6, 7]), "got 1 twice"),
@@ -300,12 +306,12 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.add(query, list("abcdefg")), r"ids: expected int64 \[7\].* as in this index"),
         (lambda: names.add(query), "ids: expected str, as in this index, got None"),
         (lambda: names.add(query[:1], ["\udcff"]), "not valid Unicode"),
-        (lambda: index.add(query / 0, torch.arange(7)), "embeddings: expected finite numbers, got NaN or Inf in row 0"),
-        (lambda: index.add(query, metadata={"label": ["x"]}), "metadata: expected 7 values of 'label', one per row, got 1"),
+        (lambda: index.add(query / 0, torch.arange(7)), "embeddings: .* got NaN or Inf in row 0"),
+        (lambda: index.add(query, metadata={"label": ["x"]}), "metadata: expected 7 values of 'label'.* got 1"),
         (lambda: index.add(query, metadata={"number": ["x"] * 7}), "metadata: expected int64 in 'number'"),
         (lambda: index.add(query, metadata={"embedding": [1] * 7}), "metadata: expected names of letters"),
         (lambda: index.add(query, metadata={"a b": [1] * 7}), "metadata: expected names of letters"),
-        (lambda: index.add(query, metadata={"x": [[1]] * 7}), "metadata: expected bool, numbers, str or times in 'x'"),
+        (lambda: index.add(query, metadata={"x": [[1]] * 7}), "metadata: expected bool, numbers, str or times"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()

@@ -15,11 +15,11 @@ from ..head import DissimilarityHead
 from . import scan
 from .arguments import STR_IDS, as_embeddings, as_ids, as_metadata, check_finite
 from .entries import Entries
-from .lance_store import LanceStore
+from .lance_store import LanceStore, first_sentence
 from .memory_store import MemoryStore
 from .results import RangeResult, SearchResult, StoredRows, present_ids, range_result, search_result, stored_rows
 from .segments import Snapshot
-from .settings import BackboneWeights, Settings, new_folder, read_settings, write_settings
+from .settings import BackboneWeights, Settings, new_folder, read_backbone, read_settings, write_settings
 
 
 class DissimilarityIndex:
@@ -56,7 +56,7 @@ class DissimilarityIndex:
         provenance: dict[str, Any] | None = None,
         backbone: BackboneWeights | None = None,
     ) -> None:
-        self.head, self.quantized, self.provenance, self.backbone = head, quantized, provenance, backbone
+        self.head, self.quantized, self.provenance, self._backbone = head, quantized, provenance, backbone
         self._store: MemoryStore | LanceStore = MemoryStore()
         self._snapshot = Snapshot()
 
@@ -78,7 +78,7 @@ class DissimilarityIndex:
         sync: see `open`. Raises FileExistsError if `path` exists.
         """
         with new_folder(Path(path)) as folder:
-            write_settings(folder, Settings(head, provenance, backbone))
+            write_settings(folder, Settings(head, provenance), backbone)
         return cls.open(path, device=head.weight.device, quantized=quantized, sync=sync)
 
     @classmethod
@@ -108,7 +108,7 @@ class DissimilarityIndex:
         settings = read_settings(folder)
         index = cls.__new__(cls)
         index.head, index.quantized = settings.head.to(device), quantized
-        index.provenance, index.backbone = settings.provenance, settings.backbone
+        index.provenance, index._backbone = settings.provenance, None
         weight = index.head.weight
         index._store = LanceStore(folder, weight.device, weight.dtype, in_memory=in_memory, sync=sync)
         index._snapshot = index._store.latest(Snapshot())
@@ -120,12 +120,12 @@ class DissimilarityIndex:
         """Write the rows of this version, head, provenance and backbone into a new folder, atomically."""
         snapshot = self._snapshot
         with new_folder(Path(path)) as folder:
-            write_settings(folder, Settings(self.head, self.provenance, self.backbone))
+            write_settings(folder, Settings(self.head, self.provenance), self.backbone)
             LanceStore(folder, torch.device("cpu"), self.head.weight.dtype).write_all(self._store.tables(snapshot))
 
     def refresh(self) -> None:
         """Move to the newest version, which another process or object may have written."""
-        self._snapshot = self._store.latest(self._snapshot)
+        self._snapshot = self._store.newest_to_write(self._snapshot)
 
     def verify(self) -> None:
         """Read every row of this version from the disk. Raises ValueError if one differs from its checksum."""
@@ -159,7 +159,7 @@ class DissimilarityIndex:
         self._check_provenance(provenance)
         rows = self._prepare("embeddings", embeddings)
         with self._store.writing():
-            snapshot = self._store.latest(self._snapshot)
+            snapshot = self._store.newest_to_write(self._snapshot)
             known = self._new_ids(ids, len(rows), snapshot)
             columns = as_metadata(metadata, len(rows), snapshot.schema)
             sequence = snapshot.next_sequence + np.arange(len(rows))
@@ -183,7 +183,7 @@ class DissimilarityIndex:
         self._check_provenance(provenance)
         rows = self._prepare("embeddings", embeddings)
         with self._store.writing():
-            snapshot = self._store.latest(self._snapshot)
+            snapshot = self._store.newest_to_write(self._snapshot)
             positions = self._known(snapshot, ids, len(rows))
             if not len(rows):
                 return
@@ -205,7 +205,7 @@ class DissimilarityIndex:
     def remove(self, ids: Any) -> None:
         """Delete rows. Raises KeyError for an unknown id; nothing is deleted then."""
         with self._store.writing():
-            snapshot = self._store.latest(self._snapshot)
+            snapshot = self._store.newest_to_write(self._snapshot)
             positions = self._known(snapshot, ids)
             if len(positions):
                 self._snapshot = self._store.delete(snapshot, positions)
@@ -227,6 +227,11 @@ class DissimilarityIndex:
     def version(self) -> int:
         """The number of the version that searches see. Every write makes a larger one."""
         return self._snapshot.version
+
+    @property
+    def backbone(self) -> BackboneWeights | None:
+        """The network that makes the embeddings, if it was stored. Reads its file."""
+        return self._backbone if isinstance(self._store, MemoryStore) else read_backbone(self._store.path)
 
     def get(self, ids: Any) -> StoredRows:
         """The stored rows of these ids, in this order. Raises KeyError for an unknown id."""
@@ -333,8 +338,8 @@ class DissimilarityIndex:
             table = self._store.select(snapshot, filter, [])
         except ValueError as error:
             names = ", ".join(snapshot.schema.names if snapshot.schema is not None else [])
-            what = str(error).split(", /")[0].splitlines()[0].rstrip(".")
-            raise ValueError(f"filter: expected an SQL condition on {names}, got {filter!r}: {what}.") from error
+            expected = f"filter: expected an SQL condition on {names}, got {filter!r}"
+            raise ValueError(f"{expected}: {first_sentence(error)}.") from error
         return snapshot.positions(table.column("_sequence").to_numpy())
 
     def _groups(

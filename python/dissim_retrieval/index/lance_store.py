@@ -27,6 +27,7 @@ from torch import Tensor
 from .checksum import row_checksums
 from .entries import LOCK_SECONDS, Entries, from_arrow, to_table
 from .segments import BLOCK_VALUES, MemoryRows, Segment, Snapshot, StreamedRows, compaction_target
+from .settings import damaged, sync
 
 OWN_COLUMNS = ("embedding", "_sequence", "_checksum")
 #: Earlier versions are kept this long, for readers that have not called refresh().
@@ -60,7 +61,7 @@ class LanceStore:
     def writing(self) -> Iterator[None]:
         """One writer at a time, of all threads and processes on this machine."""
         self._check_process()
-        lock = FileLock(self.path / "write.lock", mode=0o666)  # the umask applies
+        lock = FileLock(self.path / "write.lock")
         try:
             lock.acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
@@ -71,6 +72,9 @@ class LanceStore:
             raise PermissionError(f"path: {self.path} cannot be written: {error.strerror}.") from error
         try:
             yield
+        except OSError as error:
+            what = f"path: {self.path} cannot be written, and is as before: {first_sentence(error)}."
+            raise type(error)(what) from error
         finally:
             lock.release()
 
@@ -142,7 +146,9 @@ class LanceStore:
         self._check_process()
         try:
             return snapshot.handle.to_table(columns=[*columns, "_sequence"], filter=condition)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            if "LanceError(IO)" not in str(error):
+                raise
             raise OSError(
                 f"path: version {snapshot.version} of {self.path} cannot be read any more. Call refresh() for the "
                 "newest version; if that does not help, call verify()."
@@ -151,7 +157,7 @@ class LanceStore:
     def tables(self, snapshot: Snapshot) -> Iterator[pa.Table]:
         """All live rows, in parts."""
         with self._reading():
-            for fragment in snapshot.handle.get_fragments():
+            for fragment in [] if snapshot.handle is None else snapshot.handle.get_fragments():
                 for batch in fragment.to_batches(columns=[*snapshot.handle.schema.names]):
                     yield pa.Table.from_batches([batch])
 
@@ -163,9 +169,9 @@ class LanceStore:
             wrong = row_checksums(table) != _int64(table, "_checksum")
             if wrong.any():
                 ids = table.column("id").filter(pa.array(wrong)).to_pylist()
-                raise self._damaged(f"{len(ids)} rows differ from their checksums, the first with id {ids[0]!r}")
-        if count != len(snapshot):
-            raise self._damaged(f"it has {count} rows instead of {len(snapshot)}")
+                raise damaged(self.path, f"{len(ids)} rows differ from their checksums, the first with id {ids[0]!r}")
+        if count != len(snapshot) or len(snapshot.ids.filter(pa.array(snapshot.live)).unique()) != count:
+            raise damaged(self.path, "rows that were deleted are there again")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -175,16 +181,22 @@ class LanceStore:
         except BaseException as error:
             # A damaged file can make Lance panic. Its PanicException is not an Exception.
             if isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException":
-                raise self._damaged(str(error).splitlines()[0]) from error
+                raise damaged(self.path, first_sentence(error)) from error
             raise
-
-    def _damaged(self, what: str) -> ValueError:
-        return ValueError(f"path: {self.path} is damaged: {what}. Restore it from a copy, or make it again.")
 
     # --- write ------------------------------------------------------------------------------------------------
 
+    def newest_to_write(self, snapshot: Snapshot) -> Snapshot:
+        """The newest version; merges small fragments first if there are many. A write starts with it."""
+        snapshot = self.latest(snapshot)
+        for target in compaction_target([segment.num_live for segment in snapshot.segments]):
+            if self._compact(snapshot.handle, target, threshold=0.1):
+                return self.latest(snapshot)
+        return snapshot
+
     def append(self, snapshot: Snapshot, entries: Entries) -> Snapshot:
-        return self._written(snapshot, self._append(snapshot, [to_table(entries)]))
+        self._append(snapshot, [to_table(entries)])
+        return self.latest(snapshot)
 
     def write_all(self, tables: Iterator[pa.Table]) -> None:
         """Fill an index without rows, as one version."""
@@ -193,12 +205,13 @@ class LanceStore:
         if first is not None:
             self._append(Snapshot(), [first, *tables])
 
-    def _append(self, snapshot: Snapshot, tables: Sequence[pa.Table]) -> LanceDataset:
+    def _append(self, snapshot: Snapshot, tables: Sequence[pa.Table]) -> None:
         dataset, schema = snapshot.handle, tables[0].schema
         if dataset is None:
-            return self._commit(LanceOperation.Overwrite(schema, self._fragments(tables, schema)), None)
-        dataset = self._with_columns(dataset, schema)
-        return self._commit(LanceOperation.Append(self._fragments(tables, schema)), dataset)
+            self._commit(LanceOperation.Overwrite(schema, self._fragments(tables, schema)), None)
+        else:
+            dataset = self._with_columns(dataset, schema)
+            self._commit(LanceOperation.Append(self._fragments(tables, schema)), dataset)
 
     def _with_columns(self, dataset: LanceDataset, schema: pa.Schema) -> LanceDataset:
         """Add new columns of metadata, which are null in the rows there are."""
@@ -219,12 +232,13 @@ class LanceStore:
         dataset = self._with_columns(snapshot.handle, table.schema)
         gone, changed = self._deletions(snapshot, positions)
         new = self._fragments([table], table.schema)
-        return self._written(snapshot, self._commit(LanceOperation.Update(gone, changed, new), dataset))
+        self._commit(LanceOperation.Update(gone, changed, new), dataset)
+        return self.latest(snapshot)
 
     def delete(self, snapshot: Snapshot, positions: np.ndarray) -> Snapshot:
         gone, changed = self._deletions(snapshot, positions)
-        operation = LanceOperation.Delete(changed, gone, "_sequence IN (...)")
-        return self._written(snapshot, self._commit(operation, snapshot.handle))
+        self._commit(LanceOperation.Delete(changed, gone, "_sequence IN (...)"), snapshot.handle)
+        return self.latest(snapshot)
 
     def _deletions(self, snapshot: Snapshot, positions: np.ndarray) -> tuple[list[int], list]:
         """Write deletion files. Returns the ids of fragments without live rows, and the others that changed."""
@@ -239,19 +253,11 @@ class LanceStore:
                     changed.append(after)
         return gone, changed
 
-    def _commit(self, operation: Any, dataset: LanceDataset | None) -> LanceDataset:
+    def _commit(self, operation: Any, dataset: LanceDataset | None) -> None:
         self._sync()
         version = None if dataset is None else dataset.version
-        committed = LanceDataset.commit(self._uri, operation, read_version=version, max_retries=0)
+        LanceDataset.commit(self._uri, operation, read_version=version, max_retries=0)
         self._sync()
-        return committed
-
-    def _written(self, snapshot: Snapshot, dataset: LanceDataset) -> Snapshot:
-        """The snapshot after a write, compacted if there are many small fragments."""
-        for target in compaction_target([fragment.count_rows() for fragment in dataset.get_fragments()]):
-            if self._compact(dataset, target, threshold=0.1):
-                break
-        return self.latest(snapshot)
 
     def compact(self, snapshot: Snapshot, target: int) -> Snapshot:
         """Merge the fragments with fewer rows than `target`, and drop deleted rows and old versions."""
@@ -282,13 +288,13 @@ class LanceStore:
             return
         names = {path for path in Path(self._uri).rglob("*")}
         new = {path for path in names - self._synced if path.is_file()}
-        for path in sorted(new | {path.parent for path in new} | {Path(self._uri), self.path}):
-            number = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
+        sync(sorted(new | {path.parent for path in new} | {Path(self._uri), self.path}))
         self._synced = names
+
+
+def first_sentence(error: BaseException) -> str:
+    """The message of a Lance error without the place in its source."""
+    return str(error).splitlines()[0].split(", /")[0].rstrip(".")
 
 
 def _is_in(sequence: np.ndarray) -> str:

@@ -40,9 +40,15 @@ class MemoryStore:
     def latest(self, snapshot: Snapshot) -> Snapshot:
         return snapshot
 
+    def newest_to_write(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot, with small segments merged if there are many."""
+        for target in compaction_target([part.num_live for part in snapshot.segments]):
+            return self.compact(snapshot, target)
+        return snapshot
+
     def append(self, snapshot: Snapshot, entries: Entries) -> Snapshot:
         schema = pa.unify_schemas([snapshot.schema or entries.schema, entries.schema])
-        return self._compacted(self._next(snapshot, [*snapshot.segments, self._segment(entries)], schema))
+        return self._next(snapshot, [*snapshot.segments, self._segment(entries)], schema)
 
     def replace(self, snapshot: Snapshot, positions: np.ndarray, entries: Entries) -> Snapshot:
         return self.append(replace(self.delete(snapshot, positions), version=snapshot.version), entries)
@@ -50,7 +56,7 @@ class MemoryStore:
     def delete(self, snapshot: Snapshot, positions: np.ndarray) -> Snapshot:
         parts = zip(snapshot.segments, snapshot.split(positions), strict=True)
         segments = [segment.without(places) if len(places) else segment for segment, places in parts]
-        return self._compacted(self._next(snapshot, [part for part in segments if part.num_live], snapshot.schema))
+        return self._next(snapshot, [part for part in segments if part.num_live], snapshot.schema)
 
     def compact(self, snapshot: Snapshot, target: int) -> Snapshot:
         """Merge the segments with fewer rows than `target`, and drop deleted rows."""
@@ -65,11 +71,6 @@ class MemoryStore:
         return self._next(
             snapshot, [*(part for part in snapshot.segments if part not in small), merged], snapshot.schema
         )
-
-    def _compacted(self, snapshot: Snapshot) -> Snapshot:
-        for target in compaction_target([part.num_live for part in snapshot.segments]):
-            return replace(self.compact(snapshot, target), version=snapshot.version)
-        return snapshot
 
     def _next(self, snapshot: Snapshot, segments: list[Segment], schema: pa.Schema | None) -> Snapshot:
         return Snapshot(snapshot.version + 1, tuple(segments), schema)
@@ -107,8 +108,9 @@ class MemoryStore:
         if dataset is None:
             table = self._metadata(snapshot).append_column("id", snapshot.ids)
             table = table.append_column("_sequence", pa.array(snapshot.sequence(np.arange(len(snapshot.ids)))))
-            live = np.concatenate([part.is_live(np.arange(len(part.sequence))) for part in snapshot.segments])
-            dataset = lance.write_dataset(table.filter(pa.array(live)), f"memory://dissim-index-{next(_names)}")
+            dataset = lance.write_dataset(
+                table.filter(pa.array(snapshot.live)), f"memory://dissim-index-{next(_names)}"
+            )
             snapshot.cache["dataset"] = dataset
         return dataset.to_table(columns=[*columns, "_sequence"], filter=condition)
 

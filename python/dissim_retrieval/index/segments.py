@@ -164,6 +164,12 @@ class Snapshot:
         return pa.concat_arrays([pa.array([], type), *(part.ids for part in self.segments)])
 
     @cached_property
+    def live(self) -> np.ndarray:
+        """Whether the row at each position is live."""
+        parts = (part.is_live(np.arange(len(part.sequence))) for part in self.segments)
+        return np.concatenate([np.empty(0, bool), *parts])
+
+    @cached_property
     def next_sequence(self) -> int:
         return max((int(part.sequence[-1]) + 1 for part in self.segments if len(part.sequence)), default=0)
 

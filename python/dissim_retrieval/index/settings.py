@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,7 +24,6 @@ from ..head import DissimilarityHead
 
 FORMAT, VERSION = "dissim-index", 2
 _OPTIONS = [p.name for p in inspect.signature(DissimilarityHead).parameters.values() if p.kind is p.KEYWORD_ONLY]
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 
 
 class BackboneWeights(NamedTuple):
@@ -40,7 +38,6 @@ class Settings(NamedTuple):
 
     head: DissimilarityHead
     provenance: dict[str, Any] | None = None
-    backbone: BackboneWeights | None = None
 
 
 @contextmanager
@@ -73,13 +70,11 @@ def sync(paths: Any) -> None:
             os.close(number)
 
 
-def write_settings(folder: Path, settings: Settings) -> None:
-    """Write the files of the settings into a new folder."""
-    head, provenance, backbone = settings
-    digests = {"head": _write_tensors(folder / "head.safetensors", head.state_dict())}
-    if backbone is not None:
-        digests["backbone"] = _write_tensors(folder / "backbone.safetensors", backbone.state)
-    record = {
+def write_settings(folder: Path, settings: Settings, backbone: BackboneWeights | None) -> None:
+    """Write the files into a new folder."""
+    head, provenance = settings
+    files = {"head": head.state_dict()} | ({} if backbone is None else {"backbone": backbone.state})
+    record: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "dim": len(head.weight),
@@ -87,25 +82,30 @@ def write_settings(folder: Path, settings: Settings) -> None:
         "head": {name: getattr(head, name) for name in _OPTIONS},
         "provenance": provenance,
         "backbone": None if backbone is None else backbone.name,
-        "sha256": digests,
+        "sha256": {name: _write_tensors(_tensor_file(folder, name), tensors) for name, tensors in files.items()},
     }
-    (folder / "index.json").write_text(json.dumps(record, indent=1))
+    (folder / "index.json").write_text(json.dumps(record | {"checksum": _checksum(record)}, indent=1))
 
 
 def read_settings(folder: Path) -> Settings:
-    """Read what `write_settings` wrote. The files are compared with their SHA-256."""
+    """Read what `write_settings` wrote. The files are compared with their checksums."""
     record = _read_record(folder)
-    try:
-        dtype, digests = _DTYPES[record["dtype"]], record["sha256"]
-        head = DissimilarityHead(record["dim"], **record["head"]).to(dtype)
-        head.load_state_dict(_read_tensors(folder / "head.safetensors", digests["head"]))
-        backbone = None
-        if record["backbone"] is not None:
-            state = _read_tensors(folder / "backbone.safetensors", digests["backbone"])
-            backbone = BackboneWeights(record["backbone"], state)
-        return Settings(head.eval(), record["provenance"], backbone)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"path: {folder} is damaged: index.json or head.safetensors has {error!r}.") from error
+    head = DissimilarityHead(record["dim"], **record["head"]).to(getattr(torch, record["dtype"]))
+    head.load_state_dict(_read_tensors(folder, "head", record))
+    return Settings(head.eval(), record["provenance"])
+
+
+def read_backbone(folder: Path) -> BackboneWeights | None:
+    """The backbone that `write_settings` wrote, None if it had none."""
+    record = _read_record(folder)
+    if record["backbone"] is None:
+        return None
+    return BackboneWeights(record["backbone"], _read_tensors(folder, "backbone", record))
+
+
+def damaged(folder: Path, what: str) -> ValueError:
+    """The error for a damaged index."""
+    return ValueError(f"path: {folder} is damaged: {what}. Restore it from a copy, or make it again.")
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / "index.json").read_text())
     except ValueError as error:
-        raise ValueError(f"path: {folder} is damaged: index.json is no JSON ({error}).") from error
+        raise damaged(folder, "index.json is no JSON") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{expected}, whose index.json is of another kind.")
     if record.get("version") != VERSION:
@@ -126,7 +126,17 @@ def _read_record(folder: Path) -> dict[str, Any]:
             f"path: expected an index of format version {VERSION}, got {record.get('version')} in {folder}. "
             "Install the release of dissim-kernels that wrote it, or make it again from its embeddings."
         )
+    if record.pop("checksum", None) != _checksum(record):
+        raise damaged(folder, "index.json differs from its checksum")
     return record
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _tensor_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -135,15 +145,13 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return _digest(path)
 
 
-def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
-    try:
-        if _digest(path) == digest:
-            return load_file(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"path: {path.parent} is damaged: {path.name} is missing.") from error
-    except SafetensorError as error:
-        raise ValueError(f"path: {path} is damaged: {error}.") from error
-    raise ValueError(f"path: {path} is damaged: its SHA-256 differs from that in index.json. Restore it from a copy.")
+def _read_tensors(folder: Path, name: str, record: dict[str, Any]) -> dict[str, Tensor]:
+    path = _tensor_file(folder, name)
+    if not path.is_file():
+        raise damaged(folder, f"{path.name} is missing")
+    if _digest(path) != record["sha256"].get(name):
+        raise damaged(folder, f"{path.name} differs from its checksum")
+    return load_file(path)
 
 
 def _digest(path: Path) -> str:
