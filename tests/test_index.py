@@ -170,8 +170,8 @@ def test_groups(make, kind, fuse, head, gallery, query):
     order = np.argsort(-expected, axis=1)[:, :3]
     np.testing.assert_allclose(found.scores, np.take_along_axis(expected, order, 1), rtol=1e-5)
     assert found.ids.tolist() == [[f"a{g}" for g in one] for one in order]
-    few = index.search(query, 2, group_by="label", fuse=fuse, filter="number IN (0, 1, 5)")
-    assert {name for one in few.ids.tolist() for name in one} == {"a0", "a1"}
+    found = index.search(query, 2, group_by="label", fuse=fuse, filter="number IN (0, 1, 5)")
+    assert {name for one in found.ids.tolist() for name in one} == {"a0", "a1"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
