@@ -81,8 +81,12 @@ def check_search(index, model, query, k, color=None):
         head = DissimilarityHead(model.dim, scale=index.head.scale, normalize=index.head.normalize).double()
         head.load_state_dict(index.head.state_dict())
         rows = torch.from_numpy(np.stack([model.rows[name][0] for name in listed]))
-        transformed = index.head.transform(rows).double(), index.head.transform(query).double()
-        differences = (transformed[1][:, None] - transformed[0]).abs()
+        dtype = index.head.weight.dtype
+        stored, query_rows = (
+            index.head.transform(x.to(torch.promote_types(dtype, torch.float32))).to(dtype).double()
+            for x in (rows, query)
+        )
+        differences = (query_rows[:, None] - stored).abs()
         exact = (differences * head.weight + head.bias / model.dim).sum(-1).detach()
         order = exact.sort(dim=1, descending=True, stable=True).indices[:, :k]
         scores[:, : order.shape[1]] = exact.gather(1, order)

@@ -20,9 +20,7 @@ def row_checksums(table: pa.Table) -> np.ndarray:
     vectors = table.column("embedding").combine_chunks()
     words = _words(vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1))
     factors = np.random.default_rng(0).integers(0, 1 << 64, words.shape[1], np.uint64) | np.uint64(1)
-    total = np.zeros(len(table), np.uint64)
-    for column in range(words.shape[1]):
-        total += words[:, column] * factors[column]
+    total = words @ factors  # modulo 2**64
     texts = pc.binary_join_element_wise(
         *(
             _text(name, table.column(name).combine_chunks())

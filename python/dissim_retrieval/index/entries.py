@@ -40,14 +40,16 @@ def to_table(entries: Entries) -> pa.Table:
 
 
 def to_arrow(rows: Tensor) -> pa.Array:
-    """Rows [m, D] as fixed-size lists. Arrow has no bfloat16: its bits are stored as int16."""
-    values = rows.detach().cpu().contiguous()
-    if values.dtype == torch.bfloat16:
-        values = values.view(torch.int16)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().reshape(-1)), rows.shape[1])
+    """Rows [m, D] as fixed-size lists."""
+    values = arrow_view(rows.detach().cpu().contiguous())
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), rows.shape[1])
 
 
-def from_arrow(column: pa.Array, dtype: torch.dtype) -> Tensor:
-    """The inverse of `to_arrow`: a new tensor."""
-    values = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
-    return values.view(dtype).view(len(column), column.type.list_size)
+def arrow_view(rows: Tensor) -> np.ndarray:
+    """Rows on the CPU as an array of a type that Arrow has. It has no bfloat16: its bits are stored as int16."""
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def from_arrow(column: pa.Array) -> np.ndarray:
+    """Fixed-size lists as an array [m, D], which may be read-only."""
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)

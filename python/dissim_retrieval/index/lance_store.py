@@ -25,7 +25,7 @@ from lance.optimize import Compaction
 from torch import Tensor
 
 from .checksum import row_checksums
-from .entries import LOCK_SECONDS, Entries, from_arrow, to_table
+from .entries import LOCK_SECONDS, Entries, arrow_view, from_arrow, to_table
 from .segments import BLOCK_VALUES, MemoryRows, Segment, Snapshot, StreamedRows, compaction_target
 from .settings import damaged, sync
 
@@ -116,7 +116,7 @@ class LanceStore:
             ids, sequence = ids.take(pa.array(order)), sequence[order]
         if not self.in_memory:
             return Segment(key, sequence, ids, self._streamed(fragment, sequence))
-        rows = torch.cat([rows for _, rows in self._batches(fragment)])
+        rows = self._all_rows(fragment, len(sequence))
         return Segment(
             key, sequence, ids, MemoryRows(rows if in_order else rows[torch.from_numpy(order).to(rows.device)])
         )
@@ -124,12 +124,24 @@ class LanceStore:
     def _streamed(self, fragment: LanceFragment, sequence: np.ndarray) -> StreamedRows:
         return StreamedRows(lambda: self._batches(fragment), sequence)
 
+    def _all_rows(self, fragment: LanceFragment, count: int) -> Tensor:
+        rows = torch.empty(count, fragment.schema.field("embedding").type.list_size, dtype=self.dtype)
+        values, first = arrow_view(rows), 0
+        for batch in self._record_batches(fragment):
+            values[first : first + len(batch)] = from_arrow(batch.column("embedding"))
+            first += len(batch)
+        return rows.to(self.device)
+
     def _batches(self, fragment: LanceFragment) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Sequence numbers and rows of a fragment, in the order of its file."""
+        for batch in self._record_batches(fragment):
+            values = torch.from_numpy(from_arrow(batch.column("embedding")).copy())
+            yield _int64(batch, "_sequence"), values.view(self.dtype).to(self.device)
+
+    def _record_batches(self, fragment: LanceFragment) -> Iterator[pa.RecordBatch]:
         size = max(1, BLOCK_VALUES // fragment.schema.field("embedding").type.list_size)
         with self._reading():
-            for batch in fragment.to_batches(columns=["_sequence", "embedding"], batch_size=size):
-                yield _int64(batch, "_sequence"), from_arrow(batch.column("embedding"), self.dtype).to(self.device)
+            yield from fragment.to_batches(columns=["_sequence", "embedding"], batch_size=size)
 
     def read(self, snapshot: Snapshot, positions: np.ndarray) -> Entries:
         """The rows at these positions."""

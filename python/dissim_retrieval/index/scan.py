@@ -6,7 +6,7 @@ number. Rows in half precision are ranked by their float32 scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,9 @@ class Query(NamedTuple):
 
     def float(self) -> Query:
         return Query(*(tensor.float() for tensor in self))
+
+    def split(self, size: int) -> list[Query]:
+        return [self._replace(rows=rows) for rows in self.rows.split(size)]
 
 
 class Best(NamedTuple):
@@ -111,32 +114,40 @@ def _all_scores(query: Query, rows: Tensor) -> Tensor:
     return fused_dissim_score(query.rows, padded, query.weight, query.bias)[:, : len(rows)]
 
 
-def above(
-    query: Query, snapshot: Snapshot, threshold: float, chosen: np.ndarray | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows that score `threshold` or more: offsets [N + 1], scores and positions, best first for each query."""
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+class Scores(NamedTuple):
+    """Scores [N, m] of candidates, and their sequence numbers and positions [m]."""
+
+    scores: Tensor
+    sequence: np.ndarray
+    positions: np.ndarray
+
+
+def _score_blocks(query: Query, snapshot: Snapshot, chosen: np.ndarray | None) -> Iterator[Scores]:
+    """The scores of all candidates, in blocks of limited size."""
     parts = [None] * len(snapshot.segments) if chosen is None else snapshot.split(chosen)
     size = max(1, BLOCK_VALUES // max(len(query.rows), query.rows.shape[1]))
     for segment, offset, places in zip(snapshot.segments, snapshot.offsets[:-1], parts, strict=True):
         for block in segment.blocks(places, None):
             for first in range(0, len(block.rows), size):
                 scores = _all_scores(query, block.rows[first : first + size])
-                numbers, columns = (scores >= threshold).nonzero(as_tuple=True)
-                at = block.positions(first + columns.cpu().numpy())
-                keep = torch.from_numpy(segment.is_live(at))
-                kept = at[keep.numpy()]
-                found.append(
-                    (
-                        numbers.cpu()[keep],
-                        scores[numbers, columns].cpu()[keep],
-                        torch.from_numpy(segment.sequence[kept]),
-                        torch.from_numpy(offset + kept),
-                    )
-                )
-    empty = torch.empty(0, dtype=torch.int64)
-    none = (empty, _nothing(query).scores.flatten(), empty, empty)
-    numbers, scores, sequence, positions = map(torch.cat, zip(none, *found, strict=True))
+                at = block.positions(np.arange(first, first + scores.shape[1]))
+                live = segment.is_live(at)
+                if not live.all():
+                    scores, at = scores[:, torch.from_numpy(live).to(scores.device)], at[live]
+                yield Scores(scores, segment.sequence[at], offset + at)
+
+
+def above(
+    query: Query, snapshot: Snapshot, threshold: float, chosen: np.ndarray | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that score `threshold` or more: offsets [N + 1], scores and positions, best first for each query."""
+    none = torch.empty(0, dtype=torch.int64)
+    found: list[tuple[Tensor, ...]] = [(none, _nothing(query).scores.flatten(), none, none)]
+    for block in _score_blocks(query, snapshot, chosen):
+        numbers, columns = (block.scores >= threshold).nonzero(as_tuple=True)
+        scores, numbers, columns = block.scores[numbers, columns].cpu(), numbers.cpu(), columns.cpu()
+        found.append((numbers, scores, *(torch.from_numpy(values)[columns] for values in block[1:])))
+    numbers, scores, sequence, positions = map(torch.cat, zip(*found, strict=True))
     order = sequence.argsort()
     order = order[scores[order].sort(descending=True, stable=True).indices]
     order = order[numbers[order].sort(stable=True).indices]
@@ -163,23 +174,33 @@ def top_groups(
 ) -> Best:
     """The k best groups of every query: `positions` of the result are numbers of groups.
 
-    positions: candidates in the order of their sequence numbers; groups: the group of each. Equal scores are ordered
-    by the groups' first candidates.
+    positions: the candidates; groups: the number of the group of each. Equal scores are ordered by the groups' first
+    candidates. Memory: the scores of the queries that are scored at a time, 64 MiB or one query.
     """
-    order = groups.argsort(kind="stable")
+    size = max(1, BLOCK_VALUES // max(1, len(positions)))
+    parts = [_top_groups(part, snapshot, k, positions, groups, fuse) for part in query.split(size)]
+    return Best(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _top_groups(
+    query: Query, snapshot: Snapshot, k: int, positions: np.ndarray, groups: np.ndarray, fuse: str
+) -> Best:
+    blocks = list(_score_blocks(query, snapshot, positions))
+    if not blocks:
+        return _nothing(query)
+    scores = torch.cat([block.scores for block in blocks], 1)
+    sequence, scored = (np.concatenate([block[part] for block in blocks]) for part in (1, 2))
+    by_position = positions.argsort()
+    groups = groups[by_position[positions[by_position].searchsorted(scored)]]
+    order = np.lexsort((sequence, groups))
     numbers, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-    sequence = snapshot.sequence(positions)
     best = None
     for size in np.unique(sizes):
-        same_size = (sizes == size).nonzero()[0]
-        step = max(1, BLOCK_VALUES // (size * max(len(query.rows), query.rows.shape[1])))
-        for some in np.split(same_size, range(step, len(same_size), step)):
-            members = order[starts[some][:, None] + np.arange(size)]
-            scores = _all_scores(query, snapshot.take(positions[members].flatten()))
-            fused = FUSE[fuse](scores.unflatten(1, members.shape)).cpu()
-            first, number = (
-                torch.from_numpy(values).expand(len(query.rows), -1)
-                for values in (sequence[members[:, 0]], numbers[some])
-            )
-            best = _merged(best, _sorted(Best(fused, first, number), k), k)
+        same_size = sizes == size
+        members = order[starts[same_size][:, None] + np.arange(size)]
+        fused = FUSE[fuse](scores[:, torch.from_numpy(members).to(scores.device)]).cpu()
+        first, number = (
+            torch.from_numpy(values).expand_as(fused) for values in (sequence[members[:, 0]], numbers[same_size])
+        )
+        best = _merged(best, _sorted(Best(fused, first, number), k), k)
     return best if best is not None else _nothing(query)
