@@ -174,6 +174,15 @@ def test_groups(make, kind, fuse, head, gallery, query):
     assert {name for one in found.ids.tolist() for name in one} == {"a0", "a1"}
 
 
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_names_of_columns_may_have_capitals_and_be_words_of_sql(make, kind, head, gallery):
+    index = make(kind, head)
+    index.add(gallery[:3], metadata={"Camera": ["x", "y", "y"], "order": [1, 2, 3]})
+    assert index.search(gallery[:1], 2, group_by="Camera").ids.tolist() == [["x", "y"]]
+    assert index.search(gallery[:1], 2, group_by="order").ids.shape == (1, 2)
+    assert index.search(gallery[:1], 2, filter="`Camera` = 'x' AND `order` = 1").ids.tolist() == [[0, -1]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_range_search_finds_what_scores_the_threshold_or_more(make, kind, head, gallery, query):
     index = filled(make(kind, head), gallery)

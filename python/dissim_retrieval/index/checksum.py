@@ -43,4 +43,5 @@ def _text(name: str, column: pa.Array) -> pa.Array:
 
 def _words(rows: np.ndarray) -> np.ndarray:
     data = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
-    return np.ascontiguousarray(np.pad(data, ((0, 0), (0, -data.shape[1] % 8)))).view(np.uint64)
+    missing = -data.shape[1] % 8
+    return (np.pad(data, ((0, 0), (0, missing))) if missing else data).view(np.uint64)

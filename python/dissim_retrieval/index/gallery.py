@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class DissimilarityIndex:
     ) -> None:
         self.head, self.quantized, self.provenance, self._backbone = head, quantized, provenance, backbone
         self._store: MemoryStore | LanceStore = MemoryStore()
-        self._snapshot = Snapshot()
+        self._snapshot, self._publishing = Snapshot(), threading.Lock()
 
     # --- on disk ----------------------------------------------------------------------------------------------
 
@@ -106,12 +107,17 @@ class DissimilarityIndex:
             raise ValueError("quantized: expected False with in_memory=False. The codes are for rows in memory.")
         folder = Path(path)
         settings = read_settings(folder)
+        try:
+            head = settings.head.to(device)
+        except (RuntimeError, AssertionError) as error:
+            what = str(error).splitlines()[0]
+            raise ValueError(f"device: expected a device of this machine, got {device}: {what}") from error
         index = cls.__new__(cls)
-        index.head, index.quantized = settings.head.to(device), quantized
+        index.head, index.quantized = head, quantized
         index.provenance, index._backbone = settings.provenance, None
-        weight = index.head.weight
+        weight = head.weight
         index._store = LanceStore(folder, weight.device, weight.dtype, in_memory=in_memory, sync=sync)
-        index._snapshot = index._store.latest(Snapshot())
+        index._snapshot, index._publishing = index._store.latest(Snapshot()), threading.Lock()
         if verify:
             index.verify()
         return index
@@ -125,7 +131,7 @@ class DissimilarityIndex:
 
     def refresh(self) -> None:
         """Move to the newest version, which another process or object may have written."""
-        self._snapshot = self._store.newest_to_write(self._snapshot)
+        self._publish(self._store.latest(self._snapshot))
 
     def verify(self) -> None:
         """Read every row of this version from the disk. Raises ValueError if one differs from its checksum."""
@@ -164,7 +170,7 @@ class DissimilarityIndex:
             columns = as_metadata(metadata, len(rows), snapshot.schema)
             sequence = snapshot.next_sequence + np.arange(len(rows))
             if len(rows):
-                self._snapshot = self._store.append(snapshot, Entries(known, sequence, rows, columns))
+                self._publish(self._store.append(snapshot, Entries(known, sequence, rows, columns)))
         return present_ids(known, embeddings)
 
     @torch.no_grad()
@@ -200,7 +206,7 @@ class DissimilarityIndex:
                 rows[torch.from_numpy(order).to(rows.device)],
                 columns.take(pa.array(order)),
             )
-            self._snapshot = self._store.replace(snapshot, positions, entries)
+            self._publish(self._store.replace(snapshot, positions, entries))
 
     def remove(self, ids: Any) -> None:
         """Delete rows. Raises KeyError for an unknown id; nothing is deleted then."""
@@ -208,7 +214,7 @@ class DissimilarityIndex:
             snapshot = self._store.newest_to_write(self._snapshot)
             positions = self._known(snapshot, ids)
             if len(positions):
-                self._snapshot = self._store.delete(snapshot, positions)
+                self._publish(self._store.delete(snapshot, positions))
 
     def optimize(self) -> None:
         """Merge all small segments, drop deleted rows, and delete versions that are older than an hour from the disk.
@@ -216,7 +222,7 @@ class DissimilarityIndex:
         Writes merge small segments by themselves when there are many. Call this after many writes, for fewer.
         """
         with self._store.writing():
-            self._snapshot = self._store.compact(self._store.latest(self._snapshot), 1 << 20)
+            self._publish(self._store.compact(self._store.latest(self._snapshot), 1 << 20))
 
     # --- read -------------------------------------------------------------------------------------------------
 
@@ -280,13 +286,19 @@ class DissimilarityIndex:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Let searches see a version, unless another thread has published a newer one."""
+        with self._publishing:
+            if snapshot.version > self._snapshot.version:
+                self._snapshot = snapshot
+
     def _prepare(self, name: str, embeddings: Any) -> Tensor:
         """Transformed rows in the dtype of the head; transformed in float32, because half precision may overflow."""
         weight = self.head.weight
         rows = as_embeddings(name, embeddings, len(weight)).to(weight.device)
         rows = self.head.transform(rows.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
         check_finite(name, rows, f"The index stores {weight.dtype}, which cannot hold such numbers.")
-        return rows.clone()
+        return rows
 
     def _query(self, query: Any) -> scan.Query:
         return scan.Query(self._prepare("query", query), self.head.weight.detach(), self.head.bias.detach()[0])
@@ -350,7 +362,7 @@ class DissimilarityIndex:
         names = [] if snapshot.schema is None else snapshot.schema.names
         if group_by not in names:
             raise ValueError(f"group_by: expected a metadata column, one of {', '.join(names)}, got {group_by!r}.")
-        table = self._store.select(snapshot, f"{group_by} IS NOT NULL", [group_by])
+        table = self._store.select(snapshot, f"`{group_by}` IS NOT NULL", [group_by])
         table = table.sort_by("_sequence")
         positions = snapshot.positions(table.column("_sequence").to_numpy())
         values = table.column(group_by).combine_chunks().dictionary_encode()

@@ -90,7 +90,7 @@ class LanceStore:
     def latest(self, snapshot: Snapshot) -> Snapshot:
         """The newest version. Segments that did not change are shared with `snapshot`."""
         self._check_process()
-        if not any(Path(self._uri, "_versions").glob("*.manifest")):
+        if not self._exists():
             return snapshot if snapshot.version == 0 else Snapshot()
         with self._reading():
             dataset = lance.dataset(self._uri)
@@ -104,10 +104,11 @@ class LanceStore:
     def _segment(self, fragment: LanceFragment, known: dict) -> Segment:
         key = (fragment.fragment_id, *(file.path for file in fragment.data_files()))
         before = known.get(key)
+        if before is not None and self.in_memory and before.num_live == fragment.count_rows():
+            return before
         sequence = _int64(fragment.to_table(columns=["_sequence"]), "_sequence")
         if before is not None:
-            if len(sequence) < before.num_live:
-                before = before.without(~np.isin(before.sequence, sequence))
+            before = before.without(~np.isin(before.sequence, sequence))
             return before if self.in_memory else replace(before, vectors=self._streamed(fragment, before.sequence))
         order = sequence.argsort()
         in_order = bool((np.diff(sequence) > 0).all())

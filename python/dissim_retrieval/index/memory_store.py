@@ -47,6 +47,7 @@ class MemoryStore:
         return snapshot
 
     def append(self, snapshot: Snapshot, entries: Entries) -> Snapshot:
+        entries = entries._replace(rows=entries.rows.clone())  # the caller may change them later
         schema = pa.unify_schemas([snapshot.schema or entries.schema, entries.schema])
         return self._next(snapshot, [*snapshot.segments, self._segment(entries)], schema)
 

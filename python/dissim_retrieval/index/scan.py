@@ -110,7 +110,7 @@ def _all_scores(query: Query, rows: Tensor) -> Tensor:
     """
     if query.rows.dtype in (torch.float16, torch.bfloat16):
         query, rows = query.float(), rows.float()
-    padded = F.pad(rows, (0, 0, 0, max(0, 17 - len(rows))))
+    padded = F.pad(rows, (0, 0, 0, 17 - len(rows))) if len(rows) < 17 else rows
     return fused_dissim_score(query.rows, padded, query.weight, query.bias)[:, : len(rows)]
 
 
@@ -185,7 +185,7 @@ def top_groups(
 def _top_groups(
     query: Query, snapshot: Snapshot, k: int, positions: np.ndarray, groups: np.ndarray, fuse: str
 ) -> Best:
-    blocks = list(_score_blocks(query, snapshot, positions))
+    blocks = list(_score_blocks(query, snapshot, None if len(positions) == len(snapshot) else positions))
     if not blocks:
         return _nothing(query)
     scores = torch.cat([block.scores for block in blocks], 1)
