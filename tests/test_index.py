@@ -211,6 +211,12 @@ def test_update_remove_and_get(make, kind, head, gallery, query):
         with pytest.raises(KeyError, match="ids: expected ids of the index, got 130"):
             call([101, 130])
     assert len(index) == 49 and index.get([101]).ids.tolist() == [101]
+    nothing = index.get([])
+    assert nothing.embeddings.shape == (0, 6) and nothing.metadata == {"label": [], "number": [], "extra": []}
+    assert make("memory", head).get([]).embeddings.shape == (0, 6)
+    index.remove([])
+    index.update(query[:0], [])
+    assert list(index.add(query[:0], [])) == [] and len(index) == 49
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])

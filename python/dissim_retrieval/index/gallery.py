@@ -18,7 +18,16 @@ from .arguments import STR_IDS, as_embeddings, as_ids, as_metadata, check_finite
 from .entries import Entries
 from .lance_store import LanceStore, first_sentence
 from .memory_store import MemoryStore
-from .results import RangeResult, SearchResult, StoredRows, present_ids, range_result, search_result, stored_rows
+from .results import (
+    RangeResult,
+    SearchResult,
+    StoredRows,
+    like,
+    present_ids,
+    range_result,
+    search_result,
+    stored_rows,
+)
 from .segments import Snapshot
 from .settings import BackboneWeights, Settings, new_folder, read_backbone, read_settings, write_settings
 
@@ -243,6 +252,11 @@ class DissimilarityIndex:
         """The stored rows of these ids, in this order. Raises KeyError for an unknown id."""
         snapshot = self._snapshot
         found = self._known(snapshot, ids)
+        if not len(found):
+            columns: dict[str, list] = {
+                name: [] for name in (snapshot.schema.names if snapshot.schema else ()) if name != "id"
+            }
+            return StoredRows(ids, like(self.head.weight.detach()[None][:0], ids), columns)
         return stored_rows(self._store.read(snapshot, found), ids)
 
     @torch.no_grad()
