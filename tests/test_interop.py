@@ -13,7 +13,6 @@ from dissim_retrieval.metrics import retrieval_metrics
 from dissim_retrieval.references import References
 from pytorch_metric_learning import losses, miners, reducers, testers
 from pytorch_metric_learning.distances import BatchedDistance
-from pytorch_metric_learning.utils import common_functions
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
@@ -145,10 +144,6 @@ def test_remembered_rows_are_references_without_pairs_of_a_row_with_itself(dista
     same = LABELS[:, None] == torch.cat([LABELS, memory_labels])
     positive = same & ~torch.eye(24, 34, dtype=torch.bool)
     torch.testing.assert_close(found, (1 - scores)[positive].relu().sum() + (1 + scores)[~same].relu().sum())
-
-
-def test_nothing_of_the_library_is_patched():
-    assert common_functions.NUMPY_RANDOM is np.random
 
 
 def run_example(name, *arguments):
