@@ -1,12 +1,12 @@
-"""The index: search equals scoring everything, and its file is safe to write and to read."""
+"""The index: search equals scoring everything, in memory, on disk and streamed."""
 
-import pickle
-
+import numpy as np
 import pytest
 import torch
-from dissim_retrieval.atomic import atomic_write
-from dissim_retrieval.head import DissimilarityHead
-from dissim_retrieval.index import DissimilarityIndex
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex
+from index_model import Model, apply_write, check_search
+
+KINDS = ("memory", "quantized", "disk", "streamed")
 
 
 @pytest.fixture
@@ -28,16 +28,29 @@ def query():
     return torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
 
 
-def filled(head, gallery, parts=3):
-    index = DissimilarityIndex(head)
+@pytest.fixture
+def make(tmp_path):
+    """A function that makes an empty index of a kind."""
+
+    def make_index(kind, head):
+        if kind in ("memory", "quantized"):
+            return DissimilarityIndex(head, quantized=kind == "quantized")
+        DissimilarityIndex.create(tmp_path / kind, head)
+        return DissimilarityIndex.open(tmp_path / kind, in_memory=kind == "disk")
+
+    return make_index
+
+
+def filled(index, gallery, parts=3):
     for rows in torch.arange(len(gallery)).chunk(parts):
-        index.add(gallery[rows], rows + 100)
+        index.add(gallery[rows], rows + 100, {"label": [f"a{n % 4}" for n in rows.tolist()], "number": rows})
     return index
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [1, 5, 50])
-def test_search_gives_the_best_of_the_training_scores(head, gallery, query, k):
-    index = filled(head, gallery)
+def test_search_gives_the_best_of_the_training_scores(make, kind, head, gallery, query, k):
+    index = filled(make(kind, head), gallery)
     assert len(index) == 50
     scores, ids = index.search(query, k)
     expected = head(query, gallery).topk(k)
@@ -46,15 +59,188 @@ def test_search_gives_the_best_of_the_training_scores(head, gallery, query, k):
     assert not scores.requires_grad
 
 
-def test_ids_may_repeat_and_ties_keep_insertion_order(head):
-    index = DissimilarityIndex(head)
-    index.add(torch.ones(3, 6), torch.tensor([9, 4, 9]))
-    assert index.search(torch.ones(1, 6), 3).ids.tolist() == [[9, 4, 9]]
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawn_writes_and_searches_equal_a_full_sort(make, kind):
+    torch.manual_seed(0)
+    head = DissimilarityHead(5, sign="free", normalize=False)
+    torch.nn.init.normal_(head.weight)
+    index, model, rng = make(kind, head), Model(5), np.random.default_rng(KINDS.index(kind))
+    for _ in range(60):
+        write = model.draw(rng)
+        apply_write(index, write)
+        model.apply(write)
+        assert model.matches(index)
+        query = torch.from_numpy(np.stack([write.rows[0], rng.standard_normal(5).astype(np.float32)]))
+        check_search(
+            index, model, query, k=int(rng.integers(1, 12)), color=rng.choice([None, "red", "no such color"])
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dtypes(make, kind, dtype, head, gallery, query):
+    head = head.to(dtype)
+    index = filled(make(kind, head), gallery)
+    found = index.search(query, 4)
+    assert found.scores.dtype == torch.promote_types(dtype, torch.float32)
+    assert index.get([100]).embeddings.dtype == dtype
+    exact = DissimilarityHead(6, normalize=False).double()
+    exact.load_state_dict(head.state_dict())
+    with torch.no_grad():
+        stored = index.get(torch.arange(100, 150)).embeddings.double()
+        best = exact(
+            head.transform(query.to(torch.promote_types(dtype, torch.float32))).to(dtype).double(), stored
+        ).topk(4)
+    torch.testing.assert_close(found.scores.double(), best.values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ties_are_in_the_order_of_insertion_also_after_updates_and_compaction(make, kind):
+    index = make(kind, DissimilarityHead(6))
+    index.add(torch.ones(3, 6), [9, 4, 7])
+    index.add(torch.ones(2, 6), [1, 8])
+    order = [9, 4, 7, 1, 8]
+    assert index.search(torch.ones(1, 6), 5).ids.tolist() == [order]
+    index.update(torch.ones(2, 6), [7, 9])
+    assert index.search(torch.ones(1, 6), 5).ids.tolist() == [order]
+    index.optimize()
+    assert index.search(torch.ones(1, 6), 3).ids.tolist() == [order[:3]]
+    index.remove([4])
+    index.add(torch.ones(1, 6), [4])
+    assert index.search(torch.ones(1, 6), 5).ids.tolist() == [[9, 7, 1, 8, 4]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_candidates_than_k_are_padded(make, kind, head, query):
+    index = make(kind, head)
+    scores, ids = index.search(query, 2)
+    assert (scores == -torch.inf).all() and (ids == -1).all() and len(index) == 0
+    index.add(query[:1], ["one"], {"label": [3]})
+    scores, ids = index.search(query, 2)
+    assert ids.tolist() == [["one", None]] * 7 and (scores[:, 1] == -torch.inf).all()
+    assert index.search(query, 1, filter="label = 4").ids.tolist() == [[None]] * 7
+    assert index.search(query, 2, group_by="label").ids.tolist() == [[3, -1]] * 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_filter_equals_an_index_of_the_rows_that_satisfy_it(make, kind, head, gallery, query):
+    index = filled(make(kind, head), gallery)
+    index.remove([101, 122])
+    index.add(query[:1], [7], {"number": [1]})  # its label is null
+    for condition, rows in (
+        ("label = 'a1' AND number < 30", [n for n in range(30) if n % 4 == 1 and n not in (1, 22)]),
+        ("id IN (103, 104, 122)", [3, 4]),
+        ([103, 122, 5000, 104], [3, 4]),
+        (np.array([149]), [49]),
+    ):
+        found = index.search(query, 12, filter=condition)
+        expected = head(query, gallery[rows]).topk(min(12, len(rows)))
+        torch.testing.assert_close(found.scores[:, : len(rows)], expected.values)
+        assert torch.equal(found.ids[:, : len(rows)], torch.tensor(rows)[expected.indices] + 100)
+        assert (found.ids[:, len(rows) :] == -1).all()
+    assert index.search(query, 1, filter="label IS NULL").ids.tolist() == [[7]] * 7
+
+
+def test_a_filter_scores_only_what_satisfies_it(head, gallery, query, monkeypatch):
+    from dissim_retrieval.index import scan
+
+    scored = []
+    monkeypatch.setattr(
+        scan,
+        "fused_dissim_topk",
+        lambda query, rows, *args, search=scan.fused_dissim_topk, **options: (
+            scored.append(len(rows)) or search(query, rows, *args, **options)
+        ),
+    )
+    filled(DissimilarityIndex(head, quantized=True), gallery).search(query, 3, filter="number < 5")
+    assert scored == [5]
+
+
+@pytest.mark.parametrize("fuse", ["max", "mean", "min", "median"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups(make, kind, fuse, head, gallery, query):
+    index = filled(make(kind, head), gallery)
+    index.remove([104, 108])
+    index.add(gallery[:1], [1])  # no label: no candidate
+    rows = [n for n in range(50) if n not in (4, 8)]
+    scores = head(query, gallery).detach().numpy()
+    reduce = {"max": np.max, "mean": np.mean, "min": np.min, "median": np.median}[fuse]
+    expected = np.stack([reduce(scores[:, [n for n in rows if n % 4 == g]], axis=1) for g in range(4)], 1)
+    found = index.search(query, 3, group_by="label", fuse=fuse)
+    order = np.argsort(-expected, axis=1)[:, :3]
+    np.testing.assert_allclose(found.scores, np.take_along_axis(expected, order, 1), rtol=1e-5)
+    assert found.ids.tolist() == [[f"a{g}" for g in one] for one in order]
+    found = index.search(query, 2, group_by="label", fuse=fuse, filter="number IN (0, 1, 5)")
+    assert {name for one in found.ids.tolist() for name in one} == {"a0", "a1"}
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_names_of_columns_may_have_capitals_and_be_words_of_sql(make, kind, head, gallery):
+    index = make(kind, head)
+    index.add(gallery[:3], metadata={"Camera": ["x", "y", "y"], "order": [1, 2, 3]})
+    assert index.search(gallery[:1], 2, group_by="Camera").ids.tolist() == [["x", "y"]]
+    assert index.search(gallery[:1], 2, group_by="order").ids.shape == (1, 2)
+    assert index.search(gallery[:1], 2, filter="`Camera` = 'x' AND `order` = 1").ids.tolist() == [[0, -1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_range_search_finds_what_scores_the_threshold_or_more(make, kind, head, gallery, query):
+    index = filled(make(kind, head), gallery)
+    index.remove([110])
+    everything = index.search(query, 49)
+    threshold = everything.scores[:, 10].median().item()
+    found = index.range_search(query, threshold)
+    for n in range(7):
+        part = slice(found.offsets[n], found.offsets[n + 1])
+        count = int((everything.scores[n] >= threshold).sum())
+        torch.testing.assert_close(found.scores[part], everything.scores[n, :count])
+        assert torch.equal(found.ids[part], everything.ids[n, :count])
+    assert index.range_search(query, threshold, filter="number = 10").ids.tolist() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_update_remove_and_get(make, kind, head, gallery, query):
+    index = filled(make(kind, head), gallery)
+    index.update(query[:2], [130, 105], {"label": ["new", "newer"], "extra": [True, None]})
+    stored = index.get([105, 104, 130])
+    torch.testing.assert_close(stored.embeddings, head.transform(torch.stack([query[1], gallery[4], query[0]])))
+    assert stored.ids.tolist() == [105, 104, 130]
+    assert stored.metadata == {"label": ["newer", "a0", "new"], "number": [5, 4, 30], "extra": [None, None, True]}
+    index.remove(np.array([130]))
+    for call in (index.get, index.remove, lambda ids: index.update(query[:2], ids)):
+        with pytest.raises(KeyError, match="ids: expected ids of the index, got 130"):
+            call([101, 130])
+    assert len(index) == 49 and index.get([101]).ids.tolist() == [101]
+    nothing = index.get([])
+    assert nothing.embeddings.shape == (0, 6) and nothing.metadata == {"label": [], "number": [], "extra": []}
+    assert make("memory", head).get([]).embeddings.shape == (0, 6)
+    index.remove([])
+    index.update(query[:0], [])
+    assert list(index.add(query[:0], [])) == [] and len(index) == 49
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_ids_are_numbered_if_none_are_given(make, kind, head, gallery):
+    index = make(kind, head)
+    assert index.add(gallery[:3]).tolist() == [0, 1, 2]
+    assert index.add(gallery[:1], [10]).tolist() == [10]
+    assert index.add(gallery[:2].numpy()).tolist() == [11, 12]
+
+
+def test_numpy_and_lists_give_what_tensors_give(head, gallery, query):
+    expected = filled(DissimilarityIndex(head), gallery).search(query, 3)
+    for convert in (torch.Tensor.numpy, torch.Tensor.tolist):
+        index = DissimilarityIndex(head)
+        index.add(convert(gallery), convert(torch.arange(100, 150)))
+        found = index.search(convert(query), 3)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+    assert isinstance(index.search(query.numpy(), 3).ids, np.ndarray)
+    assert isinstance(index.search(query.tolist(), 3).ids, torch.Tensor)
 
 
 def test_quantized_index_is_bit_identical_after_adding_rows_and_changing_weights(head, gallery, query, tmp_path):
-    plain, quantized = filled(head, gallery), DissimilarityIndex(head, quantized=True)
-    quantized.add(gallery, torch.arange(50) + 100)
+    plain, quantized = (filled(DissimilarityIndex(head, quantized=on), gallery) for on in (False, True))
 
     def bit_identical():
         pairs = zip(plain.search(query, 9), quantized.search(query, 9), strict=True)
@@ -62,13 +248,14 @@ def test_quantized_index_is_bit_identical_after_adding_rows_and_changing_weights
 
     assert bit_identical() and bit_identical()
     for index in (plain, quantized):
-        index.add(query + 0.01, torch.arange(7))
+        index.add(query + 0.01)
+        index.remove([103, 120])
     assert bit_identical()
     with torch.no_grad():
         head.weight.neg_()
     assert bit_identical()
     plain.save(tmp_path / "index")
-    quantized = DissimilarityIndex.load(tmp_path / "index", quantized=True)
+    quantized = DissimilarityIndex.open(tmp_path / "index", quantized=True)
     assert bit_identical()
 
 
@@ -83,67 +270,72 @@ def test_added_rows_are_copies(gallery):
     assert torch.equal(index.search(query, 1).ids, before.ids)
 
 
-def test_half_embeddings_are_stored_in_the_dtype_of_the_head(head, gallery, query):
-    index = filled(head, gallery.half())
-    torch.testing.assert_close(
-        index.search(query.half(), 4).scores, head(query, gallery).topk(4).values, rtol=0, atol=2e-2
-    )
+@pytest.mark.parametrize("kind", ["memory", "disk", "streamed"])
+def test_many_small_writes_leave_few_segments(make, kind, head):
+    index = make(kind, head)
+    for number in range(70):
+        index.add(torch.randn(1, 6), [number])
+    assert len(index._snapshot.segments) < 20
+    version = index.version
+    index.optimize()
+    assert len(index._snapshot.segments) == 1 and index.version > version
+    assert index.get(list(range(70))).ids.tolist() == list(range(70))
 
 
-def test_save_and_load(head, gallery, query, tmp_path):
-    path = tmp_path / "new folder" / "gallery.index"
-    before = filled(head, gallery).search(query, 5)
-    filled(head, gallery).save(path)
-    loaded = DissimilarityIndex.load(path)
-    after = loaded.search(query, 5)
-    assert torch.equal(after.ids, before.ids) and torch.equal(after.scores, before.scores)
-    assert [p.name for p in path.parent.iterdir()] == ["gallery.index"]
-
-    loaded.add(query, torch.arange(7))  # rows can be added to a loaded index, and it can replace its own file
-    loaded.save(path)
-    assert len(DissimilarityIndex.load(path)) == 57
-
-
-def test_an_interrupted_save_leaves_the_old_file(tmp_path):
-    path = tmp_path / "kept"
-    path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
-        file.write(b"half of the new")
-        raise KeyboardInterrupt
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
-
-
-class Harmful:
-    def __reduce__(self):
-        return (print, ("code from the file has run",))
-
-
-@pytest.mark.parametrize("content", ["text", "pickle", "torch", "code"])
-def test_loading_other_files_raises_and_runs_no_code(content, tmp_path, capsys):
-    path = tmp_path / "file"
-    if content == "text":
-        path.write_text("not an index")
-    elif content == "pickle":
-        path.write_bytes(pickle.dumps({"format": "dissim-index 1"}))
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_provenance_must_belong_to_the_index(kind, head, gallery, tmp_path):
+    ours, theirs = {"model": "a" * 64}, {"model": "b" * 64}
+    if kind == "memory":
+        index = DissimilarityIndex(head, provenance=ours)
     else:
-        torch.save({"format": "other", "x": Harmful() if content == "code" else 1}, path)
-    with pytest.raises(ValueError, match=r"expected a file written by DissimilarityIndex\.save"):
-        DissimilarityIndex.load(path)
-    assert capsys.readouterr().out == ""
+        DissimilarityIndex.create(tmp_path / "index", head, provenance=ours)
+        index = DissimilarityIndex.open(tmp_path / "index")
+    index.add(gallery, provenance=ours)
+    for call in (index.add, lambda rows, **options: index.search(rows, 1, **options)):
+        call(gallery)
+        with pytest.raises(
+            ValueError, match=r"provenance: expected embeddings of model a+, as in the index, got .* b+\."
+        ):
+            call(gallery, provenance=theirs)
+    assert len(index) == 100
 
 
 def test_errors_say_what_to_do(head, gallery, query):
-    index = filled(head, gallery)
-    with pytest.raises(ValueError, match="k: expected 1 to 50, the rows of the index, got 51"):
-        index.search(query, 51)
-    with pytest.raises(ValueError, match="k: expected 1 to 0"):
-        DissimilarityIndex(head).search(query, 1)
-    with pytest.raises(ValueError, match=r"query: expected embeddings \[rows, 6\] .* got \[7, 5\]"):
-        index.search(query[:, :5], 1)
-    with pytest.raises(ValueError, match=r"ids: expected int64 \[7\]"):
-        index.add(query, torch.arange(7).float())
-    with pytest.raises(ValueError, match="embeddings: expected finite numbers"):
-        index.add(query / 0, torch.arange(7))
-    with pytest.raises(FileNotFoundError):
-        DissimilarityIndex.load("no such file")
+    index = filled(DissimilarityIndex(head), gallery)
+    names = DissimilarityIndex(head)
+    names.add(query, list("abcdefg"))
+    for call, message in (
+        (lambda: index.search(query, 0), "k: expected an integer of at least 1, got 0"),
+        (lambda: index.search(query[:, :5], 1), r"query: expected \[rows, 6\], as the head's weight, got \[7, 5\]"),
+        (lambda: index.search(query[0], 1), r"query: .* got \[6\]. Pass query\[None\] for one row"),
+        (lambda: index.search(query.int(), 1), "query: expected floats, got torch.int32"),
+        (lambda: index.search(query, 1, filter="numbr < 3"), "filter: expected an SQL condition on id, label"),
+        (lambda: index.search(query, 1, filter="label = '"), "filter: expected an SQL condition"),
+        (lambda: index.search(query, 1, filter=["x"]), r"ids: expected int64 \[n\]"),
+        (lambda: index.search(query, 1, group_by="name"), "group_by: expected a metadata column, one of id, label"),
+        (lambda: index.search(query, 1, group_by="label", fuse="sum"), "fuse: expected one of max, mean"),
+        (lambda: index.add(query, torch.arange(7).float()), r"ids: expected int64 \[7\]"),
+        (lambda: index.add(query, torch.arange(6)), r"ids: expected int64 \[7\].* got int64 \[6\]"),
+        (lambda: index.add(query, [1, 2, 3, 1, 5, 6, 7]), "got 1 twice"),
+        (lambda: index.add(query, torch.arange(94, 101)), "ids: expected new ids, got 100, which the index has"),
+        (lambda: index.add(query, list("abcdefg")), r"ids: expected int64 \[7\].* as in this index"),
+        (lambda: names.add(query), "ids: expected str, as in this index, got None"),
+        (lambda: names.add(query[:1], ["\udcff"]), "not valid Unicode"),
+        (lambda: index.add(query / 0, torch.arange(7)), "embeddings: .* got NaN or Inf in row 0"),
+        (lambda: index.add(query, metadata={"label": ["x"]}), "metadata: expected 7 values of 'label'.* got 1"),
+        (lambda: index.add(query, metadata={"number": ["x"] * 7}), "metadata: expected int64 in 'number'"),
+        (lambda: index.add(query, metadata={"embedding": [1] * 7}), "metadata: expected names of letters"),
+        (lambda: index.add(query, metadata={"a b": [1] * 7}), "metadata: expected names of letters"),
+        (lambda: index.add(query, metadata={"x": [[1]] * 7}), "metadata: expected bool, numbers, str or times"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="query: expected a tensor or array of floats"):
+        index.search(["a"], 1)
+    assert len(index) == 50 and len(names) == 7
+
+
+def test_rows_that_half_precision_cannot_hold_are_named():
+    index = DissimilarityIndex(DissimilarityHead(6, normalize=False).half())
+    with pytest.raises(ValueError, match=r"embeddings: .* NaN or Inf in row 1. The index stores torch.float16"):
+        index.add(torch.tensor([1.0, 1e6])[:, None].expand(2, 6))

@@ -6,7 +6,7 @@ from .feature_file import read_features
 from .fit import fit_head
 from .head import DissimilarityHead
 from .held_out import HeldOutCheck
-from .index import DissimilarityIndex, SearchResult
+from .index import BackboneWeights, DissimilarityIndex, RangeResult, SearchResult, StoredRows
 from .interop import PMLLoss, ScoreDistance
 from .losses import HingeLoss, InfoNCELoss, NCALoss, PrototypeLoss, SoftMarginLoss, SupConLoss, TripletLoss
 from .memory import CrossBatchMemory
@@ -16,6 +16,7 @@ from .references import References
 from .train import TrainConfig, load_trained, train
 
 __all__ = [
+    "BackboneWeights",
     "CrossBatchMemory",
     "DissimilarityHead",
     "DissimilarityIndex",
@@ -26,10 +27,12 @@ __all__ = [
     "PMLLoss",
     "ProjectedHead",
     "PrototypeLoss",
+    "RangeResult",
     "References",
     "ScoreDistance",
     "SearchResult",
     "SoftMarginLoss",
+    "StoredRows",
     "SupConLoss",
     "TrainConfig",
     "TripletLoss",

@@ -30,7 +30,7 @@ from .train import train as train_on
 
 Run = Annotated[Path, arg(metavar="RUN", help="Folder of a training run.")]
 Embeddings = Annotated[Path, arg(metavar="EMBEDDINGS", help="An .npz file written by `dissim embed`.")]
-Index = Annotated[Path, arg(metavar="INDEX", help="A file written by `dissim index`.")]
+Index = Annotated[Path, arg(metavar="INDEX", help="A folder written by `dissim index`.")]
 Out = Annotated[Path, arg(metavar="OUT", help="Where to write the result.")]
 Part = Literal["train", "test", "all"]
 
@@ -93,7 +93,7 @@ def index(run: Run, embeddings: Embeddings, out: Out, /) -> None:
 
 def search(index: Index, queries: Embeddings, /, k: int = 10) -> None:
     """Print the k best rows of INDEX for each row of an embeddings file: query, rank, id, score, tab-separated."""
-    result = DissimilarityIndex.load(index).search(read_embeddings(queries), k)
+    result = DissimilarityIndex.open(index).search(read_embeddings(queries), k)
     print("query\trank\tid\tscore")
     for query, (ids, scores) in enumerate(zip(result.ids.tolist(), result.scores.tolist(), strict=True)):
         for rank, (row, score) in enumerate(zip(ids, scores, strict=True), 1):

@@ -1,0 +1,396 @@
+"""DissimilarityIndex: exact search in a gallery with the score that the head was trained with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ..head import DissimilarityHead
+from . import scan
+from .arguments import STR_IDS, as_embeddings, as_ids, as_metadata, check_finite
+from .entries import Entries
+from .lance_store import LanceStore, first_sentence
+from .memory_store import MemoryStore
+from .results import (
+    RangeResult,
+    SearchResult,
+    StoredRows,
+    like,
+    present_ids,
+    range_result,
+    search_result,
+    stored_rows,
+)
+from .segments import Snapshot
+from .settings import BackboneWeights, Settings, new_folder, read_backbone, read_settings, write_settings
+
+
+class DissimilarityIndex:
+    """An exact index: a search scores every stored row for every query and keeps the k best.
+
+    ``DissimilarityIndex(head)`` is an index in memory, on the head's device; `create` and `open` make and open one on
+    disk. An index stores head.transform(embeddings) in the head's dtype, so its scores are those of
+    ``head(query, gallery)``; rows in half precision are ranked by float32 scores.
+
+    Ids are yours, int64 or str, each once. Embeddings, ids and results are tensors, NumPy arrays or lists: a NumPy
+    query gives NumPy results, any other gives tensors.
+
+    Any number of threads may search while one writes. A write takes a lock, across threads and processes; another
+    writer waits ten seconds and then raises TimeoutError. Searches see the version of the last write through this
+    object, or of the last `refresh`, and never half of a write.
+
+    Args:
+        quantized: keep 8-bit codes of the rows as well (one byte per value, computed by the first search). A search
+            then scans the codes and computes exact scores only for rows that the error bounds of the codes cannot
+            exclude. The result is the same; it is several times as fast if few rows score close to the best
+            (`dissim_kernels.quantize_references`). A filter searches without codes.
+        provenance: where the embeddings come from, as in ``Trained.provenance`` (JSON). `add`, `update` and `search`
+            take the provenance of their embeddings, too, and raise ValueError if its "model" is another.
+        backbone: the network that makes the embeddings, to be stored beside the index.
+
+    Memory: the rows, [M, D]. A search computes N M D terms ``|q_d - r_d|`` and stores no N x M matrix.
+    """
+
+    def __init__(
+        self,
+        head: DissimilarityHead,
+        *,
+        quantized: bool = False,
+        provenance: dict[str, Any] | None = None,
+        backbone: BackboneWeights | None = None,
+    ) -> None:
+        self.head, self.quantized, self.provenance, self._backbone = head, quantized, provenance, backbone
+        self._store: MemoryStore | LanceStore = MemoryStore()
+        self._snapshot, self._publishing = Snapshot(), threading.Lock()
+
+    # --- on disk ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        head: DissimilarityHead,
+        *,
+        quantized: bool = False,
+        provenance: dict[str, Any] | None = None,
+        backbone: BackboneWeights | None = None,
+        sync: bool = False,
+    ) -> DissimilarityIndex:
+        """Make an index without rows in the new folder `path`, and open it on the head's device.
+
+        sync: see `open`. Raises FileExistsError if `path` exists.
+        """
+        with new_folder(Path(path)) as folder:
+            write_settings(folder, Settings(head, provenance), backbone)
+        return cls.open(path, device=head.weight.device, quantized=quantized, sync=sync)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        quantized: bool = False,
+        verify: bool = False,
+        in_memory: bool = True,
+        sync: bool = False,
+    ) -> DissimilarityIndex:
+        """Open an index that `create` or `save` made. Nothing in the folder can run code.
+
+        Args:
+            device: where the rows are, and where searches run.
+            verify: call `verify` first.
+            in_memory: read the rows now. If False, every search reads them from the disk, in parts of 64 MiB, so that
+                the index may be larger than the memory; only ids and sequence numbers are in memory.
+            sync: a write returns after the disk has it (fsync), so that it survives a power loss. Without it, a write
+                that has returned survives the death of the process, but not of the machine.
+        """
+        if quantized and not in_memory:
+            raise ValueError("quantized: expected False with in_memory=False. The codes are for rows in memory.")
+        folder = Path(path)
+        settings = read_settings(folder)
+        try:
+            head = settings.head.to(device)
+        except (RuntimeError, AssertionError) as error:
+            what = str(error).splitlines()[0]
+            raise ValueError(f"device: expected a device of this machine, got {device}: {what}") from error
+        index = cls.__new__(cls)
+        index.head, index.quantized = head, quantized
+        index.provenance, index._backbone = settings.provenance, None
+        weight = head.weight
+        index._store = LanceStore(folder, weight.device, weight.dtype, in_memory=in_memory, sync=sync)
+        index._snapshot, index._publishing = index._store.latest(Snapshot()), threading.Lock()
+        if verify:
+            index.verify()
+        return index
+
+    def save(self, path: str | Path) -> None:
+        """Write the rows of this version, head, provenance and backbone into a new folder, atomically."""
+        snapshot = self._snapshot
+        with new_folder(Path(path)) as folder:
+            write_settings(folder, Settings(self.head, self.provenance), self.backbone)
+            LanceStore(folder, torch.device("cpu"), self.head.weight.dtype).write_all(self._store.tables(snapshot))
+
+    def refresh(self) -> None:
+        """Move to the newest version, which another process or object may have written."""
+        self._publish(self._store.latest(self._snapshot))
+
+    def verify(self) -> None:
+        """Read every row of this version from the disk. Raises ValueError if one differs from its checksum."""
+        self._store.verify(self._snapshot)
+
+    def __reduce__(self) -> Any:
+        """An index on disk is pickled as its path, so that it can be passed to a spawned process."""
+        if not isinstance(self._store, LanceStore):
+            raise TypeError("index: expected an index on disk to pickle, got one in memory. Use save() and open().")
+        return _reopen, (*self._store.arguments, self.quantized)
+
+    # --- write ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def add(
+        self,
+        embeddings: Any,
+        ids: Any = None,
+        metadata: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Append embeddings [B, D]. Returns their ids.
+
+        Args:
+            ids: int64 or str [B], which the index does not have yet. Without ids, they are numbers that go on after
+                the largest.
+            metadata: columns {name: B values} of bool, numbers, str or times, for `filter` and `group_by`. Rows have
+                null in columns that are not given for them.
+        """
+        self._check_provenance(provenance)
+        rows = self._prepare("embeddings", embeddings)
+        with self._store.writing():
+            snapshot = self._store.newest_to_write(self._snapshot)
+            known = self._new_ids(ids, len(rows), snapshot)
+            columns = as_metadata(metadata, len(rows), snapshot.schema)
+            sequence = snapshot.next_sequence + np.arange(len(rows))
+            if len(rows):
+                self._publish(self._store.append(snapshot, Entries(known, sequence, rows, columns)))
+        return present_ids(known, embeddings)
+
+    @torch.no_grad()
+    def update(
+        self,
+        embeddings: Any,
+        ids: Any,
+        metadata: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Replace the embeddings [B, D] of `ids`, and the metadata columns that are given.
+
+        Rows keep their place in the order of ties. Raises KeyError for an unknown id; nothing is replaced then.
+        """
+        self._check_provenance(provenance)
+        rows = self._prepare("embeddings", embeddings)
+        with self._store.writing():
+            snapshot = self._store.newest_to_write(self._snapshot)
+            positions = self._known(snapshot, ids, len(rows))
+            if not len(rows):
+                return
+            before = self._store.read(snapshot, positions)
+            columns = before.metadata
+            given = as_metadata(metadata, len(rows), snapshot.schema)
+            for name, values in zip(given.column_names, given.columns, strict=True):
+                at = columns.schema.get_field_index(name)
+                columns = columns.append_column(name, values) if at < 0 else columns.set_column(at, name, values)
+            order = before.sequence.argsort()
+            entries = Entries(
+                before.ids.take(pa.array(order)),
+                before.sequence[order],
+                rows[torch.from_numpy(order).to(rows.device)],
+                columns.take(pa.array(order)),
+            )
+            self._publish(self._store.replace(snapshot, positions, entries))
+
+    def remove(self, ids: Any) -> None:
+        """Delete rows. Raises KeyError for an unknown id; nothing is deleted then."""
+        with self._store.writing():
+            snapshot = self._store.newest_to_write(self._snapshot)
+            positions = self._known(snapshot, ids)
+            if len(positions):
+                self._publish(self._store.delete(snapshot, positions))
+
+    def optimize(self) -> None:
+        """Merge all small segments, drop deleted rows, and delete versions that are older than an hour from the disk.
+
+        Writes merge small segments by themselves when there are many. Call this after many writes, for fewer.
+        """
+        with self._store.writing():
+            self._publish(self._store.compact(self._store.latest(self._snapshot), 1 << 20))
+
+    # --- read -------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+    @property
+    def version(self) -> int:
+        """The number of the version that searches see. Every write makes a larger one."""
+        return self._snapshot.version
+
+    @property
+    def backbone(self) -> BackboneWeights | None:
+        """The network that makes the embeddings, if it was stored. Reads its file."""
+        return self._backbone if isinstance(self._store, MemoryStore) else read_backbone(self._store.path)
+
+    def get(self, ids: Any) -> StoredRows:
+        """The stored rows of these ids, in this order. Raises KeyError for an unknown id."""
+        snapshot = self._snapshot
+        found = self._known(snapshot, ids)
+        if not len(found):
+            columns: dict[str, list] = {
+                name: [] for name in (snapshot.schema.names if snapshot.schema else ()) if name != "id"
+            }
+            return StoredRows(ids, like(self.head.weight.detach()[None][:0], ids), columns)
+        return stored_rows(self._store.read(snapshot, found), ids)
+
+    @torch.no_grad()
+    def search(
+        self,
+        query: Any,
+        k: int,
+        *,
+        filter: str | Any | None = None,
+        group_by: str | None = None,
+        fuse: str = "max",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> SearchResult:
+        """The k best rows for each query embedding [N, D]. Equal scores are in the order in which ids were added.
+
+        Plain torch: ``scores, rows = head(query, gallery).topk(k); ids = ids[rows]``.
+
+        Args:
+            filter: an SQL condition on id and metadata (``"camera = 2 AND label != 'unknown'"``), or a list of ids
+                (unknown ones are ignored). Only rows that satisfy it are scored.
+            group_by: a metadata column. Scores of rows with the same value become one score, and the result has the
+                k best values as its ids. Rows without a value are no candidates. Every candidate is scored.
+            fuse: how scores of a group become one: max, mean, min or median.
+        """
+        self._check_provenance(provenance)
+        _check_k(k)
+        snapshot, rows = self._snapshot, self._query(query)
+        chosen = self._chosen(snapshot, filter)
+        if group_by is None:
+            best, names = scan.top_k(rows, snapshot, k, chosen, quantized=self.quantized), snapshot.ids
+        else:
+            best, names = self._groups(rows, snapshot, k, chosen, group_by, fuse)
+        return search_result(best, names, k, query)
+
+    @torch.no_grad()
+    def range_search(self, query: Any, threshold: float, *, filter: str | Any | None = None) -> RangeResult:
+        """The rows that score `threshold` or more for each query embedding [N, D]; filter as in `search`."""
+        snapshot, rows = self._snapshot, self._query(query)
+        found = scan.above(rows, snapshot, threshold, self._chosen(snapshot, filter))
+        return range_result(*found, snapshot.ids, query)
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Let searches see a version, unless another thread has published a newer one."""
+        with self._publishing:
+            if snapshot.version > self._snapshot.version:
+                self._snapshot = snapshot
+
+    def _prepare(self, name: str, embeddings: Any) -> Tensor:
+        """Transformed rows in the dtype of the head; transformed in float32, because half precision may overflow."""
+        weight = self.head.weight
+        rows = as_embeddings(name, embeddings, len(weight)).to(weight.device)
+        rows = self.head.transform(rows.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
+        check_finite(name, rows, f"The index stores {weight.dtype}, which cannot hold such numbers.")
+        return rows
+
+    def _query(self, query: Any) -> scan.Query:
+        return scan.Query(self._prepare("query", query), self.head.weight.detach(), self.head.bias.detach()[0])
+
+    def _check_provenance(self, provenance: Mapping[str, Any] | None) -> None:
+        ours, theirs = ((p or {}).get("model") for p in (self.provenance, provenance))
+        if ours is not None and theirs is not None and ours != theirs:
+            raise ValueError(
+                f"provenance: expected embeddings of model {ours[:12]}, as in the index, got those of {theirs[:12]}. "
+                "Make them with the model of the index, or make a new index."
+            )
+
+    def _new_ids(self, ids: Any, count: int, snapshot: Snapshot) -> pa.Array:
+        kind = None if snapshot.schema is None else snapshot.schema.field("id").type
+        if ids is None:
+            if kind == STR_IDS:
+                raise ValueError(
+                    "ids: expected str, as in this index, got None. Only int64 ids are made by themselves."
+                )
+            return pa.array(max(snapshot.next_sequence, snapshot.max_id + 1) + np.arange(count))
+        new = as_ids(ids, count, kind)
+        if kind is not None:
+            known = snapshot.locate(new) >= 0
+            if known.any():
+                first = new[int(known.nonzero()[0][0])].as_py()
+                raise ValueError(f"ids: expected new ids, got {first!r}, which the index has. Use update() for it.")
+        return new
+
+    def _known(self, snapshot: Snapshot, ids: Any, count: int | None = None) -> np.ndarray:
+        kind = None if snapshot.schema is None else snapshot.schema.field("id").type
+        wanted = as_ids(ids, count, kind)
+        positions = snapshot.locate(wanted)
+        if (positions < 0).any():
+            first = wanted[int((positions < 0).nonzero()[0][0])].as_py()
+            raise KeyError(f"ids: expected ids of the index, got {first!r}")
+        return positions
+
+    def _chosen(self, snapshot: Snapshot, filter: Any) -> np.ndarray | None:
+        """Positions of the rows that satisfy the filter."""
+        if filter is None:
+            return None
+        if not len(snapshot):
+            return np.empty(0, np.int64)
+        if not isinstance(filter, str):
+            assert snapshot.schema is not None
+            found = snapshot.locate(as_ids(filter, None, snapshot.schema.field("id").type))
+            return found[found >= 0]
+        try:
+            table = self._store.select(snapshot, filter, [])
+        except ValueError as error:
+            names = ", ".join(snapshot.schema.names if snapshot.schema is not None else [])
+            expected = f"filter: expected an SQL condition on {names}, got {filter!r}"
+            raise ValueError(f"{expected}: {first_sentence(error)}.") from error
+        return snapshot.positions(table.column("_sequence").to_numpy())
+
+    def _groups(
+        self, rows: scan.Query, snapshot: Snapshot, k: int, chosen: np.ndarray | None, group_by: str, fuse: str
+    ) -> tuple[scan.Best, pa.Array]:
+        if fuse not in scan.FUSE:
+            raise ValueError(f"fuse: expected one of {', '.join(scan.FUSE)}, got {fuse!r}.")
+        names = [] if snapshot.schema is None else snapshot.schema.names
+        if group_by not in names:
+            raise ValueError(f"group_by: expected a metadata column, one of {', '.join(names)}, got {group_by!r}.")
+        table = self._store.select(snapshot, f"`{group_by}` IS NOT NULL", [group_by])
+        table = table.sort_by("_sequence")
+        positions = snapshot.positions(table.column("_sequence").to_numpy())
+        values = table.column(group_by).combine_chunks().dictionary_encode()
+        groups = values.indices.to_numpy().astype(np.int64)
+        if chosen is not None:
+            keep = np.isin(positions, chosen)
+            positions, groups = positions[keep], groups[keep]
+        return scan.top_groups(rows, snapshot, k, positions, groups, fuse), values.dictionary
+
+
+def _reopen(path: Path, device: torch.device, in_memory: bool, sync: bool, quantized: bool) -> DissimilarityIndex:
+    return DissimilarityIndex.open(path, device=device, quantized=quantized, in_memory=in_memory, sync=sync)
+
+
+def _check_k(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k: expected an integer of at least 1, got {k!r}.")

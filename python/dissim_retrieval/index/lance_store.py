@@ -1,0 +1,318 @@
+"""The rows of an index on disk: a Lance dataset in the folder `rows`.
+
+Every write makes new files first and then one new version, atomically. Lance alone would do the same for each of its
+own calls; the steps are separate here so that `sync` can wait for the disk before a version names the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import torch
+from filelock import FileLock, Timeout
+from lance import LanceDataset, LanceOperation
+from lance.fragment import LanceFragment, write_fragments
+from lance.optimize import Compaction
+from torch import Tensor
+
+from .checksum import row_checksums
+from .entries import LOCK_SECONDS, Entries, arrow_view, from_arrow, to_table
+from .segments import BLOCK_VALUES, MemoryRows, Segment, Snapshot, StreamedRows, compaction_target
+from .settings import damaged, sync
+
+OWN_COLUMNS = ("embedding", "_sequence", "_checksum")
+#: Earlier versions are kept this long, for readers that have not called refresh().
+KEPT = timedelta(hours=1)
+
+
+class LanceStore:
+    """Reads snapshots of a folder and writes new versions into it.
+
+    Args:
+        device, dtype: of the rows in memory.
+        in_memory: read the rows when a version is opened; otherwise every search reads them.
+        sync: a write returns after the disk has it.
+    """
+
+    def __init__(
+        self, path: Path, device: torch.device, dtype: torch.dtype, *, in_memory: bool = True, sync: bool = False
+    ) -> None:
+        self.path, self.device, self.dtype, self.in_memory, self.sync = path, device, dtype, in_memory, sync
+        self._uri, self._process = str(path / "rows"), os.getpid()
+        self._synced: set[Path] = set()
+
+    @property
+    def arguments(self) -> tuple[Path, torch.device, bool, bool]:
+        """path, device, in_memory and sync."""
+        return self.path, self.device, self.in_memory, self.sync
+
+    # --- one writer -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One writer at a time, of all threads and processes on this machine."""
+        self._check_process()
+        lock = FileLock(self.path / "write.lock")
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout as error:
+            raise TimeoutError(
+                f"path: another writer has been at {self.path} for {LOCK_SECONDS} s. Try again later."
+            ) from error
+        except PermissionError as error:
+            raise PermissionError(f"path: {self.path} cannot be written: {error.strerror}.") from error
+        try:
+            yield
+        except OSError as error:
+            what = f"path: {self.path} cannot be written, and is as before: {first_sentence(error)}."
+            raise type(error)(what) from error
+        finally:
+            lock.release()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "index: expected the process that opened it, got a fork of it, in which Lance does not work. "
+                "Start processes with the 'spawn' method and open the index in each."
+            )
+
+    # --- read -------------------------------------------------------------------------------------------------
+
+    def latest(self, snapshot: Snapshot) -> Snapshot:
+        """The newest version. Segments that did not change are shared with `snapshot`."""
+        self._check_process()
+        if not self._exists():
+            return snapshot if snapshot.version == 0 else Snapshot()
+        with self._reading():
+            dataset = lance.dataset(self._uri)
+            if dataset.version == snapshot.version:
+                return snapshot
+            known = {segment.key: segment for segment in snapshot.segments}
+            segments = [self._segment(fragment, known) for fragment in dataset.get_fragments()]
+            schema = pa.schema([field for field in dataset.schema if field.name not in OWN_COLUMNS])
+        return Snapshot(dataset.version, tuple(part for part in segments if part.num_live), schema, dataset)
+
+    def _segment(self, fragment: LanceFragment, known: dict) -> Segment:
+        key = (fragment.fragment_id, *(file.path for file in fragment.data_files()))
+        before = known.get(key)
+        if before is not None and self.in_memory and before.num_live == fragment.count_rows():
+            return before
+        sequence = _int64(fragment.to_table(columns=["_sequence"]), "_sequence")
+        if before is not None:
+            before = before.without(~np.isin(before.sequence, sequence))
+            return before if self.in_memory else replace(before, vectors=self._streamed(fragment, before.sequence))
+        order = sequence.argsort()
+        in_order = bool((np.diff(sequence) > 0).all())
+        ids = fragment.to_table(columns=["id"]).column("id").combine_chunks()
+        if not in_order:
+            ids, sequence = ids.take(pa.array(order)), sequence[order]
+        if not self.in_memory:
+            return Segment(key, sequence, ids, self._streamed(fragment, sequence))
+        rows = self._all_rows(fragment, len(sequence))
+        return Segment(
+            key, sequence, ids, MemoryRows(rows if in_order else rows[torch.from_numpy(order).to(rows.device)])
+        )
+
+    def _streamed(self, fragment: LanceFragment, sequence: np.ndarray) -> StreamedRows:
+        return StreamedRows(lambda: self._batches(fragment), sequence)
+
+    def _all_rows(self, fragment: LanceFragment, count: int) -> Tensor:
+        rows = torch.empty(count, fragment.schema.field("embedding").type.list_size, dtype=self.dtype)
+        values, first = arrow_view(rows), 0
+        for batch in self._record_batches(fragment):
+            values[first : first + len(batch)] = from_arrow(batch.column("embedding"))
+            first += len(batch)
+        return rows.to(self.device)
+
+    def _batches(self, fragment: LanceFragment) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Sequence numbers and rows of a fragment, in the order of its file."""
+        for batch in self._record_batches(fragment):
+            values = torch.from_numpy(from_arrow(batch.column("embedding")).copy())
+            yield _int64(batch, "_sequence"), values.view(self.dtype).to(self.device)
+
+    def _record_batches(self, fragment: LanceFragment) -> Iterator[pa.RecordBatch]:
+        size = max(1, BLOCK_VALUES // fragment.schema.field("embedding").type.list_size)
+        with self._reading():
+            yield from fragment.to_batches(columns=["_sequence", "embedding"], batch_size=size)
+
+    def read(self, snapshot: Snapshot, positions: np.ndarray) -> Entries:
+        """The rows at these positions."""
+        sequence = snapshot.sequence(positions)
+        assert snapshot.schema is not None
+        names = [name for name in snapshot.schema.names if name != "id"]
+        found = self.select(snapshot, _is_in(sequence), names)
+        order = _int64(found, "_sequence").argsort()[sequence.argsort().argsort()]
+        metadata = found.select(names).take(pa.array(order))
+        return Entries(snapshot.ids.take(pa.array(positions)), sequence, snapshot.take(positions), metadata)
+
+    def select(self, snapshot: Snapshot, condition: str | None, columns: list[str]) -> pa.Table:
+        """The columns, and "_sequence", of the live rows that satisfy an SQL condition."""
+        self._check_process()
+        try:
+            return snapshot.handle.to_table(columns=[*columns, "_sequence"], filter=condition)
+        except (OSError, ValueError) as error:
+            if "LanceError(IO)" not in str(error):
+                raise
+            raise OSError(
+                f"path: version {snapshot.version} of {self.path} cannot be read any more. Call refresh() for the "
+                "newest version; if that does not help, call verify()."
+            ) from error
+
+    def tables(self, snapshot: Snapshot) -> Iterator[pa.Table]:
+        """All live rows, in parts."""
+        with self._reading():
+            for fragment in [] if snapshot.handle is None else snapshot.handle.get_fragments():
+                for batch in fragment.to_batches(columns=[*snapshot.handle.schema.names]):
+                    yield pa.Table.from_batches([batch])
+
+    def verify(self, snapshot: Snapshot) -> None:
+        """Read every row and compare it with its checksum."""
+        count = 0
+        for table in self.tables(snapshot):
+            count += len(table)
+            wrong = row_checksums(table) != _int64(table, "_checksum")
+            if wrong.any():
+                ids = table.column("id").filter(pa.array(wrong)).to_pylist()
+                raise damaged(self.path, f"{len(ids)} rows differ from their checksums, the first with id {ids[0]!r}")
+        if count != len(snapshot) or len(snapshot.ids.filter(pa.array(snapshot.live)).unique()) != count:
+            raise damaged(self.path, "rows that were deleted are there again")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Errors of Lance about files, in one sentence."""
+        try:
+            yield
+        except BaseException as error:
+            # A damaged file can make Lance panic. Its PanicException is not an Exception.
+            if isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException":
+                raise damaged(self.path, first_sentence(error)) from error
+            raise
+
+    # --- write ------------------------------------------------------------------------------------------------
+
+    def newest_to_write(self, snapshot: Snapshot) -> Snapshot:
+        """The newest version; merges small fragments first if there are many. A write starts with it."""
+        snapshot = self.latest(snapshot)
+        for target in compaction_target([segment.num_live for segment in snapshot.segments]):
+            if self._compact(snapshot.handle, target, threshold=0.1):
+                return self.latest(snapshot)
+        return snapshot
+
+    def append(self, snapshot: Snapshot, entries: Entries) -> Snapshot:
+        self._append(snapshot, [to_table(entries)])
+        return self.latest(snapshot)
+
+    def write_all(self, tables: Iterator[pa.Table]) -> None:
+        """Fill an index without rows, as one version."""
+        tables = (table for table in tables if len(table))
+        first = next(tables, None)
+        if first is not None:
+            self._append(Snapshot(), [first, *tables])
+
+    def _append(self, snapshot: Snapshot, tables: Sequence[pa.Table]) -> None:
+        dataset, schema = snapshot.handle, tables[0].schema
+        if dataset is None:
+            self._commit(LanceOperation.Overwrite(schema, self._fragments(tables, schema)), None)
+        else:
+            dataset = self._with_columns(dataset, schema)
+            self._commit(LanceOperation.Append(self._fragments(tables, schema)), dataset)
+
+    def _with_columns(self, dataset: LanceDataset, schema: pa.Schema) -> LanceDataset:
+        """Add new columns of metadata, which are null in the rows there are."""
+        new = [field for field in schema if field.name not in dataset.schema.names]
+        if new:
+            dataset = lance.dataset(self._uri, version=dataset.version)
+            dataset.add_columns(pa.schema(new))
+        return dataset
+
+    def _fragments(self, tables: Sequence[pa.Table], schema: pa.Schema) -> list:
+        reader = pa.RecordBatchReader.from_batches(
+            schema, (batch for table in tables for batch in table.to_batches())
+        )
+        return write_fragments(reader, self._uri, schema, mode="append" if self._exists() else "create")
+
+    def replace(self, snapshot: Snapshot, positions: np.ndarray, entries: Entries) -> Snapshot:
+        table = to_table(entries)
+        dataset = self._with_columns(snapshot.handle, table.schema)
+        gone, changed = self._deletions(snapshot, positions)
+        new = self._fragments([table], table.schema)
+        self._commit(LanceOperation.Update(gone, changed, new), dataset)
+        return self.latest(snapshot)
+
+    def delete(self, snapshot: Snapshot, positions: np.ndarray) -> Snapshot:
+        gone, changed = self._deletions(snapshot, positions)
+        self._commit(LanceOperation.Delete(changed, gone, "_sequence IN (...)"), snapshot.handle)
+        return self.latest(snapshot)
+
+    def _deletions(self, snapshot: Snapshot, positions: np.ndarray) -> tuple[list[int], list]:
+        """Write deletion files. Returns the ids of fragments without live rows, and the others that changed."""
+        gone, changed = [], []
+        for segment, places in zip(snapshot.segments, snapshot.split(positions), strict=True):
+            if len(places):
+                fragment = snapshot.handle.get_fragment(segment.key[0])
+                after = fragment.delete(_is_in(segment.sequence[places]))
+                if after is None:
+                    gone.append(fragment.fragment_id)
+                else:
+                    changed.append(after)
+        return gone, changed
+
+    def _commit(self, operation: Any, dataset: LanceDataset | None) -> None:
+        self._sync()
+        version = None if dataset is None else dataset.version
+        LanceDataset.commit(self._uri, operation, read_version=version, max_retries=0)
+        self._sync()
+
+    def compact(self, snapshot: Snapshot, target: int) -> Snapshot:
+        """Merge the fragments with fewer rows than `target`, and drop deleted rows and old versions."""
+        if snapshot.handle is None:
+            return snapshot
+        self._compact(snapshot.handle, target, threshold=0.0)
+        return self.latest(snapshot)
+
+    def _compact(self, dataset: LanceDataset, target: int, threshold: float) -> bool:
+        plan = Compaction.plan(
+            dataset, {"target_rows_per_fragment": target, "materialize_deletions_threshold": threshold}
+        )
+        if not plan.num_tasks():
+            return False
+        done = [task.execute(dataset) for task in plan.tasks]
+        self._sync()
+        Compaction.commit(dataset, done)
+        self._sync()
+        lance.dataset(self._uri).cleanup_old_versions(KEPT)
+        return True
+
+    def _exists(self) -> bool:
+        return any(Path(self._uri, "_versions").glob("*.manifest"))
+
+    def _sync(self) -> None:
+        """Wait for the disk to have the files that are new since the last call. Files never change."""
+        if not self.sync:
+            return
+        names = {path for path in Path(self._uri).rglob("*")}
+        new = {path for path in names - self._synced if path.is_file()}
+        sync(sorted(new | {path.parent for path in new} | {Path(self._uri), self.path}))
+        self._synced = names
+
+
+def first_sentence(error: BaseException) -> str:
+    """The message of a Lance error without the place in its source."""
+    return str(error).splitlines()[0].split(", /")[0].rstrip(".")
+
+
+def _is_in(sequence: np.ndarray) -> str:
+    return f"_sequence IN ({', '.join(map(str, sequence.tolist()))})"
+
+
+def _int64(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
+    return table.column(name).to_numpy().astype(np.int64, copy=False)

@@ -1,0 +1,78 @@
+"""What searches return: tensors, or NumPy arrays for a NumPy query."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .entries import Entries
+from .scan import Best
+
+
+class SearchResult(NamedTuple):
+    """scores [N, k] and ids [N, k], best first: int64, or an array of objects if the ids are str.
+
+    Where there are fewer than k candidates, the score is -inf and the id -1 or None.
+    """
+
+    scores: Any
+    ids: Any
+
+
+class RangeResult(NamedTuple):
+    """Results in compressed-row form: those of query n are at offsets[n] to offsets[n + 1], best first."""
+
+    offsets: Any  #: int64 [N + 1]
+    scores: Any  #: [P]
+    ids: Any  #: [P]
+
+
+class StoredRows(NamedTuple):
+    """Rows as the index stores them: transformed embeddings [B, D], and a list of values for each metadata column."""
+
+    ids: Any
+    embeddings: Any
+    metadata: dict[str, list[Any]]
+
+
+def search_result(best: Best, names: pa.Array, k: int, query: Any) -> SearchResult:
+    """`best`, padded to k columns. names: the id of every position."""
+    missing = (0, k - best.scores.shape[1])
+    positions = F.pad(best.positions, missing, value=-1)
+    known = pa.array(positions.flatten().numpy(), mask=(positions < 0).flatten().numpy())
+    ids = present_ids(names.take(known), query)
+    return SearchResult(like(F.pad(best.scores, missing, value=-torch.inf), query), ids.reshape(positions.shape))
+
+
+def range_result(offsets: Tensor, scores: Tensor, positions: Tensor, names: pa.Array, query: Any) -> RangeResult:
+    """The same for rows above a threshold."""
+    ids = present_ids(names.take(pa.array(positions.numpy())), query)
+    return RangeResult(like(offsets, query), like(scores, query), ids)
+
+
+def stored_rows(entries: Entries, ids: Any) -> StoredRows:
+    """Rows that were read for these ids."""
+    rows = entries.rows
+    if isinstance(ids, np.ndarray) and rows.dtype == torch.bfloat16:
+        rows = rows.float()
+    embeddings = rows.cpu().numpy() if isinstance(ids, np.ndarray) else rows
+    return StoredRows(present_ids(entries.ids, ids), embeddings, entries.metadata.to_pydict())
+
+
+def present_ids(ids: pa.Array, like_this: Any) -> Any:
+    """Ids as int64, -1 for null, or as an array of objects."""
+    if pa.types.is_integer(ids.type):
+        return like(torch.from_numpy(ids.fill_null(-1).to_numpy().astype(np.int64)), like_this)
+    return np.array([*ids.to_pylist(), None], object)[:-1]
+
+
+def like(values: Tensor, argument: Any) -> Any:
+    """NumPy for a NumPy argument, else a tensor on the argument's device."""
+    if isinstance(argument, np.ndarray):
+        return values.cpu().numpy()
+    return values.to(argument.device) if isinstance(argument, Tensor) else values

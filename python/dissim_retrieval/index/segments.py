@@ -1,0 +1,239 @@
+"""What a search reads: an immutable snapshot of the index, made of segments of rows.
+
+A write makes a new snapshot that shares the segments that did not change, so a search never sees half of a write.
+
+A row is identified by its sequence number: the order in which ids were added. It survives updates and compaction, and
+equal scores are ordered by it. The rows of a segment are in this order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from dissim_kernels import QuantizedReferences, quantize_references
+
+#: Values of rows that are gathered or read at a time: 64 MiB in float32.
+BLOCK_VALUES = 1 << 24
+
+
+class Block(NamedTuple):
+    """Rows that one call of a kernel scores."""
+
+    rows: Tensor  #: [m, D]
+    first: int  #: position in the segment of the first row, if `places` is None
+    places: np.ndarray | None  #: position in the segment of every row
+    deleted: Tensor | None  #: int64 [m], 1 for rows that are no candidates
+    candidates: int
+    codes: QuantizedReferences | None
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Positions in the segment of rows of the block."""
+        return self.first + rows if self.places is None else self.places[rows]
+
+
+class MemoryRows:
+    """The rows of a segment in memory, and their 8-bit codes."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self._codes: QuantizedReferences | None = None
+        self._lock = threading.Lock()
+
+    def codes(self, weight: Tensor) -> QuantizedReferences:
+        """Codes for these weights, computed when they are first needed."""
+        with self._lock:
+            if self._codes is None or not torch.equal(self._codes.weight, weight.to(self._codes.weight.dtype)):
+                self._codes = quantize_references(self.rows, weight)
+            return self._codes
+
+    def take(self, places: np.ndarray) -> Tensor:
+        return self.rows[torch.from_numpy(places).to(self.rows.device)]
+
+    def read(self) -> Iterator[tuple[np.ndarray | None, Tensor]]:
+        """All rows, in parts: their positions (None: every row in order) and the rows."""
+        yield None, self.rows
+
+
+@dataclass(frozen=True)
+class StreamedRows:
+    """The rows of a segment on disk. `batches` reads them: sequence numbers and rows, in any order."""
+
+    batches: Callable[[], Iterator[tuple[np.ndarray, Tensor]]]
+    sequence: np.ndarray
+
+    def read(self) -> Iterator[tuple[np.ndarray | None, Tensor]]:
+        for sequence, rows in self.batches():
+            order = sequence.argsort()
+            yield self.sequence.searchsorted(sequence[order]), rows[torch.from_numpy(order).to(rows.device)]
+
+    def take(self, places: np.ndarray) -> Tensor:
+        wanted = {int(place): number for number, place in enumerate(places)}
+        found: list[Tensor | None] = [None] * len(places)
+        for at, rows in self.read():
+            assert at is not None
+            for row in np.isin(at, places).nonzero()[0]:
+                found[wanted[int(at[row])]] = rows[row]
+        return torch.stack([row for row in found if row is not None])
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Rows that were written together. `live` is False for those deleted since; None if all are live."""
+
+    key: tuple
+    sequence: np.ndarray  #: int64, ascending
+    ids: pa.Array
+    vectors: MemoryRows | StreamedRows
+    live: np.ndarray | None = None
+    metadata: pa.Table | None = None  #: of an index in memory
+
+    @cached_property
+    def num_live(self) -> int:
+        return len(self.sequence) if self.live is None else int(self.live.sum())
+
+    def without(self, deleted: np.ndarray) -> Segment:
+        """The segment in which these positions are deleted."""
+        live = np.ones(len(self.sequence), bool) if self.live is None else self.live.copy()
+        live[deleted] = False
+        return replace(self, live=live)
+
+    def is_live(self, places: np.ndarray) -> np.ndarray:
+        return np.ones(len(places), bool) if self.live is None else self.live[places]
+
+    def blocks(self, chosen: np.ndarray | None, codes_for: Tensor | None) -> Iterator[Block]:
+        """The candidates in blocks. chosen: ascending positions of live rows, None for all live rows."""
+        if isinstance(self.vectors, StreamedRows):
+            yield from self._streamed_blocks(chosen)
+        elif chosen is not None:
+            size = max(1, BLOCK_VALUES // self.vectors.rows.shape[1])
+            for places in np.split(chosen, range(size, len(chosen), size)):
+                if len(places):
+                    yield Block(self.vectors.take(places), 0, places, None, len(places), None)
+        elif self.num_live:
+            codes = None if codes_for is None else self.vectors.codes(codes_for)
+            yield Block(self.vectors.rows, 0, None, self._deleted, self.num_live, codes)
+
+    def _streamed_blocks(self, chosen: np.ndarray | None) -> Iterator[Block]:
+        for places, rows in self.vectors.read():
+            assert places is not None
+            keep = self.is_live(places) if chosen is None else np.isin(places, chosen)
+            if keep.all():
+                yield Block(rows, 0, places, None, len(places), None)
+            elif keep.any():
+                kept = rows[torch.from_numpy(keep).to(rows.device)]
+                yield Block(kept, 0, places[keep], None, len(kept), None)
+
+    @cached_property
+    def _deleted(self) -> Tensor | None:
+        if self.live is None or not isinstance(self.vectors, MemoryRows):
+            return None
+        return torch.from_numpy((~self.live).astype(np.int64)).to(self.vectors.rows.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One version of the index. The position of a row: its place in the segments, one after the other."""
+
+    version: int = 0
+    segments: tuple[Segment, ...] = ()
+    schema: pa.Schema | None = None  #: id and metadata columns; None until the first rows are added
+    handle: Any = None  #: what the store needs to read this version
+    cache: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(segment.num_live for segment in self.segments)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        return np.cumsum([0, *(len(segment.sequence) for segment in self.segments)])
+
+    @cached_property
+    def ids(self) -> pa.Array:
+        """The id of every position."""
+        type = pa.int64() if self.schema is None else self.schema.field("id").type
+        return pa.concat_arrays([pa.array([], type), *(part.ids for part in self.segments)])
+
+    @cached_property
+    def live(self) -> np.ndarray:
+        """Whether the row at each position is live."""
+        parts = (part.is_live(np.arange(len(part.sequence))) for part in self.segments)
+        return np.concatenate([np.empty(0, bool), *parts])
+
+    @cached_property
+    def next_sequence(self) -> int:
+        return max((int(part.sequence[-1]) + 1 for part in self.segments if len(part.sequence)), default=0)
+
+    @cached_property
+    def max_id(self) -> int:
+        """The largest id of an index with int64 ids; -1 if it is empty."""
+        return max((pc.max(part.ids).as_py() for part in self.segments if len(part.ids)), default=-1)
+
+    def locate(self, ids: pa.Array) -> np.ndarray:
+        """The position of every id; -1 for an id that the index does not have."""
+        found = np.full(len(ids), -1)
+        for segment, offset in zip(self.segments, self.offsets[:-1], strict=True):
+            number = pc.index_in(segment.ids, value_set=ids)
+            places = pc.is_valid(number).to_numpy(zero_copy_only=False).nonzero()[0]
+            places = places[segment.is_live(places)]
+            found[number.take(pa.array(places)).to_numpy(zero_copy_only=False).astype(np.int64)] = offset + places
+        return found
+
+    def positions(self, sequence: np.ndarray) -> np.ndarray:
+        """The positions of the live rows with these sequence numbers, which all exist."""
+        found = np.full(len(sequence), -1)
+        for segment, offset in zip(self.segments, self.offsets[:-1], strict=True):
+            if not len(segment.sequence):
+                continue
+            places = segment.sequence.searchsorted(sequence).clip(max=len(segment.sequence) - 1)
+            hit = (segment.sequence[places] == sequence) & segment.is_live(places)
+            found[hit] = offset + places[hit]
+        return found
+
+    def sequence(self, positions: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.empty(0, np.int64), *(part.sequence for part in self.segments)])[positions]
+
+    def split(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Positions as ascending positions within each segment."""
+        ordered = np.sort(positions)
+        bounds = ordered.searchsorted(self.offsets)
+        return [
+            ordered[first:last] - offset
+            for first, last, offset in zip(bounds[:-1], bounds[1:], self.offsets[:-1], strict=True)
+        ]
+
+    def take(self, positions: np.ndarray) -> Tensor:
+        """The rows at these positions, [len(positions), D]."""
+        order = positions.argsort(kind="stable")
+        parts = [
+            segment.vectors.take(places)
+            for segment, places in zip(self.segments, self.split(positions), strict=True)
+            if len(places)
+        ]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        rows = torch.cat(parts)
+        return rows[torch.from_numpy(back).to(rows.device)]
+
+
+def compaction_target(sizes: list[int]) -> Iterator[int]:
+    """Sizes below which segments should be merged, smallest first: those with 16 or more segments below them.
+
+    Merging by size class rewrites a row a few times only, and leaves few segments.
+    """
+    for target in (1 << 10, 1 << 14, 1 << 18, 1 << 20):
+        if sum(size < target for size in sizes) >= MAX_SEGMENTS_BELOW:
+            yield target
+
+
+#: Segments below a size class before they are merged.
+MAX_SEGMENTS_BELOW = 16
