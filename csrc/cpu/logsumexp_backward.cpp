@@ -70,7 +70,7 @@ class Softmax {
     return total + (p_.bias ? *static_cast<const A*>(p_.bias) : 0);
   }
 
-  // A band's upstream gradients take half the room, the sums over it the rest.
+  // A band's upstream gradients take half of the memory budget, the sums over it the rest.
   void add_bands(const Parallel& parallel) const {
     const int64_t band =
         max(1, memory_budget_ / 2 / (p_.query.rows * int64_t(sizeof(A))) / kTileReferences) * kTileReferences;
