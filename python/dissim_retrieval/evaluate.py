@@ -92,7 +92,9 @@ def evaluate(
     histogram: Histogram | None = None
     per_query: list[dict[str, Tensor]] = []
     lists: dict[int, RankedList] = {}
-    for part in tqdm(blocks, f"evaluate {name}", total=-(-len(query_rows) // block), disable=not progress):
+    for part in tqdm(
+        blocks, f"evaluate {name}", total=-(-len(query_rows) // block), disable=None if progress else True
+    ):
         per_query.append(measure(part.hit_ranks()))
         histogram = histogram or Histogram(part.scores[part.candidate])
         histogram.add(part)
@@ -132,7 +134,7 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
 
 
 class Histogram:
-    """Counts of same and different pairs by score, in bins over the given scores. NaN counts as the lowest score."""
+    """Counts of same and different pairs by score, in bins over the given scores."""
 
     def __init__(self, scores: Tensor) -> None:
         finite = scores[scores.isfinite()].double()
@@ -148,7 +150,7 @@ class Histogram:
 
     def _count(self, scores: Tensor) -> Tensor:
         inner = self.edges[1:-1].to(scores.device)
-        bins = torch.bucketize(scores.double().nan_to_num(nan=-torch.inf), inner, right=True)
+        bins = torch.bucketize(scores.double(), inner, right=True)
         return torch.bincount(bins, minlength=BINS).cpu()
 
     def interpolated_precision(self) -> Tensor:
