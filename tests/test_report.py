@@ -100,6 +100,11 @@ def test_pairs_are_counted_and_precision_is_exact(images, embeddings, evaluation
     found = evaluations[0]
     assert sum(found.same) == len(positive) == 11 * 3 * 2
     assert sum(found.different) == len(negative)
+    shifted = evaluate("x", embeddings, lambda q, r: negative_euclidean(q, r) + 1.0, images, progress=False)
+    assert shifted.same_above_0 == ((positive + 1.0) >= 0).double().mean().item()
+    assert shifted.different_above_0 == pytest.approx(((negative + 1.0) >= 0).double().mean().item(), abs=1e-12)
+    assert 0 < shifted.different_above_0 < shifted.same_above_0 < 1
+    assert (found.same_above_0, found.different_above_0) == (0, 0), "all scores are below 0"
     for g, precision in list(zip(RECALL_GRID.tolist(), found.precision, strict=True))[::20]:
         exact = max(
             (positive >= t).sum().item() / ((positive >= t).sum() + (negative >= t).sum()).item()

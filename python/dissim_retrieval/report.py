@@ -116,6 +116,14 @@ def metric_text(evaluations: list[Evaluation], note: str = "") -> str:
     return "\n".join(lines)
 
 
+def threshold_text(evaluation: Evaluation) -> str:
+    """What a score of 0, the threshold of a pair classifier, means."""
+    return (
+        f"{evaluation.name}: {100 * evaluation.same_above_0:.1f} % of the pairs of one identity and"
+        f" {100 * evaluation.different_above_0:.1f} % of the pairs of two score 0 or more, which means the same."
+    )
+
+
 def _png(images: ImageSet, row: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(images[row].permute(1, 2, 0).numpy()).save(file, "png")

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from ..embedding import embed_images
 from ..evaluate import cosine, negative_euclidean, pick_queries
 from ..evaluate import evaluate as evaluate_scorer
-from ..report import metric_text, write_report
+from ..report import metric_text, threshold_text, write_report
 from ..speed import environment_summary
 from ..train import load_trained
 from .arguments import Device, ImageOptions, Run, pick_device
@@ -65,4 +65,7 @@ def evaluate(
     )  # fmt: skip
     record = {"report": str(page), "note": note, "trained_identities": known}
     metrics = {one.name: one.metrics for one in evaluations}
-    return Output(f"{metric_text(evaluations, note)}\n{page}", record | {"metrics": metrics})
+    lines = [metric_text(evaluations, note), str(page)]
+    if trained.head is not None:
+        lines.insert(1, threshold_text(evaluations[0]))
+    return Output("\n".join(lines), record | {"metrics": metrics})

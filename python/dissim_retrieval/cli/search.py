@@ -32,8 +32,8 @@ def search(
     Args:
         k: Results for each query.
         threshold: Tell for each result whether its score is at least this, which means "the same identity". The hinge
-            loss trains for 0. A higher value gives fewer wrong pairs and misses more; `dissim evaluate` shows the
-            scores of pairs of one identity and of two.
+            loss trains for 0. A higher value gives fewer wrong pairs and misses more. `dissim evaluate` tells how
+            many pairs of one identity and of two score 0 or more, and its report shows their scores.
         html: Write a page with thumbnails to this file.
     """
     index = DissimilarityIndex.open(gallery, device=pick_device(device))
