@@ -6,8 +6,9 @@ own calls; the steps are separate here so that `sync` can wait for the disk befo
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -73,8 +74,7 @@ class LanceStore:
         try:
             yield
         except OSError as error:
-            what = f"path: {self.path} cannot be written, and is as before: {first_sentence(error)}."
-            raise type(error)(what) from error
+            raise OSError(f"path: {self.path} cannot be written: {first_sentence(error)}.") from error
         finally:
             lock.release()
 
@@ -91,7 +91,7 @@ class LanceStore:
         """The newest version. Segments that did not change are shared with `snapshot`."""
         self._check_process()
         if not self._exists():
-            return snapshot if snapshot.version == 0 else Snapshot()
+            return Snapshot()
         with self._reading():
             dataset = lance.dataset(self._uri)
             if dataset.version == snapshot.version:
@@ -162,10 +162,7 @@ class LanceStore:
         except (OSError, ValueError) as error:
             if "LanceError(IO)" not in str(error):
                 raise
-            raise OSError(
-                f"path: version {snapshot.version} of {self.path} cannot be read any more. Call refresh() for the "
-                "newest version; if that does not help, call verify()."
-            ) from error
+            raise self._missing(error) from error
 
     def tables(self, snapshot: Snapshot) -> Iterator[pa.Table]:
         """All live rows, in parts."""
@@ -192,10 +189,18 @@ class LanceStore:
         try:
             yield
         except BaseException as error:
+            if isinstance(error, OSError | ValueError) and "Not found" in str(error):
+                raise self._missing(error) from error
             # A damaged file can make Lance panic. Its PanicException is not an Exception.
             if isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException":
                 raise damaged(self.path, first_sentence(error)) from error
             raise
+
+    def _missing(self, error: Exception) -> OSError:
+        what = f"path: a file of {self.path} cannot be read: {first_sentence(error)}."
+        return OSError(
+            f"{what} Old versions are deleted: call refresh(). If that does not help, restore it from a copy."
+        )
 
     # --- write ------------------------------------------------------------------------------------------------
 
@@ -208,23 +213,22 @@ class LanceStore:
         return snapshot
 
     def append(self, snapshot: Snapshot, entries: Entries) -> Snapshot:
-        self._append(snapshot, [to_table(entries)])
+        table = to_table(entries)
+        self._append(snapshot, table.schema, [table])
         return self.latest(snapshot)
 
     def write_all(self, tables: Iterator[pa.Table]) -> None:
         """Fill an index without rows, as one version."""
-        tables = (table for table in tables if len(table))
         first = next(tables, None)
         if first is not None:
-            self._append(Snapshot(), [first, *tables])
+            self._append(Snapshot(), first.schema, itertools.chain([first], tables))
 
-    def _append(self, snapshot: Snapshot, tables: Sequence[pa.Table]) -> None:
-        dataset, schema = snapshot.handle, tables[0].schema
-        if dataset is None:
-            self._commit(LanceOperation.Overwrite(schema, self._fragments(tables, schema)), None)
+    def _append(self, snapshot: Snapshot, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        if snapshot.handle is None:
+            self._commit(LanceOperation.Overwrite(schema, self._fragments(schema, tables)), None)
         else:
-            dataset = self._with_columns(dataset, schema)
-            self._commit(LanceOperation.Append(self._fragments(tables, schema)), dataset)
+            dataset = self._with_columns(snapshot.handle, schema)
+            self._commit(LanceOperation.Append(self._fragments(schema, tables)), dataset)
 
     def _with_columns(self, dataset: LanceDataset, schema: pa.Schema) -> LanceDataset:
         """Add new columns of metadata, which are null in the rows there are."""
@@ -234,17 +238,17 @@ class LanceStore:
             dataset.add_columns(pa.schema(new))
         return dataset
 
-    def _fragments(self, tables: Sequence[pa.Table], schema: pa.Schema) -> list:
-        reader = pa.RecordBatchReader.from_batches(
-            schema, (batch for table in tables for batch in table.to_batches())
-        )
+    def _fragments(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> list:
+        """Write data files."""
+        batches = (batch for table in tables for batch in table.to_batches())
+        reader = pa.RecordBatchReader.from_batches(schema, batches)
         return write_fragments(reader, self._uri, schema, mode="append" if self._exists() else "create")
 
     def replace(self, snapshot: Snapshot, positions: np.ndarray, entries: Entries) -> Snapshot:
         table = to_table(entries)
         dataset = self._with_columns(snapshot.handle, table.schema)
         gone, changed = self._deletions(snapshot, positions)
-        new = self._fragments([table], table.schema)
+        new = self._fragments(table.schema, [table])
         self._commit(LanceOperation.Update(gone, changed, new), dataset)
         return self.latest(snapshot)
 
