@@ -1,6 +1,8 @@
-"""The command line: every command, its output and its exit code."""
+"""The command line: what every command prints and writes, its exit codes, and its errors in one line."""
 
+import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from dissim_retrieval import cli
+from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
-from dissim_retrieval.embedding_file import read_embeddings, write_embeddings
+from dissim_retrieval.embedding_file import read_embeddings
+from dissim_retrieval.fit import fit_head
 from dissim_retrieval.speed import compare_speed
 
 DATA = ["--data", "glyphs", "--size", "32"]
@@ -37,20 +41,26 @@ def run(*arguments):
     return cli.main([str(a) for a in arguments])
 
 
+def last_error(capsys):
+    """The last line on stderr."""
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_from_training_to_a_report(capsys):
     assert run("train", "run", *DATA, *TRAINING) == 0
-    assert json.loads(Path("run/config.json").read_text())["config"]["steps"] == 4
-    assert run("embed", "run", "test.npz", *DATA) == 0
+    assert "13 to train, 0 held out for validation, 13 to test" in capsys.readouterr().out
+    assert run("embed", "run", "test.npz") == 0, "set, size and split are those of the run"
     assert run("index", "run", "test.npz", "test.index") == 0
     rows = read_embeddings("test.npz")
     capsys.readouterr()
-    assert run("search", "test.index", "test.npz", "--k", 3) == 0
+    assert run("search", "test.index", "test.npz", "-k", 3) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header == "query\trank\tid\tscore" and len(lines) == 3 * len(rows)
-    scores = np.array([float(line.split("\t")[3]) for line in lines]).reshape(-1, 3)
+    assert header == "query\trank\tscore\tid" and len(lines) == 3 * len(rows)
+    scores = np.array([float(line.split("\t")[2]) for line in lines]).reshape(-1, 3)
     assert (np.diff(scores) <= 0).all()
     assert run("evaluate", "run", "report", *DATA) == 0
     out = capsys.readouterr().out
+    assert "13 test identities, none of which the model was trained on." in out
     assert "pair classifier" in out and "cosine" in out and Path(out.splitlines()[-1]).name == "report.html"
     assert sorted(p.name for p in Path("report").iterdir()) == ["metrics.json", "report.html", "report.png"]
 
@@ -85,26 +95,98 @@ def test_bench_raises_for_wrong_results(monkeypatch):
         compare_speed(queries=8, gallery=9, dim=5, seconds=0.01)
 
 
+def test_info_lists_versions_backends_and_gpu(capsys):
+    assert run("info") == 0
+    out = capsys.readouterr().out
+    for text in (torch.__version__, "backend reference", "pylance", "GPU"):
+        assert text in out
+    assert run("info", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+
+
+def test_info_describes_an_unfinished_run(capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["dissim_retrieval.train.run_folder"], "write_model", interrupted)
+        assert run("train", "run", *DATA, *TRAINING) == 130
+    assert run("info", "run") == 0
+    out = capsys.readouterr().out
+    assert "steps            4 of 4" in out and "not finished" in out
+    assert run("evaluate", "run") == 1 and "unfinished run" in last_error(capsys)
+
+
+def test_fit_tells_whether_it_beats_the_baselines(capsys):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(20).repeat_interleave(6)
+    centers = torch.randn(20, 12, generator=draw)
+    rows = centers[labels] + 0.3 * torch.randn(120, 12, generator=draw)
+    np.savez("features.npz", embeddings=rows.numpy(), labels=labels.numpy())
+    assert run("fit", "features.npz", "--steps", 3, "--projection", 8) == 0
+    out = capsys.readouterr().out
+    assert "12 to 8 numbers" in out and "4 held-out identities" in out and "against cosine's" in out
+    assert Path("features.npz.head.safetensors").exists()
+
+    np.save("rows.npy", rows.numpy())
+    Path("labels.txt").write_text("\n".join(map(str, labels.tolist())))
+    assert run("fit", "rows.npy", "head", "--labels", "labels.txt", "--steps", 3, "--held-out", 0, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["file"] == "head" and record["check"] is None and Path("head").exists()
+    assert run("fit", "rows.npy") == 1 and "labels: expected a file" in last_error(capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["embed", "nowhere", "out.npz", *DATA], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["index", "nowhere", "photos", "g"], "nowhere"),
         (["search", "no.index", "no.npz"], "no.index"),
-        (["train", "run", "--data", "imagenet"], "name: expected one of emoji"),
-        (["train", "run", *DATA, *TRAINING, "--freeze", "99"], "freeze: expected"),
+        (["info", "nowhere"], "nowhere"),
+        (["fit", "nowhere.npz"], "nowhere.npz"),
+        (["train", "run", "--data", "imagenet"], "data: expected one of market1501, "),
+        (["train", "run", *DATA, "--root", "photos"], "root: expected none with glyphs"),
+        (["train", "run", "--root", "nowhere"], "root: expected the folder of the image set, got nowhere"),
+        (["train", "run", *DATA, *TRAINING, "--device", "nonsense"], "device: expected a device of this machine"),
+        (["bench", "--device", "nonsense"], "device: expected a device of this machine, got 'nonsense'"),
+        (["bench", "--queries", "0"], "queries: expected at least 1, got 0"),
     ],
 )
 def test_errors_are_printed_in_one_line(arguments, message, capsys):
     assert run(*arguments) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    captured = capsys.readouterr()
+    error = captured.err.strip().splitlines()[-1]
     assert error.startswith("dissim: ") and message in error
+    assert "Traceback" not in captured.err and not captured.out
+
+
+def test_debug_shows_where_an_error_was_raised(capsys):
+    assert run("embed", "nowhere", "out.npz", "--debug") == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.strip().splitlines()[-1].startswith("dissim: ")
+
+
+def test_an_unexpected_error_is_one_line_with_its_type(monkeypatch, capsys):
+    def broken(**options):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(sys.modules["dissim_retrieval.cli.bench"], "compare_speed", broken)
+    assert run("bench") == 1
+    assert last_error(capsys).startswith("dissim: RuntimeError: first line second line (--debug")
+
+
+def test_more_identities_than_there_are_are_lowered_with_a_line(capsys):
+    assert run("train", "run", *DATA, *TRAINING, "--identities", 999) == 0
+    assert "999 in a batch" in capsys.readouterr().err
+    assert not logging.getLogger("dissim_retrieval").handlers, "the handler is there during a command only"
 
 
 def test_indexing_a_triplet_run_fails(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--loss", "triplet") == 0
     np.savez("x.npz", embeddings=np.zeros((2, 16), np.float32))
     assert run("index", "run", "x.npz", "x.index") == 1
-    assert "expected a run trained with --loss hinge" in capsys.readouterr().err
+    assert "expected a run with a pair classifier" in last_error(capsys)
     assert not Path("x.index").exists()
 
 
@@ -115,40 +197,48 @@ def test_unknown_arguments_and_help():
         assert stop.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--size", "64x32x3", "HxW"),
+        ("--steps", "0", "steps: expected at least 1, got 0"),
+        ("--views", "-2", "views: expected at least 1, got -2"),
+        ("--lr", "-1", "lr: expected a positive number, got -1.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_wrong_usage(option, value, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("train", "run", *DATA, *TRAINING, option, value)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in error
+
+
 def test_interrupt_and_closed_pipe_print_no_traceback(monkeypatch, capsys):
     def interrupted(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_demo", interrupted)
+    monkeypatch.setattr(sys.modules["dissim_retrieval.cli.demo"], "run_demo", interrupted)
     assert run("demo") == 130 and "interrupted" in capsys.readouterr().err
-    script = "import sys; from dissim_retrieval.cli import main; sys.exit(main(['--help']))"
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "dissim_retrieval.cli", "info"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert "Traceback" not in done.stderr
 
 
-def test_embedding_file_round_trip(small_glyphs):
-    rows = torch.randn(len(small_glyphs), 3)
-    write_embeddings("rows.npz", rows, small_glyphs)
-    assert torch.equal(read_embeddings("rows.npz"), rows)
-    with np.load("rows.npz") as arrays:
-        assert arrays["labels"].tolist() == small_glyphs.labels.tolist()
-        assert arrays["label_names"][arrays["labels"][5]] == small_glyphs.label_names[small_glyphs.labels[5]]
+def test_defaults_of_fit_are_those_of_fit_head():
+    ours, theirs = (inspect.signature(function).parameters for function in (cli.COMMANDS["fit"], fit_head))
+    for name in ours.keys() & theirs.keys() - {"labels", "device"}:
+        assert ours[name].default == theirs[name].default, name
 
 
-@pytest.mark.parametrize("content", ["text", "other array", "objects", "integers", "one row"])
-def test_invalid_embedding_files_raise_and_run_no_code(content):
-    if content == "text":
-        Path("x.npz").write_text("no archive")
-    else:
-        arrays = {
-            "other array": {"rows": np.zeros((2, 3))},
-            "objects": {"embeddings": np.array([[print]], dtype=object)},
-            "integers": {"embeddings": np.zeros((2, 3), int)},
-            "one row": {"embeddings": np.zeros(3, np.float32)},
-        }
-        np.savez("x.npz", **arrays[content])
-    with pytest.raises(ValueError, match=r"path: expected an \.npz file with an array 'embeddings'"):
-        read_embeddings("x.npz")
+def test_devices():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_defaults_of_the_image_options_are_those_of_the_run():
+    assert all(not value for value in vars(ImageOptions()).values())

@@ -9,7 +9,7 @@ import torch
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.evaluate import RECALL_GRID, cosine, evaluate, negative_euclidean, pick_queries
 from dissim_retrieval.metrics import retrieval_metrics
-from dissim_retrieval.report import metric_table, write_report
+from dissim_retrieval.report import metric_table, metric_text, write_report
 from PIL import Image
 
 
@@ -100,6 +100,11 @@ def test_pairs_are_counted_and_precision_is_exact(images, embeddings, evaluation
     found = evaluations[0]
     assert sum(found.same) == len(positive) == 11 * 3 * 2
     assert sum(found.different) == len(negative)
+    shifted = evaluate("x", embeddings, lambda q, r: negative_euclidean(q, r) + 1.0, images, progress=False)
+    assert shifted.same_above_0 == ((positive + 1.0) >= 0).double().mean().item()
+    assert shifted.different_above_0 == pytest.approx(((negative + 1.0) >= 0).double().mean().item(), abs=1e-12)
+    assert 0 < shifted.different_above_0 < shifted.same_above_0 < 1
+    assert (found.same_above_0, found.different_above_0) == (0, 0), "all scores are below 0"
     for g, precision in list(zip(RECALL_GRID.tolist(), found.precision, strict=True))[::20]:
         exact = max(
             (positive >= t).sum().item() / ((positive >= t).sum() + (negative >= t).sum()).item()
@@ -129,13 +134,12 @@ def test_pictured_queries_depend_on_the_seed_alone(images):
     assert len(pick_queries(images, count=99)) == 11
 
 
-def test_nan_score_counts_as_the_lowest(images, embeddings):
+def test_nan_score_raises(images, embeddings):
     def scorer(query, reference):
         return cosine(query, reference) * torch.tensor(torch.nan)
 
-    found = evaluate("nan", embeddings, scorer, images, progress=False)
-    assert found.same[0] == 66
-    assert found.precision == pytest.approx([66 / (66 + found.different[0])] * 101)
+    with pytest.raises(ValueError, match="NaN score"):
+        evaluate("nan", embeddings, scorer, images, progress=False)
 
 
 def test_report_is_complete_and_self_contained(images, evaluations, tmp_path):
@@ -176,6 +180,14 @@ def test_duplicate_metrics_are_omitted(images, embeddings):
     assert columns == ["mAP", "Recall@1", "Recall@5", "Recall@10", "mAP trapez."]
     text, _ = table[0][1][0]
     assert text == f"{100 * found.metrics['mINP']:.1f}"
+
+
+def test_a_note_is_on_the_page_in_the_table_and_in_the_record(images, evaluations, tmp_path):
+    note = "All 12 identities; the model was trained on 9 of them."
+    page = write_report(tmp_path, evaluations, images, title="t", facts={}, note=note, trained_identities=9)
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert (record["note"], record["trained_identities"]) == (note, 9)
+    assert note in page.read_text() and metric_text(evaluations, note).startswith(f"{note}\n")
 
 
 def test_report_is_deterministic(images, evaluations, tmp_path):

@@ -19,7 +19,7 @@ from .evaluate import Evaluation, cosine, evaluate, negative_euclidean, pick_que
 from .head import DissimilarityHead
 from .metrics import Scorer
 from .models import build_backbone
-from .report import metric_text, write_report
+from .report import write_report
 from .speed import environment_summary
 from .train import TrainConfig, Trained, train
 
@@ -47,12 +47,12 @@ class DemoConfig:
     )
 
 
-def run_demo(config: DemoConfig) -> Path:
+def run_demo(config: DemoConfig) -> tuple[Path, list[Evaluation]]:
     """Compare the pair classifier with a triplet baseline and with untrained features; write the report.
 
     Every image of a test identity is a query against all other test images, except those with its identity and camera
     (Market-1501's rule). For untrained features, the best of cosine, L2 and L1 on the test images is reported.
-    Prints the metrics and returns the path of the report, an HTML page.
+    Returns the path of the report, an HTML page, and the evaluations.
     """
     torch.set_num_threads(config.threads)
     images = load_images(config.data, size=config.size)
@@ -82,9 +82,7 @@ def run_demo(config: DemoConfig) -> Path:
     page = write_report(
         config.out, evaluations, unseen, title=f"Retrieval of unseen {config.data} from the other camera", facts=facts
     )
-    print(metric_text(evaluations))
-    print(f"Report: {page.resolve()}")
-    return page
+    return page.resolve(), evaluations
 
 
 def _train(settings: TrainConfig, images: ImageSet, threads: int, line: int) -> tuple[Trained, float]:

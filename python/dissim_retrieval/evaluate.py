@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,8 @@ class Evaluation:
     bar_edges: list[float]
     same: list[int]  # pairs of one identity by score; the outer bars include scores beyond them
     different: list[int]
+    same_above_0: float  # fraction of the pairs of one identity that score 0 or more, the classifier's threshold
+    different_above_0: float
     ranked: list[RankedList]
 
 
@@ -92,7 +95,9 @@ def evaluate(
     histogram: Histogram | None = None
     per_query: list[dict[str, Tensor]] = []
     lists: dict[int, RankedList] = {}
-    for part in tqdm(blocks, f"evaluate {name}", total=-(-len(query_rows) // block), disable=not progress):
+    for part in tqdm(
+        blocks, f"evaluate {name}", total=-(-len(query_rows) // block), disable=None if progress else True
+    ):
         per_query.append(measure(part.hit_ranks()))
         histogram = histogram or Histogram(part.scores[part.candidate])
         histogram.add(part)
@@ -102,6 +107,7 @@ def evaluate(
 
     metrics = summarize(per_query, recall_at=(1, 5, 10), max_rank=50, map_convention="mean")
     assert histogram is not None  # summarize raises if there is no query
+    same_above_0, different_above_0 = histogram.fractions_above_0()
     return Evaluation(
         name=name,
         cmc=metrics.pop("cmc"),
@@ -110,6 +116,8 @@ def evaluate(
         bar_edges=histogram.edges[::BINS_PER_BAR].tolist(),
         same=histogram.same.unflatten(0, (-1, BINS_PER_BAR)).sum(1).tolist(),
         different=histogram.different.unflatten(0, (-1, BINS_PER_BAR)).sum(1).tolist(),
+        same_above_0=same_above_0,
+        different_above_0=different_above_0,
         ranked=[lists[row] for row in pictured],
     )
 
@@ -132,13 +140,15 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
 
 
 class Histogram:
-    """Counts of same and different pairs by score, in bins over the given scores. NaN counts as the lowest score."""
+    """Counts of same and different pairs by score, in bins over the given scores."""
 
     def __init__(self, scores: Tensor) -> None:
         finite = scores[scores.isfinite()].double()
         low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)
         margin = 0.05 * (high - low) or 1.0
-        self.edges = torch.linspace(low - margin, high + margin, BINS + 1, dtype=torch.float64)
+        width = (high - low + 2 * margin) / (BINS - 1)
+        # multiples of the width, so that 0 is an edge and the counts above it are exact
+        self.edges = torch.arange(BINS + 1, dtype=torch.float64).add(math.floor((low - margin) / width)).mul(width)
         self.same = torch.zeros(BINS, dtype=torch.int64)
         self.different = torch.zeros(BINS, dtype=torch.int64)
 
@@ -148,8 +158,16 @@ class Histogram:
 
     def _count(self, scores: Tensor) -> Tensor:
         inner = self.edges[1:-1].to(scores.device)
-        bins = torch.bucketize(scores.double().nan_to_num(nan=-torch.inf), inner, right=True)
+        bins = torch.bucketize(scores.double(), inner, right=True)
         return torch.bincount(bins, minlength=BINS).cpu()
+
+    def fractions_above_0(self) -> tuple[float, float]:
+        """Of the same and of the different pairs, the fraction that scores 0 or more."""
+        first = int(torch.searchsorted(self.edges, 0.0))
+        same, different = (
+            counts[first:].sum().item() / max(1, counts.sum().item()) for counts in (self.same, self.different)
+        )
+        return same, different
 
     def interpolated_precision(self) -> Tensor:
         """For each recall of RECALL_GRID, the best precision of "same if score >= t" with at least that recall.

@@ -7,6 +7,7 @@ import json
 from base64 import b64encode
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -14,7 +15,9 @@ from PIL import Image
 from .atomic import atomic_write
 from .data import ImageSet
 from .evaluate import RECALL_GRID, Evaluation
-from .figures import Table, curves_svg, overview_png
+
+if TYPE_CHECKING:
+    from .figures import Table
 
 #: Column heading -> key of `Evaluation.metrics`; higher is better in all.
 COLUMNS = {
@@ -29,19 +32,35 @@ COLUMNS = {
 }
 
 
+#: Columns that are shown even if their values equal those of an earlier one.
+ALWAYS_SHOWN = ("mAP", "Recall@1")
+
+
 def write_report(
-    out_dir: str | Path, evaluations: list[Evaluation], images: ImageSet, *, title: str, facts: dict
+    out_dir: str | Path,
+    evaluations: list[Evaluation],
+    images: ImageSet,
+    *,
+    title: str,
+    facts: dict,
+    note: str = "",
+    trained_identities: int | None = None,
 ) -> Path:
     """Write report.html, report.png and metrics.json into `out_dir` and return the path of report.html.
 
     evaluations: the method of interest first, then its baselines, all on the same `images` and with the same pictured
     queries. facts: what a reader needs to repeat the run (seed, configuration, machine, time), as text.
+    note: a sentence above the metrics, on whether the model was trained on these identities; trained_identities: on
+    how many of them, if that is known.
     """
+    from .figures import curves_svg, overview_png  # here, because matplotlib takes a second to import
+
     if not evaluations:
         raise ValueError("evaluations: expected at least one, got none. Pass what `evaluate` returned.")
     out_dir = Path(out_dir)
     columns, table = metric_table(evaluations)
-    record = {"title": title, "facts": facts, "recall_grid": RECALL_GRID.tolist()}
+    record: dict = {"title": title, "note": note, "trained_identities": trained_identities, "facts": facts}
+    record["recall_grid"] = RECALL_GRID.tolist()
     record["evaluations"] = [asdict(evaluation) for evaluation in evaluations]
     with atomic_write(out_dir / "metrics.json") as file:
         file.write(json.dumps(record, indent=1, default=str).encode())
@@ -52,6 +71,7 @@ def write_report(
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(
         title=title,
+        note=note,
         facts=facts,
         evaluations=evaluations,
         columns=columns,
@@ -60,6 +80,7 @@ def write_report(
         pictures={row: _data_uri("png", _png(images, row)) for row in pictured},
         names=[images.label_names[label] for label in images.labels.tolist()],
         cameras=[images.camera_names[camera] for camera in images.cameras.tolist()],
+        official_queries=images.queries is not None,
         credit=images.credit,
     )
     with atomic_write(out_dir / "report.html") as file:
@@ -70,13 +91,13 @@ def write_report(
 def metric_table(evaluations: list[Evaluation]) -> tuple[list[str], Table]:
     """Headings of the COLUMNS that are shown, and their values in percent. Values that print alike count as equal.
 
-    Some metrics are equal by definition if every query has one match. A column is omitted if it has the values of an
-    earlier column for all methods.
+    Some metrics are equal by definition if every query has one match. A column that is not in ALWAYS_SHOWN is omitted
+    if it has the values of an earlier column for all methods.
     """
     shown: dict[str, list[float]] = {}
     for heading, key in COLUMNS.items():
         values = [evaluation.metrics[key] for evaluation in evaluations]
-        if values not in shown.values():
+        if heading in ALWAYS_SHOWN or values not in shown.values():
             shown[heading] = values
     texts = [[f"{100 * value:.1f}" for value in values] for values in shown.values()]
     cells = [[(text, text == max(column, key=float)) for text in column] for column in texts]
@@ -84,14 +105,23 @@ def metric_table(evaluations: list[Evaluation]) -> tuple[list[str], Table]:
     return list(shown), list(zip(names, map(list, zip(*cells, strict=True)), strict=True))
 
 
-def metric_text(evaluations: list[Evaluation]) -> str:
-    """The metric table as text. An asterisk marks the best value of a column."""
+def metric_text(evaluations: list[Evaluation], note: str = "") -> str:
+    """The metric table as text, under a note. An asterisk marks the best value of a column."""
     columns, table = metric_table(evaluations)
     width = max(len(name) for name, _ in table)
-    lines = [" " * width + "".join(f"{column:>12}" for column in columns)]
+    lines = [note] if note else []
+    lines.append(" " * width + "".join(f"{column:>12}" for column in columns))
     for name, cells in table:
         lines.append(f"{name:<{width}}" + "".join(f"{text + ('*' if best else ' '):>12}" for text, best in cells))
     return "\n".join(lines)
+
+
+def threshold_text(evaluation: Evaluation) -> str:
+    """What a score of 0, the threshold of a pair classifier, means."""
+    return (
+        f"{evaluation.name}: {100 * evaluation.same_above_0:.1f} % of the pairs of one identity and"
+        f" {100 * evaluation.different_above_0:.1f} % of the pairs of two score 0 or more, which means the same."
+    )
 
 
 def _png(images: ImageSet, row: int) -> bytes:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from dissim_kernels import available_backends, fused_dissim_score
@@ -59,7 +58,10 @@ def compare_speed(
     exact = plain(*(x.double() for x in (query, reference, weight)))
     size = (query.abs() @ -weight)[:, None] + reference.abs() @ -weight + bias  # bounds the sum of |terms|
     bound = (dim + 4) * torch.finfo(torch.float32).eps * size
-    return [_measure(name, method, exact, bound, dim, seconds) for name, method in tqdm(methods.items(), "bench")]
+    return [
+        _measure(name, method, exact, bound, dim, seconds)
+        for name, method in tqdm(methods.items(), "bench", disable=None)
+    ]
 
 
 def _measure(
@@ -71,6 +73,8 @@ def _measure(
         return Speed(name, 0.0, 0.0, str(reason))
     if not (error <= bound).all():
         raise RuntimeError(f"{name}: wrong by {error.max():.2e}, above the rounding bound; not timed.")
+    from torch.utils.benchmark import Timer  # here, because it takes a second to import
+
     timer = Timer("method()", globals={"method": method}, num_threads=torch.get_num_threads())
     time = timer.blocked_autorange(min_run_time=seconds).median
     return Speed(name, exact.numel() * dim / time / 1e9, error.max().item())

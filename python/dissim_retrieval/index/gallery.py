@@ -243,6 +243,13 @@ class DissimilarityIndex:
         """The number of the version that searches see. Every write makes a larger one."""
         return self._snapshot.version
 
+    def contains(self, ids: Any) -> np.ndarray:
+        """Which of these ids, each given once, the index has: bool [B]."""
+        snapshot = self._snapshot
+        if snapshot.schema is None:
+            return np.zeros(len(ids), bool)
+        return snapshot.locate(as_ids(ids, None, snapshot.schema.field("id").type)) >= 0
+
     @property
     def backbone(self) -> BackboneWeights | None:
         """The network that makes the embeddings, if it was stored. Reads its file."""

@@ -1,0 +1,18 @@
+"""`dissim demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from tyro.conf import arg
+
+from ..demo import DemoConfig, run_demo
+from ..report import metric_text
+from .output import Output
+
+
+def demo(config: Annotated[DemoConfig, arg(name="")]) -> Output:
+    """Train and compare on real images from pip packages; write the report, an HTML page with pictures, to --out."""
+    page, evaluations = run_demo(config)
+    metrics = {evaluation.name: evaluation.metrics for evaluation in evaluations}
+    return Output(f"{metric_text(evaluations)}\nReport: {page}", {"report": str(page), "metrics": metrics})

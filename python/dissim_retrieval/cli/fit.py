@@ -1,0 +1,58 @@
+"""`dissim fit`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from ..feature_file import read_features
+from ..fit import fit_head
+from .arguments import Device, pick_device
+from .output import Output
+
+
+def fit(
+    features: Annotated[Path, arg(metavar="FEATURES", help="An .npz with embeddings and labels, or an .npy.")],
+    out: Annotated[Path | None, arg(metavar="OUT", help="File to write. Default: FEATURES.head.safetensors.")] = None,
+    /,
+    *,
+    labels: Path | None = None,
+    projection: int = 256,
+    loss: Literal["softmax", "supcon", "soft-margin", "hinge"] = "softmax",
+    held_out: float = 0.2,
+    steps: int = 40,
+    lr: float = 3e-3,
+    batch: int = 8192,
+    seed: int = 0,
+    device: Device = None,
+) -> Output:
+    """Learn a projection and the pair classifier on embeddings of any network; tell whether that beats cosine.
+
+    `ProjectedHead.load(OUT)` reads the result.
+
+    Args:
+        labels: Labels of an .npy file: an .npy file, or a text file with one label a line.
+        projection: Dimensions of the projected embeddings, at most those of the embeddings.
+        held_out: Fraction of the identities that are not fitted, but used for the comparison. 0: no comparison.
+        steps: Optimizer steps.
+        lr: Maximum learning rate of the projection.
+        batch: Rows of a step.
+        seed: Of the held-out identities and the batches.
+    """
+    start = time.perf_counter()
+    rows, names = read_features(features, labels)
+    fitted = fit_head(
+        rows, names, projection=projection, loss=loss, held_out=held_out, steps=steps, lr=lr, batch=batch, seed=seed,
+        device=pick_device(device), progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    out = out or features.with_name(f"{features.name}.head.safetensors")
+    fitted.save(out)
+    seconds = time.perf_counter() - start
+    text = f"{out}: a projection of {len(fitted.mean)} to {len(fitted.head.weight)} numbers, {seconds:.0f} s"
+    record = {"file": str(out), "seconds": seconds, "check": None if fitted.check is None else asdict(fitted.check)}
+    return Output(text if fitted.check is None else f"{text}\n{fitted.check}", record)

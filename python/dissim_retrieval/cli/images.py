@@ -1,0 +1,156 @@
+"""Which images a command works on: those to train on, those that a run held out, or all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ..data import OFFICIAL, SETS, ImageSet, Split, load_images, load_split
+from ..data.layout import Size
+from ..data.split import hold_out
+from ..train import Trained
+from .arguments import ImageOptions
+
+#: Sets that are in no folder.
+PACKAGED = ("emoji", "glyphs")
+Part = Literal["train", "validation", "test", "all"]
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """What determines the parts of an image set. A run records it in its provenance, as "split"."""
+
+    data: str
+    part: Literal["train", "all"] = "train"
+    """all: every identity may be trained on."""
+    train_fraction: float | None = None
+    val_fraction: float | None = None
+    split_seed: int = 0
+    skip_damaged: bool = False
+
+    @property
+    def official(self) -> str | None:
+        """The name of the set, without the part, if it has an official split."""
+        base = self.data.partition("-")[0]
+        return base if base in OFFICIAL else None
+
+    def load(self, size: Size, root: Path | None) -> Split:
+        """The parts."""
+        if self.part == "all":
+            return Split(*hold_out(self.load_all(size, root), self.val_fraction or 0.0, self.split_seed), None)
+        return load_split(
+            self.data, size=size, root=root, val_fraction=self.val_fraction, train_fraction=self.train_fraction,
+            seed=self.split_seed, skip_damaged=self.skip_damaged,
+        )  # fmt: skip
+
+    def load_all(self, size: Size, root: Path | None) -> ImageSet:
+        """All images, without a split."""
+        if self.data in OFFICIAL:
+            raise ValueError(
+                f"data: expected {self.data}-train or {self.data}-test with --part all, got {self.data}."
+            )
+        return load_images(self.data, size=size, root=root, skip_damaged=self.skip_damaged)
+
+
+class Selection(NamedTuple):
+    """Images, and how their identities relate to the training: in a sentence, and as the number of trained ones, None
+    if it is not known."""
+
+    images: ImageSet
+    note: str
+    trained_identities: int | None
+
+
+def load_for_training(options: ImageOptions, part: Literal["train", "all"]) -> tuple[Split, SplitSettings]:
+    """The parts of an image set, and what determines them."""
+    settings = _settings(options, "emoji" if options.root is None else "folder", part=part)
+    size = options.size or (64 if options.root is None else 128)
+    return settings.load(size, options.root), settings
+
+
+def load_for_run(run: Path, trained: Trained, options: ImageOptions, part: Part | None) -> Selection:
+    """The images of `part`. None: those held out, which are the test part if there is one, else the validation part.
+
+    Options that are not given are those of the run. Raises ValueError if images or split are others, so that trained
+    identities could count as held out.
+    """
+    data, height_width = trained.provenance["data"], tuple(trained.provenance["transform"]["size"])
+    settings = _settings_of_run(run, trained, options)
+    root = options.root
+    if root is None and data["root"] is not None and data["name"].startswith(settings.official or settings.data):
+        root = Path(data["root"])
+    split = settings.load(options.size or height_width, root)
+    found = next(images.size for images in vars(split).values() if images is not None)
+    if found != height_width:
+        shown, expected = ("x".join(map(str, size)) for size in (found, height_width))
+        raise ValueError(f"size: expected {expected}, with which {run} was trained, got {shown}.")
+    if part == "all":
+        return _all(settings.load_all(height_width, root), split.train, data["fingerprint"])
+    return _held_out(run, settings, split, data, part)
+
+
+def _settings_of_run(run: Path, trained: Trained, options: ImageOptions) -> SplitSettings:
+    name, root = (trained.provenance["data"][key] for key in ("name", "root"))
+    recorded = trained.provenance.get("split")
+    other_set = options.root is not None and root is None  # a folder, while the run's images came from a package
+    default = name if name in SETS and not other_set else "folder"
+    if recorded is None or other_set or options.data not in (None, recorded["data"]):
+        return _settings(options, default)
+    settings = SplitSettings(**recorded)
+    for key, value in _given(options).items():
+        if key in ("train_fraction", "val_fraction", "split_seed") and value != recorded[key]:
+            raise ValueError(
+                f"{key}: expected {recorded[key]}, with which {run} was trained, got {value}. With another split,"
+                " trained identities could count as held out."
+            )
+    if settings.official and options.data is None:
+        return replace(settings, data=settings.official)  # with the test part, wherever the training part was named
+    return settings
+
+
+def _all(images: ImageSet, train: ImageSet | None, trained_fingerprint: str) -> Selection:
+    total = len(images.labels.unique())
+    for known in (images, train):
+        if known is not None and known.fingerprint == trained_fingerprint:
+            trained = len(known.labels.unique())
+            return Selection(images, f"All {total} identities; the model was trained on {trained} of them.", trained)
+    note = f"All {total} identities of other images than the model was trained on; whether it knows some is unknown."
+    return Selection(images, note, None)
+
+
+def _held_out(run: Path, settings: SplitSettings, split: Split, data: dict, part: Part | None) -> Selection:
+    known = split.train is not None and split.train.fingerprint == data["fingerprint"]
+    unseen = settings.official and split.test is not None and data["name"] != split.test.name
+    if not known and not unseen:
+        raise ValueError(
+            f"root: expected the images and the split that {run} was trained with ({data['images']} images of"
+            f" {data['identities']} identities to train), got others, so that trained identities could count as held"
+            " out. Use --part all for all of these images."
+        )
+    part = part or ("validation" if split.test is None else "test")
+    images = getattr(split, part)
+    if images is None:
+        raise ValueError(
+            f"part: {run} has no {part} part, since no identities were held out. --part all takes the trained ones."
+        )
+    total = len(images.labels.unique())
+    if part == "train":
+        return Selection(images, f"{total} identities, all of which the model was trained on.", total)
+    chosen = "; its weights were chosen by their mAP" if part == "validation" else ""
+    return Selection(images, f"{total} {part} identities, none of which the model was trained on{chosen}.", 0)
+
+
+def _given(options: ImageOptions) -> dict[str, Any]:
+    """The options that were given, by the name of the setting."""
+    names = {field.name for field in fields(SplitSettings)}
+    return {name: value for name, value in vars(options).items() if name in names and value is not None}
+
+
+def _settings(options: ImageOptions, default: str, *, part: Literal["train", "all"] = "train") -> SplitSettings:
+    settings = SplitSettings(**{"data": default, "part": part} | _given(options))
+    if settings.data not in SETS and settings.data not in OFFICIAL:
+        raise ValueError(f"data: expected one of {', '.join([*OFFICIAL, *SETS])}, got {settings.data!r}.")
+    if settings.data in PACKAGED and options.root is not None:
+        raise ValueError(f"root: expected none with {settings.data}, which pip packages bring, got {options.root}.")
+    return settings

@@ -1,0 +1,125 @@
+"""`dissim info`."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tyro.conf import arg
+
+from dissim_kernels import available_backends, unavailable_backends
+
+from ..embedding_file import read_embedding_file
+from ..index import DissimilarityIndex
+from ..models import BACKBONES
+from ..train import load_trained, run_folder
+from .arguments import is_embedding_file
+from .output import Output, facts
+
+PACKAGES = (
+    "dissim-kernels",
+    "torch",
+    "triton",
+    "numpy",
+    "pylance",
+    "kornia",
+    "accelerate",
+    "pytorch-metric-learning",
+)
+
+
+def info(
+    path: Annotated[Path | None, arg(metavar="PATH", help="A run, a gallery or an embeddings file.")] = None, /
+) -> Output:
+    """Describe a run, a gallery or an embeddings file; without PATH, the versions and what runs on this machine."""
+    if path is None:
+        return facts(_machine())
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
+    if is_embedding_file(path):
+        return facts(_embeddings(path))
+    if (path / "index.json").is_file():
+        return facts(_gallery(path))
+    if (path / "config.json").is_file():
+        return facts(_run(path))
+    raise ValueError(f"path: expected a run, a gallery or an .npz file of embeddings, got {path}.")
+
+
+def _machine() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        **{package: _installed(package) for package in PACKAGES},
+        **{f"backend {name}": "available" for name in available_backends()},
+        **{f"backend {name}": f"not available: {reason}" for name, reason in unavailable_backends().items()},
+        "GPU": ", ".join(gpus) or "none",
+        "threads": torch.get_num_threads(),
+        "networks": ", ".join(BACKBONES),
+    }
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _embeddings(path: Path) -> dict[str, Any]:
+    stored = read_embedding_file(path)
+    count, dim = stored.embeddings.shape
+    return {
+        "embeddings": f"{count} of {dim} numbers, {str(stored.embeddings.dtype).removeprefix('torch.')}",
+        "identities": "no labels" if stored.labels is None else len(stored.labels.unique()),
+        "ids": "row numbers" if stored.ids is None else f"{stored.ids[0]}, ..." if stored.ids else "none",
+        **_provenance(stored.provenance),
+    }
+
+
+def _gallery(path: Path) -> dict[str, Any]:
+    index = DissimilarityIndex.open(path)
+    weight = index.head.weight
+    return {
+        "rows": f"{len(index)} of {len(weight)} numbers, {str(weight.dtype).removeprefix('torch.')}",
+        "version": index.version,
+        "searches with photos": "yes" if index.backbone is not None else "no: it has no network",
+        **_provenance(index.provenance or {}),
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    config, provenance = run_folder.read_config(path)
+    checkpoint = run_folder.read_checkpoint(path) or {"steps": 0, "best": None}
+    if (path / run_folder.MODEL).exists():
+        provenance = load_trained(path).provenance  # with the digest of the weights
+    best = checkpoint["best"]
+    return {
+        "steps": f"{checkpoint['steps']} of {config.steps}",
+        "loss": config.loss,
+        "best validation": "none" if best is None else f"mAP {best['mAP']:.3f} at step {best['steps']}",
+        **_provenance(provenance),
+    }
+
+
+def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What made the weights, in words."""
+    if not provenance:
+        return {"made by": "unknown: no provenance is recorded"}
+    described: dict[str, Any] = {"weights": provenance.get("model", "not finished")[:12]}
+    for key in ("data", "validation"):
+        data = provenance.get(key)
+        if data:
+            described["trained on" if key == "data" else "held out"] = (
+                f"{data['images']} images of {data['identities']} identities, {data['name']} in {data['root']},"
+                f" fingerprint {data['fingerprint'][:12]}"
+            )
+    split = provenance.get("split")
+    if split:
+        given = (f"{name} {value}" for name, value in split.items() if value is not None)
+        described["split"] = ", ".join(given)
+    described["backbone"] = provenance["backbone"]["name"] or provenance["backbone"]["class"]
+    described["image size"] = "x".join(map(str, provenance["transform"]["size"]))
+    return described

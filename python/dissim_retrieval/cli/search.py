@@ -1,0 +1,98 @@
+"""`dissim search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from ..embedding_file import read_embedding_file
+from ..index import DissimilarityIndex
+from ..photos import embed_photos, files_of
+from ..search_page import Candidate, QueryResult, write_search_page
+from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, pick_device
+from .output import Output, tab_separated
+
+Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz file of `dissim embed`.")]
+
+
+def search(
+    gallery: Gallery,
+    query: Query,
+    /,
+    k: Annotated[int, arg(aliases=["-k"])] = 10,
+    threshold: float | None = None,
+    html: Path | None = None,
+    skip_damaged: SkipDamaged = False,
+    device: Device = None,
+) -> Output:
+    """Print the best rows of GALLERY for a photo, or for each of several queries, tab-separated.
+
+    Args:
+        k: Results for each query.
+        threshold: Tell for each result whether its score is at least this, which means "the same identity". The hinge
+            loss trains for 0. A higher value gives fewer wrong pairs and misses more. `dissim evaluate` tells how
+            many pairs of one identity and of two score 0 or more, and its report shows their scores.
+        html: Write a page with thumbnails to this file.
+    """
+    index = DissimilarityIndex.open(gallery, device=pick_device(device))
+    if is_embedding_file(query):
+        stored = read_embedding_file(query)
+        rows, provenance = stored.embeddings, stored.provenance
+        names = stored.ids or list(map(str, range(len(rows))))
+        files: list[str | None] = [None] * len(rows)
+    else:
+        images, rows = embed_photos(index, query, skip_damaged=skip_damaged)
+        provenance, names, files = None, images.ids, [*files_of(images)]
+    found = index.search(rows, k, provenance=provenance)
+
+    results = [
+        QueryResult(name, file, _candidates(index, ids, scores, threshold))
+        for name, file, ids, scores in zip(names, files, found.ids.tolist(), found.scores.tolist(), strict=True)
+    ]
+    if html is not None:
+        write_search_page(html, results, title=f"Search in {gallery.name}", threshold=threshold)
+    return Output(
+        _table(results, threshold, one_photo=query.is_file() and not is_embedding_file(query)), _record(results)
+    )
+
+
+def _candidates(
+    index: DissimilarityIndex, ids: list[Any], scores: list[float], threshold: float | None
+) -> list[Candidate]:
+    """The results of a query; an index with fewer than k rows pads them with ids None or -1 of score -inf."""
+    known = [(name, score) for name, score in zip(ids, scores, strict=True) if score != float("-inf")]
+    files = index.get([name for name, _ in known]).metadata.get("file", [None] * len(known))
+    return [
+        Candidate(rank, score, name, file, None if threshold is None else score >= threshold)
+        for rank, ((name, score), file) in enumerate(zip(known, files, strict=True), 1)
+    ]
+
+
+def _table(results: list[QueryResult], threshold: float | None, *, one_photo: bool) -> str:
+    with_files = any(one.file is not None for result in results for one in result.candidates)
+    columns = [
+        *([] if one_photo else ["query"]),
+        *("rank", "score", "id"),
+        *([] if threshold is None else ["same"]),
+        *(["file"] if with_files else []),
+    ]
+    rows = [
+        {"query": result.name, **one._asdict(), "same": "yes" if one.same else "no", "file": _short(one.file)}
+        for result in results
+        for one in result.candidates
+    ]
+    return tab_separated(rows, columns)
+
+
+def _short(file: str | None) -> str | None:
+    """The path from the current folder on, if the file is in it."""
+    return file if file is None else file.removeprefix(f"{Path.cwd()}/")
+
+
+def _record(results: list[QueryResult]) -> list[dict]:
+    return [
+        {"query": one.name, "file": one.file, "results": [candidate._asdict() for candidate in one.candidates]}
+        for one in results
+    ]

@@ -1,0 +1,59 @@
+"""`dissim train`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Literal
+
+import torch.distributed as dist
+from tyro.conf import OmitArgPrefixes
+
+from ..train import TrainConfig, run_folder
+from ..train import train as train_on
+from .arguments import Device, ImageOptions, Run, pick_device
+from .images import load_for_training
+from .output import Output
+
+
+def train(
+    run: Run,
+    /,
+    images: OmitArgPrefixes[ImageOptions],
+    config: OmitArgPrefixes[TrainConfig],
+    part: Literal["train", "all"] = "train",
+    device: Device = None,
+    workers: int | None = None,
+) -> Output:
+    """Train a backbone and the pair classifier; write checkpoints and result to RUN. An interrupted run continues.
+
+    Args:
+        part: all: train on the identities of the test part, too.
+        workers: Processes that read images. Default: one per core, at most 4.
+    """
+    start = time.perf_counter()
+    split, settings = load_for_training(images, part)
+    if split.train is None:
+        raise ValueError(f"data: expected a set with a training part, got {settings.data}, which is a test part.")
+    trained = train_on(
+        config, split.train, validation=split.validation, folder=run,
+        device=None if device is None else pick_device(device), workers=workers,
+        provenance={"split": asdict(settings)},
+    )  # fmt: skip
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return Output("", None)  # one of several processes of a launcher, of which the first reports
+    counts = {name: 0 if images is None else len(images.labels.unique()) for name, images in vars(split).items()}
+    best = (run_folder.read_checkpoint(run) or {}).get("best")
+    record = {
+        "run": str(run),
+        "seconds": time.perf_counter() - start,
+        "identities": counts,
+        "best_validation": None if best is None else {"mAP": best["mAP"], "step": best["steps"]},
+        "provenance": trained.provenance,
+    }
+    validation = "" if best is None else f", validation mAP {best['mAP']:.3f} at step {best['steps']}"
+    text = (
+        f"{run}: {config.steps} steps, {record['seconds']:.0f} s{validation}\nidentities: {counts['train']} to train,"
+        f" {counts['validation']} held out for validation, {counts['test']} to test"
+    )
+    return Output(text, record)

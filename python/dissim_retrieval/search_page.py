@@ -1,0 +1,68 @@
+"""A page of search results with thumbnails: HTML without external files."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from PIL.ExifTags import Base
+
+from .atomic import atomic_write
+from .data.decode import decode
+
+#: Pixels of the longer side of a thumbnail.
+LONGER_SIDE = 200
+
+
+class Candidate(NamedTuple):
+    """A result of a search. file: its image, if that is known; same: whether its score reaches a threshold."""
+
+    rank: int
+    score: float
+    id: Any
+    file: str | None = None
+    same: bool | None = None
+
+
+class QueryResult(NamedTuple):
+    """A query with its candidates, best first."""
+
+    name: str
+    file: str | None
+    candidates: list[Candidate]
+
+
+def write_search_page(
+    path: str | Path, results: list[QueryResult], *, title: str, threshold: float | None = None
+) -> None:
+    """Write the page, atomically. An image whose file is missing or damaged is shown by its name only."""
+    files = [one.file for one in results] + [one.file for result in results for one in result.candidates]
+    thumbnails = {file: _thumbnail(file) for file in dict.fromkeys(files) if file is not None}
+    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("search.html").render(
+        title=title, results=results, thumbnails=thumbnails, threshold=threshold
+    )
+    with atomic_write(path) as file:
+        file.write(page.encode())
+
+
+def _thumbnail(file: str) -> str | None:
+    """The image as a data URI; None if it cannot be read."""
+    try:
+        picture = Image.fromarray(decode(file, _thumbnail_size(file)))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    picture.save(content := io.BytesIO(), "jpeg", quality=85)
+    return f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"
+
+
+def _thumbnail_size(file: str) -> tuple[int, int]:
+    """(height, width) of the upright image, reduced to LONGER_SIDE."""
+    with Image.open(file) as image:
+        sides = image.size if image.getexif().get(Base.Orientation, 1) >= 5 else image.size[::-1]
+    height, width = (max(1, round(side * LONGER_SIDE / max(sides))) for side in sides)
+    return height, width
