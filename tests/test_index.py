@@ -293,9 +293,7 @@ def test_provenance_must_belong_to_the_index(kind, head, gallery, tmp_path):
     index.add(gallery, provenance=ours)
     for call in (index.add, lambda rows, **options: index.search(rows, 1, **options)):
         call(gallery)
-        with pytest.raises(
-            ValueError, match=r"provenance: expected embeddings of model a+, as in the index, got .* b+\."
-        ):
+        with pytest.raises(ValueError, match=r"provenance: expected .* of the index \(a+\), .*\(b+\)"):
             call(gallery, provenance=theirs)
     assert len(index) == 100
 

@@ -8,7 +8,6 @@ for compiled programs and wrapped in an `autograd.Function` for eager calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from torch import Tensor
 from ..contract import ACCUMULATE, HingeArguments, HingeBackwardArguments, Problem
 from ..dispatch import resolve
 from ..operands import check_hinge_backward_operands, check_hinge_operands
-from .operator import operator, save, saved, transformed, vmap_by_loop
+from .first_derivative import register_first_derivative
+from .operator import operator, save, saved, transformed
 
 
 @operator("dissim::hinge", check_hinge_operands)
@@ -111,46 +111,8 @@ def _gradients(ctx, *grads: Tensor | None) -> tuple:
     return *grads_but_bias, None if grad_bias is None else grad_bias.to(ctx.bias_dtype), *[None] * 6
 
 
-hinge.register_autograd(_gradients, setup_context=_save_for_gradients)
-hinge_backward.register_autograd(lambda ctx, *directions: _raise_no_derivative("second derivative"))
-hinge.register_vmap(vmap_by_loop(hinge))
-hinge_backward.register_vmap(vmap_by_loop(hinge_backward))
-
-
-class HingeFunction(torch.autograd.Function):
-    """The sums and bits as an eager call that may be differentiated computes them."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(hinge)
-    setup_context = staticmethod(_save_for_gradients)
-    backward = staticmethod(_gradients)
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        _raise_no_derivative("forward-mode derivative")
-
-
-class HingeBackwardFunction(torch.autograd.Function):
-    """The gradients, which cannot be differentiated. As a Function, torch.func reaches its errors, which say so."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(hinge_backward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *directions):
-        _raise_no_derivative("second derivative")
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        _raise_no_derivative("second derivative")
-
-
-def _raise_no_derivative(derivative: str) -> NoReturn:
-    raise NotImplementedError(
-        f"fused_dissim_hinge_loss: a {derivative} is not available. "
-        "Take it through fused_dissim_score and torch.relu, which have one."
-    )
+HingeFunction, HingeBackwardFunction = register_first_derivative(
+    hinge, hinge_backward, save=_save_for_gradients, gradients=_gradients,
+    no_derivative="fused_dissim_hinge_loss: a {} is not available. "
+    "Take it through fused_dissim_score and torch.relu, which have one.",
+)  # fmt: skip

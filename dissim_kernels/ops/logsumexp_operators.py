@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -11,7 +10,8 @@ from torch import Tensor
 from ..contract import ACCUMULATE, LogSumExpArguments, LogSumExpBackwardArguments, Problem
 from ..dispatch import resolve
 from ..operands import check_logsumexp_backward_operands, check_logsumexp_operands
-from .operator import operator, save, saved, transformed, vmap_by_loop
+from .first_derivative import register_first_derivative
+from .operator import operator, save, saved, transformed
 
 
 @operator("dissim::logsumexp", check_logsumexp_operands)
@@ -67,7 +67,7 @@ def _(grad, value, active, query, reference, weight, bias, scale, needs, backend
     return tuple(x.new_empty(x.shape) if needed else grad.new_empty(0) for x, needed in outs)
 
 
-def _save(ctx, inputs, output):
+def _save_for_gradients(ctx, inputs, output):
     query, reference, weight, bias, scale, *_, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # it would make zeros of a bit for each pair
@@ -80,57 +80,20 @@ def _gradients(ctx, grad: Tensor | None, *_) -> tuple:
         return (None,) * 10
     bias = some_bias[0] if some_bias else None
     *needs, needs_bias, needs_scale = ctx.needs_input_grad[:5]
-    run = _LogSumExpBackwardFunction.apply if transformed() else logsumexp_backward
+    run = LogSumExpBackwardFunction.apply if transformed() else logsumexp_backward
     computed = run(grad, value, active, query, reference, weight, bias, scale, needs, ctx.backend)
     grads = [x if needed else None for x, needed in zip(computed, needs, strict=True)]
     grad_bias = None
-    if (
-        needs_bias and bias is not None
-    ):  # a row's softmax adds up to 1, or to 0 without any pair; NaN and infinity stay NaN
+    if needs_bias and bias is not None:
+        # A row's softmax adds up to 1, or to 0 without any pair. NaN and infinity stay NaN.
         total = torch.where(value.isneginf(), 0, 1 + (value - value))
         grad_bias = (grad * scale * total).sum().reshape(1).to(bias.dtype)
     grad_scale = (grad * mean_score).sum().reshape(1) if needs_scale else None
     return (*grads, grad_bias, grad_scale, *[None] * 5)
 
 
-logsumexp.register_autograd(_gradients, setup_context=_save)
-logsumexp_backward.register_autograd(lambda ctx, *directions: _raise_no_derivative("second derivative"))
-logsumexp.register_vmap(vmap_by_loop(logsumexp))
-logsumexp_backward.register_vmap(vmap_by_loop(logsumexp_backward))
-
-
-class LogSumExpFunction(torch.autograd.Function):
-    generate_vmap_rule = True
-    forward = staticmethod(logsumexp)
-    setup_context = staticmethod(_save)
-    backward = staticmethod(_gradients)
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        _raise_no_derivative("forward-mode derivative")
-
-
-class _LogSumExpBackwardFunction(torch.autograd.Function):
-    """The first derivative, which raises for another one, also under torch.func."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(logsumexp_backward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *directions):
-        _raise_no_derivative("second derivative")
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        _raise_no_derivative("second derivative")
-
-
-def _raise_no_derivative(derivative: str) -> NoReturn:
-    raise NotImplementedError(
-        f"fused_dissim_logsumexp: its {derivative} is not implemented. "
-        "Use fused_dissim_score and torch.logsumexp, whose derivatives of every order exist."
-    )
+LogSumExpFunction, LogSumExpBackwardFunction = register_first_derivative(
+    logsumexp, logsumexp_backward, save=_save_for_gradients, gradients=_gradients,
+    no_derivative="fused_dissim_logsumexp: a {} is not available. "
+    "Take it through fused_dissim_score and torch.logsumexp, which have one.",
+)  # fmt: skip

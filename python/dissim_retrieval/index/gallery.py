@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..head import DissimilarityHead
+from ..provenance import check_same_model
 from . import scan
 from .arguments import STR_IDS, as_embeddings, as_ids, as_metadata, check_finite
 from .entries import Entries
@@ -325,19 +326,14 @@ class DissimilarityIndex:
         return scan.Query(self._prepare("query", query), self.head.weight.detach(), self.head.bias.detach()[0])
 
     def _check_provenance(self, provenance: Mapping[str, Any] | None) -> None:
-        ours, theirs = ((p or {}).get("model") for p in (self.provenance, provenance))
-        if ours is not None and theirs is not None and ours != theirs:
-            raise ValueError(
-                f"provenance: expected embeddings of model {ours[:12]}, as in the index, got those of {theirs[:12]}. "
-                "Make them with the model of the index, or make a new index."
-            )
+        check_same_model(self.provenance or {}, provenance or {}, argument="provenance", source="the index")
 
     def _new_ids(self, ids: Any, count: int, snapshot: Snapshot) -> pa.Array:
         kind = None if snapshot.schema is None else snapshot.schema.field("id").type
         if ids is None:
             if kind == STR_IDS:
                 raise ValueError(
-                    "ids: expected str, as in this index, got None. Only int64 ids are made by themselves."
+                    "ids: expected str, as in this index, got None. Pass them: only int64 ids may be omitted."
                 )
             return pa.array(max(snapshot.next_sequence, snapshot.max_id + 1) + np.arange(count))
         new = as_ids(ids, count, kind)

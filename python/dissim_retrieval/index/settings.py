@@ -6,7 +6,6 @@ They are written once, when the folder is made. Nothing in them can run code.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -23,7 +22,6 @@ from torch import Tensor
 from ..head import DissimilarityHead
 
 FORMAT, VERSION = "dissim-index", 2
-_OPTIONS = [p.name for p in inspect.signature(DissimilarityHead).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 class BackboneWeights(NamedTuple):
@@ -79,7 +77,7 @@ def write_settings(folder: Path, settings: Settings, backbone: BackboneWeights |
         "version": VERSION,
         "dim": len(head.weight),
         "dtype": str(head.weight.dtype).removeprefix("torch."),
-        "head": {name: getattr(head, name) for name in _OPTIONS},
+        "head": head.options(),
         "provenance": provenance,
         "backbone": None if backbone is None else backbone.name,
         "sha256": {name: _write_tensors(_tensor_file(folder, name), tensors) for name, tensors in files.items()},
