@@ -112,14 +112,24 @@ def test_a_row_without_pairs_is_minus_infinity_with_zero_gradients(backend):
 
 
 @backends
-def test_nan_and_infinity_are_those_of_torch(backend):
-    query, reference = torch.tensor([[0.0], [torch.nan], [1.0]]), torch.tensor([[0.0], [torch.inf], [2.0]])
-    for weight in (torch.ones(1), -torch.ones(1)):
-        leaf = query.clone().requires_grad_()
-        value = fused_dissim_logsumexp(leaf, reference, weight, among="all", backend=backend)
-        plain = query.clone().requires_grad_()
-        expected = testing.plain_score(plain, reference, weight).logsumexp(1)
-        torch.testing.assert_close(value, expected, equal_nan=True)
+@pytest.mark.parametrize("columns", [3, 300])
+@pytest.mark.parametrize("special", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nan_and_infinity_are_those_of_torch(backend, columns, special, sign):
+    """In a reference, and in a query, whose scores are then all NaN or all infinite."""
+    query, reference = testing.random_inputs((3, 5), (columns, 5))[:2]
+    reference[columns // 2, 1] = special
+    query[1, 2] = special
+    weight = sign * torch.rand(5)
+    found, expected = (query.clone().requires_grad_() for _ in range(2))
+    value = fused_dissim_logsumexp(found, reference, weight, among="all", backend=backend)
+    plain = testing.plain_score(expected, reference, weight).logsumexp(1)
+    torch.testing.assert_close(value, plain, equal_nan=True)
+    value.sum().backward()
+    plain.sum().backward()
+    # torch's gradient of a row of scores that are all minus infinity is NaN; ours is 0, as that of an empty row.
+    wanted = torch.where(plain.isneginf()[:, None], 0, expected.grad)
+    torch.testing.assert_close(found.grad, wanted, equal_nan=True)
 
 
 def test_dropped_pairs_hold_less_than_a_rounding():

@@ -93,7 +93,8 @@ class RowSums {
     return active & kept;
   }
 
-  // The row's result from its chunks, in order. Bits of a chunk that as a whole is below rounding are taken back.
+  // The row's result from its chunks, in order. A chunk whose largest term is below rounding in the row has its bits
+  // cleared.
   void finish(int64_t n) {
     RowSum<A>* const chunks = row_sums(n);
     RowSum<A> row = {-kInfinity, 0, 0};
@@ -102,8 +103,7 @@ class RowSums {
     for (int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
       const RowSum<A>& some = chunks[chunk];
       const A factor = some.sum == 0 ? 0 : exp_of<A>(some.shift() - row.shift());
-      chunks[chunk].sum *= factor;
-      row.sum += some.sum;
+      row.sum += some.sum * factor;
       row.weighted += some.weighted * factor;
     }
     const A value = log_of(row.sum) + row.shift();
@@ -112,14 +112,14 @@ class RowSums {
     for (int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
       const int64_t begin = chunk * partition_.chunk_columns,
                     end = min(begin + partition_.chunk_columns, p_.reference.rows);
-      if (value != value)
+      if (!(value < kInfinity))
         activate(n, begin, end);
-      else if (chunks[chunk].sum <= A(end - begin) * min_share_ * row.sum)
+      else if (exp_of<A>(chunks[chunk].max - row.shift()) <= min_share_ * row.sum)
         memset(row_bits(n) + begin / 8, 0, size_t(ceil_div(end - begin, 8)));
     }
   }
 
-  // All kept pairs of a row whose sum is NaN: each has a NaN gradient.
+  // All kept pairs of a row whose value is NaN or infinity: some of them have a NaN gradient.
   void activate(int64_t n, int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; m += 64) {
       const int64_t columns = min(64, end - m);

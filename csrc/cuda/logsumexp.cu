@@ -4,8 +4,8 @@
 //   logsumexp_kernel        scores a tile of pairs, then a warp per query row writes its bits and the tile's RowSum
 //   logsumexp_merge_kernel  adds up the RowSums of a query over the tiles, in order; a warp per query
 //
-// A bit is set if the pair's term exceeds u / M of the sum of its tile. The merge clears the bits of a tile that as a
-// whole holds at most that share of its row for each of its pairs.
+// A bit is set if the pair's term exceeds u / M of the sum of its tile. The merge clears the bits of a tile whose
+// largest term is at most that share of its row.
 #include "batch.cuh"
 #include "candidates.cuh"
 #include "launchers.h"
@@ -145,16 +145,14 @@ __global__ void __launch_bounds__(kThreads)
     static_cast<A*>(p.value)[n] = value;
     static_cast<A*>(p.mean_score)[n] = sum == 0 ? A(0) : weighted / sum;
   }
-  if (value != value) {  // each kept pair of the row has a NaN gradient
+  if (!(value < A(INFINITY))) {  // NaN or infinity: some kept pairs of the row have a NaN gradient
     for (int64_t m = lane; m - lane < p.reference.rows; m += kWarp) store_bits(p, n, m, is_kept(p, n, m));
     return;
   }
   const int64_t row_bytes = ceil_div(p.reference.rows, 8);
-  const A max_dropped = A(Tile<A>::kRows) * min_share<A>(p) * sum;
   for (int64_t tile = lane; tile < column_tiles; tile += kWarp) {
-    const RowSum<A> some = tile_sums[tile * p.query.rows + n];
-    const int64_t pairs = min(Tile<A>::kRows, p.reference.rows - tile * Tile<A>::kRows);
-    if (some.sum * factor_of(some) <= max_dropped / A(Tile<A>::kRows) * A(pairs))
+    const A tile_largest = tile_sums[tile * p.query.rows + n].largest;
+    if (exp_of(tile_largest - shift) <= min_share<A>(p) * sum)
       for (int64_t byte = tile * kTileBytes; byte < min((tile + 1) * kTileBytes, row_bytes); ++byte)
         p.active[n * row_bytes + byte] = 0;
   }

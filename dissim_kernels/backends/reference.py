@@ -197,7 +197,7 @@ def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
         kept = ~excluded_pairs(given.filter, n, scores)
         logits = torch.where(kept, scale * scores, -torch.inf)
         value[n] = logits.logsumexp(1)
-        shares = torch.where(kept, (logits - value[n, None]).exp(), 0)
+        shares = torch.where(logits.isneginf(), 0, (logits - value[n, None]).exp())
         mean_score[n] = torch.where(shares == 0, 0, shares * scores).sum(1)
         active[n] = packed_bits(kept & ~(shares <= min_share))  # a NaN is active
     return value, mean_score, active

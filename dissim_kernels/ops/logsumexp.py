@@ -41,7 +41,7 @@ def fused_dissim_logsumexp(
         among: "different", the references of another label; "same", those of the query's label; "all".
         exclude_index: int64 [N], a reference that does not count for each query (for example itself), -1 for none.
 
-    A query without any pair gives -inf and zero gradients.
+    A query without any pair, or whose scores times scale are all -inf, gives -inf and zero gradients.
 
     Gradients for query, reference, weight, bias and scale. Backward computes the scores of a pair again where the
     pair's share of its row exceeded u / M of the sum so far, with u the unit roundoff; all other pairs of the row

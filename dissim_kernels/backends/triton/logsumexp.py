@@ -83,10 +83,10 @@ def logsumexp_nan_rows_kernel(
     out, active, query_labels, reference_labels, exclude_index, rows, columns, dim,
     BN: tl.constexpr, BM: tl.constexpr, AMONG_SAME: tl.constexpr,
 ):  # fmt: skip
-    """Sets the bits of all kept pairs of the rows whose value in out [N] is NaN: each pair has a NaN gradient."""
+    """Sets the bits of all kept pairs of the rows whose value in out [N] is NaN or infinity, for NaN gradients."""
     row_index = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     value = tl.load(out + row_index, mask=row_index < rows, other=0.0)
-    nan_rows = tl.where(value != value, row_index, rows)
+    nan_rows = tl.where(value < float("inf"), rows, row_index)
     if tl.min(nan_rows, 0) < rows:
         for m in range(0, columns, BM):
             kept = candidates(
