@@ -84,6 +84,7 @@ def test_damaged_images_are_skipped_and_told_on_request(photos, tmp_path, caplog
 # Without `if __name__ == "__main__"`, as people write scripts. Spawned processes of Python's own would run it again.
 SCRIPT = """
 import os, signal, sys, threading, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it
 from dissim_retrieval.data import load_unlabelled
 
 print("start", flush=True)

@@ -111,7 +111,9 @@ def fused_dissim_hinge_loss(
     )
     if pair_counts is None:
         pair_counts = _count_pairs(query_labels, reference_labels, exclude_index, num_hard_negatives)
-    num_positive, num_negative = (torch.as_tensor(count).to(positive) for count in pair_counts)
+    num_positive, num_negative = (
+        torch.as_tensor(count, dtype=positive.dtype, device=positive.device) for count in pair_counts
+    )
     weight_positive, weight_negative = _pair_weights(num_positive, num_negative, balance)
     rows = weight_positive * positive + weight_negative * negative
     if reduction == "none":
