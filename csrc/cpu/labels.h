@@ -7,12 +7,12 @@ namespace dissim {
 namespace {
 
 // Inlined twice below: for a count that the compiler knows, and for any.
-DISSIM_INLINE uint64_t compare_labels(const int64_t* labels, int64_t label, int64_t count) {
+DISSIM_INLINE uint64_t compare_labels(const int64_t* labels, int64_t label, int count) {
   using V = VectorOf<double>::integer;
   constexpr int lanes = kLanes<double>;
   const V wanted = label - V{};
   uint64_t same = 0;
-  int64_t j = 0;
+  int j = 0;
   for (; j + lanes <= count; j += lanes) {
     V loaded;
     memcpy(&loaded, labels + j, sizeof loaded);
@@ -24,7 +24,7 @@ DISSIM_INLINE uint64_t compare_labels(const int64_t* labels, int64_t label, int6
 
 // Bit j: labels[j] == label, for j < count <= 64.
 inline uint64_t same_labels(const int64_t* labels, int64_t label, int64_t count) {
-  return count == 64 ? compare_labels(labels, label, 64) : compare_labels(labels, label, count);
+  return count == 64 ? compare_labels(labels, label, 64) : compare_labels(labels, label, int(count));
 }
 
 // Bits 0 to count - 1, with count <= 64, except bit `excluded`, which may lie outside of them.
