@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch.distributed as dist
@@ -16,11 +16,19 @@ from .images import load_for_training
 from .output import Output
 
 
+@dataclass(frozen=True)
+class TrainOptions(TrainConfig):
+    """A TrainConfig whose values the command checks, so that an error in one is one line."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
 def train(
     run: Run,
     /,
     images: OmitArgPrefixes[ImageOptions],
-    config: OmitArgPrefixes[TrainConfig],
+    options: OmitArgPrefixes[TrainOptions],
     part: Literal["train", "all"] = "train",
     device: Device = None,
     workers: int | None = None,
@@ -31,7 +39,7 @@ def train(
         part: all: train on the identities of the test part, too.
         workers: Processes that read images. Default: one per core, at most 4.
     """
-    start = time.perf_counter()
+    start, config = time.perf_counter(), TrainConfig(**asdict(options))
     split, settings = load_for_training(images, part)
     if split.train is None:
         raise ValueError(f"data: expected a set with a training part, got {settings.data}, which is a test part.")
