@@ -1,5 +1,6 @@
 """Batches decoded by worker processes: order, errors, scripts without a main guard, and no process left behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -114,6 +115,8 @@ def run(tmp_path, photos, before="", after=""):
         if not alive:
             break
         time.sleep(0.1)
+    for number in alive:  # they would keep the pipes open
+        os.kill(int(number), signal.SIGKILL)
     return process.returncode, process.stdout.read(), process.stderr.read(), alive
 
 
@@ -150,6 +153,9 @@ def test_ctrl_c_ends_all_processes_with_one_traceback(tmp_path, photos, when):
     assert err.splitlines()[-1] == "KeyboardInterrupt" and err.count("Traceback") == 1
 
 
-def test_workers_end_when_their_parent_is_killed(tmp_path, photos):
-    code, _, _, alive = run(tmp_path, photos, after="os.kill(os.getpid(), signal.SIGKILL)")
+@pytest.mark.parametrize("when", ["before", "after"])  # while the processes start, and while they work
+def test_workers_end_when_their_parent_is_killed(tmp_path, photos, when):
+    kill = "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()"
+    sleep = "; time.sleep(60)" if when == "after" else ""
+    code, _, _, alive = run(tmp_path, photos, **{when: kill + sleep})
     assert code == -signal.SIGKILL and not alive

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import current_process
+from multiprocessing import current_process, parent_process
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
 from typing import Any, TypeVar
@@ -45,6 +47,7 @@ def map_rows(function: Callable[[list[int]], T], plan: Sequence[Tensor], workers
         num_workers=workers,
         multiprocessing_context=_Context(),
         collate_fn=_unchanged,
+        worker_init_fn=_end_with_parent,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
@@ -73,6 +76,18 @@ class _Rows(Dataset):
 
 def _unchanged(result: T) -> T:
     return result
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this process when its parent ends. torch's own check misses a parent that was killed while this started."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Process(SpawnProcess):
