@@ -99,11 +99,16 @@ def work(tree: Path) -> None:
 
     calls = {}
 
-    def prepare(case: str) -> str:
-        """Prepares the call of the case and returns a digest of its result."""
+    def prepare(case: str) -> str | None:
+        """Prepares the call of the case and returns a digest of its result, None if the tree lacks the operation."""
         chosen = next(row for row in CASES if row.name == case)
         calls["current"] = next(row for row in competitors_of(chosen) if row.ours).prepare(make(chosen))
-        result = calls["current"]()
+        try:
+            result = calls["current"]()
+        except AttributeError as error:
+            if not str(error).startswith("module 'dissim_kernels' has no attribute"):
+                raise
+            return None
         tensors = [result] if isinstance(result, torch.Tensor) else list(result)
         digest = hashlib.sha256()
         for tensor in tensors:
@@ -124,9 +129,11 @@ def work(tree: Path) -> None:
         print(json.dumps(actions[message.pop("action")](**message)), flush=True)
 
 
-def compare(case: str, trees: dict[str, Worker], rounds: int) -> tuple[dict[str, float], bool]:
-    """The minimum seconds of each tree's call, and whether the results are bit-identical."""
+def compare(case: str, trees: dict[str, Worker], rounds: int) -> tuple[dict[str, float], bool] | None:
+    """The minimum seconds of each tree's call, and whether the results are bit-identical; None if one lacks it."""
     digests = {worker.request(action="prepare", case=case) for worker in trees.values()}
+    if None in digests:
+        return None
     single = min(worker.request(action="seconds", repeats=1) for worker in trees.values())
     repeats = max(1, round(MIN_TURN_S / single))
     minimum = dict.fromkeys(trees, float("inf"))
@@ -150,7 +157,11 @@ def main() -> int:
     failed = []
     print(f"{'case':36} {'before, ms':>12} {'now, ms':>12} {'ratio':>7}  results", flush=True)
     for case in cases:
-        minimum, identical = compare(case, trees, options.rounds)
+        compared = compare(case, trees, options.rounds)
+        if compared is None:
+            print(f"{case:36} not in both trees", flush=True)
+            continue
+        minimum, identical = compared
         ratio = minimum["now"] / minimum["before"]
         results = "bit-identical" if identical else "DIFFERENT"
         times = f"{minimum['before'] * 1e3:12.3f} {minimum['now'] * 1e3:12.3f}"

@@ -10,14 +10,7 @@ The calls return, here and for every competitor:
 
 from __future__ import annotations
 
-from dissim_kernels import (
-    fused_dissim_hinge_loss,
-    fused_dissim_logsumexp,
-    fused_dissim_rank,
-    fused_dissim_score,
-    fused_dissim_topk,
-    quantize_references,
-)
+import dissim_kernels
 
 from .differentiate import backward_of, step_of
 from .peers.plain_torch import ranks_by_sort
@@ -26,7 +19,7 @@ from .registry import ALL_QUERIES, Call, competitor
 
 
 def score(problem: Problem, query, reference, weight):
-    return fused_dissim_score(query, reference, weight, problem.bias)
+    return dissim_kernels.fused_dissim_score(query, reference, weight, problem.bias)
 
 
 @competitor("dissim_kernels", {"score": ALL_QUERIES}, ours=True)
@@ -47,14 +40,14 @@ def _score_step(problem: Problem) -> Call:
 @competitor("dissim_kernels", {"topk": ALL_QUERIES}, ours=True)
 def _topk(problem: Problem) -> Call:
     p, k = problem, problem.case.k
-    return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k)
+    return lambda: dissim_kernels.fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k)
 
 
 @competitor("dissim_kernels", {"quantized_topk": ALL_QUERIES}, ours=True)
 def _quantized_topk(problem: Problem) -> Call:
     p, k = problem, problem.case.k
-    quantized = quantize_references(p.reference, p.weight)
-    return lambda: fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantized=quantized)
+    quantized = dissim_kernels.quantize_references(p.reference, p.weight)
+    return lambda: dissim_kernels.fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantized=quantized)
 
 
 @competitor("dissim_kernels, codes computed in the call", {"quantized_topk": ALL_QUERIES}, ours=True)
@@ -62,8 +55,8 @@ def _quantize_and_topk(problem: Problem) -> Call:
     p, k = problem, problem.case.k
 
     def run():
-        quantized = quantize_references(p.reference, p.weight)
-        return fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantized=quantized)
+        quantized = dissim_kernels.quantize_references(p.reference, p.weight)
+        return dissim_kernels.fused_dissim_topk(p.query, p.reference, p.weight, p.bias, k=k, quantized=quantized)
 
     return run
 
@@ -75,7 +68,7 @@ def _quantized_topk_peer(problem: Problem) -> Call:
 
 def hinge(problem: Problem, query, reference, weight):
     p = problem
-    return fused_dissim_hinge_loss(
+    return dissim_kernels.fused_dissim_hinge_loss(
         query, reference, weight, p.bias, p.query_labels, p.reference_labels, margin=MARGIN
     )
 
@@ -93,7 +86,7 @@ def _hinge_step(problem: Problem) -> Call:
 def logsumexp(problem: Problem, query, reference, weight):
     p = problem
     labels = {"query_labels": p.query_labels, "reference_labels": p.reference_labels}
-    return fused_dissim_logsumexp(query, reference, weight, p.bias, scale=p.scale, **labels).mean()
+    return dissim_kernels.fused_dissim_logsumexp(query, reference, weight, p.bias, scale=p.scale, **labels).mean()
 
 
 @competitor("dissim_kernels", {"logsumexp_backward": ALL_QUERIES}, ours=True)
@@ -112,7 +105,7 @@ def _rank(problem: Problem) -> Call:
     labels = {"query_labels": p.query_labels, "reference_labels": p.reference_labels}
 
     def run():
-        found = fused_dissim_rank(p.query, p.reference, p.weight, p.bias, **labels)
+        found = dissim_kernels.fused_dissim_rank(p.query, p.reference, p.weight, p.bias, **labels)
         return found.indices.view(shape), found.ranks.view(shape)
 
     return run
