@@ -363,16 +363,22 @@ def logsumexp_bounds(
 
     share = torch.where(kept, (logits - value[:, None]).exp(), 0).nan_to_num(0)
     exponent_error = logit_error + value_error[:, None] + 2 * u * (logits.abs() + size[:, None])
-    share_error = share * (exponent_error.expm1() + 6 * u) + 1.01 * u / max(1, columns) * kept
-    upstream = grad.double()[:, None] * scale
-    g, g_error = upstream * share, upstream.abs() * share_error
+    share_error = share * (exponent_error.expm1() + 6 * u)
+    dropped = share.clamp(max=1.01 * u)  # of a pair, if it is dropped
+    upstream = (grad.double() * scale).abs()
+    row_dropped = upstream * dropped.sum(1).clamp(max=1.01 * u)
+    g, g_error = upstream[:, None] * share, upstream[:, None] * share_error
     q, r, w = (x.double() for x in (query, reference, weight))
-    unequal = (q[:, None] != r).double()
-    bounds = gradient_bounds(g.abs() + g_error, *inputs, extra=2)
-    bounds[0] = bounds[0] + (g_error[:, :, None] * w.abs() * unequal).sum(1)
-    bounds[1] = bounds[1] + (g_error[:, :, None] * w.abs() * unequal).sum(0)
-    bounds[2] = bounds[2] + (g_error[:, :, None] * (q[:, None] - r).abs()).sum((0, 1))
-    bounds[3] = bounds[3] + g_error.sum() + relative_rounding_error(rows + 8, acc) * upstream.abs().sum()
+    unequal, difference = (q[:, None] != r).double(), (q[:, None] - r).abs()
+    bounds = gradient_bounds(g + g_error, *inputs, extra=2)
+    bounds[0] = (
+        bounds[0] + (g_error[:, :, None] * w.abs() * unequal).sum(1) + (upstream * row_dropped)[:, None] * w.abs()
+    )
+    reference_error = g_error + upstream[:, None] * dropped
+    bounds[1] = bounds[1] + (reference_error[:, :, None] * w.abs() * unequal).sum(0)
+    max_difference = pad(difference, (0, 0, 0, 1)).amax(1)
+    bounds[2] = bounds[2] + (g_error[:, :, None] * difference).sum((0, 1)) + row_dropped @ max_difference
+    bounds[3] = bounds[3] + g_error.sum() + relative_rounding_error(rows + 8, acc) * upstream.sum()
     mean_error = (share_error * scores.abs() + share * score_bound(*accumulated)).sum(1)
     mean_error = mean_error + relative_rounding_error(columns + 48, acc) * (share * scores.abs()).sum(1)
     mean_error = mean_error + relative_rounding_error(rows + 8, acc) * (share * scores.abs()).sum(1)

@@ -93,8 +93,8 @@ class RowSums {
     return active & kept;
   }
 
-  // The row's result from its chunks, in order. A chunk whose largest term is below rounding in the row has its bits
-  // cleared.
+  // The row's result from its chunks, in order. A chunk of c pairs that as a whole holds at most c u / M of the row has
+  // its bits cleared.
   void finish(int64_t n) {
     RowSum<A>* const chunks = row_sums(n);
     RowSum<A> row = {-kInfinity, 0, 0};
@@ -103,7 +103,8 @@ class RowSums {
     for (int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
       const RowSum<A>& some = chunks[chunk];
       const A factor = some.sum == 0 ? 0 : exp_of<A>(some.shift() - row.shift());
-      row.sum += some.sum * factor;
+      chunks[chunk].sum *= factor;
+      row.sum += some.sum;
       row.weighted += some.weighted * factor;
     }
     const A value = log_of(row.sum) + row.shift();
@@ -114,7 +115,7 @@ class RowSums {
                     end = min(begin + partition_.chunk_columns, p_.reference.rows);
       if (!(value < kInfinity))
         activate(n, begin, end);
-      else if (exp_of<A>(chunks[chunk].max - row.shift()) <= min_share_ * row.sum)
+      else if (chunks[chunk].sum <= A(end - begin) * min_share_ * row.sum)
         memset(row_bits(n) + begin / 8, 0, size_t(ceil_div(end - begin, 8)));
     }
   }

@@ -4,8 +4,8 @@
 //   logsumexp_kernel        scores a tile of pairs, then a warp per query row writes its bits and the tile's RowSum
 //   logsumexp_merge_kernel  adds up the RowSums of a query over the tiles, in order; a warp per query
 //
-// A bit is set if the pair's term exceeds u / M of the sum of its tile. The merge clears the bits of a tile whose
-// largest term is at most that share of its row.
+// A bit is set if the pair's term exceeds u / M of the sum of its tile. The merge clears the bits of a tile that as a
+// whole holds at most that share of its row for each of its pairs.
 #include "batch.cuh"
 #include "candidates.cuh"
 #include "launchers.h"
@@ -151,8 +151,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   const int64_t row_bytes = ceil_div(p.reference.rows, 8);
   for (int64_t tile = lane; tile < column_tiles; tile += kWarp) {
-    const A tile_largest = tile_sums[tile * p.query.rows + n].largest;
-    if (exp_of(tile_largest - shift) <= min_share<A>(p) * sum)
+    const RowSum<A> some = tile_sums[tile * p.query.rows + n];
+    const int64_t pairs = min(Tile<A>::kRows, p.reference.rows - tile * Tile<A>::kRows);
+    if (some.sum * factor_of(some) <= A(pairs) * min_share<A>(p) * sum)
       for (int64_t byte = tile * kTileBytes; byte < min((tile + 1) * kTileBytes, row_bytes); ++byte)
         p.active[n * row_bytes + byte] = 0;
   }
