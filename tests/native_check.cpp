@@ -76,7 +76,7 @@ class SizeCheck {
     check_hinge();
     check_logsumexp();
     check_rank(3, false);
-    check_rank(1, true);
+    check_rank(2, true);
     check_nan_query();
   }
 
@@ -229,8 +229,10 @@ class SizeCheck {
   void check_logsumexp() const {
     double max_score = 1;
     for (const double score : exact) max_score = std::max(max_score, std::fabs(score));
-    for (const double max_logit : {1.0, 200.0, -200.0})  // nearly all pairs are active, few, few
-      for (const bool among_same : {false, true}) check_logsumexp(A(max_logit / max_score), among_same);
+    for (const bool among_same : {false, true}) {
+      check_logsumexp(A(1 / max_score), among_same);  // nearly all pairs are active
+      check_logsumexp(A((among_same ? -200 : 200) / max_score), among_same);  // few
+    }
   }
 
   // The scores of grid values are exact, so logits, exponentials and sums alone are rounded. With two labels and an
