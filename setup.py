@@ -368,7 +368,9 @@ class NinjaBuild(build_ext):
 
 
 if __name__ == "__main__":
-    sources = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.*"))]
+    # A source distribution has these files besides the packages. The build itself does not use this list.
+    files = [*sorted(ROOT.glob("csrc/**/*.*")), *sorted(ROOT.glob("python/examples/*.py"))]
+    sources = [str(path.relative_to(ROOT)) for path in files]
     setup(
         ext_modules=[Extension(f"dissim_kernels.{name}", sources) for name in ("_native", "_numpy")],
         cmdclass={"build_ext": NinjaBuild},

@@ -232,7 +232,7 @@ def test_a_source_distribution_has_every_source(tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as file:
         names = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
-    patterns = "csrc/**/*.*", "dissim_kernels/**/*.py", "python/dissim_retrieval/**/*.py"
+    patterns = "csrc/**/*.*", "dissim_kernels/**/*.py", "python/**/*.py"
     sources = [path for pattern in patterns for path in ROOT.glob(pattern)]
     assert {str(path.relative_to(ROOT)) for path in sources} | {"setup.py", "pyproject.toml"} <= names
 
