@@ -32,10 +32,13 @@ def train_in(folder):
 
 
 def run(folder, kill_after=None):
-    """Train in a process, killed (SIGKILL) after some seconds. Returns its duration."""
-    start = time.perf_counter()
+    """Train in a process, killed (SIGKILL) some seconds after its first step may begin. Returns its seconds from then
+    on: imports before it may take longer than the training."""
     process = PROCESSES.Process(target=train_in, args=(folder,))
     process.start()
+    while not (folder / "config.json").exists() and process.is_alive():
+        time.sleep(0.001)
+    start = time.perf_counter()
     process.join(kill_after)
     if kill_after is not None:
         process.kill()
