@@ -185,6 +185,8 @@ def test_more_identities_than_there_are_are_lowered_with_a_line(capsys):
 
 def test_indexing_a_triplet_run_fails(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--loss", "triplet") == 0
+    assert run("evaluate", "run", *DATA, "--rerank") == 1
+    assert "rerank: expected a run with a pair classifier" in capsys.readouterr().err
     np.savez("x.npz", embeddings=np.zeros((2, 16), np.float32))
     assert run("index", "run", "x.npz", "x.index") == 1
     assert "expected a run with a pair classifier" in last_error(capsys)

@@ -144,14 +144,16 @@ def test_a_head_is_ranked_as_its_scores_are(dtype, seed, monkeypatch):
 
 
 def test_random_scores_of_a_head_have_the_same_metrics():
-    """Scores that are not exact: fused_dissim_rank compares the same rounded numbers as a sort."""
+    """Scores that are not exact: only those that are equal within rounding may be in another order."""
     draw = torch.Generator().manual_seed(0)
     rows, labels = torch.randn(300, 48, generator=draw), torch.arange(300) % 25
     head = DissimilarityHead(48)
     head.load_state_dict({"weight": torch.randn(48, generator=draw), "bias": torch.ones(1)})
     options = {"exclude_index": torch.arange(300)}
     expected = retrieval_metrics(rows, rows, lambda q, r: head(q, r), labels, labels, **options)
-    assert retrieval_metrics(rows, rows, head, labels, labels, **options) == expected
+    found = retrieval_metrics(rows, rows, head, labels, labels, **options)
+    assert found.pop("cmc") == pytest.approx(expected.pop("cmc"), rel=1e-3)
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_per_query_values_by_hand():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from dissim_retrieval import DissimilarityHead, ProjectedHead, retrieval_metrics
-from dissim_retrieval.evaluation import KReciprocalScorer, expand_queries, k_reciprocal_rerank
+from dissim_retrieval.evaluation import KReciprocalScorer, cosine, expand_queries, k_reciprocal_rerank
 
 
 def published(distances, k1, k2, lambda_value):
@@ -179,6 +179,12 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=message):
             k_reciprocal_rerank(rows[:5], rows[5:], head, **{"k": 2, **options})
+    with pytest.raises(ValueError, match=r"expected rows \[N, D\] and \[M, D\], got \[6\] and \[9, 6\]"):
+        k_reciprocal_rerank(rows[0], rows, head, k=2)
+    with pytest.raises(ValueError, match=r"query: expected rows \[N, D\], got \[6\]"):
+        expand_queries(rows[0], rows, head)
+    with pytest.raises(TypeError, match="head: expected a DissimilarityHead or ProjectedHead, got function"):
+        k_reciprocal_rerank(rows, rows, cosine, k=2)
     broken = rows.clone()
     broken[3, 2] = torch.nan
     with pytest.raises(ValueError, match="embeddings: expected finite numbers, got NaN or Inf in row 3"):

@@ -1,7 +1,7 @@
 """Image retrieval with a learned pair score: train, evaluate, index and search with the same score."""
 
 from .distributed import gather, gather_references
-from .evaluation import evaluate, per_query_metrics, retrieval_metrics
+from .evaluation import evaluate, expand_queries, k_reciprocal_rerank, per_query_metrics, retrieval_metrics
 from .feature_file import read_features
 from .fit import fit_head
 from .head import DissimilarityHead
@@ -36,9 +36,11 @@ __all__ = [
     "TrainConfig",
     "TripletLoss",
     "evaluate",
+    "expand_queries",
     "fit_head",
     "gather",
     "gather_references",
+    "k_reciprocal_rerank",
     "load_trained",
     "per_query_metrics",
     "read_features",

@@ -62,7 +62,8 @@ def evaluate(
 
     embeddings: [B, D], row i of image i. ranked: length of the ranked list of each of `pictured_queries` (image rows;
     default `pick_queries(images)`). Metrics, CMC and both mAP are those of `retrieval_metrics`.
-    Memory: about 50 * block * B bytes.
+    Cost: all pairs are scored twice, for the ranks and for the histogram. Memory: about 50 * block * B bytes, and
+    for a classifier that of `retrieval_metrics`.
     """
     if len(embeddings) != len(images):
         raise ValueError(f"embeddings: expected one row for each of {len(images)} images, got {len(embeddings)}.")
@@ -113,9 +114,8 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
     """`count` queries to show, as image rows: of different identities, with a match, chosen by the seed only."""
     query_rows, gallery_rows = _sides(images)
     views = images.labels * len(images.camera_names) + images.cameras
-    keys = (
-        views if _many_cameras(images) else torch.arange(len(images))
-    )  # a query and its candidates never have the same key
+    # A query and its candidates never have the same key.
+    keys = views if _many_cameras(images) else torch.arange(len(images))
     same_label, same_key = (count_equal(values[query_rows], values[gallery_rows]) for values in (images.labels, keys))
     chosen: dict[int, int] = {}
     for place in torch.randperm(len(query_rows), generator=torch.Generator().manual_seed(seed)).tolist():

@@ -89,7 +89,7 @@ class Retrieval:
             found = as_indices(name, values)
             if found.shape != (rows,):
                 raise ValueError(f"{name}: expected shape [{rows}], got {list(found.shape)}. Pass one for each row.")
-            return found.to(reference.device)
+            return found.to(reference.device).contiguous()
 
         queries, gallery = len(query), len(reference)
         if exclude_index is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dissim_kernels import fused_dissim_score, fused_dissim_topk, paired_dissim_score
 
 from ..arrays import ArrayLike, as_rows
-from .scorers import PairClassifier, finite_rows
+from .scorers import PairClassifier, check_classifier, finite_rows
 from .sparse import SparseRows, entries_of, sum_duplicates
 
 #: Pairs of embeddings that are scored together, pairs of the k-reciprocal sets and rows of the expansion.
@@ -49,7 +49,12 @@ def k_reciprocal_rerank(
     the costs are those of `KReciprocalScorer`, which `retrieval_metrics` can evaluate. The result is exact for any k:
     the distances to the whole gallery are computed for `block` queries at a time.
     """
+    check_classifier(head)
     query, gallery = as_rows("query", query, head.weight), as_rows("gallery", gallery, head.weight)
+    if query.dim() != 2 or gallery.dim() != 2 or query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query and gallery: expected rows [N, D] and [M, D], got {list(query.shape)} and {list(gallery.shape)}."
+        )
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k: expected 1 to {len(gallery)}, the rows of the gallery, got {k}.")
     if block < 1:
@@ -101,6 +106,7 @@ class KReciprocalScorer:
     def __init__(
         self, embeddings: ArrayLike, head: PairClassifier, *, k1: int = 20, k2: int = 6, lambda_value: float = 0.3
     ) -> None:
+        check_classifier(head)
         for name, value in (("k1", k1), ("k2", k2)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1 neighbor, got {value}.")

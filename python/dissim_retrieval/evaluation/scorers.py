@@ -38,9 +38,17 @@ class PairClassifier(Protocol):
         """The scores [n, M]."""
 
 
+def check_classifier(head: object) -> None:
+    """The argument `head` of functions that need its weights."""
+    if not isinstance(head, PairClassifier):
+        raise TypeError(f"head: expected a DissimilarityHead or ProjectedHead, got {type(head).__name__}.")
+
+
 def finite_rows(name: str, embeddings: ArrayLike, classifier: PairClassifier) -> Tensor:
-    """The rows that the classifier scores, at least float32; ValueError if one is not finite."""
+    """The rows [N, D] that the classifier scores, at least float32; ValueError if one is not finite."""
     rows = classifier.transform(as_rows(name, embeddings, classifier.weight))
+    if rows.dim() != 2:
+        raise ValueError(f"{name}: expected rows [N, D], got {list(rows.shape)}. Pass one row per image.")
     infinite = ~rows.isfinite().all(1)
     if infinite.any():
         raise ValueError(f"{name}: expected finite numbers, got NaN or Inf in row {int(infinite.nonzero()[0])}.")
