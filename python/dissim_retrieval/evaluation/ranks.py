@@ -123,12 +123,14 @@ class Retrieval:
         start = 0
         for count in group.unique_consecutive(return_counts=True)[1].tolist():
             rows = range(start, start + count)
-            try:
-                yield self._fused_ranks(self.scorer, gallery, rows)
-            except ValueError:
-                # A NaN score, maybe of a pair that is excluded. The scores tell, and name the query.
-                yield from (part.ranks() for part in self.scores(block, rows))
             start += count
+            try:
+                found = self._fused_ranks(self.scorer, gallery, rows)
+            except ValueError:
+                # A score is NaN. The scores themselves tell whether it is that of a candidate, and name the query.
+                yield from (part.ranks() for part in self.scores(block, rows))
+            else:
+                yield found
 
     def _fused_ranks(self, classifier: PairClassifier, gallery: Tensor, rows: range) -> MatchRanks:
         part = slice(rows.start, rows.stop)

@@ -80,10 +80,10 @@ class KReciprocalScorer:
 
     With d the distance of this module, e_ij = (d_ij / max over j' of d_ij')**2 is the published normalized distance.
     The k-reciprocal set of a row has those of its k1 nearest rows that have it among their own k1, and itself. The
-    set of a member, with k1 / 2 instead of k1, is added if more than two thirds of it are inside. A row is encoded by
-    exp(-e_ij) for the members j of its set, divided by their sum; then each encoding is replaced by the mean over the
-    k2 nearest rows, itself included. The result is lambda_value * e_ij + (1 - lambda_value) * J_ij with J the Jaccard
-    distance of the encodings.
+    set of a member, with round(k1 / 2) instead of k1, is added if more than two thirds of it are inside. A row is
+    encoded by exp(-e_ij) for the members j of its set, divided by their sum; then each encoding is replaced by the
+    mean over the k2 nearest rows, itself included. The result is lambda_value * e_ij + (1 - lambda_value) * J_ij with
+    J the Jaccard distance of the encodings.
 
     If no weight is positive, this equals the published procedure with the distance bias - score, except that a row
     comes before its exact copies, and that rows that are all equal have distance 0 instead of NaN. Nothing is lost to
