@@ -18,6 +18,7 @@ from dissim_retrieval.embedding_file import read_embeddings
 from dissim_retrieval.fit import fit_head
 from dissim_retrieval.speed import compare_speed
 
+FILES = {"metrics.json", "per_query.csv", "report.html", "report.png"}
 DATA = ["--data", "glyphs", "--size", "32"]
 TRAINING = ["--backbone", "small", "--dim", "16", "--steps", "4", "--identities", "8"]
 
@@ -62,7 +63,7 @@ def test_from_training_to_a_report(capsys):
     out = capsys.readouterr().out
     assert "13 test identities, none of which the model was trained on." in out
     assert "pair classifier" in out and "cosine" in out and Path(out.splitlines()[-1]).name == "report.html"
-    assert sorted(p.name for p in Path("report").iterdir()) == ["metrics.json", "report.html", "report.png"]
+    assert {p.name for p in Path("report").iterdir()} == FILES
 
 
 def test_demo_compares_trained_and_untrained(capsys):
@@ -184,6 +185,8 @@ def test_more_identities_than_there_are_are_lowered_with_a_line(capsys):
 
 def test_indexing_a_triplet_run_fails(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--loss", "triplet") == 0
+    assert run("evaluate", "run", *DATA, "--rerank") == 1
+    assert "rerank: expected a run with a pair classifier" in capsys.readouterr().err
     np.savez("x.npz", embeddings=np.zeros((2, 16), np.float32))
     assert run("index", "run", "x.npz", "x.index") == 1
     assert "expected a run with a pair classifier" in last_error(capsys)

@@ -151,11 +151,12 @@ def test_other_photos_of_the_same_names_are_not_appended():
 
 
 def test_evaluation_is_on_the_identities_held_out():
-    text = success("evaluate", "run", "--root", "photos")
+    text = success("evaluate", "run", "--root", "photos", "--rerank")
     assert "2 validation identities, none of which the model was trained on" in text
     record = json.loads(Path("run/evaluation/metrics.json").read_text())
     assert record["trained_identities"] == 0 and "none of which" in record["note"]
     assert record["evaluations"][0]["metrics"]["queries"] == 6
+    assert [one["name"] for one in record["evaluations"]][:2] == ["pair classifier", "pair classifier, re-ranked"]
     assert "2 validation identities" in Path("run/evaluation/report.html").read_text()
     assert "no test part" in failure("evaluate", "run", "--part", "test")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dissim_retrieval import DissimilarityIndex, retrieval_metrics
-from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.evaluation import cosine
 from dissim_retrieval.feature_file import read_features
 from dissim_retrieval.fit import LOSSES, _batches, _draw_fitted, fit_head
 from dissim_retrieval.held_out import average_precisions, check_held_out

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dissim_retrieval.evaluation import retrieval_metrics
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.interop import PMLLoss, ScoreDistance
 from dissim_retrieval.losses import HingeLoss
-from dissim_retrieval.metrics import retrieval_metrics
 from dissim_retrieval.references import References
 from pytorch_metric_learning import losses, miners, reducers, testers
 from pytorch_metric_learning.distances import BatchedDistance

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from dissim_retrieval.metrics import rank_blocks, retrieval_metrics
+from dissim_retrieval.evaluation import retrieval_metrics
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 
@@ -194,9 +194,8 @@ def test_scorer_sees_no_more_than_a_block():
         seen.append((len(query), len(reference)))
         return torch.cdist(query, reference)
 
-    parts = list(rank_blocks(rows(10), rows(6), scorer, torch.arange(10), torch.arange(6), block=4))
+    retrieval_metrics(rows(10), rows(6), scorer, torch.arange(10), torch.arange(6), block=4)
     assert seen == [(4, 6), (4, 6), (2, 6)]
-    assert [part.rows for part in parts] == [range(0, 4), range(4, 8), range(8, 10)]
 
 
 def test_errors_name_the_argument():
@@ -210,6 +209,12 @@ def test_errors_name_the_argument():
         retrieval_metrics(*good, query_cameras=labels)
     with pytest.raises(ValueError, match="map_convention"):
         retrieval_metrics(*good, map_convention="oxford")
+    with pytest.raises(ValueError, match="recall_at: expected ranks from 1, got 0"):
+        retrieval_metrics(*good, recall_at=(0, 1))
+    with pytest.raises(ValueError, match="max_rank: expected ranks from 1, got 0"):
+        retrieval_metrics(*good, max_rank=0)
+    with pytest.raises(ValueError, match="exclude_index: expected gallery rows below 2, or -1 for none, got 2"):
+        retrieval_metrics(*good, exclude_index=[0, 2])
     with pytest.raises(ValueError, match="block"):
         retrieval_metrics(*good, block=0)
     with pytest.raises(ValueError, match=r"scorer: expected scores \[n, M\] = \[2, 2\], got \[2\]"):

@@ -1,5 +1,6 @@
 """The evaluation, compared with brute force, and the report: complete, self-contained, deterministic."""
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -7,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from dissim_retrieval.data import ImageSet
-from dissim_retrieval.evaluate import RECALL_GRID, cosine, evaluate, negative_euclidean, pick_queries
-from dissim_retrieval.metrics import retrieval_metrics
-from dissim_retrieval.report import metric_table, metric_text, write_report
+from dissim_retrieval.evaluation import cosine, evaluate, negative_euclidean, pick_queries, retrieval_metrics
+from dissim_retrieval.evaluation.histogram import RECALL_GRID
+from dissim_retrieval.evaluation.report import metric_table, metric_text, write_report
 from PIL import Image
+
+FILES = {"metrics.json", "per_query.csv", "report.html", "report.png"}
 
 
 def shapes(ids=12, cameras=3, size=16):
@@ -147,7 +150,7 @@ def test_report_is_complete_and_self_contained(images, evaluations, tmp_path):
         tmp_path / "out", evaluations, images, title="A <title>", facts={"seed": 7, "machine": "two cores"}
     )
     text = page.read_text()
-    assert sorted(p.name for p in page.parent.iterdir()) == ["metrics.json", "report.html", "report.png"]
+    assert {p.name for p in page.parent.iterdir()} == FILES
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import", text), "the page loads something"
     assert "A &lt;title&gt;" in text and "<color" not in text and "L2 &amp; more" in text
     for fact in ("seed", "two cores", "Drawn here", "by seed", "trapezoid"):
@@ -190,10 +193,22 @@ def test_a_note_is_on_the_page_in_the_table_and_in_the_record(images, evaluation
     assert note in page.read_text() and metric_text(evaluations, note).startswith(f"{note}\n")
 
 
+def test_every_query_is_in_the_table(images, evaluations, tmp_path):
+    write_report(tmp_path, evaluations, images, title="t", facts={})
+    with open(tmp_path / "per_query.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["L2 & more"] * 34 + ["cosine"] * 34
+    assert [row["query"] for row in rows[:34]] == images.ids
+    alone, *others = rows[:34]
+    assert (alone["identity"], alone["matches"], alone["average_precision"]) == ("<color 0>", "0", "")
+    mean = sum(float(row["average_precision"]) for row in others) / 33
+    assert mean == pytest.approx(evaluations[0].metrics["mAP"], abs=1e-6)
+
+
 def test_report_is_deterministic(images, evaluations, tmp_path):
     for name in ("one", "two"):
         write_report(tmp_path / name, evaluations, images, title="t", facts={})
-    for file in ("report.html", "report.png", "metrics.json"):
+    for file in FILES:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 

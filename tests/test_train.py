@@ -10,8 +10,7 @@ import torch
 from dissim_retrieval.data.glyphs import load_glyphs
 from dissim_retrieval.embedding import embed_images
 from dissim_retrieval.embedding_file import read_embedding_file, write_embeddings
-from dissim_retrieval.evaluate import cosine, evaluate
-from dissim_retrieval.metrics import retrieval_metrics
+from dissim_retrieval.evaluation import cosine, evaluate, retrieval_metrics
 from dissim_retrieval.models import build_backbone
 from dissim_retrieval.provenance import check_same_model
 from dissim_retrieval.train import TrainConfig, load_trained, train

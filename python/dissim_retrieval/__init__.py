@@ -1,7 +1,7 @@
 """Image retrieval with a learned pair score: train, evaluate, index and search with the same score."""
 
 from .distributed import gather, gather_references
-from .evaluate import evaluate
+from .evaluation import evaluate, expand_queries, k_reciprocal_rerank, per_query_metrics, retrieval_metrics
 from .feature_file import read_features
 from .fit import fit_head
 from .head import DissimilarityHead
@@ -10,7 +10,6 @@ from .index import BackboneWeights, DissimilarityIndex, RangeResult, SearchResul
 from .interop import PMLLoss, ScoreDistance
 from .losses import HingeLoss, InfoNCELoss, NCALoss, PrototypeLoss, SoftMarginLoss, SupConLoss, TripletLoss
 from .memory import CrossBatchMemory
-from .metrics import retrieval_metrics
 from .projected import ProjectedHead
 from .references import References
 from .train import TrainConfig, load_trained, train
@@ -37,10 +36,13 @@ __all__ = [
     "TrainConfig",
     "TripletLoss",
     "evaluate",
+    "expand_queries",
     "fit_head",
     "gather",
     "gather_references",
+    "k_reciprocal_rerank",
     "load_trained",
+    "per_query_metrics",
     "read_features",
     "retrieval_metrics",
     "train",

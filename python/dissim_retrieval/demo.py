@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from .data import ImageSet, load_images
 from .embedding import embed_images
-from .evaluate import Evaluation, cosine, evaluate, negative_euclidean, pick_queries
+from .evaluation import Evaluation, Scorer, cosine, evaluate, negative_euclidean, pick_queries
+from .evaluation.report import write_report
 from .head import DissimilarityHead
-from .metrics import Scorer
 from .models import build_backbone
-from .report import write_report
 from .speed import environment_summary
 from .train import TrainConfig, Trained, train
 

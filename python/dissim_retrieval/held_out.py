@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .evaluate import cosine
-from .metrics import Scorer, measure, rank_blocks
+from .evaluation import Scorer, cosine, per_query_metrics
 from .whitening import SHRINKAGES, within_class_whitening
 
 
@@ -54,8 +53,7 @@ class HeldOutCheck:
 def check_held_out(scorer: Scorer, embeddings: Tensor, labels: Tensor, fitted: Tensor, dim: int) -> HeldOutCheck:
     """Compare on the rows that are not `fitted` (bool [N]). The whitening is fitted on the others.
 
-    dim: dimensions that the whitening may keep instead of all. Cost: twelve scorings and sorts of all pairs of
-    held-out rows, in blocks.
+    dim: dimensions that the whitening may keep instead of all. Cost: twelve rankings of all held-out rows.
     """
     rows, identity = embeddings[~fitted], labels[~fitted]
     found = average_precisions(scorer, rows, identity)
@@ -77,9 +75,7 @@ def check_held_out(scorer: Scorer, embeddings: Tensor, labels: Tensor, fitted: T
 def average_precisions(scorer: Scorer, rows: Tensor, labels: Tensor) -> Tensor:
     """The mean average precision of each identity with two or more rows, float64."""
     itself = torch.arange(len(rows), device=rows.device)
-    blocks = rank_blocks(rows, rows, scorer, labels, labels, exclude_index=itself)
-    per_query = [measure(block.hit_ranks()) for block in blocks]
-    precision = torch.cat([part["mAP_mean"] for part in per_query])
-    matched = torch.cat([part["first"] for part in per_query]).isfinite()
+    found = per_query_metrics(rows, rows, scorer, labels, labels, exclude_index=itself)
+    precision, matched = found.average_precision, found.valid
     _, identity, count = labels.cpu()[matched].unique(return_inverse=True, return_counts=True)
     return torch.zeros(len(count), dtype=precision.dtype).index_add_(0, identity, precision[matched]) / count

@@ -50,6 +50,20 @@ class ProjectedHead(nn.Module):
             )
         return (rows.to(self.mean.dtype) - self.mean) @ self.projection
 
+    @property
+    def weight(self) -> Tensor:
+        """The weights of the head, [dim]."""
+        return self.head.weight
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias of the head, [1]."""
+        return self.head.bias
+
+    def transform(self, embeddings: ArrayLike) -> Tensor:
+        """Embeddings [N, D] -> the rows [N, dim] that are scored by `weight` and `bias`."""
+        return self.head.transform(self.project(embeddings))
+
     def forward(self, query: ArrayLike, reference: ArrayLike) -> Tensor:
         return self.head(self.project(query), self.project(reference))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ..demo import DemoConfig, run_demo
-from ..report import metric_text
+from ..evaluation.report import metric_text
 from .output import Output
 
 

@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
+from torch import Tensor
 from tyro.conf import OmitArgPrefixes, arg
 
 from ..embedding import embed_images
-from ..evaluate import cosine, negative_euclidean, pick_queries
-from ..evaluate import evaluate as evaluate_scorer
-from ..report import metric_text, threshold_text, write_report
+from ..evaluation import KReciprocalScorer, Scorer, cosine, negative_euclidean, pick_queries
+from ..evaluation import evaluate as evaluate_scorer
+from ..evaluation.report import metric_text, threshold_text, write_report
+from ..head import DissimilarityHead
 from ..speed import environment_summary
 from ..train import load_trained
 from .arguments import Device, ImageOptions, Run, pick_device
@@ -27,9 +30,10 @@ def evaluate(
     images: OmitArgPrefixes[ImageOptions],
     part: Literal["validation", "test", "all"] | None = None,
     seed: int = 0,
+    rerank: bool = False,
     device: Device = None,
 ) -> Output:
-    """Evaluate RUN on identities that it held out; write a report with pictures, and metrics.json.
+    """Evaluate RUN on identities that it held out; write a report with pictures, metrics.json and per_query.csv.
 
     Each image is a query against all others, or in sets with an official protocol, each query against the gallery.
 
@@ -37,18 +41,19 @@ def evaluate(
         part: Default: the test part, or if the run has none, the validation part. all: also the identities that the
             model was trained on, which the report says.
         seed: Seed for the choice of the queries that the report shows.
+        rerank: Also evaluate the pair classifier after k-reciprocal re-ranking.
     """
     start = time.perf_counter()
     out = out or run / "evaluation"
     trained = load_trained(run)
+    if rerank and trained.head is None:
+        raise ValueError(f"rerank: expected a run with a pair classifier, got {run}, which has none. Omit --rerank.")
     selected, note, known = load_for_run(run, trained, images, part)
     pictured = pick_queries(selected, seed=seed)
     rows = embed_images(trained.backbone.to(pick_device(device)), selected)
-    scorers = {"cosine": cosine, "L2 distance": negative_euclidean}
-    if trained.head is not None:
-        scorers = {"pair classifier": trained.head, **scorers}
     evaluations = [
-        evaluate_scorer(name, rows, scorer, selected, pictured_queries=pictured) for name, scorer in scorers.items()
+        evaluate_scorer(name, embeddings, scorer, selected, pictured_queries=pictured)
+        for name, (embeddings, scorer) in _methods(rows, trained.head, rerank).items()
     ]
     facts = {
         "images": f"{len(selected)} of {selected.name}, {selected.size[0]}x{selected.size[1]} pixels",
@@ -69,3 +74,14 @@ def evaluate(
     if trained.head is not None:
         lines.insert(1, threshold_text(evaluations[0]))
     return Output("\n".join(lines), record | {"metrics": metrics})
+
+
+def _methods(rows: Tensor, head: DissimilarityHead | None, rerank: bool) -> dict[str, tuple[Tensor, Scorer]]:
+    """What is compared, the method of interest first: the rows that are passed to each scorer."""
+    methods: dict[str, tuple[Tensor, Scorer]] = {}
+    if head is not None:
+        methods["pair classifier"] = rows, head
+        if rerank:
+            numbers = torch.arange(len(rows))[:, None]
+            methods["pair classifier, re-ranked"] = numbers, KReciprocalScorer(rows, head)
+    return methods | {"cosine": (rows, cosine), "L2 distance": (rows, negative_euclidean)}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..data import ImageSet
 from ..embedding import embed_images, pixels_like
-from ..evaluate import cosine, evaluate
+from ..evaluation import cosine, evaluate
 from ..models import Backbone, build_backbone
 from ..provenance import check_same_data
 from . import run_folder

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .data import ImageSet
-from .evaluate import RECALL_GRID, Evaluation
+from ..data import ImageSet
+from .evaluate import Evaluation
+from .histogram import RECALL_GRID
 
 HIT, MISS, INK, FAINT = "#009E73", "#D55E00", "#222222", "#8A8A8A"
 LINES = [

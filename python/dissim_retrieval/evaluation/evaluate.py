@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from .data import ImageSet
-from .metrics import RankedBlock, Scorer, measure, rank_blocks, summarize
-
-#: Recall levels of the precision-recall curve.
-RECALL_GRID = torch.linspace(0, 1, 101, dtype=torch.float64)
-#: Bins for the precision-recall curve, and how many of them form one bar of the histogram that is shown.
-BINS, BINS_PER_BAR = 4000, 50
+from ..data import ImageSet
+from .histogram import BINS_PER_BAR, Histogram
+from .metrics import PerQueryMetrics, measure_all
+from .ranks import Retrieval, ScoreBlock, count_equal
+from .scorers import Scorer
 
 
 @dataclass(frozen=True)
@@ -30,9 +26,9 @@ class RankedList:
     hits: list[bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The results of one method on one set of images, in plain numbers and lists: `asdict` can be saved as JSON."""
+    """The results of one method on one set of images."""
 
     name: str
     metrics: dict  # as `retrieval_metrics`, without its "cmc"
@@ -44,16 +40,8 @@ class Evaluation:
     same_above_0: float  # fraction of the pairs of one identity that score 0 or more, the classifier's threshold
     different_above_0: float
     ranked: list[RankedList]
-
-
-def negative_euclidean(query: Tensor, reference: Tensor) -> Tensor:
-    """Scorer: minus the L2 distance."""
-    return -torch.cdist(query, reference)
-
-
-def cosine(query: Tensor, reference: Tensor) -> Tensor:
-    """Scorer: cosine similarity."""
-    return normalize(query, dim=-1) @ normalize(reference, dim=-1).T
+    queries: Tensor  # int64 [N]: the image rows of the queries
+    per_query: PerQueryMetrics  # [N]
 
 
 def evaluate(
@@ -74,14 +62,15 @@ def evaluate(
 
     embeddings: [B, D], row i of image i. ranked: length of the ranked list of each of `pictured_queries` (image rows;
     default `pick_queries(images)`). Metrics, CMC and both mAP are those of `retrieval_metrics`.
-    Memory: about 50 * block * B bytes.
+    Cost: all pairs are scored twice, for the ranks and for the histogram. Memory: about 50 * block * B bytes, and
+    for a classifier that of `retrieval_metrics`.
     """
     if len(embeddings) != len(images):
         raise ValueError(f"embeddings: expected one row for each of {len(images)} images, got {len(embeddings)}.")
     pictured = pick_queries(images) if pictured_queries is None else list(pictured_queries)
     query_rows, gallery_rows = _sides(images)
     cameras = images.cameras if _many_cameras(images) else None
-    blocks = rank_blocks(
+    retrieval = Retrieval.of(
         embeddings[query_rows],
         embeddings[gallery_rows],
         scorer,
@@ -90,23 +79,20 @@ def evaluate(
         query_cameras=None if cameras is None else cameras[query_rows],
         reference_cameras=None if cameras is None else cameras[gallery_rows],
         exclude_index=query_rows if images.queries is None else None,
-        block=block,
     )
+    per_query = measure_all(retrieval, block)
+    metrics = per_query.summary()
     histogram: Histogram | None = None
-    per_query: list[dict[str, Tensor]] = []
     lists: dict[int, RankedList] = {}
-    for part in tqdm(
-        blocks, f"evaluate {name}", total=-(-len(query_rows) // block), disable=None if progress else True
-    ):
-        per_query.append(measure(part.hit_ranks()))
+    blocks = -(-len(query_rows) // block)
+    for part in tqdm(retrieval.scores(block), f"evaluate {name}", blocks, disable=None if progress else True):
         histogram = histogram or Histogram(part.scores[part.candidate])
         histogram.add(part)
         for place, row in enumerate(query_rows[part.rows.start : part.rows.stop].tolist()):
             if row in pictured:
                 lists[row] = _ranked_list(part, place, row, gallery_rows, ranked)
 
-    metrics = summarize(per_query, recall_at=(1, 5, 10), max_rank=50, map_convention="mean")
-    assert histogram is not None  # summarize raises if there is no query
+    assert histogram is not None  # summary raises if there is no query
     same_above_0, different_above_0 = histogram.fractions_above_0()
     return Evaluation(
         name=name,
@@ -119,6 +105,8 @@ def evaluate(
         same_above_0=same_above_0,
         different_above_0=different_above_0,
         ranked=[lists[row] for row in pictured],
+        queries=query_rows,
+        per_query=per_query,
     )
 
 
@@ -126,12 +114,9 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
     """`count` queries to show, as image rows: of different identities, with a match, chosen by the seed only."""
     query_rows, gallery_rows = _sides(images)
     views = images.labels * len(images.camera_names) + images.cameras
-    keys = (
-        views if _many_cameras(images) else torch.arange(len(images))
-    )  # a query and its candidates never have the same key
-    same_label, same_key = (
-        _count_equal(values[query_rows], values[gallery_rows]) for values in (images.labels, keys)
-    )
+    # A query and its candidates never have the same key.
+    keys = views if _many_cameras(images) else torch.arange(len(images))
+    same_label, same_key = (count_equal(values[query_rows], values[gallery_rows]) for values in (images.labels, keys))
     chosen: dict[int, int] = {}
     for place in torch.randperm(len(query_rows), generator=torch.Generator().manual_seed(seed)).tolist():
         if len(chosen) < count and same_label[place] > same_key[place]:
@@ -139,65 +124,19 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
     return list(chosen.values())
 
 
-class Histogram:
-    """Counts of same and different pairs by score, in bins over the given scores."""
-
-    def __init__(self, scores: Tensor) -> None:
-        finite = scores[scores.isfinite()].double()
-        low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)
-        margin = 0.05 * (high - low) or 1.0
-        width = (high - low + 2 * margin) / (BINS - 1)
-        # multiples of the width, so that 0 is an edge and the counts above it are exact
-        self.edges = torch.arange(BINS + 1, dtype=torch.float64).add(math.floor((low - margin) / width)).mul(width)
-        self.same = torch.zeros(BINS, dtype=torch.int64)
-        self.different = torch.zeros(BINS, dtype=torch.int64)
-
-    def add(self, block: RankedBlock) -> None:
-        self.same += self._count(block.scores[block.match])
-        self.different += self._count(block.scores[block.candidate & ~block.match])
-
-    def _count(self, scores: Tensor) -> Tensor:
-        inner = self.edges[1:-1].to(scores.device)
-        bins = torch.bucketize(scores.double(), inner, right=True)
-        return torch.bincount(bins, minlength=BINS).cpu()
-
-    def fractions_above_0(self) -> tuple[float, float]:
-        """Of the same and of the different pairs, the fraction that scores 0 or more."""
-        first = int(torch.searchsorted(self.edges, 0.0))
-        same, different = (
-            counts[first:].sum().item() / max(1, counts.sum().item()) for counts in (self.same, self.different)
-        )
-        return same, different
-
-    def interpolated_precision(self) -> Tensor:
-        """For each recall of RECALL_GRID, the best precision of "same if score >= t" with at least that recall.
-
-        t is the lower edge of a bin. The counts at these edges are exact.
-        """
-        found = self.same.flip(0).cumsum(0).double()
-        precision = found / (found + self.different.flip(0).cumsum(0)).clamp(min=1)
-        best = precision.flip(0).cummax(0).values.flip(0)
-        return best[torch.searchsorted(found / found[-1], RECALL_GRID - 1e-9)]
-
-
-def _ranked_list(block: RankedBlock, place: int, row: int, gallery_rows: Tensor, length: int) -> RankedList:
+def _ranked_list(block: ScoreBlock, place: int, row: int, gallery_rows: Tensor, length: int) -> RankedList:
     """The ranked list of the query at `place` in the block; `row` and `gallery_rows` are image rows."""
-    order = block.order[place]
-    best = order[block.candidate[place][order]][:length]
+    candidates = block.candidate[place].nonzero()[:, 0]
+    order = block.scores[place][candidates].neg().sort(stable=True).indices[:length]
+    best = candidates[order]
     scores, hits = block.scores[place][best], block.match[place][best]
-    return RankedList(row, gallery_rows[best].tolist(), scores.tolist(), hits.tolist())
+    return RankedList(row, gallery_rows[best.cpu()].tolist(), scores.tolist(), hits.tolist())
 
 
 def _sides(images: ImageSet) -> tuple[Tensor, Tensor]:
     """Image rows of the queries and of the gallery."""
     rows = torch.arange(len(images))
     return (rows, rows) if images.queries is None else (rows[images.queries], rows[~images.queries])
-
-
-def _count_equal(values: Tensor, among: Tensor) -> Tensor:
-    """How many entries of `among` equal each value."""
-    ordered = among.sort().values
-    return torch.searchsorted(ordered, values, right=True) - torch.searchsorted(ordered, values)
 
 
 def _many_cameras(images: ImageSet) -> bool:

@@ -1,20 +1,23 @@
-"""The report of a comparison: an HTML page without external files, a picture, and the numbers as JSON."""
+"""The report of a comparison: an HTML page without external files, a picture, and the numbers as JSON and CSV."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from base64 import b64encode
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from .atomic import atomic_write
-from .data import ImageSet
-from .evaluate import RECALL_GRID, Evaluation
+from ..atomic import atomic_write
+from ..data import ImageSet
+from .evaluate import Evaluation
+from .histogram import RECALL_GRID
+from .metrics import PerQueryMetrics
 
 if TYPE_CHECKING:
     from .figures import Table
@@ -46,7 +49,7 @@ def write_report(
     note: str = "",
     trained_identities: int | None = None,
 ) -> Path:
-    """Write report.html, report.png and metrics.json into `out_dir` and return the path of report.html.
+    """Write report.html, report.png, metrics.json and per_query.csv into `out_dir`; return the path of report.html.
 
     evaluations: the method of interest first, then its baselines, all on the same `images` and with the same pictured
     queries. facts: what a reader needs to repeat the run (seed, configuration, machine, time), as text.
@@ -61,9 +64,12 @@ def write_report(
     columns, table = metric_table(evaluations)
     record: dict = {"title": title, "note": note, "trained_identities": trained_identities, "facts": facts}
     record["recall_grid"] = RECALL_GRID.tolist()
-    record["evaluations"] = [asdict(evaluation) for evaluation in evaluations]
+    arrays = ("queries", "per_query")  # they are in per_query.csv
+    record["evaluations"] = [{k: v for k, v in asdict(one).items() if k not in arrays} for one in evaluations]
     with atomic_write(out_dir / "metrics.json") as file:
         file.write(json.dumps(record, indent=1, default=str).encode())
+    with atomic_write(out_dir / "per_query.csv") as file:
+        file.write(per_query_csv(evaluations, images).encode())
     with atomic_write(out_dir / "report.png") as file:
         file.write(overview_png(evaluations, images, columns, table, title=title))
 
@@ -114,6 +120,20 @@ def metric_text(evaluations: list[Evaluation], note: str = "") -> str:
     for name, cells in table:
         lines.append(f"{name:<{width}}" + "".join(f"{text + ('*' if best else ' '):>12}" for text, best in cells))
     return "\n".join(lines)
+
+
+def per_query_csv(evaluations: list[Evaluation], images: ImageSet) -> str:
+    """The metrics of every query and method, under a line of headings. Cells of a query without a match are empty."""
+    names = [field.name for field in fields(PerQueryMetrics)]
+    writer = csv.writer(text := io.StringIO(), lineterminator="\n")
+    writer.writerow(["method", "query", "identity", *names])
+    for evaluation in evaluations:
+        columns = [getattr(evaluation.per_query, name).tolist() for name in names]
+        for row, (matches, *values) in zip(evaluation.queries.tolist(), zip(*columns, strict=True), strict=True):
+            cells = [f"{value:.6g}" for value in values] if matches else [""] * len(values)
+            label = images.label_names[int(images.labels[row])]
+            writer.writerow([evaluation.name, images.ids[row], label, matches, *cells])
+    return text.getvalue()
 
 
 def threshold_text(evaluation: Evaluation) -> str:

@@ -1,0 +1,65 @@
+"""Scorers: functions that score every pair of a query and a gallery row, larger = "same"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..arrays import ArrayLike, as_rows
+
+#: (query [n, D], reference [M, D]) -> scores [n, M], larger = "same".
+Scorer = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class PairClassifier(Protocol):
+    """A scorer whose scores are ``fused_dissim_score(transform(query), transform(reference), weight, bias[0])``.
+
+    DissimilarityHead and ProjectedHead are such scorers. Their matches are ranked by `fused_dissim_rank`, which keeps
+    no scores.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """[D]."""
+
+    @property
+    def bias(self) -> Tensor:
+        """[1]."""
+
+    def transform(self, embeddings: Tensor) -> Tensor:
+        """Embeddings -> the rows [N, D] that are scored."""
+
+    def __call__(self, query: Tensor, reference: Tensor) -> Tensor:
+        """The scores [n, M]."""
+
+
+def check_classifier(head: object) -> None:
+    """The argument `head` of functions that need its weights."""
+    if not isinstance(head, PairClassifier):
+        raise TypeError(f"head: expected a DissimilarityHead or ProjectedHead, got {type(head).__name__}.")
+
+
+def finite_rows(name: str, embeddings: ArrayLike, classifier: PairClassifier) -> Tensor:
+    """The rows [N, D] that the classifier scores, at least float32; ValueError if one is not finite."""
+    rows = classifier.transform(as_rows(name, embeddings, classifier.weight))
+    if rows.dim() != 2:
+        raise ValueError(f"{name}: expected rows [N, D], got {list(rows.shape)}. Pass one row per image.")
+    infinite = ~rows.isfinite().all(1)
+    if infinite.any():
+        raise ValueError(f"{name}: expected finite numbers, got NaN or Inf in row {int(infinite.nonzero()[0])}.")
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def negative_euclidean(query: Tensor, reference: Tensor) -> Tensor:
+    """Scorer: minus the L2 distance."""
+    return -torch.cdist(query, reference)
+
+
+def cosine(query: Tensor, reference: Tensor) -> Tensor:
+    """Scorer: cosine similarity."""
+    return normalize(query, dim=-1) @ normalize(reference, dim=-1).T
