@@ -1,0 +1,76 @@
+"""Shards as processes: 1 to 8 of them equal one index, and a minute of searches while random ones are killed."""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex, RayDissimilarityIndex
+
+sys.path.append(str(Path(__file__).parents[1]))
+from ray_search import same_answers
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ray") / "index"
+    head = DissimilarityHead(32, sign="free")
+    torch.nn.init.normal_(head.weight)
+    writer = DissimilarityIndex.create(path, head)
+    for count in (3000, 1, 500, 2000, 100, 100, 1000, 3, 400):
+        rows = torch.randn(count, 32)
+        rows[count // 2 :] = rows[: count - count // 2]
+        writer.add(rows, metadata={"color": [("red", "green", None)[n % 3] for n in range(count)]})
+    writer.update(torch.randn(50, 32), range(0, 5000, 100))
+    writer.remove(range(7, 3000, 11))
+    return path
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_shards_equal_one_index(path, shards):
+    index = RayDissimilarityIndex.open(path, shards=shards, num_cpus=0.5)
+    same_answers(index, DissimilarityIndex.open(path), np.random.default_rng(shards), searches=20)
+    index.close()
+
+
+def test_searches_are_complete_while_actors_are_killed(path):
+    index, single = RayDissimilarityIndex.open(path, shards=3), DissimilarityIndex.open(path)
+    kills, stop, choose = [0, 0], threading.Event(), random.Random(0)
+
+    def kill_actors():
+        while not stop.wait(choose.uniform(0, 3)):
+            actor = choose.choice(index._actors)
+            process = ray.get(actor.__ray_call__.remote(lambda shard: os.getpid()))  # waits until it is there again
+            how = choose.randrange(2)
+            os.kill(process, signal.SIGKILL) if how else ray.kill(actor, no_restart=False)
+            kills[how] += 1
+
+    killer = threading.Thread(target=kill_actors)
+    killer.start()
+    try:
+        end, searches, rng = time.monotonic() + 60, 0, np.random.default_rng(0)
+        while time.monotonic() < end:
+            same_answers(index, single, rng, searches=1)
+            searches += 1
+    finally:
+        stop.set()
+        killer.join()
+        index.close()
+    assert min(kills) >= 2 and searches >= 5, (kills, searches)
