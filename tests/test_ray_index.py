@@ -195,7 +195,7 @@ def test_errors_of_open(tmp_path, monkeypatch):
         RayDissimilarityIndex.open(tmp_path / "index", shards=1)
 
 
-def test_another_index_at_the_same_path_is_refused(tmp_path):
+def test_another_index_at_the_same_path_raises(tmp_path):
     for name in ("index", "other"):
         DissimilarityIndex.create(tmp_path / name, new_head(4)).add(torch.randn(3, 4))
     index = open_here(tmp_path / "index", 1)

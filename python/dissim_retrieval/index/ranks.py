@@ -17,7 +17,7 @@ from torch import Tensor
 from dissim_kernels import fused_dissim_rank
 
 from .arguments import as_ids
-from .scan import Found, Query, all_scores, none_found, nothing, score_blocks
+from .scan import Pairs, Query, all_scores, no_pairs, nothing, score_blocks
 from .segments import Snapshot
 
 #: ask(function, *arguments): the results of function(snapshot, *arguments) for the snapshots of all parts.
@@ -63,19 +63,19 @@ def _as_listed(offsets: Any, ids: Any, queries: int, type: pa.DataType | None) -
     return bounds, as_ids(list(number), None, type), np.array([number[value] for value in values], np.int64)
 
 
-def listed(snapshot: Snapshot, query: Query, numbers: Tensor, ids: pa.Array, place: np.ndarray) -> Found:
+def listed(snapshot: Snapshot, query: Query, numbers: Tensor, ids: pa.Array, place: np.ndarray) -> Pairs:
     """The scores of the listed rows that are here: `positions` are those in the list."""
     positions = snapshot.locate(ids)[place]
     here = (positions >= 0).nonzero()[0]
     if not len(here):
-        return none_found(query)
+        return no_pairs(query)
     numbers, (once, row) = numbers[torch.from_numpy(here)], np.unique(positions[here], return_inverse=True)
     rows = snapshot.take(once)
     scores = nothing(query).scores.new_empty(len(here))
-    for first, part, mine in _few_queries(query, numbers):
+    for first, part, mine in _query_batches(query, numbers):
         block = all_scores(part, rows[torch.from_numpy(row)[mine].to(rows.device)]).cpu()
         scores[mine] = block[numbers[mine] - first, torch.arange(len(mine))]
-    return Found(numbers, scores, *map(torch.from_numpy, (snapshot.sequence(positions[here]), here)))
+    return Pairs(numbers, scores, *map(torch.from_numpy, (snapshot.sequence(positions[here]), here)))
 
 
 def counts(snapshot: Snapshot, query: Query, offsets: Tensor, scores: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def counts(snapshot: Snapshot, query: Query, offsets: Tensor, scores: Tensor) ->
 def ties_before(snapshot: Snapshot, query: Query, numbers: Tensor, scores: Tensor, sequence: Tensor) -> Tensor:
     """How many rows have the score of each listed one and an earlier sequence number."""
     total = torch.zeros(len(scores), dtype=torch.int64)
-    for first, part, mine in _few_queries(query, numbers):
+    for first, part, mine in _query_batches(query, numbers):
         for block in score_blocks(part, snapshot, None):
             block_scores, earlier = block.scores.cpu(), torch.from_numpy(block.sequence)
             for some in mine.split(len(part.rows)):
@@ -109,10 +109,10 @@ def ties_before(snapshot: Snapshot, query: Query, numbers: Tensor, scores: Tenso
     return total
 
 
-def _few_queries(query: Query, numbers: Tensor) -> Iterator[tuple[int, Query, Tensor]]:
-    """The queries, 32 to 63 at a time: the number of the first, the queries, and which pairs belong to them.
+def _query_batches(query: Query, numbers: Tensor) -> Iterator[tuple[int, Query, Tensor]]:
+    """The queries in batches of 32 to 63: the number of the first, the queries, and which pairs belong to them.
 
-    The scores of 16 queries or fewer are rounded in another way than those of more, so no smaller part is split off.
+    The scores of up to 16 queries are rounded in another way than those of more, so no smaller batch is split off.
     """
     first = 0
     for rows in query.rows.tensor_split(max(1, len(query.rows) // 32)):

@@ -160,7 +160,7 @@ class RayDissimilarityIndex:
         """As `DissimilarityIndex.range_search`."""
         state, rows = self._state, scan.as_query(self.head, query)
         parts, names = _joined(self._ask(state, "above", rows, threshold, filter), state.id_type)
-        found = scan.joined([scan.none_found(rows), *parts])
+        found = scan.joined_pairs([scan.no_pairs(rows), *parts])
         return range_result(*scan.best_first(found, len(rows.rows)), names, query)
 
     def ranks(self, query: Any, offsets: Any, ids: Any) -> Any:
@@ -212,25 +212,25 @@ class RayDissimilarityIndex:
             raise RuntimeError("index: expected an open index, got one that was closed. Open it again.")
         ray, busy = self._ray, state.busy
         shared = ray.put(arguments)
-        asked = [
+        calls = [
             self._actors[number].call.remote(
                 state.shares[number], name, shared if each is None else (*arguments, each[place])
             )
             for place, number in enumerate(busy)
         ]
-        late = ray.wait(asked, num_returns=len(asked), timeout=self._timeout)[1] if asked else []
+        late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout)[1] if calls else []
         if late:
-            names = ", ".join(self._name(number) for number, one in zip(busy, asked, strict=True) if one in late)
+            names = ", ".join(self._name(number) for number, call in zip(busy, calls, strict=True) if call in late)
             raise TimeoutError(
                 f"shards: expected all answers in {self._timeout} s, got none of {names}. Raise timeout, or see "
                 "`ray status` for whether every actor has a place to run."
             )
-        return [self._answer(number, one) for number, one in zip(busy, asked, strict=True)]
+        return [self._answer(number, call) for number, call in zip(busy, calls, strict=True)]
 
-    def _answer(self, number: int, asked: Any) -> Any:
+    def _answer(self, number: int, call: Any) -> Any:
         errors = import_module("ray.exceptions")
         try:
-            return self._ray.get(asked)
+            return self._ray.get(call, timeout=self._timeout)
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:

@@ -148,7 +148,7 @@ def score_blocks(query: Query, snapshot: Snapshot, chosen: np.ndarray | None) ->
                 yield Scores(scores, segment.sequence[at], offset + at)
 
 
-class Found(NamedTuple):
+class Pairs(NamedTuple):
     """Pairs of a query and a row: the query's number, score, sequence number and position, each [P], on the CPU."""
 
     numbers: Tensor
@@ -157,26 +157,26 @@ class Found(NamedTuple):
     positions: Tensor
 
 
-def above(query: Query, snapshot: Snapshot, threshold: float, chosen: np.ndarray | None = None) -> Found:
+def above(query: Query, snapshot: Snapshot, threshold: float, chosen: np.ndarray | None = None) -> Pairs:
     """The rows that score `threshold` or more, in any order."""
-    found = [none_found(query)]
+    found = [no_pairs(query)]
     for block in score_blocks(query, snapshot, chosen):
         numbers, columns = (block.scores >= threshold).nonzero(as_tuple=True)
         scores, numbers, columns = block.scores[numbers, columns].cpu(), numbers.cpu(), columns.cpu()
-        found.append(Found(numbers, scores, *(torch.from_numpy(values)[columns] for values in block[1:])))
-    return joined(found)
+        found.append(Pairs(numbers, scores, *(torch.from_numpy(values)[columns] for values in block[1:])))
+    return joined_pairs(found)
 
 
-def none_found(query: Query) -> Found:
+def no_pairs(query: Query) -> Pairs:
     none = torch.empty(0, dtype=torch.int64)
-    return Found(none, nothing(query).scores.flatten(), none, none)
+    return Pairs(none, nothing(query).scores.flatten(), none, none)
 
 
-def joined(parts: list[Found]) -> Found:
-    return Found(*map(torch.cat, zip(*parts, strict=True)))
+def joined_pairs(parts: list[Pairs]) -> Pairs:
+    return Pairs(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def best_first(found: Found, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_first(found: Pairs, queries: int) -> tuple[Tensor, Tensor, Tensor]:
     """Offsets [queries + 1], scores and positions, best first for each query."""
     order = found.sequence.argsort()
     order = order[found.scores[order].sort(descending=True, stable=True).indices]

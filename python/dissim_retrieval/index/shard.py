@@ -62,7 +62,7 @@ class Shard:
                 raise FileNotFoundError(f"path: expected an index, got {path}, where there are no rows.")
             if fingerprint(dataset) != share.fingerprint:
                 raise OSError(f"path: {path} is another index here. Every node must see the same files.")
-            return self._store.snapshot(dataset, before, share.fragments)
+            return self._store.snapshot(dataset, before, set(share.fragments))
         except ValueError as error:  # a damaged file; of a search, a ValueError is about its arguments
             raise OSError(str(error)) from error
 
@@ -81,7 +81,7 @@ class Shard:
 
     def above(
         self, snapshot: Snapshot, query: scan.Query, threshold: float, filter: Any
-    ) -> tuple[scan.Found, pa.Array]:
+    ) -> tuple[scan.Pairs, pa.Array]:
         """The rows of the shard that score `threshold` or more, in the same form."""
         return _with_ids(scan.above(query, snapshot, threshold, matching(self._store, snapshot, filter)), snapshot)
 
@@ -94,7 +94,7 @@ class Shard:
         return scan.candidate_scores(query, snapshot, snapshot.positions(sequence))
 
     def count(self, snapshot: Snapshot, function: Callable, *arguments: Any) -> Any:
-        """A function of `ranks`."""
+        """What a function of `ranks` gives for the shard."""
         return function(snapshot, *arguments)
 
 
