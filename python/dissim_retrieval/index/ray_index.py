@@ -114,7 +114,7 @@ class RayDissimilarityIndex:
     def close(self) -> None:
         """End the actors. Ray itself goes on: see `ray.shutdown`."""
         actors, self._actors = self._actors, []
-        for actor in actors:
+        for actor in actors if self._ray.is_initialized() else ():
             self._ray.kill(actor)
 
     def refresh(self) -> None:
