@@ -64,11 +64,15 @@ def named(path):
 
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+#: Document -> the optional package that its examples need.
+NEEDS = {"docs/api/sharding.md": "ray"}
 
 
 @documents
 def test_python_blocks_of_a_document_run_in_order(document):
     """All ```python and ```pycon blocks of one document share one namespace, as in one session."""
+    if named(document) in NEEDS:
+        pytest.importorskip(NEEDS[named(document)])
     namespace = {"__name__": "__main__"}
     assert list(blocks(document)) or document.name != "README.md", "the README shows no Python"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)

@@ -199,6 +199,23 @@ def test_range_search_finds_what_scores_the_threshold_or_more(make, kind, head, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("queries", [1, 70])
+def test_ranks_are_places_in_the_result_of_a_search(make, kind, head, gallery, queries):
+    gallery[20:40] = gallery[:20]  # equal scores, in and between segments
+    index = filled(make(kind, head), gallery)
+    index.update(gallery[30:33], [102, 120, 140])  # moves rows to another segment
+    index.remove([104, 111])
+    query = torch.randn(queries, 6, generator=torch.Generator().manual_seed(3))
+    best = index.search(query, 48).ids
+    lists = [best[n][torch.randperm(48)[: n % 5 if n else 48]] for n in range(queries)]
+    offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
+    found = index.ranks(query, offsets, torch.cat(lists))
+    places = [(best[n] == row).nonzero()[0, 0] for n, rows in enumerate(lists) for row in rows]
+    assert torch.equal(found, torch.stack(places))
+    assert index.ranks(query.numpy(), [0] * (queries + 1), []).tolist() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_update_remove_and_get(make, kind, head, gallery, query):
     index = filled(make(kind, head), gallery)
     index.update(query[:2], [130, 105], {"label": ["new", "newer"], "extra": [True, None]})
@@ -312,6 +329,9 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.search(query, 1, filter=["x"]), r"ids: expected int64 \[n\]"),
         (lambda: index.search(query, 1, group_by="name"), "group_by: expected a metadata column, one of id, label"),
         (lambda: index.search(query, 1, group_by="label", fuse="sum"), "fuse: expected one of max, mean"),
+        (lambda: index.ranks(query, [0, 1], [100]), r"offsets: expected int64 \[8\], one more than queries"),
+        (lambda: index.ranks(query, [0] * 7 + [2], [100]), "offsets: expected numbers that ascend from 0 to 1"),
+        (lambda: index.ranks(query, [0] * 7 + [1], [[100]]), "ids: expected a list of ids for all queries"),
         (lambda: index.add(query, torch.arange(7).float()), r"ids: expected int64 \[7\]"),
         (lambda: index.add(query, torch.arange(6)), r"ids: expected int64 \[7\].* got int64 \[6\]"),
         (lambda: index.add(query, [1, 2, 3, 1, 5, 6, 7]), "got 1 twice"),
@@ -328,6 +348,8 @@ def test_errors_say_what_to_do(head, gallery, query):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(KeyError, match="ids: expected ids of the index, got 99"):
+        index.ranks(query, [0] * 7 + [2], [100, 99])
     with pytest.raises(TypeError, match="query: expected a tensor or array of floats"):
         index.search(["a"], 1)
     assert len(index) == 50 and len(names) == 7

@@ -6,7 +6,7 @@ from .feature_file import read_features
 from .fit import fit_head
 from .head import DissimilarityHead
 from .held_out import HeldOutCheck
-from .index import BackboneWeights, DissimilarityIndex, RangeResult, SearchResult, StoredRows
+from .index import BackboneWeights, DissimilarityIndex, RangeResult, RayDissimilarityIndex, SearchResult, StoredRows
 from .interop import PMLLoss, ScoreDistance
 from .losses import HingeLoss, InfoNCELoss, NCALoss, PrototypeLoss, SoftMarginLoss, SupConLoss, TripletLoss
 from .memory import CrossBatchMemory
@@ -27,6 +27,7 @@ __all__ = [
     "ProjectedHead",
     "PrototypeLoss",
     "RangeResult",
+    "RayDissimilarityIndex",
     "References",
     "ScoreDistance",
     "SearchResult",

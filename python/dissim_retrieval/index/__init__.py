@@ -1,7 +1,15 @@
-"""An exact index of embeddings, in memory or on disk: `DissimilarityIndex`."""
+"""An exact index of embeddings, in memory or on disk, `DissimilarityIndex`, or over several machines."""
 
 from .gallery import DissimilarityIndex
+from .ray_index import RayDissimilarityIndex
 from .results import RangeResult, SearchResult, StoredRows
 from .settings import BackboneWeights
 
-__all__ = ["BackboneWeights", "DissimilarityIndex", "RangeResult", "SearchResult", "StoredRows"]
+__all__ = [
+    "BackboneWeights",
+    "DissimilarityIndex",
+    "RangeResult",
+    "RayDissimilarityIndex",
+    "SearchResult",
+    "StoredRows",
+]

@@ -11,6 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ..head import DissimilarityHead
+
 INT_IDS, STR_IDS = pa.int64(), pa.large_string()
 #: A column of metadata: SQL conditions name it without quotes, and names with "_" in front are the index's own.
 COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -37,6 +39,21 @@ def check_finite(name: str, rows: Tensor, remedy: str) -> None:
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise ValueError(f"{name}: expected finite numbers, got NaN or Inf in row {first}. {remedy}")
+
+
+@torch.no_grad()
+def transformed(head: DissimilarityHead, name: str, embeddings: Any) -> Tensor:
+    """Transformed rows in the dtype of the head; transformed in float32, because half precision may overflow."""
+    weight = head.weight
+    rows = as_embeddings(name, embeddings, len(weight)).to(weight.device)
+    rows = head.transform(rows.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
+    check_finite(name, rows, f"The index stores {weight.dtype}, which cannot hold such numbers.")
+    return rows
+
+
+def check_k(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k: expected an integer of at least 1, got {k!r}.")
 
 
 def as_ids(ids: Any, count: int | None = None, type: pa.DataType | None = None) -> pa.Array:

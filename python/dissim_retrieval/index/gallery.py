@@ -15,10 +15,12 @@ from torch import Tensor
 from ..head import DissimilarityHead
 from ..provenance import check_same_model
 from . import scan
-from .arguments import STR_IDS, as_embeddings, as_ids, as_metadata, check_finite
+from .arguments import STR_IDS, as_ids, as_metadata, check_k, transformed
+from .candidates import check_fuse, grouped, matching, numbered
 from .entries import Entries
-from .lance_store import LanceStore, first_sentence
+from .lance_store import LanceStore
 from .memory_store import MemoryStore
+from .ranks import ranks
 from .results import (
     RangeResult,
     SearchResult,
@@ -290,21 +292,39 @@ class DissimilarityIndex:
             fuse: how scores of a group become one: max, mean, min or median.
         """
         self._check_provenance(provenance)
-        _check_k(k)
+        check_k(k)
         snapshot, rows = self._snapshot, self._query(query)
-        chosen = self._chosen(snapshot, filter)
         if group_by is None:
+            chosen = matching(self._store, snapshot, filter)
             best, names = scan.top_k(rows, snapshot, k, chosen, quantized=self.quantized), snapshot.ids
         else:
-            best, names = self._groups(rows, snapshot, k, chosen, group_by, fuse)
+            check_fuse(fuse)
+            candidates, names = numbered([grouped(self._store, snapshot, group_by, filter)])
+            best = scan.top_groups(rows, snapshot, k, candidates, fuse)
         return search_result(best, names, k, query)
 
     @torch.no_grad()
     def range_search(self, query: Any, threshold: float, *, filter: str | Any | None = None) -> RangeResult:
         """The rows that score `threshold` or more for each query embedding [N, D]; filter as in `search`."""
         snapshot, rows = self._snapshot, self._query(query)
-        found = scan.above(rows, snapshot, threshold, self._chosen(snapshot, filter))
-        return range_result(*found, snapshot.ids, query)
+        found = scan.above(rows, snapshot, threshold, matching(self._store, snapshot, filter))
+        return range_result(*scan.best_first(found, len(rows.rows)), snapshot.ids, query)
+
+    @torch.no_grad()
+    def ranks(self, query: Any, offsets: Any, ids: Any) -> Any:
+        """How many rows come before each listed row, int64 [P]; 0 is the best. Ties are ordered as in `search`.
+
+        The rows listed for query n are ids[offsets[n]:offsets[n + 1]], as in a `RangeResult`; offsets int64 [N + 1].
+        Average precision, CMC and every other rank metric follow from the ranks of each query's matches. All rows
+        are candidates. If some should be none for a query, list them as well and subtract those that come before.
+
+        Cost: that of a search, and for each listed row a comparison with every row. Memory: the listed rows, [P, D].
+        Raises KeyError for an unknown id.
+        """
+        snapshot, rows = self._snapshot, self._query(query)
+        kind = None if snapshot.schema is None else snapshot.schema.field("id").type
+        found = ranks(lambda function, *arguments: [function(snapshot, *arguments)], rows, offsets, ids, kind)
+        return like(found, query)
 
     # --- parts ------------------------------------------------------------------------------------------------
 
@@ -315,15 +335,10 @@ class DissimilarityIndex:
                 self._snapshot = snapshot
 
     def _prepare(self, name: str, embeddings: Any) -> Tensor:
-        """Transformed rows in the dtype of the head; transformed in float32, because half precision may overflow."""
-        weight = self.head.weight
-        rows = as_embeddings(name, embeddings, len(weight)).to(weight.device)
-        rows = self.head.transform(rows.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
-        check_finite(name, rows, f"The index stores {weight.dtype}, which cannot hold such numbers.")
-        return rows
+        return transformed(self.head, name, embeddings)
 
     def _query(self, query: Any) -> scan.Query:
-        return scan.Query(self._prepare("query", query), self.head.weight.detach(), self.head.bias.detach()[0])
+        return scan.as_query(self.head, query)
 
     def _check_provenance(self, provenance: Mapping[str, Any] | None) -> None:
         check_same_model(self.provenance or {}, provenance or {}, argument="provenance", source="the index")
@@ -353,47 +368,6 @@ class DissimilarityIndex:
             raise KeyError(f"ids: expected ids of the index, got {first!r}")
         return positions
 
-    def _chosen(self, snapshot: Snapshot, filter: Any) -> np.ndarray | None:
-        """Positions of the rows that satisfy the filter."""
-        if filter is None:
-            return None
-        if not len(snapshot):
-            return np.empty(0, np.int64)
-        if not isinstance(filter, str):
-            assert snapshot.schema is not None
-            found = snapshot.locate(as_ids(filter, None, snapshot.schema.field("id").type))
-            return found[found >= 0]
-        try:
-            table = self._store.select(snapshot, filter, [])
-        except ValueError as error:
-            names = ", ".join(snapshot.schema.names if snapshot.schema is not None else [])
-            expected = f"filter: expected an SQL condition on {names}, got {filter!r}"
-            raise ValueError(f"{expected}: {first_sentence(error)}.") from error
-        return snapshot.positions(table.column("_sequence").to_numpy())
-
-    def _groups(
-        self, rows: scan.Query, snapshot: Snapshot, k: int, chosen: np.ndarray | None, group_by: str, fuse: str
-    ) -> tuple[scan.Best, pa.Array]:
-        if fuse not in scan.FUSE:
-            raise ValueError(f"fuse: expected one of {', '.join(scan.FUSE)}, got {fuse!r}.")
-        names = [] if snapshot.schema is None else snapshot.schema.names
-        if group_by not in names:
-            raise ValueError(f"group_by: expected a metadata column, one of {', '.join(names)}, got {group_by!r}.")
-        table = self._store.select(snapshot, f"`{group_by}` IS NOT NULL", [group_by])
-        table = table.sort_by("_sequence")
-        positions = snapshot.positions(table.column("_sequence").to_numpy())
-        values = table.column(group_by).combine_chunks().dictionary_encode()
-        groups = values.indices.to_numpy().astype(np.int64)
-        if chosen is not None:
-            keep = np.isin(positions, chosen)
-            positions, groups = positions[keep], groups[keep]
-        return scan.top_groups(rows, snapshot, k, positions, groups, fuse), values.dictionary
-
 
 def _reopen(path: Path, device: torch.device, in_memory: bool, sync: bool, quantized: bool) -> DissimilarityIndex:
     return DissimilarityIndex.open(path, device=device, quantized=quantized, in_memory=in_memory, sync=sync)
-
-
-def _check_k(k: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k: expected an integer of at least 1, got {k!r}.")

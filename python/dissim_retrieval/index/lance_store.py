@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -89,15 +89,28 @@ class LanceStore:
 
     def latest(self, snapshot: Snapshot) -> Snapshot:
         """The newest version. Segments that did not change are shared with `snapshot`."""
+        dataset = self.dataset()
+        return Snapshot() if dataset is None else self.snapshot(dataset, snapshot)
+
+    def dataset(self, version: int | None = None) -> LanceDataset | None:
+        """The newest version of the dataset, or the given one; None if nothing has been written."""
         self._check_process()
         if not self._exists():
-            return Snapshot()
+            return None
         with self._reading():
-            dataset = lance.dataset(self._uri)
-            if dataset.version == snapshot.version:
-                return snapshot
-            known = {segment.key: segment for segment in snapshot.segments}
-            segments = [self._segment(fragment, known) for fragment in dataset.get_fragments()]
+            return lance.dataset(self._uri, version=version)
+
+    def snapshot(self, dataset: LanceDataset, before: Snapshot, fragments: Collection[int] | None = None) -> Snapshot:
+        """What searches of a version read. fragments: ids of those to read, None for all."""
+        if dataset.version == before.version:
+            return before
+        with self._reading():
+            known = {segment.key: segment for segment in before.segments}
+            segments = [
+                self._segment(fragment, known)
+                for fragment in dataset.get_fragments()
+                if fragments is None or fragment.fragment_id in fragments
+            ]
             schema = pa.schema([field for field in dataset.schema if field.name not in OWN_COLUMNS])
         return Snapshot(dataset.version, tuple(part for part in segments if part.num_live), schema, dataset)
 
@@ -155,10 +168,12 @@ class LanceStore:
         return Entries(snapshot.ids.take(pa.array(positions)), sequence, snapshot.take(positions), metadata)
 
     def select(self, snapshot: Snapshot, condition: str | None, columns: list[str]) -> pa.Table:
-        """The columns, and "_sequence", of the live rows that satisfy an SQL condition."""
+        """The columns, and "_sequence", of the snapshot's live rows that satisfy an SQL condition."""
         self._check_process()
         try:
-            return snapshot.handle.to_table(columns=[*columns, "_sequence"], filter=condition)
+            fragments = [snapshot.handle.get_fragment(segment.key[0]) for segment in snapshot.segments]
+            scanner = snapshot.handle.scanner([*columns, "_sequence"], condition, fragments=fragments)
+            return scanner.to_table()
         except (OSError, ValueError) as error:
             if "LanceError(IO)" not in str(error):
                 raise

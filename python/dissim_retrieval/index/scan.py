@@ -7,7 +7,7 @@ number. Rows in half precision are ranked by their float32 scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dissim_kernels import fused_dissim_score, fused_dissim_topk, paired_dissim_score
 
+from ..head import DissimilarityHead
+from .arguments import transformed
 from .segments import BLOCK_VALUES, Block, Snapshot
 
 
@@ -33,12 +35,22 @@ class Query(NamedTuple):
         return [self._replace(rows=rows) for rows in self.rows.split(size)]
 
 
+def as_query(head: DissimilarityHead, embeddings: Any) -> Query:
+    """Query embeddings [N, D] as a user passes them, and the parameters of the head."""
+    return Query(transformed(head, "query", embeddings), head.weight.detach(), head.bias.detach()[0])
+
+
 class Best(NamedTuple):
     """Candidates of every query, best first: scores, sequence numbers and positions, each [N, c], on the CPU."""
 
     scores: Tensor
     sequence: Tensor
     positions: Tensor
+
+
+def merged(parts: list[Best], k: int) -> Best:
+    """The k best of all parts. There is at least one."""
+    return _sorted(Best(*(torch.cat(values, 1) for values in zip(*parts, strict=True))), k)
 
 
 def _sorted(best: Best, k: int) -> Best:
@@ -49,9 +61,7 @@ def _sorted(best: Best, k: int) -> Best:
 
 
 def _merged(best: Best | None, more: Best, k: int) -> Best:
-    if best is None:
-        return more
-    return _sorted(Best(*(torch.cat(pair, 1) for pair in zip(best, more, strict=True))), k)
+    return more if best is None else merged([best, more], k)
 
 
 def top_k(
@@ -68,10 +78,11 @@ def top_k(
             if query.rows.dtype in (torch.float16, torch.bfloat16):
                 found = _sorted(found, k)
             best = _merged(best, found, k)
-    return best if best is not None else _nothing(query)
+    return best if best is not None else nothing(query)
 
 
-def _nothing(query: Query) -> Best:
+def nothing(query: Query) -> Best:
+    """The best rows of no candidates."""
     dtype = torch.promote_types(query.rows.dtype, torch.float32)
     none = torch.empty(len(query.rows), 0, dtype=torch.int64)
     return Best(none.to(dtype), none, none)
@@ -103,7 +114,7 @@ def _float32_scores(query: Query, rows: Tensor, indices: Tensor) -> Tensor:
     )
 
 
-def _all_scores(query: Query, rows: Tensor) -> Tensor:
+def all_scores(query: Query, rows: Tensor) -> Tensor:
     """The scores of all pairs, [N, m], at least float32.
 
     A few rows are padded, because their scores would be rounded in another way than those that `top_k` finds.
@@ -122,14 +133,14 @@ class Scores(NamedTuple):
     positions: np.ndarray
 
 
-def _score_blocks(query: Query, snapshot: Snapshot, chosen: np.ndarray | None) -> Iterator[Scores]:
+def score_blocks(query: Query, snapshot: Snapshot, chosen: np.ndarray | None) -> Iterator[Scores]:
     """The scores of all candidates, in blocks of limited size."""
     parts = [None] * len(snapshot.segments) if chosen is None else snapshot.split(chosen)
     size = max(1, BLOCK_VALUES // max(len(query.rows), query.rows.shape[1]))
     for segment, offset, places in zip(snapshot.segments, snapshot.offsets[:-1], parts, strict=True):
         for block in segment.blocks(places, None):
             for first in range(0, len(block.rows), size):
-                scores = _all_scores(query, block.rows[first : first + size])
+                scores = all_scores(query, block.rows[first : first + size])
                 at = block.positions(np.arange(first, first + scores.shape[1]))
                 live = segment.is_live(at)
                 if not live.all():
@@ -137,22 +148,41 @@ def _score_blocks(query: Query, snapshot: Snapshot, chosen: np.ndarray | None) -
                 yield Scores(scores, segment.sequence[at], offset + at)
 
 
-def above(
-    query: Query, snapshot: Snapshot, threshold: float, chosen: np.ndarray | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows that score `threshold` or more: offsets [N + 1], scores and positions, best first for each query."""
-    none = torch.empty(0, dtype=torch.int64)
-    found: list[tuple[Tensor, ...]] = [(none, _nothing(query).scores.flatten(), none, none)]
-    for block in _score_blocks(query, snapshot, chosen):
+class Pairs(NamedTuple):
+    """Pairs of a query and a row: the query's number, score, sequence number and position, each [P], on the CPU."""
+
+    numbers: Tensor
+    scores: Tensor
+    sequence: Tensor
+    positions: Tensor
+
+
+def above(query: Query, snapshot: Snapshot, threshold: float, chosen: np.ndarray | None = None) -> Pairs:
+    """The rows that score `threshold` or more, in any order."""
+    found = [no_pairs(query)]
+    for block in score_blocks(query, snapshot, chosen):
         numbers, columns = (block.scores >= threshold).nonzero(as_tuple=True)
         scores, numbers, columns = block.scores[numbers, columns].cpu(), numbers.cpu(), columns.cpu()
-        found.append((numbers, scores, *(torch.from_numpy(values)[columns] for values in block[1:])))
-    numbers, scores, sequence, positions = map(torch.cat, zip(*found, strict=True))
-    order = sequence.argsort()
-    order = order[scores[order].sort(descending=True, stable=True).indices]
-    order = order[numbers[order].sort(stable=True).indices]
-    offsets = torch.searchsorted(numbers[order], torch.arange(len(query.rows) + 1))
-    return offsets, scores[order], positions[order]
+        found.append(Pairs(numbers, scores, *(torch.from_numpy(values)[columns] for values in block[1:])))
+    return joined_pairs(found)
+
+
+def no_pairs(query: Query) -> Pairs:
+    none = torch.empty(0, dtype=torch.int64)
+    return Pairs(none, nothing(query).scores.flatten(), none, none)
+
+
+def joined_pairs(parts: list[Pairs]) -> Pairs:
+    return Pairs(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def best_first(found: Pairs, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets [queries + 1], scores and positions, best first for each query."""
+    order = found.sequence.argsort()
+    order = order[found.scores[order].sort(descending=True, stable=True).indices]
+    order = order[found.numbers[order].sort(stable=True).indices]
+    offsets = torch.searchsorted(found.numbers[order], torch.arange(queries + 1))
+    return offsets, found.scores[order], found.positions[order]
 
 
 def _median(scores: Tensor) -> Tensor:
@@ -169,29 +199,42 @@ FUSE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def top_groups(
-    query: Query, snapshot: Snapshot, k: int, positions: np.ndarray, groups: np.ndarray, fuse: str
-) -> Best:
+class Candidates(NamedTuple):
+    """Candidates of a grouped search, in the order of their sequence numbers, and the number of the group of each."""
+
+    sequence: np.ndarray
+    groups: np.ndarray
+
+    def queries_at_a_time(self) -> int:
+        """So many that their scores take 64 MiB, or one."""
+        return max(1, BLOCK_VALUES // max(1, len(self.sequence)))
+
+
+def top_groups(query: Query, snapshot: Snapshot, k: int, candidates: Candidates, fuse: str) -> Best:
     """The k best groups of every query: `positions` of the result are numbers of groups.
 
-    positions: the candidates; groups: the number of the group of each. Equal scores are ordered by the groups' first
-    candidates. Memory: the scores of the queries that are scored at a time, 64 MiB or one query.
+    Equal scores are ordered by the groups' first candidates.
     """
-    size = max(1, BLOCK_VALUES // max(1, len(positions)))
-    parts = [_top_groups(part, snapshot, k, positions, groups, fuse) for part in query.split(size)]
+    positions = snapshot.positions(candidates.sequence)
+    parts = [
+        best_groups(part, candidate_scores(part, snapshot, positions), k, candidates, fuse)
+        for part in query.split(candidates.queries_at_a_time())
+    ]
     return Best(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _top_groups(
-    query: Query, snapshot: Snapshot, k: int, positions: np.ndarray, groups: np.ndarray, fuse: str
-) -> Best:
-    blocks = list(_score_blocks(query, snapshot, None if len(positions) == len(snapshot) else positions))
+def candidate_scores(query: Query, snapshot: Snapshot, positions: np.ndarray) -> list[Scores]:
+    """The scores of the rows at these positions."""
+    return list(score_blocks(query, snapshot, None if len(positions) == len(snapshot) else positions))
+
+
+def best_groups(query: Query, blocks: list[Scores], k: int, candidates: Candidates, fuse: str) -> Best:
+    """The same from the scores of all candidates."""
     if not blocks:
-        return _nothing(query)
+        return nothing(query)
     scores = torch.cat([block.scores for block in blocks], 1)
-    sequence, scored = (np.concatenate([block[part] for block in blocks]) for part in (1, 2))
-    by_position = positions.argsort()
-    groups = groups[by_position[positions[by_position].searchsorted(scored)]]
+    sequence = np.concatenate([block.sequence for block in blocks])
+    groups = candidates.groups[candidates.sequence.searchsorted(sequence)]
     order = np.lexsort((sequence, groups))
     numbers, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
     best = None
@@ -203,4 +246,4 @@ def _top_groups(
             torch.from_numpy(values).expand_as(fused) for values in (sequence[members[:, 0]], numbers[same_size])
         )
         best = _merged(best, _sorted(Best(fused, first, number), k), k)
-    return best if best is not None else _nothing(query)
+    return best if best is not None else nothing(query)
