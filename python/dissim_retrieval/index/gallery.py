@@ -19,6 +19,7 @@ from .arguments import STR_IDS, as_embeddings, as_ids, as_metadata, check_finite
 from .entries import Entries
 from .lance_store import LanceStore, first_sentence
 from .memory_store import MemoryStore
+from .preparation import CODES, Preparation
 from .results import (
     RangeResult,
     SearchResult,
@@ -48,10 +49,12 @@ class DissimilarityIndex:
     object, or of the last `refresh`, and never half of a write.
 
     Args:
-        quantized: keep 8-bit codes of the rows as well (one byte per value, computed by the first search). A search
-            then scans the codes and computes exact scores only for rows that the error bounds of the codes cannot
-            exclude. The result is the same; it is several times as fast if few rows score close to the best
-            (`dissim_kernels.quantize_references`). A filter searches without codes.
+        quantized: keep 8-bit codes of the rows as well (one byte per value). A search then scans the codes and
+            computes exact scores only for rows that the error bounds of the codes cannot exclude. The result is the
+            same; it is several times as fast if few rows score close to the best
+            (`dissim_kernels.quantize_references`). An index on disk that was opened with it stores the codes of
+            segments of 10,000 rows or more when they are written; codes that are not there are computed by the first
+            search, and stored by `optimize`.
         provenance: where the embeddings come from, as in ``Trained.provenance`` (JSON). `add`, `update` and `search`
             take the provenance of their embeddings, too, and raise ValueError if its "model" is another.
         backbone: the network that makes the embeddings, to be stored beside the index.
@@ -125,8 +128,7 @@ class DissimilarityIndex:
         index = cls.__new__(cls)
         index.head, index.quantized = head, quantized
         index.provenance, index._backbone = settings.provenance, None
-        weight = head.weight
-        index._store = LanceStore(folder, weight.device, weight.dtype, in_memory=in_memory, sync=sync)
+        index._store = LanceStore(folder, head.weight, index._preparation, in_memory=in_memory, sync=sync)
         index._snapshot, index._publishing = index._store.latest(Snapshot()), threading.Lock()
         if verify:
             index.verify()
@@ -137,14 +139,17 @@ class DissimilarityIndex:
         snapshot = self._snapshot
         with new_folder(Path(path)) as folder:
             write_settings(folder, Settings(self.head, self.provenance), self.backbone)
-            LanceStore(folder, torch.device("cpu"), self.head.weight.dtype).write_all(self._store.tables(snapshot))
+            LanceStore(folder, self.head.weight.cpu(), self._preparation).write_all(self._store.tables(snapshot))
 
     def refresh(self) -> None:
         """Move to the newest version, which another process or object may have written."""
         self._publish(self._store.latest(self._snapshot))
 
     def verify(self) -> None:
-        """Read every row of this version from the disk. Raises ValueError if one differs from its checksum."""
+        """Read every row of this version, and stored codes, from the disk.
+
+        Raises ValueError if one differs from its checksum.
+        """
         self._store.verify(self._snapshot)
 
     def __reduce__(self) -> Any:
@@ -229,6 +234,8 @@ class DissimilarityIndex:
     def optimize(self) -> None:
         """Merge all small segments, drop deleted rows, and delete versions that are older than an hour from the disk.
 
+        With quantized=True, also store codes that are not stored yet.
+
         Writes merge small segments by themselves when there are many. Call this after many writes, for fewer.
         """
         with self._store.writing():
@@ -284,7 +291,8 @@ class DissimilarityIndex:
 
         Args:
             filter: an SQL condition on id and metadata (``"camera = 2 AND label != 'unknown'"``), or a list of ids
-                (unknown ones are ignored). Only rows that satisfy it are scored.
+                (unknown ones are ignored). Only rows that satisfy it are scored; with codes, their bounds are
+                computed for the others as well unless fewer than a sixteenth of a segment's rows satisfy it.
             group_by: a metadata column. Scores of rows with the same value become one score, and the result has the
                 k best values as its ids. Rows without a value are no candidates. Every candidate is scored.
             fuse: how scores of a group become one: max, mean, min or median.
@@ -294,7 +302,7 @@ class DissimilarityIndex:
         snapshot, rows = self._snapshot, self._query(query)
         chosen = self._chosen(snapshot, filter)
         if group_by is None:
-            best, names = scan.top_k(rows, snapshot, k, chosen, quantized=self.quantized), snapshot.ids
+            best, names = scan.top_k(rows, snapshot, k, chosen, self._preparation), snapshot.ids
         else:
             best, names = self._groups(rows, snapshot, k, chosen, group_by, fuse)
         return search_result(best, names, k, query)
@@ -307,6 +315,10 @@ class DissimilarityIndex:
         return range_result(*found, snapshot.ids, query)
 
     # --- parts ------------------------------------------------------------------------------------------------
+
+    @property
+    def _preparation(self) -> Preparation | None:
+        return CODES if self.quantized else None
 
     def _publish(self, snapshot: Snapshot) -> None:
         """Let searches see a version, unless another thread has published a newer one."""

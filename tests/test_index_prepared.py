@@ -1,0 +1,226 @@
+"""Codes stored beside the rows: they never change a result, and a file that cannot be used raises."""
+
+import re
+import resource
+import zlib
+
+import pytest
+import torch
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex
+from dissim_retrieval.index import lance_store, prepared_files
+from index_killing import error_in_a_process, kill_at_random_moments
+from safetensors.torch import load, save
+
+OPTIONS = ("quantized",)
+
+
+@pytest.fixture(autouse=True)
+def _small_files(monkeypatch):
+    monkeypatch.setattr(prepared_files, "FILE_MIN_ROWS", 1)
+
+
+@pytest.fixture(params=OPTIONS)
+def option(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(option):
+    return {"quantized": "codes"}[option]
+
+
+@pytest.fixture
+def head():
+    head = DissimilarityHead(8, sign="free")
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    return head
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def path(tmp_path, head, rows, option):
+    """An index with files for three fragments, of 20 rows each."""
+    index = DissimilarityIndex.create(tmp_path / "index", head, **{option: True})
+    for first in (0, 20, 40):
+        index.add(rows[first : first + 20], range(first, first + 20), {"number": range(first, first + 20)})
+    return tmp_path / "index"
+
+
+def files_of(path, folder):
+    return sorted((path / folder).iterdir(), key=lambda file: file.stat().st_mtime_ns)
+
+
+def mapped(index):
+    """Which segments have codes before any search."""
+    return [segment.vectors._prepared is not None for segment in index._snapshot.segments]
+
+
+def equal_to_a_plain_search(path, rows, option, **changes):
+    index, plain = DissimilarityIndex.open(path, **{option: True}), DissimilarityIndex.open(path)
+    for condition in (None, "number < 30", "number < 2"):
+        found, expected = (one.search(rows, 9, filter=condition) for one in (index, plain))
+        assert torch.equal(found.scores, expected.scores) and torch.equal(found.ids, expected.ids)
+    return index
+
+
+def test_files_are_written_with_the_rows_and_mapped_when_the_index_is_opened(path, rows, option, folder):
+    assert len(files_of(path, folder)) == 3
+    index = DissimilarityIndex.open(path, verify=True, **{option: True})
+    assert mapped(index) == [True] * 3
+    index.update(rows[:2], [50, 5])  # the rows are not in the order of their numbers after that
+    index.remove([3, 25, 26])
+    assert mapped(index) == [True] * 4 and len(files_of(path, folder)) == 4
+    assert mapped(equal_to_a_plain_search(path, rows, option)) == [True] * 4
+    index.optimize()
+    assert mapped(DissimilarityIndex.open(path, **{option: True})) == [True]
+    assert mapped(equal_to_a_plain_search(path, rows, option)) == [True]
+    index.save(path.parent / "copy")
+    assert mapped(equal_to_a_plain_search(path.parent / "copy", rows, option)) == [True]
+
+
+def test_small_segments_have_no_file(path, rows, option, folder, monkeypatch):
+    monkeypatch.setattr(prepared_files, "FILE_MIN_ROWS", 21)
+    index = DissimilarityIndex.open(path, **{option: True})
+    index.add(rows[:20], range(100, 120))
+    assert len(files_of(path, folder)) == 3
+    index.add(rows[:21], range(200, 221))
+    assert len(files_of(path, folder)) == 4
+    equal_to_a_plain_search(path, rows, option)
+
+
+def test_missing_files_do_no_harm_and_are_written_by_optimize(path, rows, option, folder):
+    files_of(path, folder)[1].unlink()
+    DissimilarityIndex.open(path).add(rows[:20], range(100, 120))  # without a file
+    index = equal_to_a_plain_search(path, rows, option)
+    index.optimize()
+    index.optimize()
+    assert mapped(DissimilarityIndex.open(path, **{option: True})) == [True]
+    for file in files_of(path, folder):
+        file.unlink()
+    index.optimize()  # there is nothing to merge
+    assert len(files_of(path, folder)) == 1
+
+
+def test_files_of_deleted_data_are_deleted(path, rows, option, folder, monkeypatch):
+    monkeypatch.setattr(lance_store, "KEPT", lance_store.timedelta(microseconds=1))
+    (path / folder / ".part.0.safetensors.0").write_bytes(b"a writer was killed here")
+    reader = DissimilarityIndex.open(path, **{option: True})
+    expected = reader.search(rows, 9)
+    DissimilarityIndex.open(path).optimize()
+    assert files_of(path, folder) == []
+    assert torch.equal(reader.search(rows, 9).scores, expected.scores)
+    equal_to_a_plain_search(path, rows, option)
+
+
+def check_unusable(path, file, option, message):
+    with pytest.raises(
+        ValueError, match=rf"path: {file} is damaged: {message}.* Delete this file: optimize\(\)"
+    ) as caught:
+        DissimilarityIndex.open(path, **{option: True})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="is damaged"):
+        DissimilarityIndex.open(path, verify=True)
+
+
+def test_damaged_files_are_found(path, option, folder):
+    file = files_of(path, folder)[1]
+    content = file.read_bytes()
+    changes = [content[: len(content) // 2], b"", content + b"0"]
+    for place in torch.randint(len(content), (40,), generator=torch.Generator().manual_seed(0)).tolist():
+        changes.append(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+    for changed in changes:
+        file.write_bytes(changed)
+        check_unusable(path, file, option, "it differs from its checksum")
+    assert len(DissimilarityIndex.open(path)) == 60
+    file.unlink()
+    DissimilarityIndex.open(path, verify=True, **{option: True})
+
+
+def test_files_of_other_rows_weights_versions_and_shapes_raise(path, option, folder, rows):
+    first, second, _ = files_of(path, folder)
+    stem, data_file = second.name.split(".")[0], second.name.split(".")[0] + ".lance"
+    tensors, own = load(second.read_bytes()), {"version": "1", "data_file": data_file, "rows": "20"}
+    for changed, metadata, message in (
+        (load(first.read_bytes()), own | {"data_file": first.name.split(".")[0] + ".lance"}, "expected a file of"),
+        (tensors, own | {"version": "2"}, "expected a file of .*'version': '1'.* got one of .*'version': '2'"),
+        (tensors, own | {"rows": "19"}, "expected a file of"),
+        (tensors, None, "expected a file of"),
+        (tensors | {"weight": tensors["weight"] + 1}, own, "it was made for other weights"),
+        (tensors | {"weight": tensors["weight"][:7]}, own, "it was made for other weights"),
+        (tensors | {"more": tensors["weight"].clone()}, own, "expected tensors"),
+    ):
+        content = save(changed, metadata)
+        second.unlink()
+        second = second.with_name(f"{stem}.{zlib.crc32(content):08x}.safetensors")
+        second.write_bytes(content)
+        check_unusable(path, second, option, message)
+
+
+def test_other_weights_of_the_head_are_not_written(path, rows, option, folder):
+    index = DissimilarityIndex.open(path, **{option: True})
+    with torch.no_grad():
+        index.head.weight.neg_()
+    index.add(rows[:20], range(100, 120))
+    index.optimize()
+    found = index.search(rows, 5)
+    index.quantized = False
+    assert torch.equal(found.scores, index.search(rows, 5).scores)
+    assert mapped(equal_to_a_plain_search(path, rows, option)) == [True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_ranked_by_float32_scores_of_the_stored_rows(tmp_path, head, rows, dtype, option):
+    gallery = torch.cat(
+        [rows + 1e-3 * step for step in range(8)]
+    )  # with scores that half precision cannot tell apart
+    index = DissimilarityIndex.create(tmp_path / "half", head.to(dtype), **{option: True})
+    index.add(gallery)
+    index = DissimilarityIndex.open(tmp_path / "half", **{option: True})
+    stored, exact = index.get(range(len(gallery))).embeddings.float(), DissimilarityHead(8, normalize=False)
+    exact.load_state_dict({name: tensor.float() for name, tensor in head.state_dict().items()})
+    query = head.transform(rows[:5]).to(dtype)
+    found, expected = index.search(rows[:5], 12), exact(query.float(), stored).detach().topk(12)
+    torch.testing.assert_close(found.scores, expected.values)
+    scores = exact(query.float(), stored).detach().gather(1, found.ids)
+    torch.testing.assert_close(scores, expected.values)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_index_as_it_was(path, rows, option, folder):
+    for file in files_of(path, folder):
+        file.unlink()
+    (path / folder).rmdir()
+    (path / folder).write_text("a file in the place of the folder")
+    index = DissimilarityIndex.open(path, **{option: True})
+    version = index.version
+    with pytest.raises(OSError, match=r"path: .*index cannot be written"):
+        index.add(rows[:20], range(100, 120))
+    assert DissimilarityIndex.open(path).version == index.version == version
+    (path / folder).unlink()
+    index.add(rows[:20], range(100, 120))
+    assert len(files_of(path, folder)) == 1
+
+
+def limited_optimize(path, option):
+    """Write files that are larger than this process may write."""
+    prepared_files.FILE_MIN_ROWS = 1
+    index = DissimilarityIndex.open(path, **{option: True})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+    index.optimize()
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(path, rows, option, folder):
+    DissimilarityIndex.open(path).optimize()  # without a file
+    for file in files_of(path, folder):
+        file.unlink()
+    error = error_in_a_process(limited_optimize, path, option)
+    assert re.match(r"OSError: path: .* cannot be written: .*too large", error)
+    assert files_of(path, folder) == []
+    equal_to_a_plain_search(path, rows, option)
+
+
+def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path, option):
+    assert kill_at_random_moments(tmp_path / "index", kills=4, **{option: True}) > 4
