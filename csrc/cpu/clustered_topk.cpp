@@ -111,7 +111,7 @@ class ClusterSearch {
 
   // All scores of pivots, and the clusters with the best ones of each query.
   void score_pivots(const Parallel& parallel) {
-    const int64_t clusters = p_.pivots.rows, heap_bytes = Selection<A>::bytes(kNearest);
+    const int64_t heap_bytes = Selection<A>::bytes(kNearest);
     AllPairs<E> pairs{p_.topk.query, p_.pivots, 1, 1, p_.topk.dim, weight_, bias_};
     pairs.memory_budget = memory_budget(p_) / 4;
     pairs = pairs.query_range(first_query_, first_query_ + queries_, 0);
