@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from dissim_retrieval import DissimilarityHead, DissimilarityIndex
 from dissim_retrieval.index import prepared_files
+from dissim_retrieval.index.preparation import Preparation
 
 
 class Write(NamedTuple):
@@ -109,7 +110,7 @@ def write_until_killed(path, seed, start, acknowledged, options):
     start: how many writes of the sequence have been applied already; options: of DissimilarityIndex.open.
     """
     torch.set_num_threads(1)
-    prepared_files.FILE_MIN_ROWS = 1
+    prepared_files.FILE_MIN_ROWS = Preparation.min_rows = 1
     index = DissimilarityIndex.open(path, **options)
     for number, write in enumerate(drawn_writes(seed, len(index.head.weight))):
         if number >= start:

@@ -1,32 +1,34 @@
-"""Codes stored beside the rows: they never change a result, and a file that cannot be used raises."""
+"""Codes and clusters stored beside the rows: they never change a result, and a file that cannot be used raises."""
 
-import re
 import resource
 import zlib
 
 import pytest
 import torch
 from dissim_retrieval import DissimilarityHead, DissimilarityIndex
-from dissim_retrieval.index import lance_store, prepared_files
-from index_killing import error_in_a_process, kill_at_random_moments
+from dissim_retrieval.index import lance_store, prepared_files, scan
+from dissim_retrieval.index.preparation import Preparation
+from index_killing import kill_at_random_moments
 from safetensors.torch import load, save
 
-OPTIONS = ("quantized",)
+#: Option of the index -> folder of its files
+FOLDERS = {"quantized": "codes", "clustered": "clusters"}
 
 
 @pytest.fixture(autouse=True)
-def _small_files(monkeypatch):
+def _small_segments_are_prepared(monkeypatch):
     monkeypatch.setattr(prepared_files, "FILE_MIN_ROWS", 1)
+    monkeypatch.setattr(Preparation, "min_rows", 1)
 
 
-@pytest.fixture(params=OPTIONS)
+@pytest.fixture(params=FOLDERS)
 def option(request):
     return request.param
 
 
 @pytest.fixture
 def folder(option):
-    return {"quantized": "codes"}[option]
+    return FOLDERS[option]
 
 
 @pytest.fixture
@@ -80,6 +82,41 @@ def test_files_are_written_with_the_rows_and_mapped_when_the_index_is_opened(pat
     assert mapped(equal_to_a_plain_search(path, rows, option)) == [True]
     index.save(path.parent / "copy")
     assert mapped(equal_to_a_plain_search(path.parent / "copy", rows, option)) == [True]
+
+
+def test_most_rows_are_not_scored_and_the_result_is_the_same(tmp_path, option, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    centers = torch.randn(40, 8, generator=generator)
+    rows = (centers + 0.02 * torch.randn(100, 40, 8, generator=generator)).flatten(0, 1)
+    index = DissimilarityIndex.create(tmp_path / "index", DissimilarityHead(8, sign="free"), **{option: True})
+    index.add(rows, metadata={"number": range(4000)})
+    index.remove(range(50, 4000, 7))
+    scored = []
+
+    def search(query, rows, *args, search=scan.fused_dissim_topk, **options):
+        scored.append(search(query, rows, *args, **options, return_stats=True).rescored.double().mean().item())
+        return search(query, rows, *args, **options)
+
+    monkeypatch.setattr(scan, "fused_dissim_topk", search)
+    for condition in (None, "number % 3 = 0"):
+        found = index.search(centers, 4, filter=condition)
+        assert scored[-1] < 1000
+        expected = DissimilarityIndex.open(tmp_path / "index").search(centers, 4, filter=condition)
+        assert torch.equal(found.scores, expected.scores) and torch.equal(found.ids, expected.ids)
+
+
+def test_options_exclude_each_other(tmp_path, head, path):
+    for make in (
+        lambda **options: DissimilarityIndex(head, **options),
+        lambda **options: DissimilarityIndex.create(tmp_path / "new", head, **options),
+        lambda **options: DissimilarityIndex.open(path, **options),
+    ):
+        with pytest.raises(ValueError, match="clustered: expected False with quantized=True, got both"):
+            make(quantized=True, clustered=True)
+    assert not (tmp_path / "new").exists()
+    for option in FOLDERS:
+        with pytest.raises(ValueError, match=f"{option}: expected False with in_memory=False"):
+            DissimilarityIndex.open(path, **{option: True}, in_memory=False)
 
 
 def test_small_segments_have_no_file(path, rows, option, folder, monkeypatch):
@@ -166,9 +203,9 @@ def test_other_weights_of_the_head_are_not_written(path, rows, option, folder):
         index.head.weight.neg_()
     index.add(rows[:20], range(100, 120))
     index.optimize()
-    found = index.search(rows, 5)
-    index.quantized = False
-    assert torch.equal(found.scores, index.search(rows, 5).scores)
+    plain = DissimilarityIndex.open(path)
+    plain.head.load_state_dict(index.head.state_dict())
+    assert torch.equal(index.search(rows, 5).scores, plain.search(rows, 5).scores)
     assert mapped(equal_to_a_plain_search(path, rows, option)) == [True]
 
 
@@ -204,20 +241,17 @@ def test_a_file_that_cannot_be_written_leaves_the_index_as_it_was(path, rows, op
     assert len(files_of(path, folder)) == 1
 
 
-def limited_optimize(path, option):
-    """Write files that are larger than this process may write."""
-    prepared_files.FILE_MIN_ROWS = 1
-    index = DissimilarityIndex.open(path, **{option: True})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
-    index.optimize()
-
-
 def test_a_full_disk_leaves_no_part_of_a_file(path, rows, option, folder):
     DissimilarityIndex.open(path).optimize()  # without a file
     for file in files_of(path, folder):
         file.unlink()
-    error = error_in_a_process(limited_optimize, path, option)
-    assert re.match(r"OSError: path: .* cannot be written: .*too large", error)
+    index, limits = DissimilarityIndex.open(path, **{option: True}), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # the largest file that this process may write
+    try:
+        with pytest.raises(OSError, match=r"path: .* cannot be written: .*too large"):
+            index.optimize()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert files_of(path, folder) == []
     equal_to_a_plain_search(path, rows, option)
 

@@ -1,4 +1,4 @@
-"""What a search can prepare of the rows of a segment, so that it computes fewer scores: 8-bit codes."""
+"""What a search can prepare of the rows of a segment, so that it computes fewer scores: 8-bit codes or clusters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dissim_kernels import QuantizedReferences, quantize_references
+from dissim_kernels import ClusteredReferences, QuantizedReferences, cluster_references, quantize_references
 
 
 class Preparation(NamedTuple):
@@ -22,4 +22,12 @@ class Preparation(NamedTuple):
 
 
 CODES = Preparation("quantized", "quantized", "codes", quantize_references, QuantizedReferences, 1)
-PREPARATIONS = (CODES,)
+CLUSTERS = Preparation("clusters", "clustered", "clusters", cluster_references, ClusteredReferences, 10_000)
+PREPARATIONS = (CODES, CLUSTERS)
+
+
+def preparation_for(quantized: bool, clustered: bool) -> Preparation | None:
+    """That of an index with these options."""
+    if quantized and clustered:
+        raise ValueError("clustered: expected False with quantized=True, got both. A search uses one of them.")
+    return CODES if quantized else CLUSTERS if clustered else None

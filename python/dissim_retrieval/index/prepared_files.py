@@ -1,4 +1,4 @@
-"""Files of what was prepared of the rows: 8-bit codes.
+"""Files of what was prepared of the rows: 8-bit codes or clusters.
 
 The name of a file is ``<folder>/<data file of the rows>.<CRC-32 of its own content>.safetensors``. Data files of rows
 never change and their names are unique, so a file cannot become outdated. It has the rows in the order of their
