@@ -70,6 +70,8 @@ documents = pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_python_blocks_of_a_document_run_in_order(document):
     """All ```python and ```pycon blocks of one document share one namespace, as in one session."""
     namespace = {"__name__": "__main__"}
+    if any("import faiss" in block for _, _, block in blocks(document)):
+        pytest.importorskip("faiss")
     assert list(blocks(document)) or document.name != "README.md", "the README shows no Python"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     for language, line, block in blocks(document):
