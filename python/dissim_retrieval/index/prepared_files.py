@@ -57,7 +57,8 @@ class PreparedFiles:
         names = self.preparation.result._fields[:-1]
         if set(tensors) != set(names):
             raise self._unusable(path, f"expected tensors {', '.join(names)}, got {', '.join(tensors)}")
-        if not torch.equal(tensors["weight"], self._weight.to("cpu", tensors["weight"].dtype)):
+        weight = self._weight.to("cpu", tensors["weight"].dtype)
+        if not torch.equal(tensors["weight"].nan_to_num(), weight.nan_to_num()):
             raise self._unusable(path, "it was made for other weights")
         return self.preparation.result(*(tensors[name].to(self._weight.device) for name in names), rows)
 
