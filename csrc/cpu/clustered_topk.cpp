@@ -95,14 +95,16 @@ class ClusterSearch {
     const int64_t bytes = Scanner<E>::bytes(pairs, kPartition, blocking) + scratch_bytes<int64_t>(queries_);
     for_each_with(bytes, pairs.memory_budget, parallel, queries_,
                   [&](int64_t i, Arena arena) { search_nearest(i, arena, blocking); });
-    if (kPlainShare * remaining(parallel) > queries_ * p_.topk.reference.rows)
-      return scan_all(p_, first_query_, first_query_ + queries_, parallel);
-    for_each_with(bytes, pairs.memory_budget, parallel, num_chunks_,
-                  [&](int64_t i, Arena arena) { search_chunk(chunks_[i], arena, blocking); });
-    for_each(parallel, queries_, [&](int64_t i) {
-      best_[i].sort();
-      write_best(p_.topk, first_query_ + i, best_[i]);
-    });
+    if (kPlainShare * remaining(parallel) > queries_ * p_.topk.reference.rows) {
+      scan_all(p_, first_query_, first_query_ + queries_, parallel);
+    } else {
+      for_each_with(bytes, pairs.memory_budget, parallel, num_chunks_,
+                    [&](int64_t i, Arena arena) { search_chunk(chunks_[i], arena, blocking); });
+      for_each(parallel, queries_, [&](int64_t i) {
+        best_[i].sort();
+        write_best(p_.topk, first_query_ + i, best_[i]);
+      });
+    }
     if (invalid_order_)
       for (int64_t n = 0; n < p_.topk.query.rows; ++n) p_.scored[n] = -1;
   }
@@ -222,8 +224,8 @@ class ClusterSearch {
         const int64_t i = queries[block.row - first_query_ + j];
         while (__atomic_test_and_set(locks_ + i, __ATOMIC_ACQUIRE)) {
         }
-        offer_scores(best_[i], p_.topk.filter, sign_, first_query_ + i, block[j], block.columns,
-                     [&](int64_t m) { return order[block.column + m]; });
+        offer_scores<false>(best_[i], p_.topk.filter, sign_, first_query_ + i, block[j], block.columns,
+                            [&](int64_t m) { return order[block.column + m]; });
         __atomic_clear(locks_ + i, __ATOMIC_RELEASE);
       }
     });

@@ -27,8 +27,8 @@ struct Heap {
   ScoredRow<A>* rows;
   int64_t k, count;
 
-  // Only rows with a score above this one can enter the heap. It is NaN if every row can, that is, if the heap is not
-  // full or its worst score is NaN.
+  // Only rows with a score above this one, or with an equal score and a lower index, can enter the heap. It is NaN if
+  // every row can, that is, if the heap is not full or its worst score is NaN.
   A threshold() const { return count < k ? A(__builtin_nan("")) : rows[0].score; }
 
   void offer(ScoredRow<A> row) {
@@ -63,15 +63,17 @@ struct Heap {
 };
 
 // Offers `columns` scores of query n to its heap, with their sign changed if `sign` is -1. index(j) is the reference of
-// scores[j]. scores[j] is undefined from `columns` on, but can be read up to a whole vector.
-template <class A, class Index>
+// scores[j]. scores[j] is undefined from `columns` on, but can be read up to a whole vector. `ascending`: all indices are
+// above those in the heap, so that equal scores do not enter it.
+template <bool ascending, class A, class Index>
 void offer_scores(Heap<A>& heap, const Filter& filter, A sign, int64_t n, const A* scores, int64_t columns,
                   const Index& index) {
   constexpr int lanes = kLanes<A>;
   Vector<A> threshold = broadcast<A>(heap.threshold());
   for (int64_t j = 0; j < columns; j += lanes) {
-    // "not at or below" is true for NaN on either side.
-    uint32_t passed = bits<A>(~(sign * load<A>(scores + j) <= threshold));
+    // "not below" is true for NaN on either side.
+    const Vector<A> some = sign * load<A>(scores + j);
+    uint32_t passed = bits<A>(ascending ? ~(some <= threshold) : ~(some < threshold));
     if (columns - j < lanes) passed &= (1u << (columns - j)) - 1;
     for (; passed; passed &= passed - 1) {
       const int64_t m = j + __builtin_ctz(passed);
@@ -119,7 +121,8 @@ class Selection {
     for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t n = block.row + i;
       Heap<A> heap = heap_of(part, n - first_);
-      offer_scores(heap, filter_, sign_, n, block[i], block.columns, [&](int64_t j) { return block.column + j; });
+      offer_scores<true>(heap, filter_, sign_, n, block[i], block.columns,
+                         [&](int64_t j) { return block.column + j; });
       counts_[part * rows_ + n - first_] = heap.count;
     }
   }

@@ -107,8 +107,10 @@ def _choose_pivots(module: ModuleType, reference: Tensor, weight: Tensor, num_cl
     shuffled = torch.randperm(len(reference), generator=generator)[: SAMPLE_ROWS * num_clusters]
     sample = reference[shuffled.to(reference.device)].to(weight.dtype)
     sample = sample[_has_bound(sample)]
+    if len(sample):  # without rows whose distance from others might overflow
+        sample = sample[_distance(sample, sample.median(0).values, _nearness(weight)) < _max_size(weight.dtype)]
     if not len(sample):
-        return reference[:1].nan_to_num(0, 0, 0)
+        return torch.zeros_like(reference[:1])
     pivots = _spread_rows(module, sample[: SEED_ROWS * num_clusters], weight, num_clusters, generator)
     for _ in range(MEAN_STEPS):
         labels = _nearest(module, sample, pivots, weight)
