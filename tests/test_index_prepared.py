@@ -1,5 +1,6 @@
 """Codes and clusters stored beside the rows: they never change a result, and a file that cannot be used raises."""
 
+import pickle
 import resource
 import zlib
 
@@ -8,7 +9,6 @@ import torch
 from dissim_retrieval import DissimilarityHead, DissimilarityIndex
 from dissim_retrieval.index import lance_store, prepared_files, scan
 from dissim_retrieval.index.preparation import Preparation
-from index_killing import kill_at_random_moments
 from safetensors.torch import load, save
 
 #: Option of the index -> folder of its files
@@ -80,6 +80,7 @@ def test_files_are_written_with_the_rows_and_mapped_when_the_index_is_opened(pat
     index.optimize()
     assert mapped(DissimilarityIndex.open(path, **{option: True})) == [True]
     assert mapped(equal_to_a_plain_search(path, rows, option)) == [True]
+    assert mapped(pickle.loads(pickle.dumps(index))) == [True]
     index.save(path.parent / "copy")
     assert mapped(equal_to_a_plain_search(path.parent / "copy", rows, option)) == [True]
 
@@ -266,7 +267,3 @@ def test_a_full_disk_leaves_no_part_of_a_file(path, rows, option, folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert files_of(path, folder) == []
     equal_to_a_plain_search(path, rows, option)
-
-
-def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path, option):
-    assert kill_at_random_moments(tmp_path / "index", kills=3, **{option: True}) > 3
