@@ -55,7 +55,7 @@ nothing else. Codes are checked against their checksum, and mapped.
 |---|---|---|
 {search_table}
 
-All searches gave the same bits.
+All results were bit-identical.
 """
 
 

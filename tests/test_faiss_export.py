@@ -97,7 +97,7 @@ def test_errors_say_what_to_do(tmp_path, head, query, monkeypatch):
     filled(index)
     for options, message in (
         ({"kind": "PQ"}, "kind: expected one of Flat, HNSW, IVF, got 'PQ'"),
-        ({"m": 0}, "m: expected an integer of at least 1, got 0"),
+        ({"m": 1}, "m: expected an integer of at least 2, got 1"),
         ({"nprobe": 1.5}, "nprobe: expected an integer of at least 1, got 1.5"),
         ({"queries": query[:, :5]}, r"query: expected \[rows, 8\]"),
     ):

@@ -170,7 +170,7 @@ def test_a_filter_scores_only_what_satisfies_it(head, gallery, query, calls):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_a_filter_with_codes_gives_the_same_bits(dtype, head, gallery, query):
+def test_a_filter_with_codes_is_bit_identical(dtype, head, gallery, query):
     plain, quantized = (filled(DissimilarityIndex(head.to(dtype), quantized=on), gallery) for on in (False, True))
     for index in (plain, quantized):
         index.remove([103, 120])

@@ -75,8 +75,9 @@ def export_faiss(
     snapshot, head = index._snapshot, index.head
     numbers = dict(m=m, ef_construction=ef_construction, ef_search=ef_search, nlist=nlist, nprobe=nprobe, k=k)
     for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}.")
+        smallest = 2 if name == "m" else 1  # with m=1, FAISS ends the process
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
+            raise ValueError(f"{name}: expected an integer of at least {smallest}, got {value!r}.")
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}.")
     if (positive := int((head.weight > 0).sum())) > 0:
