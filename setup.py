@@ -40,6 +40,7 @@ KERNELS = [
     "hinge_backward",
     "quantize",
     "quantized_topk",
+    "clustered_topk",
     "logsumexp",
     "logsumexp_backward",
     "listed_scores",

@@ -132,6 +132,19 @@ struct QuantizedTopK {
                       // which is at most the k-th best score
 };
 
+// `TopK` with clusters of the references: bit-identical to `TopK`, but references whose bound (E17) is below the k-th
+// best score are not scored.
+struct ClusteredTopK {
+  TopK topk;
+  Rows pivots;  // one of each cluster, in the dtype and dimension of the references
+  const int64_t* offsets;  // [pivots.rows + 1], ascending from 0 to reference.rows: where each cluster begins in `order`
+  const int64_t* order;  // [reference.rows], the references of each cluster
+  const double* radii;  // [reference.rows], in that order; descending in each cluster; infinite: without a bound
+  const double* slack;  // [query.rows], the share of a query in the rounding errors; infinite: without a bound
+  int64_t* scored;  // out: [query.rows], how many references were scored; -1 for all queries if `order` holds a number
+                    // that is no reference: then the result is undefined
+};
+
 // The hinge loss over all pairs (E12): the sums of max(0, margin - y s) over each query's pairs, with y = 1 for a pair
 // with equal labels ("positive") and -1 otherwise ("negative"); and one bit per pair: 1 if the pair counts and
 // y s < margin.
@@ -230,7 +243,8 @@ struct ListedScores {
           row(ListedScores, listed_scores) row(Rank, rank)
 #define DISSIM_ENTRY_POINTS(row) \
   DISSIM_CUDA_ENTRY_POINTS(row)  \
-  row(Extent, extent) row(Quantize, quantize) row(LogSumExpBackward, logsumexp_backward)
+  row(Extent, extent) row(Quantize, quantize) row(LogSumExpBackward, logsumexp_backward) \
+      row(ClusteredTopK, clustered_topk)
 
 // The CPU's entry points, compiled for one instruction set.
 struct Kernels {

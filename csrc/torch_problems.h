@@ -341,6 +341,25 @@ inline dissim::QuantizedTopK make_quantized_topk(Tensor query, Tensor reference,
           given.output<int64_t>("rescored", rescored, {topk.query.rows})};
 }
 
+inline dissim::ClusteredTopK make_clustered_topk(Tensor query, Tensor reference, Tensor weight, Optional bias,
+                                                 int64_t k, bool largest, Optional exclude_index, Optional query_labels,
+                                                 Optional reference_labels, bool among_same, Tensor pivots,
+                                                 Tensor order, Tensor offsets, Tensor radii, Tensor slack,
+                                                 Tensor scores, Tensor indices, Tensor scored) {
+  Arguments given(query);
+  const dissim::TopK topk = check_topk(given, query, reference, weight, bias, k, largest, exclude_index, query_labels,
+                                       reference_labels, among_same, scores, indices);
+  const dissim::Rows all_pivots = given.rows("pivots", pivots, 1, topk.dim);
+  const int64_t rows = topk.reference.rows;
+  return {topk,
+          all_pivots,
+          check_offsets(given, offsets, all_pivots.rows, rows),
+          given.input<int64_t>("order", order, {rows}),
+          given.input<double>("radii", radii, {rows}),
+          given.input<double>("slack", slack, {topk.query.rows}),
+          given.output<int64_t>("scored", scored, {topk.query.rows})};
+}
+
 // --- the operators --------------------------------------------------------------------------------------------------
 
 inline void define_operators(torch::stable::detail::StableLibrary& library) {
@@ -384,6 +403,10 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
       "query_codes, "
       "Tensor query_errors, Tensor query_bases, Tensor reference_codes, Tensor reference_errors, Tensor(a!) scores, "
       "Tensor(b!) indices, Tensor(c!) rescored) -> ()");
+  library.def(
+      "clustered_topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? "
+      "exclude_index, Tensor? query_labels, Tensor? reference_labels, bool among_same, Tensor pivots, Tensor order, "
+      "Tensor offsets, Tensor radii, Tensor slack, Tensor(a!) scores, Tensor(b!) indices, Tensor(c!) scored) -> ()");
 }
 
 // The function of an operator: `make` checks the tensors and returns the struct of dissim.h, which `Run` runs on the

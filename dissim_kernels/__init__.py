@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING or "torch" in _sys.modules:
     from .ops import (
+        ClusteredReferences,
         QuantizedReferences,
         Ranks,
         ScoredRanks,
         TopK,
         TopKStats,
         available_backends,
+        cluster_references,
         fused_dissim_hinge_loss,
         fused_dissim_logsumexp,
         fused_dissim_rank,
@@ -34,7 +36,8 @@ if _TYPE_CHECKING or "torch" in _sys.modules:
 class _TorchImportHook:
     """An import hook (a finder in sys.meta_path) that registers the operators right after torch is imported.
 
-    Programs read by torch.export.load name the operators, and files read by torch.load name `QuantizedReferences`.
+    Programs read by torch.export.load name the operators, and files read by torch.load name `QuantizedReferences`
+    or `ClusteredReferences`.
     Both must work if this package was imported before torch. The hook finds torch in the normal way and removes
     itself.
     """
@@ -64,12 +67,14 @@ if "torch" not in _sys.modules:
     _sys.meta_path.insert(0, _TorchImportHook)
 
 __all__ = [
+    "ClusteredReferences",
     "QuantizedReferences",
     "Ranks",
     "ScoredRanks",
     "TopK",
     "TopKStats",
     "available_backends",
+    "cluster_references",
     "fused_dissim_hinge_loss",
     "fused_dissim_logsumexp",
     "fused_dissim_rank",

@@ -30,7 +30,7 @@ AMONG = ("different", "same", "all")
 class Problem(NamedTuple):
     """What decides whether a backend supports a call (see dispatch.py)."""
 
-    operation: str  # "score", "topk", "quantized_topk" or "hinge"
+    operation: str  # "score", "topk", "quantized_topk", "clustered_topk" or "hinge"
     device: torch.device  # a specific device, because the devices of one machine may differ
 
 
@@ -178,13 +178,13 @@ def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
 
 
 def check_reference_inputs(reference: Tensor, weight: Tensor) -> None:
-    """References to be quantized: reference [M, D], weight [D]."""
+    """References to be prepared for a search: reference [M, D], weight [D]."""
     for name, value in (("reference", reference), ("weight", weight)):
         check_tensor(name, value)
     _check_embeddings("reference", reference)
     _check_parameter("weight", weight, reference)
     if reference.dim() != 2:
-        raise_argument_error("reference", "2 dimensions [M, D]", shape(reference), "Quantize one matrix at a time.")
+        raise_argument_error("reference", "2 dimensions [M, D]", shape(reference), "Prepare one matrix at a time.")
     if weight.shape != reference.shape[1:]:
         raise_argument_error(
             "weight", f"shape [{reference.shape[1]}] as D of reference", shape(weight), "Pass one head: weight[c]."

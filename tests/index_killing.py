@@ -32,14 +32,17 @@ def _send_error(sender, function, *arguments):
         sender.send(f"{type(error).__name__}: {error}")
 
 
-def kill_at_random_moments(path, kills, seed=0):
-    """Each process goes on with the writes of the one before. Returns the number of writes that were applied."""
+def kill_at_random_moments(path, kills, seed=0, **options):
+    """Each process goes on with the writes of the one before. Returns the number of writes that were applied.
+
+    options: of DissimilarityIndex.open.
+    """
     DissimilarityIndex.create(path, DissimilarityHead(5))
     rng, model, applied = np.random.default_rng(seed), Model(5), 0
     writes = drawn_writes(seed, 5)
     for _ in range(kills):
         acknowledged, sender = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=write_until_killed, args=(path, seed, applied, sender))
+        process = CONTEXT.Process(target=write_until_killed, args=(path, seed, applied, sender, options))
         process.start()
         sender.close()
         assert acknowledged.poll(60)  # the first write is done
@@ -47,7 +50,7 @@ def kill_at_random_moments(path, kills, seed=0):
         process.kill()
         process.join()
         done = count_bytes(acknowledged)
-        index = DissimilarityIndex.open(path, verify=True)
+        index = DissimilarityIndex.open(path, verify=True, **options)
         for write in itertools.islice(writes, done):
             model.apply(write)
         applied += done

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from dissim_retrieval import DissimilarityHead, DissimilarityIndex
+from dissim_retrieval.index import prepared_files
+from dissim_retrieval.index.preparation import Preparation
 
 
 class Write(NamedTuple):
@@ -102,13 +104,14 @@ def check_search(index, model, query, k, color=None):
                 assert place[known[rank - 1]] < place[name]
 
 
-def write_until_killed(path, seed, start, acknowledged):
+def write_until_killed(path, seed, start, acknowledged, options):
     """Apply drawn writes to the index at `path`. After each, a byte goes to `acknowledged`, a connection.
 
-    start: how many writes of the sequence have been applied already.
+    start: how many writes of the sequence have been applied already; options: of DissimilarityIndex.open.
     """
     torch.set_num_threads(1)
-    index = DissimilarityIndex.open(path)
+    prepared_files.FILE_MIN_ROWS = Preparation.min_rows = 1
+    index = DissimilarityIndex.open(path, **options)
     for number, write in enumerate(drawn_writes(seed, len(index.head.weight))):
         if number >= start:
             apply_write(index, write)

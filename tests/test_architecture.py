@@ -149,7 +149,7 @@ def test_each_operation_has_one_stem_in_every_layer(stem):
         assert callable(getattr(module, stem))
     for path in (p for p in SOURCES if p.is_relative_to(ROOT / "csrc") and p.suffix in (".cpp", ".cu")):
         assert re.match(
-            r"(score|topk|hinge|logsumexp)(_backward)?$|rank$|listed_scores$|quantize$|quantized_topk$"
+            r"(score|topk|hinge|logsumexp)(_backward)?$|rank$|listed_scores$|quantize$|(quantized|clustered)_topk$"
             r"|isa$|memory$|launch$|\w+_bindings$",
             path.stem,
         ), f"{path.name} is named after no operation"

@@ -10,7 +10,7 @@ import torch
 
 import bench.ours
 import bench.peers
-from bench import measure, peak, report
+from bench import index_speed, measure, peak, report
 from bench.cases import CASES, COSTS, Case
 from bench.correctness import CorrectnessCheck, RowSums
 from bench.problem import make
@@ -238,3 +238,18 @@ def test_compare_reports_ratio_and_bit_identity():
     assert done.returncode == 0 and "identical" in done.stdout, done.stdout + done.stderr
     done = subprocess.run([*command, "--limit", "0"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "slower than 0.0 times" in done.stdout
+
+
+def test_index_speed_writes_its_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_speed, "ROUNDS", 2)
+    monkeypatch.setattr(index_speed, "MIN_ROUND_S", 0)
+    monkeypatch.setattr(index_speed, "ADDED_ROWS", 10_000)
+    sizes = ["--open-rows", "12000", "--open-dim", "8", "--search-rows", "12000", "--search-dim", "8", "--k", "3"]
+    monkeypatch.setattr(sys, "argv", ["index_speed", *sizes, "--folder", str(tmp_path), "--output", str(tmp_path)])
+    assert index_speed.main() == 0
+    document = json.loads((tmp_path / "index_speed.json").read_text())
+    mib = {name: row["mib"] for name, row in document["open"].items()}
+    assert mib["open with codes"] == mib["same bytes, with codes"] > mib["open"] == mib["same bytes"] > 0
+    text = (tmp_path / "index_speed.md").read_text()
+    assert "## Open 12,000 x 8" in text and "| clusters |" in text and "with codes" in text
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []  # the indexes are deleted

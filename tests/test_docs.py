@@ -74,6 +74,8 @@ def test_python_blocks_of_a_document_run_in_order(document):
     if named(document) in NEEDS:
         pytest.importorskip(NEEDS[named(document)])
     namespace = {"__name__": "__main__"}
+    if any("import faiss" in block for _, _, block in blocks(document)):
+        pytest.importorskip("faiss")
     assert list(blocks(document)) or document.name != "README.md", "the README shows no Python"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     for language, line, block in blocks(document):

@@ -141,19 +141,43 @@ def test_a_filter_equals_an_index_of_the_rows_that_satisfy_it(make, kind, head, 
     assert index.search(query, 1, filter="label IS NULL").ids.tolist() == [[7]] * 7
 
 
-def test_a_filter_scores_only_what_satisfies_it(head, gallery, query, monkeypatch):
+@pytest.fixture
+def calls(monkeypatch):
+    """The rows and options of every call of top-k by a search."""
     from dissim_retrieval.index import scan
 
-    scored = []
-    monkeypatch.setattr(
-        scan,
-        "fused_dissim_topk",
-        lambda query, rows, *args, search=scan.fused_dissim_topk, **options: (
-            scored.append(len(rows)) or search(query, rows, *args, **options)
-        ),
-    )
-    filled(DissimilarityIndex(head, quantized=True), gallery).search(query, 3, filter="number < 5")
-    assert scored == [5]
+    seen = []
+
+    def search(query, rows, *args, search=scan.fused_dissim_topk, **options):
+        seen.append((rows, options))
+        return search(query, rows, *args, **options)
+
+    monkeypatch.setattr(scan, "fused_dissim_topk", search)
+    return seen
+
+
+def test_a_filter_scores_only_what_satisfies_it(head, gallery, query, calls):
+    index = DissimilarityIndex(head, quantized=True)
+    filled(index, gallery, parts=1)
+    for condition, rows in (("number < 3", 3), ("number < 4", 50)):
+        index.search(query, 3, filter=condition)
+        scored, options = calls[-1]
+        assert len(scored) == rows
+        if rows == 50:  # a scan of the codes, in which the other rows are no candidates
+            assert options["quantized"].rows == 50 and options["reference_labels"].nonzero()[0].item() == 4
+    filled(DissimilarityIndex(head), gallery, parts=1).search(query, 3, filter="number < 40")
+    assert len(calls[-1][0]) == 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_filter_with_codes_is_bit_identical(dtype, head, gallery, query):
+    plain, quantized = (filled(DissimilarityIndex(head.to(dtype), quantized=on), gallery) for on in (False, True))
+    for index in (plain, quantized):
+        index.remove([103, 120])
+    for condition in ("number < 2", "number < 20", "number > 20 AND label != 'a1'", [103, 104, 120, 149]):
+        for k in (1, 5, 60):
+            found, expected = (index.search(query, k, filter=condition) for index in (quantized, plain))
+            assert torch.equal(found.scores, expected.scores) and torch.equal(found.ids, expected.ids)
 
 
 @pytest.mark.parametrize("fuse", ["max", "mean", "min", "median"])

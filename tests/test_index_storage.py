@@ -162,8 +162,9 @@ def test_threads_search_while_one_writes(tmp_path, on_disk):
     search_while_writing(tmp_path / "index" if on_disk else None, seconds=2, threads=3)
 
 
-def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path):
-    assert kill_at_random_moments(tmp_path / "index", kills=6) > 6
+@pytest.mark.parametrize("options", [{}, {"quantized": True}, {"clustered": True}])
+def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path, options):
+    assert kill_at_random_moments(tmp_path / "index", kills=4, **options) > 4
 
 
 def test_opening_writes_nothing_and_writing_to_a_read_only_folder_raises(path, rows, monkeypatch):

@@ -41,8 +41,9 @@ def test_best_instruction_set_is_chosen():
 def test_every_supported_instruction_set_passes_the_same_tests(name):
     """Scores and gradients of edge-case inputs, all options of the hinge loss, top-k of ties, codes."""
     selected = "((the_definition or ties or gradients or ranks) and cpu)"
+    selected += " or (clusters and (few_rows or bounds or ties))"
     selected += " or (quantized_topk and (ties or every or edge_case or filters))"
-    files = [str(TESTS / f"test_{stem}.py") for stem in ("score", "topk", "hinge", "quantized_topk")]
+    files = [str(TESTS / f"test_{stem}.py") for stem in ("score", "topk", "hinge", "quantized_topk", "clusters")]
     files += [str(TESTS / f"test_{stem}.py") for stem in ("logsumexp", "rank")]
     script = (
         "import sys, pytest; from dissim_kernels.backends import native; print(native.isa()); sys.exit(pytest.main())"

@@ -310,11 +310,23 @@ def test_e16_ranks_are_counts_of_all_references_without_the_excluded_ones():
     assert torch.equal(ranks, shards)
 
 
+def test_e17_scores_of_a_row_and_its_pivot_differ_by_at_most_the_radius():
+    assert (W > 0).any() and (W < 0).any()
+    pivots = R + 0.1 * Q.mean(0)
+    radius = ((R - pivots).abs() * W.abs()).sum(1)
+    gap = (testing.plain_score(Q, R, W, B) - testing.plain_score(Q, pivots, W, B)).abs()
+    assert (gap <= radius + 1e-12).all() and (gap > radius / 20).any()
+    far = R.amax(0) + 1 + torch.rand(N, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    same_side = R - 0.1 * W.sign()  # every term of the difference has one sign: the bound is reached
+    gap = testing.plain_score(far, same_side, W) - testing.plain_score(far, R, W)
+    assert_close(gap, 0.1 * W.abs().sum().expand(N, M), scale=10)
+
+
 def test_every_formula_has_a_test():
     stated = re.findall(r"^### (E\d+) \(", MATH, re.M)
     tested = {name.split("_")[1].upper() for name in globals() if re.match(r"test_e\d+_", name)}
     assert len(stated) == len(set(stated))
-    assert set(stated) == tested == {f"E{i}" for i in range(1, 17)}
+    assert set(stated) == tested == {f"E{i}" for i in range(1, 18)}
 
 
 def test_files_named_in_math_exist():

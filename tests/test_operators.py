@@ -18,6 +18,7 @@ Q, R, W, B = testing.random_inputs((6, 8), (9, 8))
 QUERY_LABELS, REFERENCE_LABELS, EXCLUDE = torch.arange(6) % 3, torch.arange(9) % 3, torch.arange(6)
 ONES, BITS = torch.ones(6), torch.zeros(6, 2, dtype=torch.uint8)
 CODES = dissim_kernels.quantize_references(R, W)
+CLUSTERS = dissim_kernels.cluster_references(R, W)
 #: Lists of pairs, two for each query: where they begin, references, and scores, best first.
 LISTS = torch.arange(7) * 2, torch.arange(12) % 9, torch.tensor([1.0, 0.0] * 6)
 
@@ -40,6 +41,9 @@ CALLS = {
                        "exclude_index": None, "query_labels": None, "reference_labels": None, "among": "all",
                        "codes": list(CODES[:-1]), "rows": 9,
                        "backend": "auto"},
+    "clustered_topk": {"query": Q, "reference": R, "weight": W, "bias": None, "k": 2, "largest": True,
+                       "exclude_index": None, "query_labels": None, "reference_labels": None, "among": "all",
+                       "clusters": list(CLUSTERS[:-1]), "rows": 9, "backend": "auto"},
     "logsumexp": {"query": Q, "reference": R, "weight": W, "bias": None, "scale": ONES[:1],
                   "query_labels": QUERY_LABELS, "reference_labels": REFERENCE_LABELS, "exclude_index": EXCLUDE,
                   "among": "different", "backend": "auto"},
@@ -60,6 +64,10 @@ NATIVE_CALLS = {
               "negative": torch.empty(6), "active": BITS.clone()},
     "hinge_backward": {**CALLS["hinge_backward"], "query": Q[None], "reference": R[None], "grad_query": None,
                        "grad_reference": torch.empty(9, 8), "grad_weight": None, "grad_bias": torch.empty(1)},
+    "clustered_topk": {**CALLS["topk"], "query": Q[None], "reference": R[None], "among": True,
+                       "pivots": CLUSTERS.pivots[None], "order": CLUSTERS.order, "offsets": CLUSTERS.offsets,
+                       "radii": CLUSTERS.radii, "slack": ONES.double(), "scores": torch.empty(6, 2),
+                       "indices": torch.empty(6, 2, dtype=torch.int64), "scored": torch.empty(6, dtype=torch.int64)},
     "logsumexp": {"query": Q[None], "reference": R[None], "weight": W, "bias": None, "scale": ONES[:1],
                   "exclude_index": EXCLUDE, "query_labels": QUERY_LABELS, "reference_labels": REFERENCE_LABELS,
                   "among_same": False, "value": torch.empty(6), "mean_score": torch.empty(6), "active": BITS.clone()},
@@ -73,7 +81,8 @@ for name, arguments in NATIVE_CALLS.items():
     NATIVE_CALLS[name] = {k: v for k, v in arguments.items() if k not in ("backend", "needs") and k[:5] != "need_"}
 
 ALL, LISTED = tuple(CALLS), ("listed_scores", "rank")
-MATRIX = ("topk", "hinge", "hinge_backward", "quantized_topk", "logsumexp", "logsumexp_backward", *LISTED)
+MATRIX = ("topk", "hinge", "hinge_backward", "quantized_topk", "clustered_topk", "logsumexp", "logsumexp_backward",
+          *LISTED)  # fmt: skip
 PAIRS, LABELED = ("score", "score_backward", *MATRIX), ("topk", "hinge", "logsumexp")
 #: Operators, the changed argument, its change, the error.
 BAD = [
@@ -107,7 +116,7 @@ BAD = [
         "query_labels: expected labels, since the other",
     ),
     (
-        ("topk", "logsumexp", "quantized_topk"),
+        ("topk", "logsumexp", "quantized_topk", "clustered_topk"),
         "among",
         lambda x: "",
         "among: expected one of 'different', 'same', 'all'",
@@ -140,6 +149,9 @@ BAD = [
     (("hinge_backward",), "active", lambda x: x[:, :1], "active: expected uint8 \\[6, 2\\]"),
     (("hinge_backward",), "needs", lambda x: x[:2], "needs: expected 4 flags"),
     (("quantized_topk",), "rows", lambda x: 8, "quantized: expected codes of 9 references, got codes of 8"),
+    (("clustered_topk",), "k", lambda x: 10, "k: expected at most the 9 rows of reference, got 10"),
+    (("clustered_topk",), "rows", lambda x: 8, "clusters: expected clusters of 9 references, got clusters of 8"),
+    (("clustered_topk",), "clusters", lambda x: x[1:], "clusters: expected the tensors of a ClusteredReferences, got 5"),
     (
         ("quantized_topk",),
         "codes",

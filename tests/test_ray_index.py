@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dissim_retrieval import DissimilarityHead, DissimilarityIndex, RayDissimilarityIndex
+from dissim_retrieval.index.preparation import preparation_for
 from dissim_retrieval.index.settings import read_settings
 from dissim_retrieval.index.shard import Shard
 from index_model import Model, apply_write
@@ -44,8 +45,8 @@ class InThisProcess:
 
 def open_here(path, shards, quantized=False):
     settings = read_settings(path)
-    dtype = settings.head.weight.dtype
-    actors = [InThisProcess(Shard(f"shard {n}", path, dtype, quantized, 1)) for n in range(shards)]
+    options = path, settings.head.weight, preparation_for(quantized, False), 1
+    actors = [InThisProcess(Shard(f"shard {n}", *options)) for n in range(shards)]
     index = RayDissimilarityIndex(path, settings, actors, None)
     index.refresh()
     return index
@@ -199,7 +200,7 @@ def test_another_index_at_the_same_path_raises(tmp_path):
     for name in ("index", "other"):
         DissimilarityIndex.create(tmp_path / name, new_head(4)).add(torch.randn(3, 4))
     index = open_here(tmp_path / "index", 1)
-    other = InThisProcess(Shard("shard 1 of 1", tmp_path / "other", torch.float32, False, 1))
+    other = InThisProcess(Shard("shard 1 of 1", tmp_path / "other", torch.ones(4), None, 1))
     index._actors = [other]
     with pytest.raises(OSError, match=r"shard 1 of 1 cannot answer, on node .* is another index here"):
         index.search(torch.randn(1, 4), 1)

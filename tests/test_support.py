@@ -48,6 +48,7 @@ README_COLUMNS = {
     "paired score": "paired_dissim_score",
     "top-k": "fused_dissim_topk",
     "top-k, quantized": "fused_dissim_topk(quantized=)",
+    "top-k, clusters": "fused_dissim_topk(clusters=)",
     "hinge loss": "fused_dissim_hinge_loss",
     "log-sum-exp": "fused_dissim_logsumexp",
     "ranks": "fused_dissim_rank",
@@ -64,6 +65,11 @@ def paired(score):
 def quantized_topk(query, reference, weight, bias, backend):
     codes = CODES if torch.compiler.is_compiling() else d.quantize_references(reference, weight)
     return d.fused_dissim_topk(query, reference, weight, bias, k=2, quantized=codes, backend=backend).scores
+
+
+def clustered_topk(query, reference, weight, bias, backend):
+    clusters = CLUSTERS if torch.compiler.is_compiling() else d.cluster_references(reference, weight)
+    return d.fused_dissim_topk(query, reference, weight, bias, k=2, clusters=clusters, backend=backend).scores
 
 
 def scores_in_the_order_of_ranks(query, reference, weight, bias, backend):
@@ -87,6 +93,7 @@ CALLS = {
         lambda *inputs: testing.plain_score(*inputs).topk(2).values,
     ),
     "fused_dissim_topk(quantized=)": (quantized_topk, lambda *inputs: testing.plain_score(*inputs).topk(2).values),
+    "fused_dissim_topk(clusters=)": (clustered_topk, lambda *inputs: testing.plain_score(*inputs).topk(2).values),
     "fused_dissim_hinge_loss": (
         lambda *inputs, backend: d.fused_dissim_hinge_loss(*inputs, *LABELS, backend=backend),
         lambda *inputs: testing.plain_hinge_loss(testing.plain_score(*inputs), *LABELS),
@@ -104,6 +111,7 @@ def inputs(dtype=torch.float64):
 
 
 CODES = d.quantize_references(inputs().reference, inputs().weight)
+CLUSTERS = d.cluster_references(inputs().reference, inputs().weight)
 
 
 def derivatives(function, order):
@@ -170,7 +178,7 @@ def test_operation_of_a_backend(operation, backend):
     call, plain = CALLS[operation]
     cell = OPERATIONS[operation][backend]
     if cell == "plain scan":
-        with pytest.warns(UserWarning, match=f"backend '{backend}' does not use quantized"):
+        with pytest.warns(UserWarning, match=f"backend '{backend}' does not use (quantized|clusters)"):
             scores = call(*inputs(), backend=backend)
     else:
         assert cell == ("by interpreter" if backend == "triton" else "tested")
@@ -240,7 +248,7 @@ def test_cells_marked_by_emulation_are_emulated():
     tree = ast.parse((ROOT / "tests" / "test_cuda.py").read_text())
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     for operation, row in OPERATIONS.items():
-        assert row["cuda"] == "by emulation"
+        assert row["cuda"] == ("plain scan" if "clusters" in operation else "by emulation")
         assert any(
             f"test_{stem}.py" in texts and function_of(operation) in (ROOT / "tests" / f"test_{stem}.py").read_text()
             for stem in ("score", "topk", "hinge", "quantized_topk", "logsumexp", "rank")

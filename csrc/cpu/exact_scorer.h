@@ -101,13 +101,7 @@ class TopRows {
   void write(const TopK& p, int64_t row) {
     score_waiting();
     heap_.sort();
-    A* scores = static_cast<A*>(p.scores) + row * p.k;
-    int64_t* indices = p.indices + row * p.k;
-    for (int64_t i = 0; i < p.k; ++i) {
-      const bool found = i < heap_.count;
-      scores[i] = !found ? A(__builtin_nan("")) : p.largest ? heap_.rows[i].score : -heap_.rows[i].score;
-      indices[i] = found ? heap_.rows[i].index : -1;
-    }
+    write_best(p, row, heap_);
   }
 
  private:

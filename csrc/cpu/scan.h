@@ -61,6 +61,11 @@ struct AllPairs {
   int64_t memory_budget = forward_memory_budget<E>(query, reference, dim);  // bytes
   bool small_batch = query.rows <= kSmallBatchRows;
   int64_t first_query = 0;  // the number of the first query in the whole problem
+  // Which rows of `query` and `reference` take part, by number. Null: all of them, in order.
+  const int64_t *query_list = nullptr, *reference_list = nullptr;
+
+  int64_t query_number(int64_t n) const { return query_list ? query_list[n] : n; }
+  int64_t reference_number(int64_t m) const { return reference_list ? reference_list[m] : m; }
 
   // The pairs of queries [begin, end). `small_batch` stays that of the whole problem, so that the scores are the same.
   // `used_bytes` of the memory budget are taken by others.
@@ -180,7 +185,7 @@ class Scanner {
     for (int64_t m = task.column_begin, columns; m < task.column_end; m += columns) {
       columns = min(packed_columns_, min(chunk_columns_ - m % chunk_columns_, task.column_end - m));
       for (int64_t j = 0; j < packed_columns_; ++j)
-        reference_rows_[j] = row_of<E>(p_.reference, batch, m + min(j, columns - 1));
+        reference_rows_[j] = row_of<E>(p_.reference, batch, p_.reference_number(m + min(j, columns - 1)));
       for (int64_t head = 0; head < p_.heads; ++head) {
         const A* weight = p_.weight + head * p_.dim;
         const A bias = p_.bias ? p_.bias[head] : 0;
@@ -204,9 +209,9 @@ class Scanner {
   void set_queries(int64_t batch, int64_t n, int64_t rows) {
     if (p_.small_batch) {
       for (int64_t i = 0; i < rows; ++i)
-        small_batch_[i] = acc_row<E>(p_.query, batch, n + i, 0, p_.dim, acc_queries_ + i * p_.dim);
+        small_batch_[i] = acc_row<E>(p_.query, batch, p_.query_number(n + i), 0, p_.dim, acc_queries_ + i * p_.dim);
     } else {
-      for (int64_t i = 0; i < rows; ++i) query_rows_[i] = row_of<E>(p_.query, batch, n + i);
+      for (int64_t i = 0; i < rows; ++i) query_rows_[i] = row_of<E>(p_.query, batch, p_.query_number(n + i));
       scorer_.set_queries(query_rows_, p_.query.dim_stride, rows);
     }
   }
@@ -214,7 +219,9 @@ class Scanner {
   // Not inlined: the loop of score_rows needs every register.
   __attribute__((noinline)) void score_small_batch(int64_t first, int64_t rows, int64_t columns, const A* weight,
                                                    A bias) {
-    const int64_t prefetch = ceil_div(kPrefetchBytes, max(1, p_.dim) * sizeof(E)) * p_.reference.row_stride;
+    // Listed rows do not follow one another in memory.
+    const int64_t prefetch_rows = p_.reference_list ? 0 : ceil_div(kPrefetchBytes, max(1, p_.dim) * sizeof(E));
+    const int64_t prefetch = prefetch_rows * p_.reference.row_stride;
     for (int64_t j = 0; j < columns; j += kRowGroup<A>) {
       int64_t i = 0;
       for (; i + kRowQueries <= rows; i += kRowQueries)

@@ -27,8 +27,8 @@ struct Heap {
   ScoredRow<A>* rows;
   int64_t k, count;
 
-  // Only rows with a score above this one can enter the heap. It is NaN if every row can, that is, if the heap is not
-  // full or its worst score is NaN.
+  // Only rows with a score above this one, or with an equal score and a lower index, can enter the heap. It is NaN if
+  // every row can, that is, if the heap is not full or its worst score is NaN.
   A threshold() const { return count < k ? A(__builtin_nan("")) : rows[0].score; }
 
   void offer(ScoredRow<A> row) {
@@ -62,12 +62,44 @@ struct Heap {
   }
 };
 
+// Offers `columns` scores of query n to its heap, with their sign changed if `sign` is -1. index(j) is the reference of
+// scores[j]. scores[j] is undefined from `columns` on, but can be read up to a whole vector. `ascending`: all indices are
+// above those in the heap, so that equal scores do not enter it.
+template <bool ascending, class A, class Index>
+void offer_scores(Heap<A>& heap, const Filter& filter, A sign, int64_t n, const A* scores, int64_t columns,
+                  const Index& index) {
+  constexpr int lanes = kLanes<A>;
+  Vector<A> threshold = broadcast<A>(heap.threshold());
+  for (int64_t j = 0; j < columns; j += lanes) {
+    // "not below" is true for NaN on either side.
+    const Vector<A> some = sign * load<A>(scores + j);
+    uint32_t passed = bits<A>(ascending ? ~(some <= threshold) : ~(some < threshold));
+    if (columns - j < lanes) passed &= (1u << (columns - j)) - 1;
+    for (; passed; passed &= passed - 1) {
+      const int64_t m = j + __builtin_ctz(passed);
+      if (!is_candidate(filter, n, index(m))) continue;
+      heap.offer({sign * scores[m], index(m)});
+      threshold = broadcast<A>(heap.threshold());
+    }
+  }
+}
+
+// Writes a sorted heap to the results of query n.
+template <class A>
+void write_best(const TopK& p, int64_t n, const Heap<A>& heap) {
+  A* scores = static_cast<A*>(p.scores) + n * p.k;
+  int64_t* indices = p.indices + n * p.k;
+  for (int64_t i = 0; i < p.k; ++i) {
+    const bool found = i < heap.count;
+    scores[i] = !found ? A(__builtin_nan("")) : p.largest ? heap.rows[i].score : -heap.rows[i].score;
+    indices[i] = found ? heap.rows[i].index : -1;
+  }
+}
+
 // Selects from the blocks of a scan over queries [first, first + rows). Each column part has heaps of its own, so that
 // tasks share nothing.
 template <class A>
 class Selection {
-  static constexpr int lanes = kLanes<A>;
-
  public:
   // Memory of one query in one column part.
   static int64_t bytes(int64_t k) { return k * int64_t(sizeof(ScoredRow<A>)) + int64_t(sizeof(int64_t)); }
@@ -85,23 +117,12 @@ class Selection {
   }
 
   void add(const ScoreBlock<A>& block) {
-    const Vector<A> sign = broadcast<A>(sign_);
     const int64_t part = partition_.column_part_of(block.column);
     for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t n = block.row + i;
       Heap<A> heap = heap_of(part, n - first_);
-      Vector<A> threshold = broadcast<A>(heap.threshold());
-      for (int64_t j = 0; j < block.columns; j += lanes) {
-        // "not at or below" is true for NaN on either side. Lanes from the last column on are undefined.
-        uint32_t passed = bits<A>(~(sign * load<A>(block[i] + j) <= threshold));
-        if (block.columns - j < lanes) passed &= (1u << (block.columns - j)) - 1;
-        for (; passed; passed &= passed - 1) {
-          const int64_t m = j + __builtin_ctz(passed);
-          if (!is_candidate(filter_, n, block.column + m)) continue;
-          heap.offer({sign_ * block[i][m], block.column + m});
-          threshold = broadcast<A>(heap.threshold());
-        }
-      }
+      offer_scores<true>(heap, filter_, sign_, n, block[i], block.columns,
+                         [&](int64_t j) { return block.column + j; });
       counts_[part * rows_ + n - first_] = heap.count;
     }
   }
@@ -116,9 +137,6 @@ class Selection {
     heap.sort();
     return heap;
   }
-
-  // The score of a row of a heap, where scores have their sign changed if the smallest are searched.
-  A score(const ScoredRow<A>& row) const { return sign_ * row.score; }
 
  private:
   Heap<A> heap_of(int64_t part, int64_t row) {

@@ -50,6 +50,8 @@ BUILD = "Build it where nvcc is found: FORCE_CUDA=1 pip install --no-build-isola
 def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return f"it runs tensors on CUDA devices, these are on {problem.device.type!r}"
+    if problem.operation == "clustered_topk":
+        return "it has no search of clusters"
     return NOT_LOADED or _unsupported_device_reason(problem.device)
 
 

@@ -23,6 +23,7 @@ from ..contract import (
     TopKArguments,
 )
 from . import reference as reference_backend
+from .clusters import query_slack
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
@@ -152,6 +153,19 @@ def quantized_topk(arguments: TopKArguments, quantized: Sequence[Tensor]) -> tup
         scores, indices, rescored,
     )  # fmt: skip
     return scores, indices, rescored
+
+
+def clustered_topk(arguments: TopKArguments, clusters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk` with the tensors of `cluster_references`, and how many references were scored for each query.
+
+    That number is -1 for every query if the order of the references holds numbers that are none.
+    """
+    pivots, order, offsets, radii, center, weight = clusters
+    kernel_arguments, (scores, indices) = _topk_operands(arguments), _empty_topk(arguments)
+    slack = query_slack(arguments.query, arguments.bias, center, weight)
+    scored = arguments.query.new_empty(len(arguments.query), dtype=torch.int64)
+    operators.clustered_topk(*kernel_arguments, pivots[None], order, offsets, radii, slack, scores, indices, scored)
+    return scores, indices, scored
 
 
 def _topk_operands(arguments: TopKArguments) -> tuple:

@@ -26,13 +26,15 @@ from ..contract import (
 )
 from .quantize import quantize_references  # noqa: F401
 
+#: Why it does not run a search.
+NO_SEARCH = {"quantized_topk": "it has no scan over codes", "clustered_topk": "it has no search of clusters"}
 #: Maximum number of elements of a temporary (16 MiB in float32), unless the D of one pair is larger.
 CHUNK = 1 << 22
 
 
 def unsupported_reason(problem: Problem) -> str | None:
-    """It runs every problem on every device, but it has no quantized scan: it scores every reference."""
-    return "it has no scan over codes" if problem.operation == "quantized_topk" else None
+    """It runs every problem on every device, but its only search scores every reference."""
+    return NO_SEARCH.get(problem.operation)
 
 
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

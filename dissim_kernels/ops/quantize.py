@@ -100,17 +100,20 @@ def check_quantized(quantized: object, reference: Tensor) -> None:
         ("max_code", acc, (columns,)),
         ("step", torch.float64, ()),
     ):
-        _check_field(f"quantized.{name}", getattr(quantized, name), dtype, sizes, reference.device)
+        check_field(f"quantized.{name}", getattr(quantized, name), dtype, sizes, reference.device, REMEDY)
 
 
-def _check_field(name: str, tensor: object, dtype: torch.dtype, sizes: tuple[int, ...], device: torch.device) -> None:
+def check_field(
+    name: str, tensor: object, dtype: torch.dtype, sizes: tuple[int, ...], device: torch.device, remedy: str
+) -> None:
+    """Checks a tensor of prepared references."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise_argument_error(name, "a dense torch.Tensor", type(tensor).__name__, REMEDY, TypeError)
+        raise_argument_error(name, "a dense torch.Tensor", type(tensor).__name__, remedy, TypeError)
     if tensor.dtype != dtype or tensor.shape != sizes:
         got = f"{tensor.dtype} {list(tensor.shape)}"
-        raise_argument_error(name, f"{dtype} {list(sizes)}", got, REMEDY)
+        raise_argument_error(name, f"{dtype} {list(sizes)}", got, remedy)
     if tensor.device != device:
-        raise_argument_error(name, f"reference's device {device}", tensor.device, REMEDY)
+        raise_argument_error(name, f"reference's device {device}", tensor.device, remedy)
     if not tensor.is_contiguous():
         raise_argument_error(name, "a contiguous tensor", f"strides {tensor.stride()}", "Use .contiguous().")
 

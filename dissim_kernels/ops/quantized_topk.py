@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ..contract import Problem, TopKArguments, raise_argument_error
-from ..dispatch import last_backend, resolve
+from ..dispatch import resolve
 from ..operands import check_topk_operands
 from .operator import operator
 from .quantize import REMEDY, QuantizedReferences, check_quantized, check_quantized_values, check_sizes
-from .topk_checks import check_enough_candidates, check_k, is_capturing, raise_no_derivative
+from .topk_checks import check_enough_candidates, check_k, is_capturing, search_function, warn_of_plain_search
 
 
 def _check_operands(query, reference, *others):
@@ -53,11 +51,7 @@ def quantized_topk(
     if reason is None:
         scores, indices, rescored = module.quantized_topk(search, codes)
     else:
-        warnings.warn(
-            f"fused_dissim_topk: backend {last_backend()!r} does not use quantized: {reason}. "
-            "It scores every reference instead, with the same result.",
-            stacklevel=3,
-        )
+        warn_of_plain_search("quantized", reason)
         scores, indices = module.topk(search)
         rescored = torch.full((query.shape[0],), reference.shape[0], device=query.device)
     if exclude_index is not None or query_labels is not None:
@@ -75,25 +69,4 @@ def _(
     return scores, torch.empty_like(scores, dtype=torch.int64), rescored
 
 
-class QuantizedTopKFunction(torch.autograd.Function):
-    """Raises for vmap and for derivatives, which torch would otherwise treat as zero."""
-
-    forward = staticmethod(quantized_topk)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(*output[1:])
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise_no_derivative()
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        raise_no_derivative()
-
-    @staticmethod
-    def vmap(info, in_dims, *args) -> NoReturn:
-        raise NotImplementedError(
-            "fused_dissim_topk: vmap is not implemented with quantized. Call it without quantized under vmap."
-        )
+QuantizedTopKFunction = search_function(quantized_topk, "quantized")

@@ -7,10 +7,12 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..contract import Problem, TopKArguments, check_among, check_count, check_filters, check_matrix_inputs
+from ..contract import Problem, TopKArguments, check_among, check_count, check_filters, check_matrix_inputs, raise_argument_error
 from ..dispatch import check_backend, resolve
 from ..operands import check_topk_operands
 from .arguments import autocast_to_float32, head_bias
+from .clustered_topk import ClusteredTopKFunction, clustered_topk
+from .clusters import ClusteredReferences, check_clusters
 from .operator import differentiated, operator, vmap_by_loop
 from .quantize import QuantizedReferences, check_quantized
 from .quantized_topk import QuantizedTopKFunction, quantized_topk
@@ -46,6 +48,7 @@ def fused_dissim_topk(
     reference_labels: Tensor | None = ...,
     among: str = ...,
     quantized: QuantizedReferences | None = ...,
+    clusters: ClusteredReferences | None = ...,
     return_stats: Literal[False] = ...,
     backend: str = ...,
 ) -> TopK: ...
@@ -65,6 +68,7 @@ def fused_dissim_topk(
     reference_labels: Tensor | None = ...,
     among: str = ...,
     quantized: QuantizedReferences | None = ...,
+    clusters: ClusteredReferences | None = ...,
     return_stats: Literal[True],
     backend: str = ...,
 ) -> TopKStats: ...
@@ -83,6 +87,7 @@ def fused_dissim_topk(
     reference_labels: Tensor | None = None,
     among: str = "different",
     quantized: QuantizedReferences | None = None,
+    clusters: ClusteredReferences | None = None,
     return_stats: bool = False,
     backend: str = "auto",
 ) -> TopK | TopKStats:
@@ -108,15 +113,23 @@ def fused_dissim_topk(
             indices are bit-identical to those without it. It is faster if few references score close to the best, and
             slower if most do. A backend without such a scan (triton, reference) warns, gives its reason and scores
             every reference.
+        clusters: the result of `cluster_references(reference, weight)`, in place of quantized. Bounds of whole
+            clusters (E17) exclude most references if these are clustered and k is below M / 128. Scores and indices
+            are bit-identical to those without it. If nothing can be excluded, every reference is scored. Only the
+            backend cpu has such a search; the others warn, give their reason and score every reference.
         return_stats: return `TopKStats`. Its `rescored` counts, for each query, the references whose bound reaches
-            the k-th best score (on CUDA: a score slightly below it). It is M if every reference was scored.
+            the k-th best score (on CUDA: a score slightly below it), or with clusters those that were scored. It is
+            M if every reference was scored.
 
-    A derivative raises NotImplementedError, and so does vmap with quantized. To train through the result, gather the
+    A derivative raises NotImplementedError, and so does vmap with quantized or
+    clusters. To train through the result, gather the
     rows and score them with `paired_dissim_score`.
 
     Cost: that of the score, and a sort of k. With quantized: N M D operations on bytes and the scores of the
     references that are rescored. For 32 byte terms AVX2 needs two instructions, where a float32 score needs three for
     8 terms; CUDA needs one for 4 terms, where a float32 score needs two for one.
+
+    With clusters: the scores of the pivots, and of the references that are not excluded.
 
     Memory on the CPU: the result (for half types once more in float32) and at most 2(N + M)D values and 16 MiB, or
     16 k bytes if that is more. On GPUs: the result and a block of scores; CUDA also needs lists of 1.25 k + 32
@@ -125,8 +138,9 @@ def fused_dissim_topk(
     candidates, or what 128 queries need (one byte per 4 references, and some bytes per place in k).
 
     Raises ValueError if k is above M (before anything is allocated), if a query has fewer than k candidates, or if
-    `quantized` belongs to other weights, another number of references or another device, or is damaged. Each tensor's
-    dtype, shape, contiguity and the range of dim_order are checked; codes and error bounds are not. Other errors as
+    `quantized` or `clusters` belongs to other weights, another number of references or another device, or is damaged.
+    Each tensor's dtype, shape and contiguity and the range of row and column numbers are checked; codes, error bounds
+    and radii are not. Other errors as
     in `fused_dissim_score`. On CUDA, two checks wait for the device: the count of candidates if a filter is given,
     and the weights and dim_order of `quantized`. Both are skipped while a CUDA graph is captured; places without a
     candidate then have index -1.
@@ -154,19 +168,27 @@ def fused_dissim_topk(
     check_among(among, query_labels, ("same",))
     if quantized is not None:
         check_quantized(quantized, reference)
+    if clusters is not None:
+        check_clusters(clusters, reference)
+        if quantized is not None:
+            raise_argument_error("clusters", "None, since quantized is given", "both", "Pass one of them.")
     tensors = [query, reference, weight, head_bias(bias, weight)]
     if torch.compiler.is_compiling():
         tensors = [t if t is None else t.detach() for t in tensors]
     arguments = (*tensors, k, largest, exclude_index, query_labels, reference_labels, among)
     may_differentiate = differentiated(*tensors)
-    if quantized is None:
-        run = _TopKFunction.apply if may_differentiate else topk
-        scores, indices = run(*arguments, backend)
-        rescored = None
-    else:
+    if quantized is not None:
         *codes, rows = quantized
         run = QuantizedTopKFunction.apply if may_differentiate else quantized_topk
         scores, indices, rescored = run(*arguments, codes, rows, backend)
+    elif clusters is not None:
+        *tensors, rows = clusters
+        run = ClusteredTopKFunction.apply if may_differentiate else clustered_topk
+        scores, indices, rescored = run(*arguments, tensors, rows, backend)
+    else:
+        run = _TopKFunction.apply if may_differentiate else topk
+        scores, indices = run(*arguments, backend)
+        rescored = None
     if not return_stats:
         return TopK(scores, indices)
     if rescored is None:

@@ -1,13 +1,16 @@
-"""Checks and errors that the two top-k operators share."""
+"""Checks and errors that the top-k operators share."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ..contract import raise_argument_error
+from ..dispatch import last_backend
 
 
 def check_k(k: int, reference: Tensor) -> None:
@@ -32,6 +35,42 @@ def check_enough_candidates(indices: Tensor, k: int) -> None:
         row = int((indices[:, -1] < 0).nonzero()[0])
         candidates = int((indices[row] >= 0).sum())
         raise_argument_error("k", f"at most the {candidates} candidates of query row {row}", k, "Use a smaller k.")
+
+
+def warn_of_plain_search(argument: str, reason: str) -> None:
+    """Warns that the backend of this call has no search with `argument`, for a reason."""
+    warnings.warn(
+        f"fused_dissim_topk: backend {last_backend()!r} does not use {argument}: {reason}. "
+        "It scores every reference instead, with the same result.",
+        stacklevel=4,
+    )
+
+
+def search_function(search: Callable, argument: str) -> type[torch.autograd.Function]:
+    """A Function over a search with `argument`. It raises for vmap and for derivatives, which torch would treat as 0."""
+
+    class Search(torch.autograd.Function):
+        forward = staticmethod(search)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.mark_non_differentiable(*output[1:])
+
+        @staticmethod
+        def backward(ctx, *grads):
+            raise_no_derivative()
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            raise_no_derivative()
+
+        @staticmethod
+        def vmap(info, in_dims, *args) -> NoReturn:
+            raise NotImplementedError(
+                f"fused_dissim_topk: vmap is not implemented with {argument}. Call it without {argument} under vmap."
+            )
+
+    return Search
 
 
 def raise_no_derivative() -> NoReturn:

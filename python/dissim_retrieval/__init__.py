@@ -6,7 +6,16 @@ from .feature_file import read_features
 from .fit import fit_head
 from .head import DissimilarityHead
 from .held_out import HeldOutCheck
-from .index import BackboneWeights, DissimilarityIndex, RangeResult, RayDissimilarityIndex, SearchResult, StoredRows
+from .index import (
+    BackboneWeights,
+    DissimilarityIndex,
+    FaissExport,
+    RangeResult,
+    RayDissimilarityIndex,
+    SearchResult,
+    StoredRows,
+    export_faiss,
+)
 from .interop import PMLLoss, ScoreDistance
 from .losses import HingeLoss, InfoNCELoss, NCALoss, PrototypeLoss, SoftMarginLoss, SupConLoss, TripletLoss
 from .memory import CrossBatchMemory
@@ -19,6 +28,7 @@ __all__ = [
     "CrossBatchMemory",
     "DissimilarityHead",
     "DissimilarityIndex",
+    "FaissExport",
     "HeldOutCheck",
     "HingeLoss",
     "InfoNCELoss",
@@ -38,6 +48,7 @@ __all__ = [
     "TripletLoss",
     "evaluate",
     "expand_queries",
+    "export_faiss",
     "fit_head",
     "gather",
     "gather_references",

@@ -15,6 +15,7 @@ import torch
 from ...contract import Problem
 from ..capability import capability, describe
 from ..quantize import quantize_references  # noqa: F401
+from ..reference import NO_SEARCH
 
 #: The Triton version of the oldest supported torch. tests/triton_compile.py compiles all kernels with it and later.
 OLDEST = (3, 6)
@@ -23,8 +24,8 @@ OLDEST = (3, 6)
 def unsupported_reason(problem: Problem) -> str | None:
     if _NOT_LOADED is not None:
         return _NOT_LOADED
-    if problem.operation == "quantized_topk":
-        return "it has no scan over codes"
+    if problem.operation in NO_SEARCH:
+        return NO_SEARCH[problem.operation]
     if problem.device.type == "cpu":
         if INTERPRETED:
             return None

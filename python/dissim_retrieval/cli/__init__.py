@@ -21,6 +21,7 @@ from .bench import bench
 from .demo import demo
 from .embed import embed
 from .evaluate import evaluate
+from .export import export
 from .fit import fit
 from .index import index
 from .info import info
@@ -28,7 +29,9 @@ from .output import Output
 from .search import search
 from .train import train
 
-COMMANDS = {command.__name__: command for command in (train, index, search, evaluate, info, embed, fit, bench, demo)}
+COMMANDS = {
+    command.__name__: command for command in (train, index, search, evaluate, info, embed, fit, export, bench, demo)
+}
 DESCRIPTION = """Image retrieval with a learned pair score.
 
 With --json, a command prints its result as JSON. With --debug, an error shows where it was raised. Progress bars are

@@ -20,6 +20,7 @@ from .candidates import check_fuse, grouped, matching, numbered
 from .entries import Entries
 from .lance_store import LanceStore
 from .memory_store import MemoryStore
+from .preparation import CLUSTERS, CODES, preparation_for
 from .ranks import ranks
 from .results import (
     RangeResult,
@@ -50,13 +51,20 @@ class DissimilarityIndex:
     object, or of the last `refresh`, and never half of a write.
 
     Args:
-        quantized: keep 8-bit codes of the rows as well (one byte per value, computed by the first search). A search
-            then scans the codes and computes exact scores only for rows that the error bounds of the codes cannot
-            exclude. The result is the same; it is several times as fast if few rows score close to the best
-            (`dissim_kernels.quantize_references`). A filter searches without codes.
+        quantized: keep 8-bit codes of the rows as well (one byte per value). A search then scans the codes and
+            computes exact scores only for rows that the error bounds of the codes cannot exclude. The result is the
+            same; it is several times as fast if few rows score close to the best
+            (`dissim_kernels.quantize_references`).
+        clustered: keep clusters of the rows of segments of 10,000 rows or more as well. A search then omits clusters
+            that cannot have one of the best rows. The result is the same; most rows are never read if the embeddings
+            are clustered (`dissim_kernels.cluster_references`). Not together with quantized: ValueError.
         provenance: where the embeddings come from, as in ``Trained.provenance`` (JSON). `add`, `update` and `search`
             take the provenance of their embeddings, too, and raise ValueError if its "model" is another.
         backbone: the network that makes the embeddings, to be stored beside the index.
+
+    An index on disk that was opened with quantized or clustered stores the codes or clusters of 10,000 rows or more
+    when they are written, and maps them when it is opened. The first search computes those that are not stored;
+    `optimize` stores them.
 
     Memory: the rows, [M, D]. A search computes N M D terms ``|q_d - r_d|`` and stores no N x M matrix.
     """
@@ -66,10 +74,12 @@ class DissimilarityIndex:
         head: DissimilarityHead,
         *,
         quantized: bool = False,
+        clustered: bool = False,
         provenance: dict[str, Any] | None = None,
         backbone: BackboneWeights | None = None,
     ) -> None:
-        self.head, self.quantized, self.provenance, self._backbone = head, quantized, provenance, backbone
+        self.head, self._preparation = head, preparation_for(quantized, clustered)
+        self.provenance, self._backbone = provenance, backbone
         self._store: MemoryStore | LanceStore = MemoryStore()
         self._snapshot, self._publishing = Snapshot(), threading.Lock()
 
@@ -82,6 +92,7 @@ class DissimilarityIndex:
         head: DissimilarityHead,
         *,
         quantized: bool = False,
+        clustered: bool = False,
         provenance: dict[str, Any] | None = None,
         backbone: BackboneWeights | None = None,
         sync: bool = False,
@@ -90,9 +101,10 @@ class DissimilarityIndex:
 
         sync: see `open`. Raises FileExistsError if `path` exists.
         """
+        preparation_for(quantized, clustered)
         with new_folder(Path(path)) as folder:
             write_settings(folder, Settings(head, provenance), backbone)
-        return cls.open(path, device=head.weight.device, quantized=quantized, sync=sync)
+        return cls.open(path, device=head.weight.device, quantized=quantized, clustered=clustered, sync=sync)
 
     @classmethod
     def open(
@@ -101,6 +113,7 @@ class DissimilarityIndex:
         *,
         device: str | torch.device = "cpu",
         quantized: bool = False,
+        clustered: bool = False,
         verify: bool = False,
         in_memory: bool = True,
         sync: bool = False,
@@ -115,8 +128,9 @@ class DissimilarityIndex:
             sync: a write returns after the disk has it (fsync), so that it survives a power loss. Without it, a write
                 that has returned survives the death of the process, but not of the machine.
         """
-        if quantized and not in_memory:
-            raise ValueError("quantized: expected False with in_memory=False. The codes are for rows in memory.")
+        preparation = preparation_for(quantized, clustered)
+        if preparation is not None and not in_memory:
+            raise ValueError(f"{preparation.option}: expected False with in_memory=False: it is for rows in memory.")
         folder = Path(path)
         settings = read_settings(folder)
         try:
@@ -125,10 +139,9 @@ class DissimilarityIndex:
             what = str(error).splitlines()[0]
             raise ValueError(f"device: expected a device of this machine, got {device}: {what}") from error
         index = cls.__new__(cls)
-        index.head, index.quantized = head, quantized
+        index.head, index._preparation = head, preparation
         index.provenance, index._backbone = settings.provenance, None
-        weight = head.weight
-        index._store = LanceStore(folder, weight.device, weight.dtype, in_memory=in_memory, sync=sync)
+        index._store = LanceStore(folder, head.weight, preparation, in_memory=in_memory, sync=sync)
         index._snapshot, index._publishing = index._store.latest(Snapshot()), threading.Lock()
         if verify:
             index.verify()
@@ -139,21 +152,24 @@ class DissimilarityIndex:
         snapshot = self._snapshot
         with new_folder(Path(path)) as folder:
             write_settings(folder, Settings(self.head, self.provenance), self.backbone)
-            LanceStore(folder, torch.device("cpu"), self.head.weight.dtype).write_all(self._store.tables(snapshot))
+            LanceStore(folder, self.head.weight.cpu(), self._preparation).write_all(self._store.tables(snapshot))
 
     def refresh(self) -> None:
         """Move to the newest version, which another process or object may have written."""
         self._publish(self._store.latest(self._snapshot))
 
     def verify(self) -> None:
-        """Read every row of this version from the disk. Raises ValueError if one differs from its checksum."""
+        """Read every row of this version, stored codes and clusters from the disk.
+
+        Raises ValueError if one differs from its checksum.
+        """
         self._store.verify(self._snapshot)
 
     def __reduce__(self) -> Any:
         """An index on disk is pickled as its path, so that it can be passed to a spawned process."""
         if not isinstance(self._store, LanceStore):
             raise TypeError("index: expected an index on disk to pickle, got one in memory. Use save() and open().")
-        return _reopen, (*self._store.arguments, self.quantized)
+        return _reopen, (*self._store.arguments, self.quantized, self.clustered)
 
     # --- write ------------------------------------------------------------------------------------------------
 
@@ -231,6 +247,8 @@ class DissimilarityIndex:
     def optimize(self) -> None:
         """Merge all small segments, drop deleted rows, and delete versions that are older than an hour from the disk.
 
+        With quantized or clustered, also store the codes or clusters that are not stored yet.
+
         Writes merge small segments by themselves when there are many. Call this after many writes, for fewer.
         """
         with self._store.writing():
@@ -252,6 +270,16 @@ class DissimilarityIndex:
         if snapshot.schema is None:
             return np.zeros(len(ids), bool)
         return snapshot.locate(as_ids(ids, None, snapshot.schema.field("id").type)) >= 0
+
+    @property
+    def quantized(self) -> bool:
+        """Whether searches scan 8-bit codes."""
+        return self._preparation is CODES
+
+    @property
+    def clustered(self) -> bool:
+        """Whether searches use clusters."""
+        return self._preparation is CLUSTERS
 
     @property
     def backbone(self) -> BackboneWeights | None:
@@ -286,7 +314,8 @@ class DissimilarityIndex:
 
         Args:
             filter: an SQL condition on id and metadata (``"camera = 2 AND label != 'unknown'"``), or a list of ids
-                (unknown ones are ignored). Only rows that satisfy it are scored.
+                (unknown ones are ignored). Only rows that satisfy it are scored. If they are a sixteenth of a
+                segment or more, their codes or clusters are used.
             group_by: a metadata column. Scores of rows with the same value become one score, and the result has the
                 k best values as its ids. Rows without a value are no candidates. Every candidate is scored.
             fuse: how scores of a group become one: max, mean, min or median.
@@ -296,7 +325,7 @@ class DissimilarityIndex:
         snapshot, rows = self._snapshot, self._query(query)
         if group_by is None:
             chosen = matching(self._store, snapshot, filter)
-            best, names = scan.top_k(rows, snapshot, k, chosen, quantized=self.quantized), snapshot.ids
+            best, names = scan.top_k(rows, snapshot, k, chosen, self._preparation), snapshot.ids
         else:
             check_fuse(fuse)
             candidates, names = numbered([grouped(self._store, snapshot, group_by, filter)])
@@ -369,5 +398,9 @@ class DissimilarityIndex:
         return positions
 
 
-def _reopen(path: Path, device: torch.device, in_memory: bool, sync: bool, quantized: bool) -> DissimilarityIndex:
-    return DissimilarityIndex.open(path, device=device, quantized=quantized, in_memory=in_memory, sync=sync)
+def _reopen(
+    path: Path, device: torch.device, in_memory: bool, sync: bool, quantized: bool, clustered: bool
+) -> DissimilarityIndex:
+    return DissimilarityIndex.open(
+        path, device=device, quantized=quantized, clustered=clustered, in_memory=in_memory, sync=sync
+    )

@@ -27,6 +27,8 @@ from torch import Tensor
 
 from .checksum import row_checksums
 from .entries import LOCK_SECONDS, Entries, arrow_view, from_arrow, to_table
+from .preparation import PREPARATIONS, Preparation
+from .prepared_files import PreparedFiles, remove_unused
 from .segments import BLOCK_VALUES, MemoryRows, Segment, Snapshot, StreamedRows, compaction_target
 from .settings import damaged, sync
 
@@ -39,15 +41,25 @@ class LanceStore:
     """Reads snapshots of a folder and writes new versions into it.
 
     Args:
-        device, dtype: of the rows in memory.
+        weight: that of the head. The rows in memory have its dtype, and are on its device.
+        preparation: what searches prepare of the rows; it is stored beside them.
         in_memory: read the rows when a version is opened; otherwise every search reads them.
         sync: a write returns after the disk has it.
     """
 
     def __init__(
-        self, path: Path, device: torch.device, dtype: torch.dtype, *, in_memory: bool = True, sync: bool = False
+        self,
+        path: Path,
+        weight: Tensor,
+        preparation: Preparation | None = None,
+        *,
+        in_memory: bool = True,
+        sync: bool = False,
     ) -> None:
-        self.path, self.device, self.dtype, self.in_memory, self.sync = path, device, dtype, in_memory, sync
+        self.path, self.in_memory, self.sync = path, in_memory, sync
+        self.device, self.dtype = weight.device, weight.dtype
+        self._files = {one: PreparedFiles(path, one, weight) for one in PREPARATIONS}
+        self._prepared = None if preparation is None else self._files[preparation]
         self._uri, self._process = str(path / "rows"), os.getpid()
         self._synced: set[Path] = set()
 
@@ -119,21 +131,29 @@ class LanceStore:
         before = known.get(key)
         if before is not None and self.in_memory and before.num_live == fragment.count_rows():
             return before
-        sequence = _int64(fragment.to_table(columns=["_sequence"]), "_sequence")
         if before is not None:
+            sequence = _int64(fragment.to_table(columns=["_sequence"]), "_sequence")
             before = before.without(~np.isin(before.sequence, sequence))
             return before if self.in_memory else replace(before, vectors=self._streamed(fragment, before.sequence))
-        order = sequence.argsort()
-        in_order = bool((np.diff(sequence) > 0).all())
-        ids = fragment.to_table(columns=["id"]).column("id").combine_chunks()
-        if not in_order:
-            ids, sequence = ids.take(pa.array(order)), sequence[order]
+        table = fragment.to_table(columns=["_sequence", "id"], **self._deleted_too)
+        sequence = _int64(table, "_sequence")
+        order = None if (np.diff(sequence) > 0).all() else sequence.argsort()
+        table = table if order is None else table.take(pa.array(order))
+        sequence, ids = _int64(table, "_sequence"), table.column("id").combine_chunks()
         if not self.in_memory:
             return Segment(key, sequence, ids, self._streamed(fragment, sequence))
         rows = self._all_rows(fragment, len(sequence))
-        return Segment(
-            key, sequence, ids, MemoryRows(rows if in_order else rows[torch.from_numpy(order).to(rows.device)])
-        )
+        rows = rows if order is None else rows[torch.from_numpy(order).to(rows.device)]
+        prepared = self._prepared and self._prepared.read(key[1], len(rows))
+        segment = Segment(key, sequence, ids, MemoryRows(rows, prepared))
+        if not self._deleted_too or table["_rowid"].null_count == 0:
+            return segment
+        return segment.without(table["_rowid"].is_null().to_numpy())
+
+    @property
+    def _deleted_too(self) -> dict[str, Any]:
+        """Arguments to read deleted rows as well, with null as their number: the prepared files have them."""
+        return {} if self._prepared is None else {"include_deleted_rows": True, "with_row_id": True}
 
     def _streamed(self, fragment: LanceFragment, sequence: np.ndarray) -> StreamedRows:
         return StreamedRows(lambda: self._batches(fragment), sequence)
@@ -155,7 +175,7 @@ class LanceStore:
     def _record_batches(self, fragment: LanceFragment) -> Iterator[pa.RecordBatch]:
         size = max(1, BLOCK_VALUES // fragment.schema.field("embedding").type.list_size)
         with self._reading():
-            yield from fragment.to_batches(columns=["_sequence", "embedding"], batch_size=size)
+            yield from fragment.to_batches(columns=["_sequence", "embedding"], batch_size=size, **self._deleted_too)
 
     def read(self, snapshot: Snapshot, positions: np.ndarray) -> Entries:
         """The rows at these positions."""
@@ -187,7 +207,7 @@ class LanceStore:
                     yield pa.Table.from_batches([batch])
 
     def verify(self, snapshot: Snapshot) -> None:
-        """Read every row and compare it with its checksum."""
+        """Read every row, and every file that was prepared of the rows, and compare them with their checksums."""
         count = 0
         for table in self.tables(snapshot):
             count += len(table)
@@ -197,6 +217,9 @@ class LanceStore:
                 raise damaged(self.path, f"{len(ids)} rows differ from their checksums, the first with id {ids[0]!r}")
         if count != len(snapshot) or len(snapshot.ids.filter(pa.array(snapshot.live)).unique()) != count:
             raise damaged(self.path, "rows that were deleted are there again")
+        for fragment in [] if snapshot.handle is None else snapshot.handle.get_fragments():
+            for files in self._files.values():
+                files.read(fragment.data_files()[0].path, fragment.physical_rows)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -224,12 +247,12 @@ class LanceStore:
         snapshot = self.latest(snapshot)
         for target in compaction_target([segment.num_live for segment in snapshot.segments]):
             if self._compact(snapshot.handle, target, threshold=0.1):
-                return self.latest(snapshot)
+                return self._complete(self.latest(snapshot))
         return snapshot
 
     def append(self, snapshot: Snapshot, entries: Entries) -> Snapshot:
         table = to_table(entries)
-        self._append(snapshot, table.schema, [table])
+        self._append(snapshot, table.schema, [table], entries.rows)
         return self.latest(snapshot)
 
     def write_all(self, tables: Iterator[pa.Table]) -> None:
@@ -237,13 +260,18 @@ class LanceStore:
         first = next(tables, None)
         if first is not None:
             self._append(Snapshot(), first.schema, itertools.chain([first], tables))
+        if first is not None and self._prepared is not None:
+            for fragment in lance.dataset(self._uri).get_fragments():  # one after the other, to save memory
+                self._complete(Snapshot(segments=(self._segment(fragment, {}),)))
 
-    def _append(self, snapshot: Snapshot, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    def _append(
+        self, snapshot: Snapshot, schema: pa.Schema, tables: Iterable[pa.Table], rows: Tensor | None = None
+    ) -> None:
         if snapshot.handle is None:
-            self._commit(LanceOperation.Overwrite(schema, self._fragments(schema, tables)), None)
+            self._commit(LanceOperation.Overwrite(schema, self._fragments(schema, tables, rows)), None)
         else:
             dataset = self._with_columns(snapshot.handle, schema)
-            self._commit(LanceOperation.Append(self._fragments(schema, tables)), dataset)
+            self._commit(LanceOperation.Append(self._fragments(schema, tables, rows)), dataset)
 
     def _with_columns(self, dataset: LanceDataset, schema: pa.Schema) -> LanceDataset:
         """Add new columns of metadata, which are null in the rows there are."""
@@ -253,17 +281,29 @@ class LanceStore:
             dataset.add_columns(pa.schema(new))
         return dataset
 
-    def _fragments(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> list:
-        """Write data files."""
+    def _fragments(self, schema: pa.Schema, tables: Iterable[pa.Table], rows: Tensor | None) -> list:
+        """Write data files and, if the rows are given, what is prepared of them."""
         batches = (batch for table in tables for batch in table.to_batches())
         reader = pa.RecordBatchReader.from_batches(schema, batches)
-        return write_fragments(reader, self._uri, schema, mode="append" if self._exists() else "create")
+        made = write_fragments(reader, self._uri, schema, mode="append" if self._exists() else "create")
+        if rows is not None and self._prepared is not None:
+            parts = rows.split([fragment.physical_rows for fragment in made])
+            for fragment, part in zip(made, parts, strict=True):
+                self._prepared.write(fragment.files[0].path, MemoryRows(part))
+        return made
+
+    def _complete(self, snapshot: Snapshot) -> Snapshot:
+        """Write the prepared files that are missing."""
+        for segment in snapshot.segments:
+            if self._prepared is not None and isinstance(segment.vectors, MemoryRows):
+                self._prepared.write(segment.key[1], segment.vectors)
+        return snapshot
 
     def replace(self, snapshot: Snapshot, positions: np.ndarray, entries: Entries) -> Snapshot:
         table = to_table(entries)
         dataset = self._with_columns(snapshot.handle, table.schema)
         gone, changed = self._deletions(snapshot, positions)
-        new = self._fragments(table.schema, [table])
+        new = self._fragments(table.schema, [table], entries.rows)
         self._commit(LanceOperation.Update(gone, changed, new), dataset)
         return self.latest(snapshot)
 
@@ -296,7 +336,7 @@ class LanceStore:
         if snapshot.handle is None:
             return snapshot
         self._compact(snapshot.handle, target, threshold=0.0)
-        return self.latest(snapshot)
+        return self._complete(self.latest(snapshot))
 
     def _compact(self, dataset: LanceDataset, target: int, threshold: float) -> bool:
         plan = Compaction.plan(
@@ -309,6 +349,7 @@ class LanceStore:
         Compaction.commit(dataset, done)
         self._sync()
         lance.dataset(self._uri).cleanup_old_versions(KEPT)
+        remove_unused(self.path, Path(self._uri, "data"))
         return True
 
     def _exists(self) -> bool:

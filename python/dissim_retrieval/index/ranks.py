@@ -84,7 +84,7 @@ def counts(snapshot: Snapshot, query: Query, offsets: Tensor, scores: Tensor) ->
     device = query.rows.device
     for segment, places in zip(snapshot.segments, snapshot.split(snapshot.live.nonzero()[0]), strict=True):
         all_live = len(places) == len(segment.sequence)
-        for block in segment.blocks(None if all_live else places, None):
+        for block in segment.blocks(None if all_live else places, None, query.weight):
             # Every listed row twice: before all rows of the block, so that none with its score counts, and after.
             ends = torch.tensor([-1, len(block.rows)], device=device).repeat(len(scores))
             found = fused_dissim_rank(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from . import scan
 from .arguments import check_k
 from .candidates import check_fuse, numbered
 from .lance_store import LanceStore
+from .preparation import preparation_for
 from .ranks import ranks
 from .results import RangeResult, SearchResult, like, range_result, search_result
 from .settings import Settings, read_settings
@@ -54,7 +56,7 @@ class RayDissimilarityIndex:
     def __init__(self, path: Path, settings: Settings, actors: list[Any], timeout: float | None) -> None:
         self.head, self.provenance = settings
         self._ray, self._actors, self._timeout = _ray(), actors, timeout
-        self._store = LanceStore(path, torch.device("cpu"), self.head.weight.dtype)
+        self._store = LanceStore(path, self.head.weight)
         self._state, self._refreshing = State(0, [Share(0, (), "")] * len(actors), 0, pa.int64()), threading.Lock()
 
     @classmethod
@@ -65,19 +67,20 @@ class RayDissimilarityIndex:
         shards: int,
         num_cpus: float = 1,
         quantized: bool = False,
+        clustered: bool = False,
         timeout: float | None = 600,
     ) -> RayDissimilarityIndex:
         """Start one actor for each shard and read the rows.
 
-        Call `ray.init()` before for other settings than Ray's own. Every node must have dissim-kernels, and must see
-        the same files at `path`.
+        Call `ray.init()` before for other settings than Ray's own; Ray that is started here sends no statistics to its
+        makers. Every node must have dissim-kernels, and must see the same files at `path`.
 
         Args:
             shards: how many. Fragments, of up to 1,048,576 rows, are spread evenly by rows and not split, so more
                 shards than fragments are of no use.
             num_cpus: cores that Ray reserves for each shard; rounded down, but at least 1, the threads of its
                 searches.
-            quantized: as in `DissimilarityIndex.open`.
+            quantized, clustered: as in `DissimilarityIndex.open`.
             timeout: seconds that one call waits for the shards, which includes reading rows; None for no limit.
                 TimeoutError names those that did not answer.
         """
@@ -87,9 +90,11 @@ class RayDissimilarityIndex:
             raise ValueError(f"num_cpus: expected a number above 0, got {num_cpus!r}.")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout: expected seconds above 0, or None, got {timeout!r}.")
+        preparation = preparation_for(quantized, clustered)
         ray, folder = _ray(), Path(path).resolve()
         settings = read_settings(folder)
         if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             with warnings.catch_warnings():  # of Lance about forks, which here only start another program
                 warnings.filterwarnings("ignore", "lance is not fork-safe")
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -102,7 +107,7 @@ class RayDissimilarityIndex:
         start = ray.remote(
             num_cpus=num_cpus, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD"
         )(Shard).remote
-        options = folder, settings.head.weight.dtype, quantized, max(1, int(num_cpus))
+        options = folder, settings.head.weight.detach(), preparation, max(1, int(num_cpus))
         index = cls(folder, settings, [start(_name(n, shards), *options) for n in range(shards)], timeout)
         try:
             index.refresh()

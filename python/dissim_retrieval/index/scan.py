@@ -18,6 +18,7 @@ from dissim_kernels import fused_dissim_score, fused_dissim_topk, paired_dissim_
 
 from ..head import DissimilarityHead
 from .arguments import transformed
+from .preparation import Preparation
 from .segments import BLOCK_VALUES, Block, Snapshot
 
 
@@ -65,13 +66,13 @@ def _merged(best: Best | None, more: Best, k: int) -> Best:
 
 
 def top_k(
-    query: Query, snapshot: Snapshot, k: int, chosen: np.ndarray | None = None, *, quantized: bool = False
+    query: Query, snapshot: Snapshot, k: int, chosen: np.ndarray | None, preparation: Preparation | None
 ) -> Best:
     """The k best rows of every query; fewer if there are fewer candidates. chosen: positions, None for all."""
     best = None
     parts = [None] * len(snapshot.segments) if chosen is None else snapshot.split(chosen)
     for segment, offset, places in zip(snapshot.segments, snapshot.offsets[:-1], parts, strict=True):
-        for block in segment.blocks(places, query.weight if quantized else None):
+        for block in segment.blocks(places, preparation, query.weight):
             scores, rows = _block_top_k(query, block, k)
             at = block.positions(rows.numpy())
             found = Best(scores, torch.from_numpy(segment.sequence[at]), torch.from_numpy(offset + at))
@@ -89,10 +90,10 @@ def nothing(query: Query) -> Best:
 
 
 def _block_top_k(query: Query, block: Block, k: int) -> tuple[Tensor, Tensor]:
-    labels = None if block.deleted is None else block.deleted.new_ones(len(query.rows))
+    labels = None if block.excluded is None else block.excluded.new_ones(len(query.rows))
     best = fused_dissim_topk(
         query.rows, block.rows, query.weight, query.bias, k=min(k, block.candidates),
-        query_labels=labels, reference_labels=block.deleted, quantized=block.codes,
+        query_labels=labels, reference_labels=block.excluded, **block.prepared,
     )  # fmt: skip
     scores = best.scores
     if scores.dtype in (torch.float16, torch.bfloat16):
@@ -138,7 +139,7 @@ def score_blocks(query: Query, snapshot: Snapshot, chosen: np.ndarray | None) ->
     parts = [None] * len(snapshot.segments) if chosen is None else snapshot.split(chosen)
     size = max(1, BLOCK_VALUES // max(len(query.rows), query.rows.shape[1]))
     for segment, offset, places in zip(snapshot.segments, snapshot.offsets[:-1], parts, strict=True):
-        for block in segment.blocks(places, None):
+        for block in segment.blocks(places, None, query.weight):
             for first in range(0, len(block.rows), size):
                 scores = all_scores(query, block.rows[first : first + size])
                 at = block.positions(np.arange(first, first + scores.shape[1]))

@@ -20,10 +20,12 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from dissim_kernels import QuantizedReferences, quantize_references
+from .preparation import Preparation
 
 #: Values of rows that are gathered or read at a time: 64 MiB in float32.
 BLOCK_VALUES = 1 << 24
+#: If a smaller share of a segment satisfies a filter, scoring copies of these rows is faster than a scan of codes.
+GATHERED_SHARE = 1 / 16
 
 
 class Block(NamedTuple):
@@ -32,9 +34,9 @@ class Block(NamedTuple):
     rows: Tensor  #: [m, D]
     first: int  #: position in the segment of the first row, if `places` is None
     places: np.ndarray | None  #: position in the segment of every row
-    deleted: Tensor | None  #: int64 [m], 1 for rows that are no candidates
+    excluded: Tensor | None  #: int64 [m], 1 for rows that are no candidates
     candidates: int
-    codes: QuantizedReferences | None
+    prepared: dict[str, Any]  #: arguments of `fused_dissim_topk`
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Positions in the segment of rows of the block."""
@@ -42,19 +44,20 @@ class Block(NamedTuple):
 
 
 class MemoryRows:
-    """The rows of a segment in memory, and their 8-bit codes."""
+    """The rows of a segment in memory, and what was prepared of them."""
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: Tensor, prepared: Any | None = None) -> None:
         self.rows = rows
-        self._codes: QuantizedReferences | None = None
+        self._prepared = prepared
         self._lock = threading.Lock()
 
-    def codes(self, weight: Tensor) -> QuantizedReferences:
-        """Codes for these weights, computed when they are first needed."""
+    def prepared(self, preparation: Preparation, weight: Tensor) -> Any:
+        """What is prepared of the rows for these weights, made when it is first needed."""
         with self._lock:
-            if self._codes is None or not torch.equal(self._codes.weight, weight.to(self._codes.weight.dtype)):
-                self._codes = quantize_references(self.rows, weight)
-            return self._codes
+            made = self._prepared
+            if made is None or not torch.equal(made.weight, weight.to(made.weight.dtype)):
+                made = self._prepared = preparation.make(self.rows, weight)
+            return made
 
     def take(self, places: np.ndarray) -> Tensor:
         return self.rows[torch.from_numpy(places).to(self.rows.device)]
@@ -110,34 +113,45 @@ class Segment:
     def is_live(self, places: np.ndarray) -> np.ndarray:
         return np.ones(len(places), bool) if self.live is None else self.live[places]
 
-    def blocks(self, chosen: np.ndarray | None, codes_for: Tensor | None) -> Iterator[Block]:
+    def blocks(self, chosen: np.ndarray | None, preparation: Preparation | None, weight: Tensor) -> Iterator[Block]:
         """The candidates in blocks. chosen: ascending positions of live rows, None for all live rows."""
         if isinstance(self.vectors, StreamedRows):
             yield from self._streamed_blocks(chosen)
-        elif chosen is not None:
-            size = max(1, BLOCK_VALUES // self.vectors.rows.shape[1])
+            return
+        rows, prepared = self.vectors.rows, {}
+        gathered = chosen is not None and len(chosen) < GATHERED_SHARE * len(rows)
+        if preparation is not None and len(rows) >= preparation.min_rows and not gathered:
+            prepared = {preparation.argument: self.vectors.prepared(preparation, weight)}
+        if chosen is None:
+            if self.num_live:
+                yield Block(rows, 0, None, self._deleted, self.num_live, prepared)
+        elif prepared:
+            yield Block(rows, 0, None, self._all_but(chosen), len(chosen), prepared)
+        else:
+            size = max(1, BLOCK_VALUES // rows.shape[1])
             for places in np.split(chosen, range(size, len(chosen), size)):
                 if len(places):
-                    yield Block(self.vectors.take(places), 0, places, None, len(places), None)
-        elif self.num_live:
-            codes = None if codes_for is None else self.vectors.codes(codes_for)
-            yield Block(self.vectors.rows, 0, None, self._deleted, self.num_live, codes)
+                    yield Block(self.vectors.take(places), 0, places, None, len(places), {})
 
     def _streamed_blocks(self, chosen: np.ndarray | None) -> Iterator[Block]:
         for places, rows in self.vectors.read():
             assert places is not None
             keep = self.is_live(places) if chosen is None else np.isin(places, chosen)
             if keep.all():
-                yield Block(rows, 0, places, None, len(places), None)
+                yield Block(rows, 0, places, None, len(places), {})
             elif keep.any():
                 kept = rows[torch.from_numpy(keep).to(rows.device)]
-                yield Block(kept, 0, places[keep], None, len(kept), None)
+                yield Block(kept, 0, places[keep], None, len(kept), {})
 
     @cached_property
     def _deleted(self) -> Tensor | None:
-        if self.live is None or not isinstance(self.vectors, MemoryRows):
-            return None
-        return torch.from_numpy((~self.live).astype(np.int64)).to(self.vectors.rows.device)
+        return None if self.live is None else self._all_but(self.live.nonzero()[0])
+
+    def _all_but(self, chosen: np.ndarray) -> Tensor:
+        assert isinstance(self.vectors, MemoryRows)
+        excluded = torch.ones(len(self.sequence), dtype=torch.int64)
+        excluded[torch.from_numpy(chosen)] = 0
+        return excluded.to(self.vectors.rows.device)
 
 
 @dataclass(frozen=True, eq=False)

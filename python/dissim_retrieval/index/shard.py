@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from lance import LanceDataset
+from torch import Tensor
 
 from . import scan
 from .candidates import Grouped, grouped, matching
 from .lance_store import LanceStore
+from .preparation import Preparation
 from .segments import Snapshot
 
 
@@ -36,10 +38,10 @@ def fingerprint(dataset: LanceDataset) -> str:
 class Shard:
     """Answers what `RayDissimilarityIndex` asks. The first call reads the rows, also after a restart."""
 
-    def __init__(self, name: str, path: Path, dtype: torch.dtype, quantized: bool, threads: int) -> None:
+    def __init__(self, name: str, path: Path, weight: Tensor, preparation: Preparation | None, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._name, self._quantized = name, quantized
-        self._store = LanceStore(path, torch.device("cpu"), dtype)
+        self._name, self._preparation = name, preparation
+        self._store = LanceStore(path, weight, preparation)
         self._versions: dict[int, Snapshot] = {}
 
     def call(self, share: Share, name: str, arguments: tuple) -> Any:
@@ -76,8 +78,7 @@ class Shard:
     def top_k(self, snapshot: Snapshot, query: scan.Query, k: int, filter: Any) -> tuple[scan.Best, pa.Array]:
         """The best rows of the shard, and their ids; `positions` are places among these ids."""
         chosen = matching(self._store, snapshot, filter)
-        best = scan.top_k(query, snapshot, k, chosen, quantized=self._quantized)
-        return _with_ids(best, snapshot)
+        return _with_ids(scan.top_k(query, snapshot, k, chosen, self._preparation), snapshot)
 
     def above(
         self, snapshot: Snapshot, query: scan.Query, threshold: float, filter: Any

@@ -1,0 +1,152 @@
+"""Clusters of references with bounds (E17): the choice of the pivots, the radius of every row, the slack of a query.
+
+Everything here is plain torch, except the scores that assign rows to pivots. Any pivots and any assignment are valid:
+they decide only how many rows a search has to score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..contract import ACCUMULATE, TopKArguments
+from .codes import CHUNK, MAX_SCORE_SIZE_DIVISOR, MAX_VALUE_DIVISOR, ROUNDING_SLACK
+
+#: Rows per cluster in the sample from which pivots are chosen, and in its first part, which offers the first pivots.
+SAMPLE_ROWS, SEED_ROWS = 20, 5
+#: A row becomes a first pivot with a probability that is this power of its distance to those chosen before it. With 2,
+#: as in k-means++, more of them fall into the same cluster, and other clusters get none.
+SEED_POWER = 4
+#: First pivots that are drawn together.
+SEEDS_AT_ONCE = 8
+#: How often the pivots are moved to the means of the rows of the sample that are nearest to them.
+MEAN_STEPS = 2
+
+
+def cluster_references(
+    module: ModuleType, reference: Tensor, weight: Tensor, num_clusters: int, seed: int
+) -> list[Tensor]:
+    """The tensors of `ClusteredReferences` (ops/clusters.py). `module` is the backend that scores."""
+    acc = ACCUMULATE[reference.dtype]
+    weight = weight.to(acc, copy=True).contiguous()  # a copy, because an optimizer changes the original in place
+    pivots = _choose_pivots(module, reference, weight, num_clusters, seed)
+    labels = _nearest(module, reference, pivots, weight)
+    center = pivots.to(acc).median(0).values if len(pivots) else weight.new_zeros(len(weight))
+    radii = _radii(reference, labels, pivots, center, weight)
+    order = radii.argsort(descending=True)
+    order = order[labels[order].argsort(stable=True)]
+    offsets = torch.cat([labels.new_zeros(1), labels.bincount(minlength=len(pivots)).cumsum(0)])
+    return [pivots, order, offsets, radii[order], center, weight]
+
+
+def query_slack(query: Tensor, bias: Tensor | None, center: Tensor, weight: Tensor) -> Tensor:
+    """The slack of E17: float64 [N], infinite for a query without a bound."""
+    offset = weight.new_zeros(()) if bias is None else bias.to(weight.dtype).abs().reshape(())
+    slack = torch.empty(len(query), dtype=torch.float64, device=query.device)
+    for rows, part in _parts(query):
+        size = _distance(part, center, weight) + offset
+        bounded = _has_bound(part) & (size < _max_size(weight.dtype))
+        slack[rows] = torch.where(bounded, 4 * _gamma(weight) * size.double() + 2 * _underflow(weight), torch.inf)
+    return slack
+
+
+def _radii(reference: Tensor, labels: Tensor, pivots: Tensor, center: Tensor, weight: Tensor) -> Tensor:
+    """The radius of each row about its pivot, with its share of the rounding (E17): float64 [M]."""
+    acc = weight.dtype
+    pivot_sizes = _distance(pivots.to(acc), center, weight)
+    radii = torch.empty(len(reference), dtype=torch.float64, device=reference.device)
+    for rows, part in _parts(reference):
+        radius = _distance(part, pivots[labels[rows]].to(acc), weight)
+        size = radius + pivot_sizes[labels[rows]]
+        bounded = _has_bound(part) & (size < _max_size(acc))
+        bound = radius.double() + 4 * _gamma(weight) * size.double() + 3 * _underflow(weight)
+        radii[rows] = torch.where(bounded, bound, torch.inf)
+    return radii
+
+
+def _distance(rows: Tensor, others: Tensor, weight: Tensor) -> Tensor:
+    """The weighted distance of each row to its other row, or to the only one. A matrix product might round more."""
+    return ((rows - others).abs() * weight.abs()).sum(1)
+
+
+def _gamma(weight: Tensor) -> float:
+    roundings = (len(weight) + ROUNDING_SLACK) * torch.finfo(weight.dtype).eps / 2
+    return roundings / (1 - roundings)
+
+
+def _underflow(weight: Tensor) -> Tensor:
+    """What underflow can add to the error of a score: e_0 of E17."""
+    return (weight.double().abs().sum() + len(weight) + ROUNDING_SLACK) * torch.finfo(weight.dtype).smallest_normal
+
+
+def _max_size(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max / MAX_SCORE_SIZE_DIVISOR
+
+
+def _has_bound(rows: Tensor) -> Tensor:
+    """False for a row with NaN, Inf, or a value so large that a difference of two might overflow."""
+    return (rows * MAX_VALUE_DIVISOR).isfinite().all(1)
+
+
+def _parts(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows of at most CHUNK values, and those rows in the accumulator dtype."""
+    size = max(1, CHUNK // max(1, rows.shape[1]))
+    for first in range(0, len(rows), size):
+        yield slice(first, first + size), rows[first : first + size].to(ACCUMULATE[rows.dtype])
+
+
+# --- pivots. Weights and rows that are not finite would make distances NaN, so they do not take part ----------------
+
+
+def _choose_pivots(module: ModuleType, reference: Tensor, weight: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """[C, D] in the dtype of the references, C at most num_clusters."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(reference), generator=generator)[: SAMPLE_ROWS * num_clusters]
+    sample = reference[shuffled.to(reference.device)].to(weight.dtype)
+    sample = sample[_has_bound(sample)]
+    if len(sample):  # without rows whose distance from others might overflow
+        sample = sample[_distance(sample, sample.median(0).values, _nearness(weight)) < _max_size(weight.dtype)]
+    if not len(sample):
+        return torch.zeros_like(reference[:1])
+    pivots = _spread_rows(module, sample[: SEED_ROWS * num_clusters], weight, num_clusters, generator)
+    for _ in range(MEAN_STEPS):
+        labels = _nearest(module, sample, pivots, weight)
+        count = labels.bincount(minlength=len(pivots))[:, None]
+        means = torch.zeros_like(pivots).index_add_(0, labels, sample) / count.clamp(min=1)
+        pivots = torch.where((count > 0) & means.isfinite().all(1, True), means, pivots)
+    return pivots.to(reference.dtype)
+
+
+def _spread_rows(
+    module: ModuleType, sample: Tensor, weight: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """At most `count` rows that are far from each other: a few at a time are drawn, with SEED_POWER."""
+    chosen = sample[:1]
+    distance = _distances(module, chosen, sample, weight)
+    while len(chosen) < count:
+        probability = (distance / distance.max()).nan_to_num(0, 0, 0).double().pow(SEED_POWER).cpu()
+        draws = min(SEEDS_AT_ONCE, count - len(chosen), int((probability > 0).sum()))
+        if not draws:
+            break  # every row equals a chosen one
+        drawn = sample[probability.multinomial(draws, generator=generator).to(sample.device)]
+        distance = distance.minimum(_distances(module, drawn, sample, weight))
+        chosen = torch.cat([chosen, drawn])
+    return chosen
+
+
+def _distances(module: ModuleType, few: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """The distance of each row to the nearest of a few others."""
+    return -module.score(few[None], rows[None], _nearness(weight)[None], None)[0, 0].amax(0)
+
+
+def _nearest(module: ModuleType, rows: Tensor, pivots: Tensor, weight: Tensor) -> Tensor:
+    """The number of the nearest pivot of each row, int64 [M]."""
+    search = TopKArguments(rows, pivots, _nearness(weight), None, min(1, len(pivots)), True, None, None, None, "all")
+    return module.topk(search)[1].flatten()
+
+
+def _nearness(weight: Tensor) -> Tensor:
+    return -weight.abs().nan_to_num(0, 0, 0)
