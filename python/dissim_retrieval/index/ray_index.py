@@ -72,8 +72,8 @@ class RayDissimilarityIndex:
     ) -> RayDissimilarityIndex:
         """Start one actor for each shard and read the rows.
 
-        Call `ray.init()` before for other settings than Ray's own; Ray that is started here sends no statistics to its
-        makers. Every node must have dissim-kernels, and must see the same files at `path`.
+        Call `ray.init()` before for other settings than Ray's own; Ray that is started here sends no statistics to
+        its makers. Every node must have dissim-kernels, and must see the same files at `path`.
 
         Args:
             shards: how many. Fragments, of up to 1,048,576 rows, are spread evenly by rows and not split, so more
