@@ -26,9 +26,12 @@ from .index import index
 from .info import info
 from .output import Output
 from .search import search
+from .serve import serve
 from .train import train
 
-COMMANDS = {command.__name__: command for command in (train, index, search, evaluate, info, embed, fit, bench, demo)}
+COMMANDS = {
+    command.__name__: command for command in (train, index, search, serve, evaluate, info, embed, fit, bench, demo)
+}
 DESCRIPTION = """Image retrieval with a learned pair score.
 
 With --json, a command prints its result as JSON. With --debug, an error shows where it was raised. Progress bars are
