@@ -17,12 +17,18 @@ async function call(path, options = {}) {
     throw error.name === "AbortError" ? error : new Failure("The service does not answer.");
   });
   if (response.ok) return response;
-  if (response.status === 401) $("access").hidden = false;
+  if (response.status === 401) askForToken(token ? "The service has another token." : "");
   if (response.status === 413) throw new Failure(`The photo has more than ${info.max_upload >> 20} MiB.`);
   const text = await response.text();
   let detail = text;
   try { detail = JSON.parse(text).detail; } catch {} // not JSON: the text itself
   throw new Failure(detail || `The service answered with status ${response.status}.`);
+}
+
+function askForToken(problem) {
+  $("denied").textContent = problem;
+  $("access").hidden = false;
+  $("content").hidden = true;
 }
 
 const json = async (path, options) => (await call(path, options)).json();
@@ -159,6 +165,7 @@ async function load() {
     return say(error.message, true);
   }
   $("access").hidden = true;
+  $("content").hidden = false;
   say("Choose a photo, or an image of the gallery.");
   document.title = `Search in ${info.name}`;
   $("name").textContent = info.name;
