@@ -152,6 +152,11 @@ REQUESTS = [
     ({"id": "id2/a.png", "group_by": "color"}, 400, "group_by: expected a metadata column"),
     ({"id": "id2/a.png", "fuse": "sum"}, 400, "fuse: "),
     ({"id": "id2/a.png", "limit": 3}, 400, "limit: "),
+    ({"\ud800": 1}, 400, "unicode"),
+    ({"id": "\ud800"}, 400, "not valid Unicode"),
+    ({"id": "id2/a.png", "filter": "label = '\ud800'"}, 400, "filter: "),
+    ({"id": "id2/a.png", "group_by": "\ud800"}, 400, "group_by"),
+    ({"id": "id2/a.png", "filter": "label = '\0'"}, 400, "filter: "),
     ("{", 400, "JSON decode error"),
     ("[" * 100_000, 400, ""),
 ]
