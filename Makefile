@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Optional dependencies of pyproject.toml. CI installs more, for tests that are skipped without them.
-EXTRAS ?= retrieval,images
+EXTRAS ?= retrieval,images,serve
 # Idle OpenMP threads sleep. If cores are shared, spinning threads slow the others down several times.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Each test worker runs one file at a time. The longest files start first.

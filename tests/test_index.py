@@ -260,6 +260,23 @@ def test_update_remove_and_get(make, kind, head, gallery, query):
     assert list(index.add(query[:0], [])) == [] and len(index) == 49
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_listed_in_the_order_of_insertion(make, kind, head, gallery):
+    index = make(kind, head)
+    assert index.columns == {} and index.ids().tolist() == []
+    filled(index, gallery)
+    index.update(gallery[:2], [120, 101])
+    index.remove([100, 103])
+    expected = [n for n in range(101, 150) if n != 103]
+    assert index.columns == {"id": "int64", "label": "string", "number": "int64"}
+    assert index.ids().tolist() == expected
+    assert index.ids(start=10, count=12).tolist() == expected[10:22]
+    assert index.ids("label = 'a0'", start=1).tolist() == list(range(108, 150, 4))
+    assert index.ids([130, 120, 100]).tolist() == [120, 130]
+    with pytest.raises(ValueError, match="start, count: expected numbers of at least 0, got -1 and None"):
+        index.ids(start=-1)
+
+
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_ids_are_numbered_if_none_are_given(make, kind, head, gallery):
     index = make(kind, head)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from base64 import b64encode
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
-from PIL.ExifTags import Base
 
 from .atomic import atomic_write
-from .data.decode import decode
-
-#: Pixels of the longer side of a thumbnail.
-LONGER_SIDE = 200
+from .thumbnail import thumbnail
 
 
 class Candidate(NamedTuple):
@@ -52,17 +46,5 @@ def write_search_page(
 
 def _thumbnail(file: str) -> str | None:
     """The image as a data URI; None if it cannot be read."""
-    try:
-        picture = Image.fromarray(decode(file, _thumbnail_size(file)))
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
-    picture.save(content := io.BytesIO(), "jpeg", quality=85)
-    return f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"
-
-
-def _thumbnail_size(file: str) -> tuple[int, int]:
-    """(height, width) of the upright image, reduced to LONGER_SIDE."""
-    with Image.open(file) as image:
-        sides = image.size if image.getexif().get(Base.Orientation, 1) >= 5 else image.size[::-1]
-    height, width = (max(1, round(side * LONGER_SIDE / max(sides))) for side in sides)
-    return height, width
+    content = thumbnail(file)
+    return None if content is None else f"data:image/jpeg;base64,{b64encode(content).decode()}"

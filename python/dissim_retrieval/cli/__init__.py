@@ -27,10 +27,12 @@ from .index import index
 from .info import info
 from .output import Output
 from .search import search
+from .serve import serve
 from .train import train
 
 COMMANDS = {
-    command.__name__: command for command in (train, index, search, evaluate, info, embed, fit, export, bench, demo)
+    command.__name__: command
+    for command in (train, index, search, serve, evaluate, info, embed, fit, export, bench, demo)
 }
 DESCRIPTION = """Image retrieval with a learned pair score.
 

@@ -43,13 +43,18 @@ def decode(path: str, size: tuple[int, int]) -> np.ndarray:
     opened, an OSError.
     """
     with open(path, "rb") as file:
-        try:
-            return _decode(file, size)
-        except UnidentifiedImageError:
-            reason = f"a file in none of the formats {', '.join(_formats())}"
-        except Exception as error:  # on damaged data, decoders raise OSError, SyntaxError, struct.error and others
-            reason = str(error) or type(error).__name__
-    raise ValueError(f"{printable(path)}: expected an image that can be decoded, got {reason}.")
+        return decode_opened(file, size, printable(path))
+
+
+def decode_opened(file: BinaryIO, size: tuple[int, int], name: str) -> np.ndarray:
+    """The same for an open file, which errors call `name`."""
+    try:
+        return _decode(file, size)
+    except UnidentifiedImageError:
+        reason = f"a file in none of the formats {', '.join(_formats())}"
+    except Exception as error:  # on damaged data, decoders raise OSError, SyntaxError, struct.error and others
+        reason = str(error) or type(error).__name__
+    raise ValueError(f"{name}: expected an image that can be decoded, got {reason}.")
 
 
 def printable(path: str) -> str:

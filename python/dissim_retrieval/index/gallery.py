@@ -264,6 +264,23 @@ class DissimilarityIndex:
         """The number of the version that searches see. Every write makes a larger one."""
         return self._snapshot.version
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The Arrow types of "id" and of the metadata columns, by name. Empty before the first rows are added."""
+        schema = self._snapshot.schema
+        return {} if schema is None else {field.name: str(field.type) for field in schema}
+
+    def ids(self, filter: str | Any | None = None, *, start: int = 0, count: int | None = None) -> Any:
+        """`count` ids from number `start` on, in the order in which they were added; filter as in `search`."""
+        if start < 0 or (count is not None and count < 0):
+            raise ValueError(f"start, count: expected numbers of at least 0, got {start} and {count}.")
+        snapshot = self._snapshot
+        chosen = self._chosen(snapshot, filter)
+        if chosen is None:
+            chosen = snapshot.live.nonzero()[0]
+        in_order = chosen[snapshot.sequence(chosen).argsort()][start:][:count]
+        return present_ids(snapshot.ids.take(pa.array(in_order)), None)
+
     def contains(self, ids: Any) -> np.ndarray:
         """Which of these ids, each given once, the index has: bool [B]."""
         snapshot = self._snapshot

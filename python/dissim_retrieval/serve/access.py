@@ -1,0 +1,102 @@
+"""Who may use the service.
+
+Without a token, programs on this machine may search, and nobody may write. With one, whoever sends it may search and
+write, from anywhere.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MIN_TOKEN = 16
+READ_ONLY = "The service was started without a token, so it only reads. Start it with --token to write."
+
+#: The page uses its own files only. No other site may show it in a frame.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'self';"
+    " frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address of a host means this machine only."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_token(token: str | None) -> None:
+    """Raise ValueError if a token is too easy to guess."""
+    if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or any(map(str.isspace, token))):
+        raise ValueError(
+            f"token: expected at least {MIN_TOKEN} ASCII characters without spaces, got {len(token)} characters."
+            " `openssl rand -hex 16` makes one."
+        )
+
+
+class Access:
+    """Middleware: checks a request before its body is read, and adds security headers to every answer.
+
+    Without a token, a page of another site must not reach the service through the user's browser. So the name in the
+    Host header must be one of this machine, whatever address the site's own name resolves to (DNS rebinding), and
+    requests that scripts of other sites send are denied by their Origin.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        problem = self._problem(scope) if scope["type"] == "http" else None
+        await (problem or self.app)(scope, receive, send_with_headers)
+
+    def _problem(self, scope: MutableMapping[str, Any]) -> JSONResponse | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        if self.token is not None:
+            if not path.startswith("/api/") or self._has_token(headers.get("authorization", "")):
+                return None
+            return _denied(401, "Authorization: expected the token of the service as 'Bearer TOKEN'.")
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not is_loopback(_host_name(f"//{host}")):
+            return _denied(403, f"Host: expected a name of this machine, as localhost, got {host!r}.")
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+            return _denied(403, f"Origin: expected a page of this service, got {origin!r}.")
+        if scope["method"] not in ("GET", "HEAD") and not path.startswith("/api/search"):
+            return _denied(403, READ_ONLY)
+        return None
+
+    def _has_token(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        assert self.token is not None
+        same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token.encode())
+        return scheme.lower() == "bearer" and same
+
+
+def _host_name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _denied(status: int, reason: str) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse({"detail": reason}, status, headers)

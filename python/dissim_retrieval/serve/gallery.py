@@ -1,0 +1,222 @@
+"""The gallery of a service: reads, writes and images, each in threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from ..data.decode import decode_opened
+from ..embedding import embed, pixels_like
+from ..index import DissimilarityIndex
+from ..photos import gallery_network
+from .batching import Batcher
+from .photo_files import photo_thumbnail
+
+Result = TypeVar("Result")
+
+#: How long searches may not see what another process has written.
+REFRESH_SECONDS = 1.0
+#: Columns that `dissim index` writes and the service does not show, so that nobody learns where files are.
+PRIVATE = ("file", "digest")
+
+
+class Query(NamedTuple):
+    """An embedding to search with, [D], or else the id of a row; and the arguments of the search."""
+
+    row: np.ndarray | None
+    id: Any
+    k: int
+    filter: str | None
+    group_by: str | None
+    fuse: str
+    metadata: bool
+
+
+class Answer(NamedTuple):
+    """Ids and scores, best first, and if wanted the metadata of each, in a version of the gallery."""
+
+    version: int
+    ids: list[Any]
+    scores: list[float]
+    metadata: list[dict[str, Any]] | None = None
+
+
+class ServedGallery:
+    """A gallery on disk that a service searches and writes. Its methods are coroutines that block no event loop.
+
+    One thread makes all reads, so that a search and the look-ups after it see one version. Before a read it moves to
+    the newest version, if the last check was more than REFRESH_SECONDS ago or this object has written since. Writes
+    have a thread and an index object of their own, which does not keep the rows in memory: a write that waits for
+    another process delays no search. At most two images are decoded at a time.
+    """
+
+    def __init__(
+        self, path: str | Path, *, device: str | torch.device = "cpu", quantized: bool = False, max_batch: int = 64
+    ) -> None:
+        self.path = Path(path)
+        self.index = DissimilarityIndex.open(path, device=device, quantized=quantized)
+        self.dim = len(self.index.head.weight)
+        try:
+            self.network, self.image_size = gallery_network(self.index)
+            self.no_network = None
+        except (ValueError, ImportError) as error:
+            self.no_network = str(error)
+        self._reader, self._writer, self._images = map(ThreadPoolExecutor, (1, 1, 2))
+        self._identity, self._checked = self._file_identity(), time.monotonic()
+        self._index_to_write: DissimilarityIndex | None = None
+        self._searches = Batcher(self._search, _search_key, self._reader, max_batch=max_batch)
+        self._files = Batcher(self._read_files, lambda _: None, self._reader, max_batch=max_batch)
+
+    def close(self) -> None:
+        """Wait for running work and end the threads."""
+        for pool in (self._reader, self._writer, self._images):
+            pool.shutdown(cancel_futures=True)
+
+    # --- read -------------------------------------------------------------------------------------------------
+
+    async def read(self, function: Callable[[DissimilarityIndex], Result]) -> Result:
+        """``function(index)`` on the newest version, in the thread of reads."""
+        return await _run(self._reader, lambda: function(self._newest()))
+
+    async def search(self, query: Query) -> Answer:
+        """The best rows for a query, which shares a scan of the gallery with the queries of other requests.
+
+        Raises KeyError for an unknown id.
+        """
+        _check_filter(query.filter)
+        _check_public("group_by", [query.group_by])
+        if query.row is not None and len(query.row) != self.dim:
+            raise ValueError(f"embedding: expected {self.dim} numbers, got {len(query.row)}.")
+        return await self._searches.answer(query)
+
+    async def ids(self, filter: str | None, start: int, count: int) -> list[Any]:
+        """Ids of rows, in the order in which they were added."""
+        _check_filter(filter)
+        return (await self.read(lambda index: index.ids(filter, start=start, count=count))).tolist()
+
+    async def thumbnail(self, id: str) -> bytes | None:
+        """A JPEG of the photo of a row, None if there is none. Raises KeyError for an unknown id."""
+        file = await self._files.answer(id)
+        return await _run(self._images, partial(photo_thumbnail, id, file))
+
+    async def embed(self, image: BinaryIO) -> np.ndarray:
+        """The embedding of an image by the network of the gallery, [D]."""
+        if self.no_network is not None:
+            raise ValueError(self.no_network)
+        return await _run(self._images, partial(self._embed, image))
+
+    @torch.inference_mode()
+    def _embed(self, image: BinaryIO) -> np.ndarray:
+        pixels = torch.from_numpy(decode_opened(image, self.image_size, "image").transpose(2, 0, 1).copy())
+        return embed(self.network, pixels_like(self.network, pixels[None]))[0].float().cpu().numpy()
+
+    def _newest(self) -> DissimilarityIndex:
+        if time.monotonic() - self._checked > REFRESH_SECONDS:
+            self._check_not_replaced()
+            self._checked = time.monotonic()  # before the refresh: a write that ends during it sets another
+            self.index.refresh()
+        return self.index
+
+    def _check_not_replaced(self) -> None:
+        if self._file_identity() != self._identity:
+            raise OSError(f"path: {self.path} was replaced by another gallery. Start the service again.")
+
+    def _file_identity(self) -> tuple[int, int]:
+        """Another one if the gallery was made again."""
+        status = (self.path / "index.json").stat()
+        return status.st_ino, status.st_mtime_ns
+
+    def _search(self, queries: list[Query]) -> list[Answer]:
+        """One scan for queries that differ in row and k only."""
+        index, first = self._newest(), queries[0]
+        known = _stored(index, [query.id for query in queries if query.row is None])
+        found = index.search(
+            np.stack([known[query.id] if query.row is None else query.row for query in queries]),
+            max(query.k for query in queries),
+            filter=first.filter,
+            group_by=first.group_by,
+            fuse=first.fuse,
+        )
+        answers = []
+        for query, ids, scores in zip(queries, found.ids.tolist(), found.scores.tolist(), strict=True):
+            count = sum(score != float("-inf") for score in scores[: query.k])  # rows of -inf are padding
+            answers.append(Answer(index.version, ids[:count], scores[:count]))
+        if first.metadata:
+            metadata = _metadata(index, {id for answer in answers for id in answer.ids})
+            answers = [answer._replace(metadata=[metadata[id] for id in answer.ids]) for answer in answers]
+        return answers
+
+    def _read_files(self, ids: list[str]) -> list[str | None]:
+        """The file that each row names."""
+        wanted = list(set(ids))
+        files = self._newest().get(wanted).metadata.get("file", [None] * len(wanted))
+        known = dict(zip(wanted, files, strict=True))
+        return [known[id] for id in ids]
+
+    # --- write ------------------------------------------------------------------------------------------------
+
+    async def add(
+        self, rows: np.ndarray, ids: list[Any] | None, metadata: Mapping[str, Sequence[Any]]
+    ) -> tuple[int, list[Any]]:
+        """Add rows [B, D]. Returns the version that has them, and their ids."""
+        _check_public("metadata", metadata)
+        return await _run(self._writer, lambda: self._write(lambda index: index.add(rows, ids, metadata).tolist()))
+
+    async def remove(self, ids: list[Any]) -> int:
+        """Remove rows. Returns the version that does not have them. Raises KeyError for an unknown id."""
+        return (await _run(self._writer, lambda: self._write(lambda index: index.remove(ids))))[0]
+
+    def _write(self, function: Callable[[DissimilarityIndex], Result]) -> tuple[int, Result]:
+        self._check_not_replaced()
+        if self._index_to_write is None:
+            self._index_to_write = DissimilarityIndex.open(self.path, in_memory=False)
+        result = function(self._index_to_write)
+        self._checked = float("-inf")
+        return self._index_to_write.version, result
+
+
+def _search_key(query: Query) -> Hashable:
+    """Queries share a scan if they have the same candidates, and about the same k: a large one is slower for all."""
+    return query.filter, query.group_by, query.fuse, query.metadata, max(16, query.k - 1).bit_length()
+
+
+def _stored(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, np.ndarray]:
+    """The embedding of each row."""
+    wanted = list(set(ids))
+    if len(set(map(type, wanted))) > 1:  # an array of both would have the numbers as str
+        raise ValueError("id: expected ids of one type.")
+    return dict(zip(wanted, index.get(np.array(wanted)).embeddings, strict=True)) if wanted else {}
+
+
+def _metadata(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+    """The metadata of each row, without private columns."""
+    wanted = list(ids)
+    columns = {name: values for name, values in index.get(wanted).metadata.items() if name not in PRIVATE}
+    return {id: {name: values[place] for name, values in columns.items()} for place, id in enumerate(wanted)}
+
+
+def _check_filter(filter: str | None) -> None:
+    """Raise ValueError if a condition names a private column."""
+    text = filter or ""
+    if "--" not in text and "/*" not in text:  # a quote in a comment would not begin a string
+        text = re.sub("'[^']*'", "", text)
+    _check_public("filter", re.findall(r"\w+", text.lower()))
+
+
+def _check_public(argument: str, names: Any) -> None:
+    for name in PRIVATE:
+        if name in names:
+            raise ValueError(f"{argument}: expected columns that the service shows, got {name!r}, which it does not.")
+
+
+async def _run(pool: Executor, function: Callable[[], Result]) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(pool, function)
