@@ -275,7 +275,7 @@ class DissimilarityIndex:
         if start < 0 or (count is not None and count < 0):
             raise ValueError(f"start, count: expected numbers of at least 0, got {start} and {count}.")
         snapshot = self._snapshot
-        chosen = self._chosen(snapshot, filter)
+        chosen = matching(self._store, snapshot, filter)
         if chosen is None:
             chosen = snapshot.live.nonzero()[0]
         in_order = chosen[snapshot.sequence(chosen).argsort()][start:][:count]
