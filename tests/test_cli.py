@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dissim_retrieval
 import numpy as np
 import pytest
 import torch
@@ -230,6 +231,18 @@ def test_interrupt_and_closed_pipe_print_no_traceback(monkeypatch, capsys):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert "Traceback" not in done.stderr
+
+
+def test_slow_packages_are_imported_only_when_they_are_used():
+    script = "import sys, dissim_retrieval.cli; print({'scipy', 'kornia', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_every_public_name_is_there():
+    assert set(dissim_retrieval.__all__) <= set(dir(dissim_retrieval))
+    assert all(hasattr(dissim_retrieval, name) for name in dissim_retrieval.__all__)
+    assert not hasattr(dissim_retrieval, "nothing")
 
 
 def test_defaults_of_fit_are_those_of_fit_head():

@@ -17,10 +17,10 @@ from dissim_retrieval.losses import (
     PrototypeLoss,
     SoftMarginLoss,
     SupConLoss,
-    TripletLoss,
 )
 from dissim_retrieval.memory import CrossBatchMemory
 from dissim_retrieval.references import References
+from dissim_retrieval.triplet import TripletLoss
 from pytorch_metric_learning.losses import ContrastiveLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import nn
@@ -182,6 +182,7 @@ from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import HingeLoss, InfoNCELoss, NCALoss, SoftMarginLoss, SupConLoss
 from dissim_retrieval.memory import CrossBatchMemory
 from dissim_retrieval.references import References
+from dissim_retrieval.triplet import TripletLoss
 
 def resident(name):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
