@@ -183,6 +183,12 @@ def test_more_identities_than_there_are_are_lowered_with_a_line(capsys):
     assert not logging.getLogger("dissim_retrieval").handlers, "the handler is there during a command only"
 
 
+def test_only_the_first_of_several_processes_prints(monkeypatch, capfd):
+    monkeypatch.setenv("RANK", "1")  # as torchrun sets it
+    assert run("train", "run", *DATA, *TRAINING, "--identities", 999) == 0
+    assert capfd.readouterr() == ("", "")
+
+
 def test_indexing_a_triplet_run_fails(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--loss", "triplet") == 0
     np.savez("x.npz", embeddings=np.zeros((2, 16), np.float32))

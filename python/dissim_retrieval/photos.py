@@ -5,7 +5,6 @@ Such a gallery alone answers for a photo: it contains the weights of the network
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +16,11 @@ from .data import ImageFiles, ImageSet, load_unlabelled
 from .data.decode import printable
 from .embedding import embed_images
 from .index import BackboneWeights, DissimilarityIndex
+from .logs import get_logger
 from .models import Backbone, build_backbone
 from .train import Trained
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def new_gallery(trained: Trained) -> DissimilarityIndex:
