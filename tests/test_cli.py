@@ -17,6 +17,7 @@ from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
 from dissim_retrieval.embedding_file import read_embeddings
 from dissim_retrieval.fit import fit_head
+from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.speed import compare_speed
 
 DATA = ["--data", "glyphs", "--size", "32"]
@@ -135,6 +136,39 @@ def test_fit_tells_whether_it_beats_the_baselines(capsys):
     record = json.loads(capsys.readouterr().out)
     assert record["file"] == "head" and record["check"] is None and Path("head").exists()
     assert run("fit", "rows.npy") == 1 and "labels: expected a file" in last_error(capsys)
+
+
+def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(3)
+    rows = (torch.randn(10, 12, generator=draw)[labels] + 0.3 * torch.randn(30, 12, generator=draw)).numpy()
+    made_by = np.array(json.dumps({"model": "a" * 64, "backbone": {"name": "x"}, "transform": {"size": [8, 8]}}))
+    names = np.array([f"person {label}" for label in labels])
+    np.savez("features.npz", embeddings=rows, labels=names, provenance=made_by)
+    np.save("queries.npy", rows[:4])
+    options = ["--steps", 3, "--projection", 8, "--held-out", 0]
+    assert run("fit", "features.npz", "head.safetensors", *options) == 0
+    assert run("index", "head.safetensors", "features.npz", "g.dissim") == 0
+    capsys.readouterr()
+    assert run("search", "g.dissim", "queries.npy", "-k", 5, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = ProjectedHead.load("head.safetensors")(rows[:4], rows).topk(5)
+    scores = torch.tensor([[one["score"] for one in query["results"]] for query in found])
+    torch.testing.assert_close(scores, expected.values)
+    assert [[one["id"] for one in query["results"]] for query in found] == expected.indices.tolist()
+
+    for path in ("g.dissim", "head.safetensors"):
+        assert run("info", path) == 0
+        assert "aaaaaaaaaaaa" in capsys.readouterr().out, "the provenance of the embeddings is kept"
+    assert run("search", "g.dissim", "photos") == 1 and "one without a network" in last_error(capsys)
+    assert run("index", "head.safetensors", "photos", "h") == 1 and "of embeddings with" in last_error(capsys)
+    np.save("narrow.npy", rows[:, :5])
+    assert run("search", "g.dissim", "narrow.npy") == 1 and "expected [N, 12]" in last_error(capsys)
+    np.savez("others.npz", embeddings=rows, provenance=np.array(json.dumps({"model": "b" * 64})))
+    assert run("search", "g.dissim", "others.npz") == 1 and "another model" in last_error(capsys)
+    assert run("fit", "features.npz", "other", "--seed", 1, *options) == 0
+    assert run("index", "other", "features.npz", "g.dissim", "--append") == 1
+    assert "made with another model" in last_error(capsys)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .distributed import gather, gather_references
+from .embedding_file import read_features
 from .evaluate import evaluate
-from .feature_file import read_features
 from .fit import fit_head
 from .head import DissimilarityHead
 from .held_out import HeldOutCheck
