@@ -46,8 +46,9 @@ def fit(
     """
     start = time.perf_counter()
     stored = read_labelled(features, labels)
+    rows, names = stored.embeddings, stored.labels
     fitted = fit_head(
-        stored.embeddings, stored.labels, projection=projection, loss=loss, held_out=held_out, steps=steps, lr=lr, batch=batch, seed=seed,
+        rows, names, projection=projection, loss=loss, held_out=held_out, steps=steps, lr=lr, batch=batch, seed=seed,
         device=pick_device(device), progress=sys.stderr.isatty(),
     )  # fmt: skip
     out = out or features.with_name(f"{features.name}.head.safetensors")

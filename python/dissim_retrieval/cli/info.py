@@ -35,7 +35,7 @@ PACKAGES = (
 
 
 def info(
-    path: Annotated[Path | None, arg(metavar="PATH", help="A run, a gallery, an embeddings file or a file of `dissim fit`.")] = None, /
+    path: Annotated[Path | None, arg(metavar="PATH", help="A run, a gallery, embeddings or a fitted head.")] = None, /
 ) -> Output:
     """Describe a run, a gallery, an embeddings file or a file of `dissim fit`.
 

@@ -15,7 +15,7 @@ from ..search_page import Candidate, QueryResult, write_search_page
 from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, pick_device
 from .output import Output, tab_separated
 
-Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz or .npy file of embeddings.")]
+Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz or .npy of embeddings.")]
 
 
 def search(
