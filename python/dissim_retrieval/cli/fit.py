@@ -36,7 +36,7 @@ def fit(
     `dissim index OUT EMBEDDINGS GALLERY` makes a gallery with the result; `ProjectedHead.load(OUT)` reads it.
 
     Args:
-        labels: Labels of an .npy file: an .npy file, or a text file with one label a line.
+        labels: Labels of a file that has none: an .npy file, or a text file with one label a line.
         projection: Dimensions of the projected embeddings, at most those of the embeddings.
         held_out: Fraction of the identities that are not fitted, but used for the comparison. 0: no comparison.
         steps: Optimizer steps.
