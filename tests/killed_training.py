@@ -1,6 +1,5 @@
 """A training that is killed at a random moment and continued, for tests/test_resume.py and the stress tests."""
 
-import multiprocessing
 import random
 import time
 
@@ -8,15 +7,12 @@ import torch
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.models import build_backbone
 from dissim_retrieval.train import TrainConfig, train
+from forked import PROCESSES
 from torch import nn
 
 CONFIG = TrainConfig(
     dim=8, steps=24, identities=6, crop=0.6, color=0.2, erase=0.5, memory=30, checkpoint_every=3, validate_every=6
 )
-PROCESSES = multiprocessing.get_context(
-    "forkserver"
-)  # its server imports this module once; a process is a fork of it
-PROCESSES.set_forkserver_preload(["killed_training"])
 
 
 def train_in(folder):

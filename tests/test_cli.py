@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dissim_retrieval
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
 from dissim_retrieval.embedding_file import read_embeddings
 from dissim_retrieval.fit import fit_head
+from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.speed import compare_speed
 
 FILES = {"metrics.json", "per_query.csv", "report.html", "report.png"}
@@ -137,6 +139,39 @@ def test_fit_tells_whether_it_beats_the_baselines(capsys):
     assert run("fit", "rows.npy") == 1 and "labels: expected a file" in last_error(capsys)
 
 
+def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(3)
+    rows = (torch.randn(10, 12, generator=draw)[labels] + 0.3 * torch.randn(30, 12, generator=draw)).numpy()
+    made_by = np.array(json.dumps({"model": "a" * 64, "backbone": {"name": "x"}, "transform": {"size": [8, 8]}}))
+    names = np.array([f"person {label}" for label in labels])
+    np.savez("features.npz", embeddings=rows, labels=names, provenance=made_by)
+    np.save("queries.npy", rows[:4])
+    options = ["--steps", 3, "--projection", 8, "--held-out", 0]
+    assert run("fit", "features.npz", "head.safetensors", *options) == 0
+    assert run("index", "head.safetensors", "features.npz", "g.dissim") == 0
+    capsys.readouterr()
+    assert run("search", "g.dissim", "queries.npy", "-k", 5, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = ProjectedHead.load("head.safetensors")(rows[:4], rows).topk(5)
+    scores = torch.tensor([[one["score"] for one in query["results"]] for query in found])
+    torch.testing.assert_close(scores, expected.values)
+    assert [[one["id"] for one in query["results"]] for query in found] == expected.indices.tolist()
+
+    for path in ("g.dissim", "head.safetensors"):
+        assert run("info", path) == 0
+        assert "aaaaaaaaaaaa" in capsys.readouterr().out, "the provenance of the embeddings is kept"
+    assert run("search", "g.dissim", "photos") == 1 and "one without a network" in last_error(capsys)
+    assert run("index", "head.safetensors", "photos", "h") == 1 and "of embeddings with" in last_error(capsys)
+    np.save("narrow.npy", rows[:, :5])
+    assert run("search", "g.dissim", "narrow.npy") == 1 and "expected [N, 12]" in last_error(capsys)
+    np.savez("others.npz", embeddings=rows, provenance=np.array(json.dumps({"model": "b" * 64})))
+    assert run("search", "g.dissim", "others.npz") == 1 and "another model" in last_error(capsys)
+    assert run("fit", "features.npz", "other", "--seed", 1, *options) == 0
+    assert run("index", "other", "features.npz", "g.dissim", "--append") == 1
+    assert "made with another model" in last_error(capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -181,6 +216,12 @@ def test_more_identities_than_there_are_are_lowered_with_a_line(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--identities", 999) == 0
     assert "999 in a batch" in capsys.readouterr().err
     assert not logging.getLogger("dissim_retrieval").handlers, "the handler is there during a command only"
+
+
+def test_only_the_first_of_several_processes_prints(monkeypatch, capfd):
+    monkeypatch.setenv("RANK", "1")  # as torchrun sets it
+    assert run("train", "run", *DATA, *TRAINING, "--identities", 999) == 0
+    assert capfd.readouterr() == ("", "")
 
 
 def test_indexing_a_triplet_run_fails(capsys):
@@ -233,6 +274,18 @@ def test_interrupt_and_closed_pipe_print_no_traceback(monkeypatch, capsys):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert "Traceback" not in done.stderr
+
+
+def test_slow_packages_are_imported_only_when_they_are_used():
+    script = "import sys, dissim_retrieval.cli; print({'scipy', 'kornia', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_every_public_name_is_there():
+    assert set(dissim_retrieval.__all__) <= set(dir(dissim_retrieval))
+    assert all(hasattr(dissim_retrieval, name) for name in dissim_retrieval.__all__)
+    assert not hasattr(dissim_retrieval, "nothing")
 
 
 def test_defaults_of_fit_are_those_of_fit_head():

@@ -266,23 +266,31 @@ def masked(line):
     return re.sub(r"^(mAP Recall@N|(?:pair classifier|cosine|LN distance) N N) .*$", r"\1", line)
 
 
-def test_the_commands_of_the_readme_print_what_it_shows(tmp_path, monkeypatch):
-    """The photos are those that the page on the command line draws."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("photos", "run", "gallery"):
-        shutil.rmtree(name)
-    page = (ROOT / "docs" / "cli.md").read_text()
-    exec(re.search(r"^```python\n(.*?)^```", page, re.M | re.S)[1], {})
-    sessions = list(console_sessions(ROOT / "README.md"))
-    assert [command.split()[:2] for command, _ in sessions] == [
-        ["dissim", name] for name in ("train", "index", "search", "evaluate", "info")
-    ]
-    for command, expected in sessions:
-        printed = success(*command.split()[1:]).replace(f"{tmp_path}/", "")
+def check_sessions(document, folder):
+    """The commands of a document print what it shows. Returns the names of the commands."""
+    names = []
+    for command, expected in console_sessions(document):
+        program, name, *_ = command.split()
+        assert program == "dissim"
+        printed = success(*command.split()[1:]).replace(f"{folder}/", "")
         lines, expected_lines = printed.splitlines(), expected.splitlines()
-        if (
-            " search " in command
-        ):  # the order of the candidates depends on the machine, the query's own photo is first
+        if name == "search":  # the order of the candidates depends on the machine, the query itself is first
             assert len(lines) == len(expected_lines)
             lines, expected_lines = lines[:2], expected_lines[:2]
         assert list(map(masked, lines)) == list(map(masked, expected_lines)), command
+        names.append(name)
+    return names
+
+
+def test_the_commands_of_the_documentation_print_what_it_shows(tmp_path, monkeypatch):
+    """The photos and the embeddings are those that the page on the command line makes."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "run", "gallery"):
+        shutil.rmtree(name)
+    page = ROOT / "docs" / "cli.md"
+    photos, embeddings = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    exec(photos, {})
+    assert check_sessions(ROOT / "README.md", tmp_path) == ["train", "index", "search", "evaluate", "info"]
+    shutil.rmtree("gallery.dissim")
+    exec(embeddings, {})
+    assert check_sessions(page, tmp_path) == ["fit", "index", "search"]

@@ -2,15 +2,13 @@
 
 import ctypes
 import math
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from cuda_on_host import backend
+from cuda_on_host import backend, selected
 
 from dissim_kernels import testing
 from dissim_kernels.contract import (
@@ -21,17 +19,7 @@ from dissim_kernels.contract import (
     TopKArguments,
 )
 
-TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(backend.unsupported_reason() is not None, reason=str(backend.unsupported_reason()))
-#: Test file -> the minimum number of its tests with a backend.
-BACKEND_TESTS = {
-    "test_score.py": 230,
-    "test_topk.py": 26,
-    "test_hinge.py": 85,
-    "test_quantized_topk.py": 28,
-    "test_logsumexp.py": 20,
-    "test_rank.py": 5,
-}
 
 
 @pytest.fixture(scope="session")
@@ -39,22 +27,11 @@ def library():
     return backend.build_library()
 
 
-@pytest.mark.parametrize("file", BACKEND_TESTS)
+@pytest.mark.parametrize("file", selected.FILES)
 def test_the_tests_of_every_backend_pass(file, library):
-    script = (
-        "import sys, pytest; from pathlib import Path; from cuda_on_host import backend\n"
-        "backend.install(Path(sys.argv[1])); sys.exit(pytest.main(sys.argv[2:]))"
-    )
-    arguments = ["-q", "-x", "-p", "no:cacheprovider", "-k", "cuda", str(TESTS / file)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(library), *arguments], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert done.stdout.count(".") >= BACKEND_TESTS[file]
+    passed, count, printed = selected.run(file, library)
+    assert passed, printed
+    assert count >= selected.FILES[file]
 
 
 @pytest.mark.parametrize("shape", [lambda x: x, torch.relu], ids=["normal", "post-ReLU"])

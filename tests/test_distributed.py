@@ -4,6 +4,7 @@ import torch
 import torch.distributed
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import HingeLoss
+from forked import run_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -73,7 +74,7 @@ def train_step_of_rank(rank, folder):
 
 def test_two_processes_have_the_mean_of_their_gradients(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name need not have an address
-    torch.multiprocessing.spawn(train_step_of_rank, (tmp_path,), nprocs=2)
+    run_processes(train_step_of_rank, (tmp_path,), 2)
     net = Net()
     (sum(net(*batch(rank)) for rank in range(2)) / 2).backward()
     expected, grads = [x.grad for x in net.parameters()], torch.load(tmp_path / "grads.pt")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from dissim_retrieval import DissimilarityIndex, retrieval_metrics
+from dissim_retrieval.embedding_file import read_features
 from dissim_retrieval.evaluation import cosine
-from dissim_retrieval.feature_file import read_features
 from dissim_retrieval.fit import LOSSES, _batches, _draw_fitted, fit_head
 from dissim_retrieval.held_out import average_precisions, check_held_out
 from dissim_retrieval.projected import ProjectedHead
@@ -229,16 +229,21 @@ def test_features_are_read_from_npz_and_npy(tmp_path):
 def test_features_files_that_do_not_fit_are_named(tmp_path):
     rows, labels = (x.numpy() for x in GOOD)
     np.savez(tmp_path / "half.npz", embeddings=rows)
+    np.savez(tmp_path / "both.npz", embeddings=rows, labels=labels)
+    np.savez(tmp_path / "other.npz", rows=rows)
     np.savez(tmp_path / "ints.npz", embeddings=rows.astype(int), labels=labels)
     np.savez(tmp_path / "short.npz", embeddings=rows, labels=labels[:5])
     np.savez(tmp_path / "objects.npz", embeddings=rows, labels=np.array([{}] * 80))
     np.save(tmp_path / "rows.npy", rows)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "half.npz").read_bytes()[:300])
     for arguments, message in (
-        (["half.npz"], "path: expected arrays 'embeddings' and 'labels' in .*half.npz, got embeddings"),
-        (["half.npz", "rows.npy"], "labels: expected None with .*half.npz"),
+        (["half.npz"], "labels: expected a file with the label of each row of .*half.npz, got None"),
+        (["ints.npz", "rows.npy"], r"path: expected embeddings \[N, D\] of floats in .*ints.npz"),
+        (["both.npz", "rows.npy"], "labels: expected None with .*both.npz, which has labels"),
+        (["other.npz"], "path: expected an array 'embeddings' in .*other.npz, got rows"),
+        (["rows.npy", "rows.npy"], r"labels: expected one for each of the 80 rows of .*rows.npy, got shape \[80,"),
         (["ints.npz"], r"path: expected embeddings \[N, D\] of floats in .*ints.npz, got int64 \[80, 48\]"),
-        (["short.npz"], r"labels: expected one for each of the 80 rows of .*short.npz, got shape \[5\]"),
+        (["short.npz"], r"path: expected labels \[80\], one for each embedding, got \[5\] in .*short.npz"),
         (["objects.npz"], "path: expected an .npz or .npy file of numbers and text, got .*objects.npz"),
         (["cut.npz"], "path: expected an .npz or .npy file of numbers and text, got .*cut.npz"),
         (["rows.npy"], "labels: expected a file with the label of each row of .*rows.npy, got None"),

@@ -1,16 +1,14 @@
 """Every instruction set that this machine supports: it is compiled, can be selected, and passes the tests."""
 
-import ast
 import os
-import shlex
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from native_check import RIGHT, no_emulator, run_neon
 
 import dissim_kernels
 from dissim_kernels.backends import native
@@ -21,7 +19,6 @@ SETS = torch.ops.dissim_native.isas().split()
 HERE = [name for name in SETS if not name.startswith("[")]
 #: New heap memory has bytes of 0x7f, a huge number or NaN in every format, so that unwritten scratch is found.
 POISON = {"MALLOC_PERTURB_": "128"}
-RIGHT = 0, "every kernel is right\n"
 
 
 def run(*arguments, root=PACKAGE.parent, **environment):
@@ -83,34 +80,7 @@ def test_missing_library_raises_with_build_instructions(library, reason, tmp_pat
     assert "backend 'cpu' cannot run this call" in last
 
 
-def native_check(tmp_path, compiler, *flags, emulator=()):
-    """The exit status and output of native_check.cpp, compiled with the library's own flags and these."""
-    csrc = PACKAGE.parent / "csrc" / "cpu"
-    sources = [TESTS / "native_check.cpp", *(csrc / f"{name}.cpp" for name in [*setup_py("KERNELS"), "memory"])]
-
-    def compile(source):
-        object_file = tmp_path / f"{source.stem}.o"
-        command = [compiler, *shlex.split(setup_py("FLAGS")), *flags, "-c", str(source), "-o", str(object_file)]
-        subprocess.run(command, check=True)
-        return str(object_file)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile, sources))
-    program = str(tmp_path / "native_check")
-    subprocess.run([compiler, "-static", "-pthread", *objects, "-o", program], check=True)
-    done = subprocess.run([*emulator, program], capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout
-
-
-@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="no cross compiler: g++-aarch64-linux-gnu")
-@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="no emulator: qemu-user")
+@pytest.mark.skipif(no_emulator() is not None, reason=str(no_emulator()))
 def test_neon_kernels_under_an_emulator(tmp_path):
-    flags = "-DDISSIM_ISA=neon"
-    assert native_check(tmp_path, "aarch64-linux-gnu-g++", flags, emulator=["qemu-aarch64"]) == RIGHT
-
-
-def setup_py(name):
-    """A constant of setup.py, which runs a build when it is imported."""
-    for node in ast.parse((PACKAGE.parent / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == name:
-            return ast.literal_eval(node.value)
+    """With less optimization, which compiles faster."""
+    assert run_neon(tmp_path, "-O1") == RIGHT

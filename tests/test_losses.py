@@ -11,9 +11,9 @@ from dissim_retrieval.losses import (
     PrototypeLoss,
     SoftMarginLoss,
     SupConLoss,
-    TripletLoss,
 )
 from dissim_retrieval.references import References, positive_pairs
+from dissim_retrieval.triplet import TripletLoss
 from pytorch_metric_learning import losses as pml
 from torch.nn.functional import cross_entropy, linear, normalize
 

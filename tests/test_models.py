@@ -2,10 +2,11 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from dissim_retrieval.models import BACKBONES, Preprocessing, build_backbone, freeze_stages, stages
+from dissim_retrieval.models import BACKBONES, MODULES, Preprocessing, build_backbone, freeze_stages, stages
 from torch import nn
 
 
@@ -64,8 +65,27 @@ def test_networks_of_other_packages(name, number, size):
     backbone = build_backbone(name, 8, pretrained=False).eval()
     assert backbone(torch.rand(2, 3, size, size)).shape == (2, 8)
     assert len(stages(backbone)) == number and backbone.preprocessing.size == (size, size)
-    with pytest.raises(ValueError, match=r"backbone: .* cannot load 'no_such_network'"):
+    with pytest.raises(ValueError, match=r"backbone: expected a network .* got \w+:no_such_network \("):
         build_backbone(name.split(":")[0] + ":no_such_network", 8)
+
+
+class NoConnection(Exception):
+    """As some libraries for downloads have: no OSError."""
+
+
+@pytest.mark.parametrize(("hub", "module"), MODULES.items())
+def test_weights_that_cannot_be_downloaded_are_named_with_what_to_do(hub, module, monkeypatch):
+    def load(*arguments, **options):
+        raise NoConnection("Name or service not known.\nsecond line")
+
+    fake = SimpleNamespace(
+        __name__=module, create_model=load, get_model_weights=load, AutoModel=SimpleNamespace(from_pretrained=load)
+    )
+    monkeypatch.setitem(sys.modules, module.split(".")[0], fake)
+    monkeypatch.setitem(sys.modules, module, fake)
+    expected = rf"^backbone: .* got {hub}:some/net \(Name or service not known\)\. Check the name and the network"
+    with pytest.raises(ValueError, match=expected):
+        build_backbone(f"{hub}:some/net", 8)
 
 
 def test_a_transformers_model_in_a_folder(tmp_path):

@@ -17,10 +17,11 @@ from dissim_retrieval.losses import (
     PrototypeLoss,
     SoftMarginLoss,
     SupConLoss,
-    TripletLoss,
 )
 from dissim_retrieval.memory import CrossBatchMemory
 from dissim_retrieval.references import References
+from dissim_retrieval.triplet import TripletLoss
+from forked import run_processes
 from pytorch_metric_learning.losses import ContrastiveLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import nn
@@ -109,7 +110,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name need not have an address
         for processes in (2, 4):
-            torch.multiprocessing.spawn(train_on, (processes, folder), nprocs=processes)
+            run_processes(train_on, (processes, folder), processes)
     several = {processes: torch.load(folder / f"{processes}.pt") for processes in (2, 4)}
     return {1: {name: trained(name) for name in LOSSES}} | several
 
@@ -182,6 +183,7 @@ from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import HingeLoss, InfoNCELoss, NCALoss, SoftMarginLoss, SupConLoss
 from dissim_retrieval.memory import CrossBatchMemory
 from dissim_retrieval.references import References
+from dissim_retrieval.triplet import TripletLoss
 
 def resident(name):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))

@@ -253,7 +253,7 @@ def test_embedding_files_tell_ids_labels_and_provenance(glyphs, tmp_path):
     write_embeddings(tmp_path / "e.npz", rows, images, provenance={"model": "abc"})
     content = read_embedding_file(tmp_path / "e.npz")
     assert torch.equal(content.embeddings, rows) and content.ids == images.ids
-    assert torch.equal(content.labels, images.labels) and torch.equal(content.cameras, images.cameras)
+    assert np.array_equal(content.labels, images.labels) and np.array_equal(content.cameras, images.cameras)
     assert content.provenance == {"model": "abc", "embedded": images.provenance()}
     np.savez(tmp_path / "plain.npz", embeddings=rows.numpy())
     plain = read_embedding_file(tmp_path / "plain.npz")

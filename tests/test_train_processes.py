@@ -7,6 +7,7 @@ import pytest
 import torch
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.train import TrainConfig, train
+from forked import run_processes
 from torch import nn
 
 CONFIGS = {
@@ -57,7 +58,7 @@ def test_weights_do_not_depend_on_the_number_of_processes(size, expected, tmp_pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train_in_process, (size, port, str(tmp_path)), nprocs=size)
+    run_processes(train_in_process, (size, port, str(tmp_path)), size)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     for name, weights in expected.items():
         assert weights[0].dtype == torch.float64

@@ -38,7 +38,7 @@ SELECTED = {
     " or tie_has_no or nearest_even or pass_through or needs6)",
     "topk": "triton and (hardest or nan_never or exclude_index_of or any_int64 or too_few or half_precision)",
     "hinge": "triton and (margin_has or nan_score or sizes5 and sum or frozen and needs0 or any_int64 or half"
-    " or infinities or sparse_and and float16 or sparse_pairs_of and float32)",
+    " or infinities or sparse_and and torch.float16)",
     "logsumexp": "triton and (gradients and same and (100 or 1.0 and float32) or without_pairs or nan_and)",
     "rank": "triton and (full_sort or short or a_nan or infinite or top_k and float16)",
     "triton": "interpreter",

@@ -88,7 +88,7 @@ IN_CODE = (
     Rule(r"\bRoute\b", "PathFlags", "Route"),
     Rule(r"\bcopied\b", "use_cp_async", "copied", "csrc/cuda"),
     Rule(r"\basked\b", "query_rows", "asked"),
-    Rule(r"\bheld\b(?! out)", "gallery_rows", "held"),
+    Rule(r"\bheld\b(?![ -]out)", "gallery_rows", "held"),
     Rule(r"\b[Gg]ates?\b", "CorrectnessCheck", "gates[key]"),
     Rule(r"\badmit\w*", "prepare_and_check", "admit_fewer"),
     Rule(r"\bEffort\b", "TimeBudget", "Effort()"),

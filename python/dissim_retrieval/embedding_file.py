@@ -1,12 +1,13 @@
-"""Embeddings on disk: a NumPy .npz that any tool can write or read."""
+"""Embeddings on disk: a NumPy .npz that any tool can write or read, or an .npy with the embeddings only."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,12 @@ class EmbeddingFile:
 
     embeddings: Tensor
     """[B, D] of a floating dtype."""
-    ids: list[str] | None = None
+    ids: list[Any] | None = None
     """Of the images, as `ImageSet.ids`."""
-    labels: Tensor | None = None
-    """int64 [B]."""
-    cameras: Tensor | None = None
-    """int64 [B]."""
+    labels: np.ndarray | None = None
+    """[B]: numbers or names."""
+    cameras: np.ndarray | None = None
+    """[B]: numbers or names."""
     provenance: dict = field(default_factory=dict)
     """Of the run that made them, and of the images: see `dissim_retrieval.provenance`."""
 
@@ -55,28 +56,34 @@ def write_embeddings(
 
 
 def read_embedding_file(path: str | Path) -> EmbeddingFile:
-    """The content of an .npz file with an array "embeddings" [B, D]. No code from the file is run."""
-    expected = f"path: expected an .npz file with an array 'embeddings' [B, D] of floats, got {path}"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        embeddings = arrays["embeddings"]
-        facts = json.loads(arrays["provenance"].item()) if "provenance" in arrays else {}
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{expected}. Write one with `dissim embed` or numpy.savez.") from error
+    """The content of an .npz file with an array "embeddings" [B, D], or of an .npy file. No code from it is run."""
+    loaded = _load(path)
+    arrays = loaded if isinstance(loaded, dict) else {"embeddings": loaded}
+    if "embeddings" not in arrays:
+        raise ValueError(
+            f"path: expected an array 'embeddings' in {path}, got {', '.join(arrays) or 'none'}. Write it with"
+            " `dissim embed` or numpy.savez(path, embeddings=...)."
+        )
+    embeddings = arrays["embeddings"]
     if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"{expected} with {embeddings.dtype} {list(embeddings.shape)}.")
+        raise ValueError(
+            f"path: expected embeddings [N, D] of floats in {path}, got {embeddings.dtype} {list(embeddings.shape)}."
+        )
     for name in ("ids", "labels", "cameras"):
         if name in arrays and arrays[name].shape != embeddings.shape[:1]:
             raise ValueError(
                 f"path: expected {name} [{len(embeddings)}], one for each embedding, got {list(arrays[name].shape)}"
                 f" in {path}."
             )
+    try:
+        facts = json.loads(arrays["provenance"].item()) if "provenance" in arrays else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"path: expected JSON in the array 'provenance' of {path}: {error}.") from error
     return EmbeddingFile(
         torch.from_numpy(embeddings),
         ids=arrays["ids"].tolist() if "ids" in arrays else None,
-        labels=torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
-        cameras=torch.from_numpy(arrays["cameras"]) if "cameras" in arrays else None,
+        labels=arrays.get("labels"),
+        cameras=arrays.get("cameras"),
         provenance=facts,
     )
 
@@ -84,3 +91,55 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
 def read_embeddings(path: str | Path) -> Tensor:
     """The embeddings [B, D] of `read_embedding_file`."""
     return read_embedding_file(path).embeddings
+
+
+def read_labelled(path: str | Path, labels: str | Path | None = None) -> EmbeddingFile:
+    """The content of a file of embeddings with a label for each: its own, or those of the file `labels`."""
+    stored = read_embedding_file(path)
+    if labels is None:
+        if stored.labels is None:
+            raise ValueError(
+                f"labels: expected a file with the label of each row of {path}, got None. An .npz file may have them"
+                " as its array 'labels'."
+            )
+        return stored
+    if stored.labels is not None:
+        raise ValueError(f"labels: expected None with {path}, which has labels, got {labels}.")
+    names = _labels(labels)
+    if names.shape != (len(stored.embeddings),):
+        raise ValueError(
+            f"labels: expected one for each of the {len(stored.embeddings)} rows of {path}, got shape"
+            f" {list(names.shape)} in {labels}."
+        )
+    return replace(stored, labels=names)
+
+
+def read_features(path: str | Path, labels: str | Path | None = None) -> tuple[Tensor, np.ndarray]:
+    """Embeddings [N, D] and their labels [N], as `fit_head` takes them. No code from the files is run.
+
+    Args:
+        path: an .npz file with an array "embeddings" (as `dissim embed` writes), or an .npy file with the embeddings.
+        labels: another .npy file, or a text file with one label a line. None: the array "labels" of the .npz file.
+
+    Raises ValueError that names the file for one that is damaged, lacks an array or has another shape.
+    """
+    stored = read_labelled(path, labels)
+    assert stored.labels is not None
+    return stored.embeddings, stored.labels
+
+
+def _load(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"path: expected an .npz or .npy file of numbers and text, got {path}: {error}.") from error
+
+
+def _labels(path: str | Path) -> np.ndarray:
+    if Path(path).suffix == ".npy":
+        return np.asarray(_load(path))
+    try:
+        return np.array(Path(path).read_text(encoding="utf-8").splitlines(), dtype=str)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"labels: expected an .npy file, or text in UTF-8, got {path}.") from error

@@ -1,4 +1,4 @@
-"""Losses for a batch of embeddings and labels, on the head's scores, and a triplet loss as a baseline.
+"""Losses for a batch of embeddings and labels, on the head's scores.
 
 All are called as ``loss(embeddings, labels)``: embeddings [B, D], labels int64 [B] -> 0-d. A third argument,
 `References`, adds rows that the batch is compared with: those of other processes (`gather_references`) or of earlier
@@ -9,7 +9,7 @@ The softmax losses (InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss) do not depe
 it is: their scores rank, but 0 is no threshold for "same". HingeLoss and SoftMarginLoss train it.
 
 Below, s_ij is the head's score of row i and reference j; P_i are the references other than i with the label of row i,
-N_i those with other labels. No loss but TripletLoss forms an N x M tensor of floats.
+N_i those with other labels. No loss forms an N x M tensor of floats.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor, nn
 
 from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_logsumexp, paired_dissim_score
 
 from .head import DissimilarityHead
-from .interop import PMLLoss
 from .references import References, positive_pairs
 
 
@@ -244,18 +240,6 @@ class PrototypeLoss(_HeadLoss):
         value = fused_dissim_logsumexp(rows, columns, self.head.weight, scale=self.scale, among="all")
         own = paired_dissim_score(rows, columns[labels], self.head.weight).to(value.dtype)
         return (value - self.scale * own).mean() + self.head.penalty() + _unused(self.head.bias)
-
-
-class TripletLoss(PMLLoss):
-    """The baseline: batch-hard triplet loss (Hermans et al., arXiv 1703.07737) on L2 distances.
-
-    For each row it takes the hardest positive and the hardest negative of the batch, by the L2 distance of normalized
-    embeddings. Miner and loss are those of pytorch-metric-learning.
-    """
-
-    def __init__(self, *, margin: float = 0.2) -> None:
-        distance = LpDistance(p=2, normalize_embeddings=True)
-        super().__init__(TripletMarginLoss(margin=margin, distance=distance), BatchHardMiner(distance=distance))
 
 
 class _PairBatch(NamedTuple):

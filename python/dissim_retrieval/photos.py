@@ -5,7 +5,6 @@ Such a gallery alone answers for a photo: it contains the weights of the network
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +15,13 @@ from torch import Tensor
 from .data import ImageFiles, ImageSet, load_unlabelled
 from .data.decode import printable
 from .embedding import embed_images
+from .fitted_gallery import PROJECTION
 from .index import BackboneWeights, DissimilarityIndex
+from .logs import get_logger
 from .models import Backbone, build_backbone
 from .train import Trained
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def new_gallery(trained: Trained) -> DissimilarityIndex:
@@ -35,8 +36,11 @@ def new_gallery(trained: Trained) -> DissimilarityIndex:
 def gallery_network(index: DissimilarityIndex) -> tuple[Backbone, tuple[int, int]]:
     """The network of a gallery, on the device of the index, and the size (H, W) of its images."""
     weights = index.backbone
-    if weights is None or index.provenance is None:
-        raise ValueError("gallery: expected one that `dissim index RUN PHOTOS` made, got one without a network.")
+    if weights is None or index.provenance is None or weights.name == PROJECTION:
+        raise ValueError(
+            "gallery: expected one that `dissim index RUN PHOTOS` made, got one without a network. Search it with a"
+            " file of embeddings."
+        )
     network = build_backbone(weights.name, len(index.head.weight), pretrained=False)
     network.load_state_dict(weights.state)
     height, width = index.provenance["transform"]["size"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from .atomic import atomic_write
 from .head import DissimilarityHead
 from .held_out import Comparison, HeldOutCheck
 
-_FORMAT = "dissim-projected-head 1"
+_FORMAT = "dissim-projected-head 2"
 
 
 class ProjectedHead(nn.Module):
@@ -30,6 +31,7 @@ class ProjectedHead(nn.Module):
         mean: [D]; projection: [D, dim]; ``project(x)`` is ``(x - mean) @ projection``.
         head: the DissimilarityHead of `dim` dimensions.
         check: what `fit_head` measured on identities that it held out, or None.
+        provenance: where the fitted embeddings come from, as in ``Trained.provenance`` (JSON). Empty if not known.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ProjectedHead(nn.Module):
         self.register_buffer("mean", mean)
         self.projection = nn.Parameter(projection)
         self.head, self.check = head, check
+        self.provenance: dict[str, Any] = {}
 
     def project(self, embeddings: ArrayLike) -> Tensor:
         """Embeddings [N, D] -> rows [N, dim], for the head or an index."""
@@ -68,9 +71,10 @@ class ProjectedHead(nn.Module):
         return self.head(self.project(query), self.project(reference))
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically: the tensors, and the options and the check as JSON."""
+        """Write one safetensors file, atomically: the tensors, and options, check and provenance as JSON."""
         check = None if self.check is None else asdict(self.check)
-        metadata = {"format": _FORMAT, "head": json.dumps(self.head.options()), "check": json.dumps(check)}
+        facts = {"head": self.head.options(), "check": check, "provenance": self.provenance}
+        metadata = {"format": _FORMAT} | {name: json.dumps(value) for name, value in facts.items()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         with atomic_write(path) as file:
             file.write(save(tensors, metadata))
@@ -90,7 +94,8 @@ class ProjectedHead(nn.Module):
         head = DissimilarityHead(len(tensors["head.weight"]), **json.loads(metadata["head"]))
         fitted = cls(tensors["mean"], tensors["projection"], head, _read_check(json.loads(metadata["check"])))
         fitted.load_state_dict(tensors)
-        return fitted.to(device).eval()
+        fitted.provenance = json.loads(metadata["provenance"])
+        return fitted.to(device).eval().requires_grad_(False)
 
 
 def _read_check(check: dict | None) -> HeldOutCheck | None:

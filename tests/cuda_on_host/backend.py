@@ -97,10 +97,13 @@ def build_library(stream: bool = True) -> Path:
     return build(name, sources, link=f"-shared -L{torch_libraries} -ltorch_cpu -ltorch -lc10")
 
 
-def build_check(sanitizer: str, target: str = "check", csrc: Path = ROOT / "csrc") -> Path:
-    """A program: native_check.cpp with the kernels of `csrc`."""
-    kernels = sorted((csrc / "cuda").glob("*.cu"))
-    return build(target, [*kernels, HERE / "kernels.cpp", HERE.parent / "native_check.cpp"], sanitizer)
+def build_check(sanitizer: str, target: str = "check", score: Path = ROOT / "csrc" / "cuda" / "score.cu") -> Path:
+    """A program: native_check.cpp with the kernels, of which the score kernels are those of another file.
+
+    That file is the first, so that its instances of templates are used.
+    """
+    others = [kernel for kernel in KERNELS if kernel.name != score.name]
+    return build(target, [score, *others, HERE / "kernels.cpp", HERE.parent / "native_check.cpp"], sanitizer)
 
 
 def build_steps() -> Path:

@@ -75,4 +75,4 @@ def pick_device(name: str | None) -> torch.device:
 
 def is_embedding_file(path: Path) -> bool:
     """Whether an argument that is photos or embeddings is a file of embeddings."""
-    return path.suffix == ".npz"
+    return path.suffix in (".npz", ".npy")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..feature_file import read_features
+from ..embedding_file import read_labelled
 from ..fit import fit_head
 from .arguments import Device, pick_device
 from .output import Output
@@ -33,10 +33,10 @@ def fit(
 ) -> Output:
     """Learn a projection and the pair classifier on embeddings of any network; tell whether that beats cosine.
 
-    `ProjectedHead.load(OUT)` reads the result.
+    `dissim index OUT EMBEDDINGS GALLERY` makes a gallery with the result; `ProjectedHead.load(OUT)` reads it.
 
     Args:
-        labels: Labels of an .npy file: an .npy file, or a text file with one label a line.
+        labels: Labels of a file that has none: an .npy file, or a text file with one label a line.
         projection: Dimensions of the projected embeddings, at most those of the embeddings.
         held_out: Fraction of the identities that are not fitted, but used for the comparison. 0: no comparison.
         steps: Optimizer steps.
@@ -45,12 +45,14 @@ def fit(
         seed: Of the held-out identities and the batches.
     """
     start = time.perf_counter()
-    rows, names = read_features(features, labels)
+    stored = read_labelled(features, labels)
+    rows, names = stored.embeddings, stored.labels
     fitted = fit_head(
         rows, names, projection=projection, loss=loss, held_out=held_out, steps=steps, lr=lr, batch=batch, seed=seed,
         device=pick_device(device), progress=sys.stderr.isatty(),
     )  # fmt: skip
     out = out or features.with_name(f"{features.name}.head.safetensors")
+    fitted.provenance = stored.provenance
     fitted.save(out)
     seconds = time.perf_counter() - start
     text = f"{out}: a projection of {len(fitted.mean)} to {len(fitted.head.weight)} numbers, {seconds:.0f} s"

@@ -10,20 +10,23 @@ from tyro.conf import arg
 from ..data import load_unlabelled
 from ..embedding import embed_images
 from ..embedding_file import read_embedding_file
+from ..fitted_gallery import fitted_gallery
 from ..index import DissimilarityIndex
 from ..photos import new_gallery, photo_metadata, replace_gallery, without_stored
+from ..projected import ProjectedHead
 from ..provenance import check_same_model
-from ..train import load_trained
-from .arguments import Device, Run, SkipDamaged, is_embedding_file, pick_device
+from ..train import Trained, load_trained
+from .arguments import Device, SkipDamaged, is_embedding_file, pick_device
 from .output import Output
 
+Model = Annotated[Path, arg(metavar="RUN", help="Folder of a training run, or a file that `dissim fit` wrote.")]
 Source = Annotated[
-    Path, arg(metavar="PHOTOS", help="A folder of photos, a photo, or an .npz file of `dissim embed`.")
+    Path, arg(metavar="PHOTOS", help="A folder of photos, a photo, or an .npz or .npy file of embeddings.")
 ]
 
 
 def index(
-    run: Run,
+    run: Model,
     source: Source,
     gallery: Annotated[Path, arg(metavar="GALLERY", help="The folder to write, for example gallery.dissim.")],
     /,
@@ -35,7 +38,7 @@ def index(
     """Embed photos with the network of RUN and store them in GALLERY, which can then be searched without RUN.
 
     Photos need no identities. The id of a photo is its path below the folder, that of a row of embeddings the id in
-    the file, or its number.
+    the file, or its number. With a file of `dissim fit`, the gallery stores the projection of given embeddings.
 
     Args:
         append: Add to an existing gallery of RUN. Photos that it has are not embedded again.
@@ -45,21 +48,33 @@ def index(
         raise ValueError("append: expected --append or --overwrite, got both.")
     if gallery.exists() and not append and not overwrite:
         raise FileExistsError(f"{gallery} exists. --append adds to it, --overwrite replaces it.")
-    trained = load_trained(run)
+    model = ProjectedHead.load(run) if run.is_file() else load_trained(run)
+    new = new_gallery(model) if isinstance(model, Trained) else fitted_gallery(model)
     existing = append and gallery.exists()
-    built = DissimilarityIndex.open(gallery) if existing else new_gallery(trained)
-    check_same_model(built.provenance or {}, trained.provenance, argument="gallery", source=gallery)
+    built = DissimilarityIndex.open(gallery) if existing else new
+    facts = new.provenance or {}
+    if (built.provenance or {}).get("fit") != facts.get("fit"):
+        raise ValueError(
+            f"gallery: expected one made with {run}, got {gallery}, which was made with another model. Choose a new"
+            " gallery, or replace it with --overwrite."
+        )
+    check_same_model(built.provenance or {}, facts, argument="gallery", source=gallery)
     before = len(built)
     if is_embedding_file(source):
         stored = read_embedding_file(source)
-        check_same_model(trained.provenance, stored.provenance, argument="embeddings", source=run)
-        built.add(stored.embeddings, stored.ids)
-    else:
-        height, width = trained.provenance["transform"]["size"]
+        check_same_model(facts, stored.provenance, argument="embeddings", source=run)
+        rows = stored.embeddings if isinstance(model, Trained) else model.project(stored.embeddings)
+        built.add(rows, stored.ids)
+    elif isinstance(model, Trained):
+        height, width = facts["transform"]["size"]
         images = without_stored(load_unlabelled(source, (height, width), skip_damaged=skip_damaged), built)
         if len(images):
-            rows = embed_images(trained.backbone.to(pick_device(device)), images)
+            rows = embed_images(model.backbone.to(pick_device(device)), images)
             built.add(rows, images.ids, photo_metadata(images))
+    else:
+        raise ValueError(
+            f"photos: expected an .npz or .npy file of embeddings with {run}, which has no network, got {source}."
+        )
     if not existing:
         replace_gallery(built, gallery)
     added = len(built) - before

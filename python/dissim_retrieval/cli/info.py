@@ -7,14 +7,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from tyro.conf import arg
 
 from dissim_kernels import available_backends, unavailable_backends
 
 from ..embedding_file import read_embedding_file
+from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex
 from ..models import BACKBONES
+from ..projected import ProjectedHead
 from ..train import load_trained, run_folder
 from .arguments import is_embedding_file
 from .output import Output, facts
@@ -32,9 +35,12 @@ PACKAGES = (
 
 
 def info(
-    path: Annotated[Path | None, arg(metavar="PATH", help="A run, a gallery or an embeddings file.")] = None, /
+    path: Annotated[Path | None, arg(metavar="PATH", help="A run, a gallery, embeddings or a fitted head.")] = None, /
 ) -> Output:
-    """Describe a run, a gallery or an embeddings file; without PATH, the versions and what runs on this machine."""
+    """Describe a run, a gallery, an embeddings file or a file of `dissim fit`.
+
+    Without PATH, print the versions and what runs on this machine.
+    """
     if path is None:
         return facts(_machine())
     if not path.exists():
@@ -45,7 +51,9 @@ def info(
         return facts(_gallery(path))
     if (path / "config.json").is_file():
         return facts(_run(path))
-    raise ValueError(f"path: expected a run, a gallery or an .npz file of embeddings, got {path}.")
+    if path.is_file():
+        return facts(_fit(path))
+    raise ValueError(f"path: expected a run, a gallery, a file of embeddings or of `dissim fit`, got {path}.")
 
 
 def _machine() -> dict[str, Any]:
@@ -73,7 +81,7 @@ def _embeddings(path: Path) -> dict[str, Any]:
     count, dim = stored.embeddings.shape
     return {
         "embeddings": f"{count} of {dim} numbers, {str(stored.embeddings.dtype).removeprefix('torch.')}",
-        "identities": "no labels" if stored.labels is None else len(stored.labels.unique()),
+        "identities": "no labels" if stored.labels is None else len(np.unique(stored.labels)),
         "ids": "row numbers" if stored.ids is None else f"{stored.ids[0]}, ..." if stored.ids else "none",
         **_provenance(stored.provenance),
     }
@@ -85,8 +93,23 @@ def _gallery(path: Path) -> dict[str, Any]:
     return {
         "rows": f"{len(index)} of {len(weight)} numbers, {str(weight.dtype).removeprefix('torch.')}",
         "version": index.version,
-        "searches with photos": "yes" if index.backbone is not None else "no: it has no network",
+        "searches with photos": _searches_with_photos(index),
         **_provenance(index.provenance or {}),
+    }
+
+
+def _searches_with_photos(index: DissimilarityIndex) -> str:
+    if fitted_head(index) is not None:
+        return "no: it has a projection of embeddings"
+    return "yes" if index.backbone is not None else "no: it has no network"
+
+
+def _fit(path: Path) -> dict[str, Any]:
+    fitted = ProjectedHead.load(path)
+    return {
+        "projection": f"{len(fitted.mean)} to {len(fitted.head.weight)} numbers",
+        "held-out check": fitted.check or "none",
+        **_provenance(fitted.provenance),
     }
 
 
@@ -105,8 +128,8 @@ def _run(path: Path) -> dict[str, Any]:
 
 
 def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What made the weights, in words."""
-    if not provenance:
+    """What made the embeddings, in words; "fit" is told by the projection."""
+    if not provenance.keys() - {"fit"}:
         return {"made by": "unknown: no provenance is recorded"}
     described: dict[str, Any] = {"weights": provenance.get("model", "not finished")[:12]}
     for key in ("data", "validation"):

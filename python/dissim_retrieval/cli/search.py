@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from ..embedding_file import read_embedding_file
+from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex
 from ..photos import embed_photos, files_of
 from ..search_page import Candidate, QueryResult, write_search_page
 from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, pick_device
 from .output import Output, tab_separated
 
-Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz file of `dissim embed`.")]
+Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz or .npy of embeddings.")]
 
 
 def search(
@@ -39,7 +40,8 @@ def search(
     index = DissimilarityIndex.open(gallery, device=pick_device(device))
     if is_embedding_file(query):
         stored = read_embedding_file(query)
-        rows, provenance = stored.embeddings, stored.provenance
+        rows, provenance, fitted = stored.embeddings, stored.provenance, fitted_head(index)
+        rows = rows if fitted is None else fitted.project(rows.to(fitted.mean.device))
         names = stored.ids or list(map(str, range(len(rows))))
         files: list[str | None] = [None] * len(rows)
     else:

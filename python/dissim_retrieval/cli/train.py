@@ -6,9 +6,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import torch.distributed as dist
 from tyro.conf import OmitArgPrefixes
 
+from ..logs import is_first_process
 from ..train import TrainConfig, run_folder
 from ..train import train as train_on
 from .arguments import Device, ImageOptions, Run, pick_device
@@ -48,8 +48,8 @@ def train(
         device=None if device is None else pick_device(device), workers=workers,
         provenance={"split": asdict(settings)},
     )  # fmt: skip
-    if dist.is_initialized() and dist.get_rank() > 0:
-        return Output("", None)  # one of several processes of a launcher, of which the first reports
+    if not is_first_process():
+        return Output("", None)
     counts = {name: 0 if images is None else len(images.labels.unique()) for name, images in vars(split).items()}
     best = (run_folder.read_checkpoint(run) or {}).get("best")
     record = {

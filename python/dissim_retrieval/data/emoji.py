@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ..logs import is_first_process
 from .image_set import ImageSet, drop_ambiguous
 
 # (camera, package, folder of its SVG files)
@@ -27,8 +28,9 @@ def load_emoji(size: int, progress: bool = True) -> ImageSet:
     """
     files = [_svg_files(package, folder) for _, package, folder in VENDORS]
     common = sorted(set.intersection(*(set(vendor) for vendor in files)))
+    hidden = None if progress and is_first_process() else True  # None: shown on a terminal
     drawn = [
-        {name: _render(paths[name], size) for name in tqdm(common, desc=f"Drawing {camera}", disable=not progress)}
+        {name: _render(paths[name], size) for name in tqdm(common, desc=f"Drawing {camera}", disable=hidden)}
         for (camera, _, _), paths in zip(VENDORS, files, strict=True)
     ]
     names = drop_ambiguous(drawn)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..logs import get_logger
 from .decode import printable
 from .image_files import ImageFiles
 from .workers import default_workers, map_rows
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..logs import get_logger
 from .decode import ENDINGS, printable
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def list_images(root: Path) -> list[str]:

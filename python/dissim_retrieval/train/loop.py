@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from ..data import ImageSet
 from ..embedding import embed_images, pixels_like
 from ..evaluation import cosine, evaluate
+from ..logs import get_logger
 from ..models import Backbone, build_backbone
 from ..provenance import check_same_data
 from . import run_folder
@@ -31,7 +31,7 @@ from .processes import Processes, join_processes
 from .state import TrainingState, is_finite
 from .trained import Trained, describe, load_weights
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def train(

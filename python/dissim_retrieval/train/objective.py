@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..distributed import gather_references, world_size
 from ..embedding import embed
 from ..head import DissimilarityHead
-from ..losses import HingeLoss, InfoNCELoss, NCALoss, PrototypeLoss, SoftMarginLoss, SupConLoss, TripletLoss
+from ..losses import HingeLoss, InfoNCELoss, NCALoss, PrototypeLoss, SoftMarginLoss, SupConLoss
 from ..memory import CrossBatchMemory
 from ..models import freeze_stages
 from .config import TrainConfig
@@ -91,6 +91,8 @@ class Objective(nn.Module):
 def _build_loss(config: TrainConfig, num_identities: int) -> nn.Module:
     """The loss that the config names, with a new head."""
     if config.loss == "triplet":
+        from ..triplet import TripletLoss  # here, because pytorch-metric-learning takes a second to import
+
         return TripletLoss(margin=config.triplet_margin)
     head = DissimilarityHead(
         config.dim, constraint=config.constraint, radius=config.radius, sign=config.sign,

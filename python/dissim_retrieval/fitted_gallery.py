@@ -1,0 +1,31 @@
+"""A gallery of embeddings made elsewhere: an index that knows the projection that `fit_head` learned."""
+
+from __future__ import annotations
+
+from .index import BackboneWeights, DissimilarityIndex
+from .projected import ProjectedHead
+from .provenance import weights_digest
+
+#: The name of the projection in the place of a network.
+PROJECTION = "projection"
+
+
+def fitted_gallery(fitted: ProjectedHead) -> DissimilarityIndex:
+    """An empty gallery for ``fitted.project(embeddings)``, in memory on the CPU. It stores the projection, too.
+
+    Its provenance is that of the fitted embeddings, with the digest of `fitted` as "fit".
+    """
+    weights = BackboneWeights(PROJECTION, {"mean": fitted.mean, "projection": fitted.projection})
+    return DissimilarityIndex(
+        fitted.head, provenance=fitted.provenance | {"fit": weights_digest(fitted=fitted)}, backbone=weights
+    )
+
+
+def fitted_head(index: DissimilarityIndex) -> ProjectedHead | None:
+    """The projection and the head of a gallery that `fitted_gallery` made; None for one of another kind."""
+    if "fit" not in (index.provenance or {}):
+        return None
+    weights = index.backbone
+    assert weights is not None and weights.name == PROJECTION
+    fitted = ProjectedHead(weights.state["mean"], weights.state["projection"], index.head)
+    return fitted.to(index.head.weight.device).requires_grad_(False)
