@@ -17,7 +17,17 @@ from dissim_retrieval.metrics import retrieval_metrics
 from dissim_retrieval.whitening import within_class_whitening
 
 from bench.experiments import __main__ as program
-from bench.experiments import factors, frozen, joint, records, runner, score_matrix, tables
+from bench.experiments import (
+    camera_pairs,
+    factors,
+    frozen,
+    joint,
+    records,
+    runner,
+    score_matrix,
+    similar_identities,
+    tables,
+)
 from bench.experiments.bootstrap import paired_difference
 from bench.experiments.comparison import compare
 from bench.experiments.data import Features, Part, Parts, random_identities
@@ -27,7 +37,10 @@ from bench.experiments.tuning import Choice, Log, settings_to_try
 
 GROUP = Group("tiny", "frozen", "synthetic", "none", 8, steps=2, dim=4)
 AMOUNTS = Amounts(trials=3, splits=2, seeds=2, queries=40)
-METHODS = {name: frozen.METHODS[name] for name in ("cosine", "PCA, whitened", "projection, L1", "projection, w")}
+METHODS = {
+    name: frozen.METHODS[name]
+    for name in ("cosine", "PCA, whitened", "projection, L1", "projection, w of camera pairs")
+}
 RESULTS = Path(program.RESULTS)
 
 
@@ -120,8 +133,8 @@ def test_test_part_is_closed_until_every_method_is_tuned(tiny, tmp_path, monkeyp
     plan = runner.make_plan(GROUP, METHODS, AMOUNTS, "")
     with pytest.raises(RuntimeError, match="closed until every method is tuned; not tuned: cosine, PCA"):
         real(Parts(synthetic(), GROUP.protocol, AMOUNTS), records.Records(plan, []))
-    with pytest.raises(RuntimeError, match="projection, w: 0 of 3 trials are done"):
-        records.Records(plan, []).tuned("projection, w")
+    with pytest.raises(RuntimeError, match="projection, L1: 0 of 3 trials are done"):
+        records.Records(plan, []).tuned("projection, L1")
 
 
 def test_other_plan_and_other_process_are_errors(tiny, tmp_path, monkeypatch, capsys):
@@ -270,6 +283,54 @@ def test_every_joint_loss_has_a_gradient_and_every_factor_a_setting():
     assert len({str(config) for config in configs}) == len(configs)
 
 
+def test_classifier_of_camera_pairs_is_the_shared_one_plus_an_addend():
+    head = DissimilarityHead(3, normalize=False)
+    score = camera_pairs.CameraPairHead(head, 3)
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    cameras = torch.tensor([0, 1, 2, 0, 1, 2])
+    with_cameras = torch.cat([rows, cameras[:, None].float()], 1)
+    torch.testing.assert_close(score(with_cameras, with_cameras), head(rows, rows))
+    with torch.no_grad():
+        score.weight[0, 2] = torch.tensor([1.0, 0.0, 0.0])
+        score.bias[0, 2] = 0.5
+    pair = (cameras[:, None] - cameras).abs() == 2  # in both orders
+    expected = head(rows, rows) + pair * ((rows[:, None, 0] - rows[:, 0]).abs() + 0.5)
+    torch.testing.assert_close(score(with_cameras, with_cameras), expected)
+    assert score.penalty().item() == 1.25
+    loss = camera_pairs.CameraPairLoss(score, shrinkage=2.0)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    plain = score_matrix.ScoreMatrixLoss(score, score_matrix.softmax)(with_cameras, labels)
+    torch.testing.assert_close(loss(with_cameras, labels), plain + 2.5)
+    loss(with_cameras, labels).backward()
+    assert (score.weight.grad.abs().sum(2) > 0).tolist() == [[True] * 3, [False, True, True], [False, False, True]]
+
+
+def test_similar_identities_are_the_first_by_the_score():
+    rows = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    found = similar_identities.most_similar(rows, lambda q, r: -(q - r.T).abs(), 3)
+    assert [set(row) for row in found.tolist()] == [{0, 1, 2}, {1, 0, 2}, {2, 1, 0}, {3, 2, 1}]
+    assert found[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_training_on_similar_identities_learns():
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(8).repeat(4)
+    patterns = torch.randint(0, 256, (8, 3, 16, 16), generator=draw)
+    noise = torch.randint(-60, 60, (32, 3, 16, 16), generator=draw)
+    pixels = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
+    images = ImageSet(pixels, labels, labels * 0, list("abcdefgh"), ["c"], "")
+    group = replace(GROUP, backbone="small", steps=6)
+    config = replace(joint.base_config(group, 0), identities=3)
+    rows = torch.arange(32)
+    found = []
+    for steps in (6, 6, 1):
+        fitted = similar_identities.fit_on_similar_identities(replace(config, steps=steps), images)
+        found.append(fitted.embed(images))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    metrics = retrieval_metrics(found[0], found[0], fitted.scorer, labels, labels, exclude_index=rows)
+    assert metrics["recall@1"] > 0.5
+
+
 @pytest.mark.parametrize(("shrinkage", "dims"), [(0.3, 12), (1e-9, 5)])
 def test_whitening_is_scikit_learn_s_linear_discriminant_analysis(shrinkage, dims):
     """Shrinkage s of scikit-learn is (1 - s) C + s m I, ours C + s / (1 - s) m I: the same map up to its scale.
@@ -344,7 +405,7 @@ def test_table_is_that_of_the_records(tiny, tmp_path):
     assert tiny() == 0
     found = results(tmp_path / "out")
     comparison = compare(found)
-    others = [name for name in METHODS if name != "projection, w"]
+    others = [name for name in METHODS if name != OURS]
     assert comparison.reference == max(others, key=lambda name: found.tuned(name)[1])
     row = comparison.best_of_ours
     runs = [np.array(e["AP"]) / 10_000 for e in found.of("run") if e["method"] == row.method]

@@ -6,6 +6,8 @@ tuning.py     the ranges of the settings, and the trials drawn from them
 frozen.py     methods on features of a frozen backbone
 joint.py      methods that train the backbone
 factors.py    the default of joint training with one option changed
+similar_identities.py one of them: batches of similar identities
+camera_pairs.py a classifier with weights of each pair of cameras
 score_matrix.py the losses on a score matrix, for scores that are no head's
 trial.py      one fit, measured: average precision and recall@1 of each identity
 records.py    results as JSON lines, appended as they arrive

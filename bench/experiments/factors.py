@@ -10,6 +10,7 @@ from dissim_retrieval.data import ImageSet
 
 from .joint import base_config, fit
 from .plan import Group
+from .similar_identities import fit_on_similar_identities
 from .trial import Fitted, Method
 
 #: What the others are compared with.
@@ -40,6 +41,10 @@ def _fit(
     return fit(base_config(group, seed, **changes), train_part)
 
 
+def _fit_similar(group: Group, train_part: ImageSet, settings: Mapping[str, Any], seed: int) -> Fitted:
+    return fit_on_similar_identities(base_config(group, seed), train_part)
+
+
 METHODS: dict[str, Method] = {
     name: Method(partial(_fit, changes=changes), {}, ours=name != DEFAULT) for name, changes in CHANGES.items()
-}
+} | {"batches of similar identities": Method(_fit_similar, {}, ours=True)}

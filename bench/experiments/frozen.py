@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from dissim_retrieval.evaluate import cosine
-from dissim_retrieval.fit import optimize, start_projection, train_projection
+from dissim_retrieval.fit import optimize, parameter_groups, start_projection
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import NCALoss
 from dissim_retrieval.whitening import Whitening, within_class_whitening
 from torch import Tensor
 
+from .camera_pairs import CameraPairHead, CameraPairLoss
 from .data import Features
 from .plan import Group
 from .score_matrix import CosineScore, ScoreMatrixLoss, softmax
@@ -83,10 +84,31 @@ def _fit_projection(
     loss: torch.nn.Module = NCALoss(projected.head, scale=1.0)
     if head is None:
         loss = ScoreMatrixLoss(CosineScore(scale=settings["scale"]), softmax)
-    train_projection(
-        projected, loss, train.rows, labels, steps=group.steps, lr=settings["lr"], batch=BATCH, draw=draw
-    )
+    groups = parameter_groups(projected, loss, train.rows, settings["lr"])
+    optimize(projected.project, loss, groups, train.rows, labels, steps=group.steps, batch=BATCH, draw=draw)
     return Fitted(lambda features: projected.project(features.rows), cosine if head is None else projected.head)
+
+
+def _fit_camera_pairs(group: Group, train: Features, settings: Mapping[str, Any], seed: int) -> Fitted:
+    """As "projection, w", with an addend to weights and bias for each pair of cameras."""
+    draw, labels = torch.Generator().manual_seed(seed), _consecutive(train.labels)
+    projected = start_projection(
+        train.rows, labels, group.dim, settings["shrinkage"], draw, {"scale": settings["scale"]}
+    )
+    score = CameraPairHead(projected.head, len(train.camera_names))
+    loss = CameraPairLoss(score, settings["pair_shrinkage"])
+
+    def project(rows: Tensor) -> Tensor:
+        return torch.cat([projected.project(rows[:, :-1]), rows[:, -1:]], 1)
+
+    groups = parameter_groups(projected, loss, train.rows, settings["lr"])
+    optimize(project, loss, groups, _with_cameras(train), labels, steps=group.steps, batch=BATCH, draw=draw)
+    return Fitted(lambda features: project(_with_cameras(features)), score)
+
+
+def _with_cameras(features: Features) -> Tensor:
+    """[N, D + 1]: the last column is the number of the camera."""
+    return torch.cat([features.rows, features.cameras[:, None].to(features.rows)], 1)
 
 
 def _consecutive(labels: Tensor) -> Tensor:
@@ -103,6 +125,9 @@ METHODS: dict[str, Method] = {
     "projection, L1": Method(partial(_fit_projection, head=L1), TRAINED_PROJECTION),
     "projection, w <= 0": Method(partial(_fit_projection, head=NEGATIVE), TRAINED_PROJECTION, ours=True),
     "projection, w": Method(partial(_fit_projection, head=SIGNED), TRAINED_PROJECTION, ours=True),
+    "projection, w of camera pairs": Method(
+        _fit_camera_pairs, TRAINED_PROJECTION | {"pair_shrinkage": Log(1e-4, 1, 1e-2)}, ours=True
+    ),
     "w <= 0 alone": Method(partial(_fit_weight, head=NEGATIVE), WEIGHT_ALONE, ours=True),
     "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE, ours=True),
 }

@@ -63,11 +63,12 @@ def _frozen(experiment: str, data: str, backbone: str, **options: str) -> Group:
 
 
 def _pretrained(experiment: str, methods: str, data: str, backbone: str) -> Group:
-    return Group(experiment, methods, data, backbone, 64, steps=150, dim=512)
+    size = 64 if data == "emoji" else 32
+    return Group(experiment, methods, data, backbone, size, steps=150, dim=512)
 
 
 def _small(experiment: str, methods: str, **options: str) -> Group:
-    return Group(experiment, methods, "glyphs", "small", 32, steps=300, **options)
+    return Group(experiment, methods, "glyphs", "small", 32, steps=150, **options)
 
 
 LITE, MOBILE = "efficientnet_lite0", "mobilenet_v2"

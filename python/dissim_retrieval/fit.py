@@ -99,8 +99,10 @@ def fit_head(
     if shrinkage is None:
         shrinkage = _choose_shrinkage(fitted_rows, fitted_identity, projection, draw)
     scorer = start_projection(fitted_rows, fitted_identity, projection, shrinkage, draw, head)
-    train_projection(
-        scorer, LOSSES[loss](scorer.head), fitted_rows, fitted_identity, steps=steps, lr=lr, batch=batch, draw=draw,
+    trained_loss = LOSSES[loss](scorer.head)
+    groups = parameter_groups(scorer, trained_loss, fitted_rows, lr)
+    optimize(
+        scorer.project, trained_loss, groups, fitted_rows, fitted_identity, steps=steps, batch=batch, draw=draw,
         progress=progress,
     )  # fmt: skip
     scorer.eval().requires_grad_(False)
@@ -202,26 +204,13 @@ def start_projection(
     return ProjectedHead(whitening.mean, whitening.matrix @ rotation / length, classifier)
 
 
-def train_projection(
-    scorer: ProjectedHead,
-    loss: nn.Module,
-    rows: Tensor,
-    identity: Tensor,
-    *,
-    steps: int,
-    lr: float,
-    batch: int,
-    draw: torch.Generator,
-    progress: bool = False,
-) -> None:
-    """Train the projection and the parameters of `loss` in place. Other arguments as of `fit_head`.
+def parameter_groups(scorer: ProjectedHead, loss: nn.Module, rows: Tensor, lr: float) -> list[dict]:
+    """The projection and the parameters of `loss` with their maximum learning rates, for `optimize`.
 
-    loss: (projected rows [B, dim], labels int64 [B]) -> 0-d.
+    lr: as of `fit_head`: the same relative step whatever the unit of the rows [N, D].
     """
-    # The same relative step whatever the unit of the embeddings.
     unit = (rows - scorer.mean).norm(dim=1).mean().clamp(min=torch.finfo(rows.dtype).tiny).item()
-    groups = [{"params": [scorer.projection], "lr": lr / unit}, {"params": list(loss.parameters()), "lr": HEAD_LR}]
-    optimize(scorer.project, loss, groups, rows, identity, steps=steps, batch=batch, draw=draw, progress=progress)
+    return [{"params": [scorer.projection], "lr": lr / unit}, {"params": list(loss.parameters()), "lr": HEAD_LR}]
 
 
 def optimize(
