@@ -37,10 +37,8 @@ from bench.experiments.tuning import Choice, Log, settings_to_try
 
 GROUP = Group("tiny", "frozen", "synthetic", "none", 8, steps=2, dim=4)
 AMOUNTS = Amounts(trials=3, splits=2, seeds=2, queries=40)
-METHODS = {
-    name: frozen.METHODS[name]
-    for name in ("cosine", "PCA, whitened", "projection, L1", "projection, w of camera pairs")
-}
+OURS = "projection, w of camera pairs"
+METHODS = {name: frozen.METHODS[name] for name in ("cosine", "PCA, whitened", "projection, L1", OURS)}
 RESULTS = Path(program.RESULTS)
 
 
@@ -307,7 +305,7 @@ def test_classifier_of_camera_pairs_is_the_shared_one_plus_an_addend():
 
 def test_similar_identities_are_the_first_by_the_score():
     rows = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    found = similar_identities.most_similar(rows, lambda q, r: -(q - r.T).abs(), 3)
+    found = similar_identities.nearest_by_score(rows, lambda q, r: -(q - r.T).abs(), 3)
     assert [set(row) for row in found.tolist()] == [{0, 1, 2}, {1, 0, 2}, {2, 1, 0}, {3, 2, 1}]
     assert found[:, 0].tolist() == [0, 1, 2, 3]
 

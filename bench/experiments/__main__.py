@@ -174,6 +174,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a smoke test on few images; writes to runs/experiments")
     parser.add_argument("--output", type=Path, help="folder of the results")
     options = parser.parse_args(arguments)
+    if not options.hours >= 0 or options.threads < 1:
+        parser.error(f"expected --hours from 0 and --threads from 1, got {options.hours} and {options.threads}")
     if options.output is None:
         options.output = CACHE / "quick" if options.quick else RESULTS
     return options

@@ -40,7 +40,7 @@ def fit_on_similar_identities(config: TrainConfig, images: ImageSet) -> Fitted:
     for step in range(config.steps):
         if step % REFRESH == 0:
             one_each = torch.tensor([draw.choice(rows) for rows in by_identity])
-            similar = most_similar(embed(images.take(one_each)), objective.head, config.identities)
+            similar = nearest_by_score(embed(images.take(one_each)), objective.head, config.identities)
         identities = similar[draw.integers(len(similar))].tolist()
         views = [draw.choice(r := by_identity[i], config.views, replace=len(r) < config.views) for i in identities]
         chosen = torch.from_numpy(np.concatenate(views))
@@ -52,7 +52,7 @@ def fit_on_similar_identities(config: TrainConfig, images: ImageSet) -> Fitted:
 
 
 @torch.no_grad()
-def most_similar(rows: Tensor, scorer: Scorer, count: int) -> Tensor:
+def nearest_by_score(rows: Tensor, scorer: Scorer, count: int) -> Tensor:
     """For each of the rows [N, D], itself and those with the highest scores, `count` in all: int64 [N, count]."""
     scores = scorer(rows, rows).fill_diagonal_(torch.inf)
     return scores.topk(min(count, len(rows))).indices
