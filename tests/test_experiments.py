@@ -37,7 +37,7 @@ from bench.experiments.tuning import Choice, Log, settings_to_try
 
 GROUP = Group("tiny", "frozen", "synthetic", "none", 8, steps=2, dim=4)
 AMOUNTS = Amounts(trials=3, splits=2, seeds=2, queries=40)
-OURS = "projection, w of camera pairs"
+OURS = "projection, w"
 METHODS = {name: frozen.METHODS[name] for name in ("cosine", "PCA, whitened", "projection, L1", OURS)}
 RESULTS = Path(program.RESULTS)
 
@@ -301,6 +301,27 @@ def test_classifier_of_camera_pairs_is_the_shared_one_plus_an_addend():
     torch.testing.assert_close(loss(with_cameras, labels), plain + 2.5)
     loss(with_cameras, labels).backward()
     assert (score.weight.grad.abs().sum(2) > 0).tolist() == [[True] * 3, [False, True, True], [False, False, True]]
+
+
+def test_cosine_with_a_bias_of_camera_pairs():
+    score = camera_pairs.CameraPairCosine(2.0, 2)
+    rows = torch.tensor([[3.0, 0.0, 0], [0.0, 1.0, 1], [1.0, 0.0, 1]])
+    with torch.no_grad():
+        score.bias[:] = torch.tensor([[0.5, 1.0], [2.0, 0.0]])  # 1 for the pair (0, 0), 3 for (0, 1), 0 for (1, 1)
+    expected = torch.tensor([[3.0, 3.0, 5.0], [3.0, 2.0, 0.0], [5.0, 0.0, 2.0]])
+    torch.testing.assert_close(score(rows, rows).detach(), expected)
+    assert score.penalty().item() == 1 + 9
+
+
+@pytest.mark.parametrize("name", [name for name in frozen.CAMERA_METHODS if "pairs" in name])
+def test_scores_of_camera_pairs_lower_images_of_the_query_s_camera(name):
+    """No image with the query's camera is a match here, so a bias of that pair must become lower than the other."""
+    method, content = frozen.CAMERA_METHODS[name], synthetic()
+    settings = settings_to_try(method.space, 1)[0] | {"pair_shrinkage": 1e-6}
+    score = method.fit(replace(GROUP, steps=10), content, settings, 0).scorer
+    rows = torch.tensor([[1.0, 2.0, 0.0, 1.0, camera] for camera in (0, 1)])
+    same, other = score(rows, rows)[0].tolist()
+    assert same < other - 0.01
 
 
 def test_similar_identities_are_the_first_by_the_score():

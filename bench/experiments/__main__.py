@@ -1,6 +1,6 @@
 """`python -m bench.experiments NAME`: compare methods, or continue; write results, table and picture.
 
-NAME: frozen, joint, factors, protocols, or report, which only writes the tables and pictures of existing results.
+NAME: frozen, cameras, joint, factors, protocols, or report, which only writes tables and pictures of what exists.
 Exit code: 0, also if the budget ends the program before everything is done (the same command continues); 1 for an
 error, 2 for wrong arguments, 130 if interrupted.
 """
@@ -50,7 +50,7 @@ class Session:
         """
         for group in self.groups:
             found = self.records[group.key]
-            for name in found.methods if group.methods == "frozen" else found.methods[:1]:
+            for name in found.methods if group.frozen else found.methods[:1]:
                 cell = next((cell for cell in pending(found) if cell.method == name), None)
                 if cell is not None and not found.seconds(name):
                     self._do(group, cell)

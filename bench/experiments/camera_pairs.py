@@ -1,8 +1,12 @@
-"""A classifier with weights and bias of each pair of cameras, shrunk to shared ones."""
+"""Scores with a bias, or weights and a bias, of each pair of cameras, shrunk to shared ones.
+
+Rows are [N, D + 1]: the last column is the number of the camera.
+"""
 
 from __future__ import annotations
 
 import torch
+from dissim_retrieval.evaluate import cosine
 from dissim_retrieval.head import DissimilarityHead
 from torch import Tensor, nn
 
@@ -14,8 +18,7 @@ from .score_matrix import ScoreMatrixLoss, softmax
 class CameraPairHead(nn.Module):
     """The score of a head whose weight and bias have an addend for each unordered pair of cameras.
 
-    Rows are [N, D + 1]: the last column is the number of the camera. The addends are 0 at the start, and stay 0 for
-    pairs without training images.
+    The addends are 0 at the start, and stay 0 for pairs without training images.
     """
 
     def __init__(self, head: DissimilarityHead, cameras: int) -> None:
@@ -41,10 +44,29 @@ class CameraPairHead(nn.Module):
         return self.weight.square().sum() + self.bias.square().sum()
 
 
+class CameraPairCosine(nn.Module):
+    """``scale * cosine``, plus a bias of each unordered pair of cameras, 0 at the start."""
+
+    def __init__(self, scale: float, cameras: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.bias = nn.Parameter(torch.zeros(cameras, cameras))  # used as bias + bias.T
+
+    def forward(self, query: Tensor, reference: Tensor) -> Tensor:
+        """[N, D + 1], [M, D + 1] -> [N, M]."""
+        first, second = query[:, -1].long(), reference[:, -1].long()
+        bias = (self.bias + self.bias.T)[first[:, None], second]
+        return self.scale * cosine(query[:, :-1], reference[:, :-1]) + bias
+
+    def penalty(self) -> Tensor:
+        """The sum of the squared biases of pairs, 0-d."""
+        return (self.bias + self.bias.T).triu().square().sum()
+
+
 class CameraPairLoss(nn.Module):
     """The softmax loss of the score, plus ``shrinkage * penalty()``."""
 
-    def __init__(self, score: CameraPairHead, shrinkage: float) -> None:
+    def __init__(self, score: CameraPairHead | CameraPairCosine, shrinkage: float) -> None:
         super().__init__()
         self.softmax, self.shrinkage = ScoreMatrixLoss(score, softmax), shrinkage
 

@@ -110,7 +110,7 @@ def load_content(group: Group, amounts: Amounts, cache_folder: Path) -> tuple[Co
     images = _images(group.data, group.size)
     if amounts.identities is not None:
         images = images.take(images.labels < amounts.identities)
-    if group.methods != "frozen":
+    if not group.frozen:
         return images, images.fingerprint
     path = cache_folder / "features" / f"{group.backbone}-{images.fingerprint}.safetensors"
     if not path.exists():

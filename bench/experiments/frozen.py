@@ -14,7 +14,7 @@ from dissim_retrieval.losses import NCALoss
 from dissim_retrieval.whitening import Whitening, within_class_whitening
 from torch import Tensor
 
-from .camera_pairs import CameraPairHead, CameraPairLoss
+from .camera_pairs import CameraPairCosine, CameraPairHead, CameraPairLoss
 from .data import Features
 from .plan import Group
 from .score_matrix import CosineScore, ScoreMatrixLoss, softmax
@@ -89,13 +89,14 @@ def _fit_projection(
     return Fitted(lambda features: projected.project(features.rows), cosine if head is None else projected.head)
 
 
-def _fit_camera_pairs(group: Group, train: Features, settings: Mapping[str, Any], seed: int) -> Fitted:
-    """As "projection, w", with an addend to weights and bias for each pair of cameras."""
+def _fit_camera_pairs(group: Group, train: Features, settings: Mapping[str, Any], seed: int, weights: bool) -> Fitted:
+    """A projection, and a score with addends for each pair of cameras: to w and bias of a head, or to a cosine."""
     draw, labels = torch.Generator().manual_seed(seed), _consecutive(train.labels)
     projected = start_projection(
         train.rows, labels, group.dim, settings["shrinkage"], draw, {"scale": settings["scale"]}
     )
-    score = CameraPairHead(projected.head, len(train.camera_names))
+    cameras = len(train.camera_names)
+    score = CameraPairHead(projected.head, cameras) if weights else CameraPairCosine(settings["scale"], cameras)
     loss = CameraPairLoss(score, settings["pair_shrinkage"])
 
     def project(rows: Tensor) -> Tensor:
@@ -125,9 +126,16 @@ METHODS: dict[str, Method] = {
     "projection, L1": Method(partial(_fit_projection, head=L1), TRAINED_PROJECTION),
     "projection, w <= 0": Method(partial(_fit_projection, head=NEGATIVE), TRAINED_PROJECTION, ours=True),
     "projection, w": Method(partial(_fit_projection, head=SIGNED), TRAINED_PROJECTION, ours=True),
-    "projection, w of camera pairs": Method(
-        _fit_camera_pairs, TRAINED_PROJECTION | {"pair_shrinkage": Log(1e-4, 1, 1e-2)}, ours=True
-    ),
     "w <= 0 alone": Method(partial(_fit_weight, head=NEGATIVE), WEIGHT_ALONE, ours=True),
     "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE, ours=True),
+}
+
+CAMERA_PAIRS = TRAINED_PROJECTION | {"pair_shrinkage": Log(1e-4, 1, 1e-2)}
+#: What knowing the cameras adds. They are compared apart: the others do not know them.
+CAMERA_METHODS: dict[str, Method] = {
+    **{name: METHODS[name] for name in ("projection, cosine", "projection, L1", "projection, w")},
+    "projection, cosine, bias of camera pairs": Method(partial(_fit_camera_pairs, weights=False), CAMERA_PAIRS),
+    "projection, w, w and bias of camera pairs": Method(
+        partial(_fit_camera_pairs, weights=True), CAMERA_PAIRS, ours=True
+    ),
 }

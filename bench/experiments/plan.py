@@ -30,7 +30,7 @@ class Group:
 
     experiment: str
     methods: str
-    """The module of the methods: frozen, joint or factors."""
+    """frozen, cameras, joint or factors: see METHODS of the runner."""
     data: str
     backbone: str
     size: int
@@ -41,6 +41,11 @@ class Group:
     protocol: str = "unseen identities"
     """Test identities are always unseen. other cameras: the gallery excludes all images of the query's camera.
     unseen camera: the queries are of cameras that no training image is of."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the methods get features of a frozen backbone instead of images."""
+        return self.methods in ("frozen", "cameras")
 
     @property
     def tuned(self) -> bool:
@@ -58,8 +63,8 @@ class Group:
         return f"{self.data}, {self.size} pixels, {self.backbone}, {self.protocol}"
 
 
-def _frozen(experiment: str, data: str, backbone: str, **options: str) -> Group:
-    return Group(experiment, "frozen", data, backbone, 64, steps=60, **options)
+def _frozen(experiment: str, data: str, backbone: str, methods: str = "frozen", **options: str) -> Group:
+    return Group(experiment, methods, data, backbone, 64, steps=60, **options)
 
 
 def _pretrained(experiment: str, methods: str, data: str, backbone: str) -> Group:
@@ -72,9 +77,11 @@ def _small(experiment: str, methods: str, **options: str) -> Group:
 
 
 LITE, MOBILE = "efficientnet_lite0", "mobilenet_v2"
+FEATURES = [(data, backbone) for data in ("emoji", "glyphs") for backbone in (LITE, MOBILE)]
 #: name -> its groups, the most informative first: a run that is stopped has those.
 EXPERIMENTS: dict[str, list[Group]] = {
-    "frozen": [_frozen("frozen", data, backbone) for data in ("emoji", "glyphs") for backbone in (LITE, MOBILE)],
+    "frozen": [_frozen("frozen", data, backbone) for data, backbone in FEATURES],
+    "cameras": [_frozen("cameras", data, backbone, "cameras") for data, backbone in FEATURES],
     "joint": [
         _small("joint", "joint"),
         _pretrained("joint", "joint", "emoji", MOBILE),

@@ -19,7 +19,12 @@ from .records import UNITS, Records
 from .trial import Method, Values, measure_part
 from .tuning import settings_to_try
 
-METHODS = {"frozen": frozen.METHODS, "joint": joint.METHODS, "factors": factors.METHODS}
+METHODS = {
+    "frozen": frozen.METHODS,
+    "cameras": frozen.CAMERA_METHODS,
+    "joint": joint.METHODS,
+    "factors": factors.METHODS,
+}
 #: Seed of the trials. Runs have 0, 1, ...
 TUNING_SEED = 1000
 TUNING_SPLIT = 0
