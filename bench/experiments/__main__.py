@@ -90,8 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         if options.name == "report":
-            folders = sorted(path for path in options.output.glob("*") if path.is_dir())
-            return _report(folders)
+            return _report(sorted(path for path in options.output.glob("*") if path.is_dir()))
         return _run(options)
     except KeyboardInterrupt:
         say("interrupted; the same command continues")

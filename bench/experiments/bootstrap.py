@@ -50,7 +50,8 @@ def paired_difference(first: Table, second: Table, *, draws: int = DRAWS, seed: 
     of_runs = _run_counts(runs, draws, draw)
     of_identities = draw.multinomial(len(identities), np.full(len(identities), 1 / len(identities)), size=draws)
     sums, counts = (((of_runs @ matrix) * of_identities).sum(1) for matrix in (difference, present))
-    means = (sums / counts)[counts > 0]
+    drawn = counts > 0
+    means = sums[drawn] / counts[drawn]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(difference.sum() / present.sum(), low, high)
 

@@ -18,7 +18,7 @@ from .. import files
 from .plan import Amounts, Group
 from .records import Records
 
-#: Seed of the test half. The demo has the same, and no default was ever chosen on it.
+#: Seed of the test half. The demo has the same, and no default was chosen on that half.
 TEST_SEED = 0
 #: Share of the other half that is for training; the rest is for validation.
 TRAIN_SHARE = 0.8

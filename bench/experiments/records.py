@@ -26,7 +26,6 @@ class Run(NamedTuple):
     identities: np.ndarray
     precision: np.ndarray
     recall_at_1: np.ndarray
-    seconds: float
 
 
 class Records:
@@ -77,7 +76,7 @@ class Records:
         parts = {entry["name"]: np.array(entry["identities"]) for entry in self.of("part")}
         return {
             (entry["split"], entry["seed"]): Run(
-                parts[entry["part"]], np.array(entry["AP"]) / UNITS, np.array(entry["R1"]) / UNITS, entry["seconds"]
+                parts[entry["part"]], np.array(entry["AP"]) / UNITS, np.array(entry["R1"]) / UNITS
             )
             for entry in self.of("run")
             if entry["method"] == method
