@@ -13,5 +13,6 @@ trial.py      one fit, measured: average precision and recall@1 of each identity
 records.py    results as JSON lines, appended as they arrive
 runner.py     what is left to do, in which order, and what it costs
 bootstrap.py  intervals of paired differences
+comparison.py the numbers of tables and pictures
 tables.py, plots.py    Markdown and picture, from the JSON lines alone
 """
