@@ -23,5 +23,7 @@ gpu_report.py     Markdown, and the table printed last
 gpu_environment.py, data_sheets.py    a description of the GPU, and its vendor's data sheet
 processes.py, files.py    commands with a time limit, files that are replaced atomically
 
+experiments/      `python -m bench.experiments`: accuracy instead of speed
+
 A new size is one row of CASES and a new competitor is one function with @competitor. Both then appear in all reports.
 """

@@ -90,6 +90,14 @@ def test_whitening_has_unit_covariance_within_identities():
     torch.testing.assert_close(torch.linalg.svdvals(fewer), torch.linalg.svdvals(white - white.mean(0))[:8])
 
 
+def test_options_of_the_head_are_used_and_saved(tmp_path):
+    rows, labels = features()
+    plain = fit_head(rows, labels, projection=16, steps=15, head={"learn_weight": False})
+    assert plain.head.weight.unique().tolist() == pytest.approx([-0.25]) and plain.check.baselines["cosine"].beaten
+    plain.save(tmp_path / "plain")
+    assert not ProjectedHead.load(tmp_path / "plain").head.learn_weight
+
+
 def test_same_seed_same_result_and_torch_s_generator_is_untouched(fitted):
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -193,6 +201,8 @@ GOOD = features(identities=20)
         ({"held_out": 0.01}, "labels: expected two or more identities.*in each part with held_out=0.01"),
         ({"held_out": 1.0}, "held_out: expected a fraction from 0 to below 1, got 1.0"),
         ({"loss": "triplet"}, "loss: expected one of softmax, supcon, soft-margin, hinge, got 'triplet'"),
+        ({"head": {"learn": False}}, "head: expected options of DissimilarityHead .constraint, .* got 'learn'"),
+        ({"head": {"sign": "positive"}}, "sign: expected one of free, negative, got 'positive'"),
         ({"shrinkage": 0.0}, "shrinkage: expected None or a positive number, got 0.0"),
         ({"projection": 0}, "projection: expected at least 1, got 0"),
         ({"steps": 0}, "steps: expected at least 1, got 0"),

@@ -54,6 +54,31 @@ def test_initial_head_ranks_as_l1_and_scores_equal_rows_with_the_margin():
     torch.testing.assert_close(head(query, query), 1 - 2 / 3 * torch.cdist(query, query, p=1), atol=1e-5, rtol=1e-5)
 
 
+def test_initial_bias_and_share_of_positive_weights():
+    head = DissimilarityHead(8, radius=2.0, positive_share=0.25, initial_bias=-0.5, normalize=False)
+    magnitude = 2 / 8**0.5
+    torch.testing.assert_close(head.weight.detach(), torch.tensor([magnitude] * 2 + [-magnitude] * 6))
+    assert head(torch.ones(1, 8), torch.ones(1, 8)).item() == -0.5
+    with torch.no_grad():
+        head.weight.zero_()
+    head.constrain_()
+    assert (head.weight > 0).tolist() == [True] * 2 + [False] * 6
+
+
+@pytest.mark.parametrize("constraint", ["project", "cap", "penalty", "none"])
+def test_weights_that_are_not_learned_stay_an_l1_distance(constraint):
+    """Adam with weight decay, because a plain gradient step would hide a decay of weights without gradient."""
+    head = DissimilarityHead(6, learn_weight=False, constraint=constraint, normalize=False)
+    start = head.weight.detach().clone()
+    query = torch.randn(3, 6)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        head(query, query).sum().backward()
+        optimizer.step()
+    assert torch.equal(head.weight, start) and head.bias.item() != 1
+    torch.testing.assert_close(head(query, query), head.bias - torch.cdist(query, query, p=1) / 6**0.5)
+
+
 @pytest.mark.parametrize("sign", ["free", "negative"])
 @pytest.mark.parametrize("constraint", ["project", "cap", "penalty", "none"])
 def test_constraints_hold_after_every_step(constraint, sign):
@@ -110,7 +135,20 @@ def test_state_dict_round_trip():
     assert torch.equal(first(query, query), second(query, query))
 
 
-@pytest.mark.parametrize("wrong", [{"constraint": "norm"}, {"sign": "positive"}, {"radius": 0.0}, {"scale": -1.0}])
+def test_options_build_another_head():
+    changed = {"constraint": "cap", "radius": 2.0, "normalize": False, "scale": 3.0, "positive_share": 0.5}
+    for options in (changed | {"initial_bias": 2.0}, {"sign": "negative", "learn_weight": False}):
+        head = DissimilarityHead(4, **options)
+        again = DissimilarityHead(4, **head.options())
+        assert options.items() <= again.options().items() and again.options() == head.options()
+        assert torch.equal(again.weight, head.weight) and torch.equal(again.bias, head.bias)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"constraint": "norm"}, {"sign": "positive"}, {"radius": 0.0}, {"scale": -1.0}, {"positive_share": 1.5},
+    {"positive_share": 0.1, "sign": "negative"}, {"positive_share": 0.1, "learn_weight": False},
+    {"initial_bias": float("nan")},
+])  # fmt: skip
 def test_wrong_options_are_named(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: expected .* got "):
         DissimilarityHead(4, **wrong)

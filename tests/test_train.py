@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dissim_retrieval import DissimilarityIndex
 from dissim_retrieval.data.glyphs import load_glyphs
 from dissim_retrieval.embedding import embed_images
 from dissim_retrieval.embedding_file import read_embedding_file, write_embeddings
@@ -133,6 +134,19 @@ def test_every_loss_trains_a_head(loss, glyphs):
     part = glyphs.take(glyphs.labels >= 20)
     trained = train(replace(CONFIG, loss=loss), part, progress=False)
     assert trained.head is not None and not torch.equal(trained.head.weight, torch.full((32,), -(32**-0.5)))
+
+
+def test_options_of_the_head_are_trained_with_and_reloaded(glyphs, tmp_path):
+    plain = replace(CONFIG, learn_weight=False, initial_bias=2.0)
+    for name, config in {"plain": plain, "signs": replace(CONFIG, positive_share=0.25)}.items():
+        trained = train(config, glyphs, folder=tmp_path / name)
+        loaded = load_trained(tmp_path / name).head
+        assert loaded.options() == trained.head.options()
+        assert torch.equal(loaded.weight, trained.head.weight) and torch.equal(loaded.bias, trained.head.bias)
+        index = DissimilarityIndex(loaded)
+        index.save(tmp_path / f"{name}.index")
+        assert DissimilarityIndex.open(tmp_path / f"{name}.index").head.options() == loaded.options()
+        assert (len(loaded.weight.unique()) == 1) == (name == "plain")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

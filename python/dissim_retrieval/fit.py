@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from .arrays import ArrayLike, as_rows
-from .head import DissimilarityHead
+from .head import OPTIONS, DissimilarityHead
 from .held_out import average_precisions, check_held_out
 from .losses import HingeLoss, NCALoss, SoftMarginLoss, SupConLoss
 from .projected import ProjectedHead
@@ -35,33 +35,13 @@ CHOICE_FRACTION = 0.2
 MAX_CHECKED = 5000
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """The options of `fit_head` that determine one fit."""
-
-    projection: int
-    loss: str
-    steps: int
-    lr: float
-    batch: int
-    progress: bool
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {self.loss!r}.")
-        for name, minimum in (("projection", 1), ("steps", 1), ("batch", 2)):
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name}: expected at least {minimum}, got {getattr(self, name)}.")
-        if not self.lr > 0:
-            raise ValueError(f"lr: expected a positive number, got {self.lr}.")
-
-
 def fit_head(
     embeddings: ArrayLike,
     labels: ArrayLike,
     *,
     projection: int = 256,
     loss: str = "softmax",
+    head: Mapping[str, Any] | None = None,
     shrinkage: float | None = None,
     held_out: float = 0.2,
     steps: int = 40,
@@ -81,6 +61,8 @@ def fit_head(
         labels: [N] identities, integers or strings.
         projection: dimensions of the projected rows. At most D are used.
         loss: a name of LOSSES: "softmax" (NCALoss), "supcon", "soft-margin" or "hinge".
+        head: options of the DissimilarityHead. ``{"learn_weight": False}`` learns the projection alone, for a
+            plain L1 distance.
         shrinkage: of the whitening, see `within_class_whitening`. None chooses the one of SHRINKAGES that ranks best,
             before training, a fifth of the fitted identities after whitening by the others.
         held_out: the fraction of the identities that are not fitted. On them the result is compared with cosine and
@@ -101,7 +83,7 @@ def fit_head(
     Cost of a step: some eight scorings of batch x batch pairs. Memory: a few times the embeddings, and two bits per
     pair of a batch.
     """
-    options = FitOptions(projection, loss, steps, lr, batch, progress)
+    _check_options(loss, head, lr, projection=(projection, 1), steps=(steps, 1), batch=(batch, 2))
     if shrinkage is not None and not shrinkage > 0:
         raise ValueError(f"shrinkage: expected None or a positive number, got {shrinkage}.")
     if not 0 <= held_out < 1:
@@ -116,12 +98,31 @@ def fit_head(
     fitted_rows, fitted_identity = rows[fitted], identity[fitted].unique(return_inverse=True)[1]
     if shrinkage is None:
         shrinkage = _choose_shrinkage(fitted_rows, fitted_identity, projection, draw)
-    scorer = _start(fitted_rows, fitted_identity, projection, shrinkage, draw)
-    _train(scorer, fitted_rows, fitted_identity, options, draw)
+    scorer = start_projection(fitted_rows, fitted_identity, projection, shrinkage, draw, head)
+    trained_loss = LOSSES[loss](scorer.head)
+    groups = parameter_groups(scorer, trained_loss, fitted_rows, lr)
+    optimize(
+        scorer.project, trained_loss, groups, fitted_rows, fitted_identity, steps=steps, batch=batch, draw=draw,
+        progress=progress,
+    )  # fmt: skip
     scorer.eval().requires_grad_(False)
     if held_out:
         scorer.check = check_held_out(scorer, rows, identity, fitted, len(scorer.head.weight))
     return scorer
+
+
+def _check_options(loss: str, head: Mapping[str, Any] | None, lr: float, **counts: tuple[int, int]) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {loss!r}.")
+    for name in head or {}:
+        if name not in OPTIONS:
+            raise ValueError(f"head: expected options of DissimilarityHead ({', '.join(OPTIONS)}), got {name!r}.")
+    DissimilarityHead(1, **(head or {}))  # raises for a wrong value
+    for name, (value, minimum) in counts.items():
+        if value < minimum:
+            raise ValueError(f"{name}: expected at least {minimum}, got {value}.")
+    if not lr > 0:
+        raise ValueError(f"lr: expected a positive number, got {lr}.")
 
 
 def check_features(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
@@ -178,37 +179,60 @@ def _choose_shrinkage(rows: Tensor, identity: Tensor, dim: int, draw: torch.Gene
         return SHRINKAGE
     found = {}
     for shrinkage in SHRINKAGES:
-        start = _start(rows[fitted], identity[fitted], dim, shrinkage, draw)
+        start = start_projection(rows[fitted], identity[fitted], dim, shrinkage, draw)
         with torch.no_grad():
             found[shrinkage] = average_precisions(start, rows[~fitted], identity[~fitted]).mean().item()
     return max(found, key=lambda shrinkage: found[shrinkage])
 
 
-def _start(rows: Tensor, identity: Tensor, dim: int, shrinkage: float, draw: torch.Generator) -> ProjectedHead:
-    """Within-class whitening of the rows to mean length 1, and a uniformly negative classifier."""
+def start_projection(
+    rows: Tensor,
+    identity: Tensor,
+    dim: int,
+    shrinkage: float,
+    draw: torch.Generator,
+    head: Mapping[str, Any] | None = None,
+) -> ProjectedHead:
+    """Within-class whitening of the rows [N, D] to mean length 1, and a new classifier with the options `head`."""
     dim = min(dim, rows.shape[1])
     whitening = within_class_whitening(rows, identity, shrinkage).top(dim)
     # An L1 distance depends on the axes. In a random rotation it ranks nearly as L2 does; in that of the whitening,
     # where few axes have most of the variance, clearly worse.
     rotation = torch.linalg.qr(torch.randn(dim, dim, generator=draw)).Q.to(rows.device)
     length = whitening(rows).norm(dim=1).mean().clamp(min=torch.finfo(rows.dtype).tiny)
-    return ProjectedHead(whitening.mean, whitening.matrix @ rotation / length, DissimilarityHead(dim).to(rows.device))
+    classifier = DissimilarityHead(dim, **(head or {})).to(rows.device)
+    return ProjectedHead(whitening.mean, whitening.matrix @ rotation / length, classifier)
 
 
-def _train(scorer: ProjectedHead, rows: Tensor, identity: Tensor, options: FitOptions, draw: torch.Generator) -> None:
-    # The same relative step whatever the unit of the embeddings.
+def parameter_groups(scorer: ProjectedHead, loss: nn.Module, rows: Tensor, lr: float) -> list[dict]:
+    """The projection and the parameters of `loss` with their maximum learning rates, for `optimize`.
+
+    lr: as of `fit_head`: the same relative step whatever the unit of the rows [N, D].
+    """
     unit = (rows - scorer.mean).norm(dim=1).mean().clamp(min=torch.finfo(rows.dtype).tiny).item()
-    rates = [options.lr / unit, HEAD_LR]
-    groups = [
-        {"params": [scorer.projection], "lr": rates[0]},
-        {"params": list(scorer.head.parameters()), "lr": rates[1]},
-    ]
+    return [{"params": [scorer.projection], "lr": lr / unit}, {"params": list(loss.parameters()), "lr": HEAD_LR}]
+
+
+def optimize(
+    embed: Callable[[Tensor], Tensor],
+    loss: nn.Module,
+    groups: list[dict],
+    rows: Tensor,
+    identity: Tensor,
+    *,
+    steps: int,
+    batch: int,
+    draw: torch.Generator,
+    progress: bool = False,
+) -> None:
+    """Minimize ``loss(embed(rows), identity)`` over the parameters of `groups`, each with its maximum "lr"."""
+    groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    schedule = OneCycleLR(optimizer, max_lr=rates, total_steps=options.steps + 1, pct_start=0.2)
-    loss = LOSSES[options.loss](scorer.head)
-    plan = _batches(identity, options.batch, options.steps, draw)
-    for chosen in (bar := tqdm(plan, "fit", options.steps, disable=not options.progress)):
-        value = loss(scorer.project(rows[chosen]), identity[chosen])
+    rates = [group["lr"] for group in groups]
+    schedule = OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, pct_start=0.2)
+    plan = _batches(identity, batch, steps, draw)
+    for chosen in (bar := tqdm(plan, "fit", steps, disable=not progress)):
+        value = loss(embed(rows[chosen]), identity[chosen])
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

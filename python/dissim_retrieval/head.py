@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 
@@ -16,6 +17,10 @@ from .arrays import ArrayLike, as_rows
 
 CONSTRAINTS = ("project", "cap", "penalty", "none")
 SIGNS = ("free", "negative")
+#: The options of a head, as `options()` returns them. TrainConfig has a field for each.
+OPTIONS = (
+    "constraint", "radius", "sign", "normalize", "scale", "learn_weight", "positive_share", "initial_bias",
+)  # fmt: skip
 
 
 class DissimilarityHead(nn.Module):
@@ -36,6 +41,11 @@ class DissimilarityHead(nn.Module):
             search with it. "free" also allows positive weights, so that a difference can increase the score.
         normalize: L2-normalize the embeddings and multiply them by `scale`. If False, they are used as they are and
             `scale` has no effect.
+        learn_weight: False keeps the weights as they start: minus an L1 distance, without learned weights. Optimizers
+            then train the bias only.
+        positive_share: the share of the dimensions, the first ones, whose weights start positive. The others start
+            negative.
+        initial_bias: the bias at the start: the score of two equal embeddings.
     """
 
     def __init__(
@@ -47,6 +57,9 @@ class DissimilarityHead(nn.Module):
         sign: str = "free",
         normalize: bool = True,
         scale: float = 8.0,
+        learn_weight: bool = True,
+        positive_share: float = 0.0,
+        initial_bias: float = 1.0,
     ) -> None:
         super().__init__()
         for name, value, allowed in (("constraint", constraint, CONSTRAINTS), ("sign", sign, SIGNS)):
@@ -55,13 +68,28 @@ class DissimilarityHead(nn.Module):
         for name, number in (("dim", dim), ("radius", radius), ("scale", scale)):
             if number <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {number}")
+        if not 0 <= positive_share <= 1:
+            raise ValueError(f"positive_share: expected a number from 0 to 1, got {positive_share}")
+        if positive_share and (sign == "negative" or not learn_weight):
+            raise ValueError(
+                f"positive_share: expected 0 with sign {sign!r} and learn_weight {learn_weight}, got {positive_share}"
+            )
+        if not math.isfinite(initial_bias):
+            raise ValueError(f"initial_bias: expected a finite number, got {initial_bias}")
         self.constraint, self.radius, self.sign = constraint, radius, sign
         self.normalize, self.scale = normalize, scale
-        # Initially minus an L1 distance: every difference lowers the score equally. With this bias, a pair of equal
-        # embeddings scores 1, the usual margin.
-        self.weight = nn.Parameter(torch.full((dim,), -radius / dim**0.5))
-        self.bias = nn.Parameter(torch.ones(1))  # [1], because FSDP does not shard 0-d parameters
+        self.learn_weight, self.positive_share, self.initial_bias = learn_weight, positive_share, initial_bias
+        self.weight = nn.Parameter(torch.empty(dim), requires_grad=learn_weight)
+        self._reset_weight()
+        self.bias = nn.Parameter(torch.full((1,), float(initial_bias)))  # [1]: FSDP does not shard 0-d parameters
         _register(self)
+
+    @torch.no_grad()
+    def _reset_weight(self) -> None:
+        """Minus an L1 distance: every difference lowers the score equally, or raises it where it starts positive."""
+        dim = len(self.weight)
+        self.weight.fill_(-self.radius / dim**0.5)
+        self.weight[: round(self.positive_share * dim)] *= -1
 
     def __setstate__(self, state: dict) -> None:  # so that a copied or unpickled head is constrained, too
         super().__setstate__(state)
@@ -86,15 +114,18 @@ class DissimilarityHead(nn.Module):
         """Change the weights so that they satisfy `sign` and `constraint`.
 
         A hook calls this after every step of a torch optimizer. Call it yourself if you change the weights in another
-        way. Weights that are all zero cannot be scaled to a norm; they are reset to the initial weights.
+        way. Weights that are all zero cannot be scaled to a norm; they are reset to the initial weights. Weights that
+        are not learned stay as they are.
         """
+        if not self.learn_weight:
+            return
         if self.sign == "negative":
             self.weight.clamp_(max=0)
         if self.constraint not in ("project", "cap"):
             return
         norm = self.weight.double().norm()
         if self.constraint == "project" and norm == 0:
-            self.weight.fill_(-self.radius / len(self.weight) ** 0.5)
+            self._reset_weight()
         elif self.constraint == "project" or norm > self.radius:
             self.weight.copy_(self.weight.double() * (self.radius / norm))
 
@@ -106,7 +137,7 @@ class DissimilarityHead(nn.Module):
 
     def options(self) -> dict:
         """The keyword arguments of this head, to build another: ``DissimilarityHead(dim, **head.options())``."""
-        return {name: getattr(self, name) for name in ("constraint", "radius", "sign", "normalize", "scale")}
+        return {name: getattr(self, name) for name in OPTIONS}
 
     def extra_repr(self) -> str:
         return f"dim={len(self.weight)}, " + ", ".join(f"{name}={value!r}" for name, value in self.options().items())

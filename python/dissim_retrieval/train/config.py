@@ -69,6 +69,9 @@ class TrainConfig:
     sign: Literal["free", "negative"] = "free"
     normalize: bool = True
     scale: float = 8.0
+    learn_weight: bool = True
+    positive_share: float = 0.0
+    initial_bias: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("dim", "steps", "identities", "views", "checkpoint_every", "validate_every"):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..distributed import gather_references, world_size
 from ..embedding import embed
-from ..head import DissimilarityHead
+from ..head import OPTIONS, DissimilarityHead
 from ..losses import HingeLoss, InfoNCELoss, NCALoss, PrototypeLoss, SoftMarginLoss, SupConLoss
 from ..memory import CrossBatchMemory
 from ..models import freeze_stages
@@ -94,10 +94,7 @@ def _build_loss(config: TrainConfig, num_identities: int) -> nn.Module:
         from ..triplet import TripletLoss  # here, because pytorch-metric-learning takes a second to import
 
         return TripletLoss(margin=config.triplet_margin)
-    head = DissimilarityHead(
-        config.dim, constraint=config.constraint, radius=config.radius, sign=config.sign,
-        normalize=config.normalize, scale=config.scale,
-    )  # fmt: skip
+    head = DissimilarityHead(config.dim, **{name: getattr(config, name) for name in OPTIONS})
     if config.loss == "prototype":
         return PrototypeLoss(head, num_identities)
     if config.loss != "hinge":

@@ -16,8 +16,6 @@ from . import run_folder
 from .config import TrainConfig
 from .objective import Objective
 
-HEAD_SETTINGS = ("constraint", "radius", "sign", "normalize", "scale")
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -88,5 +86,5 @@ def describe(
         "validation": None if validation is None else validation.provenance(),
         "transform": {"size": list(images.size), "mean": list(preprocessing.mean), "std": list(preprocessing.std)},
         "backbone": {"name": None if own_backbone else config.backbone, "class": type(backbone).__name__},
-        "head": None if head is None else {"dim": len(head.weight)} | {k: getattr(head, k) for k in HEAD_SETTINGS},
+        "head": None if head is None else {"dim": len(head.weight)} | head.options(),
     }

@@ -1,0 +1,18 @@
+"""The accuracy experiments: `python -m bench.experiments NAME`. docs/experiments.md says what they compare, and how.
+
+plan.py       every experiment: its image sets, backbones, protocols and amounts
+data.py       images or stored features, and their parts for training, validation and testing
+tuning.py     the ranges of the settings, and the trials drawn from them
+frozen.py     methods on features of a frozen backbone
+joint.py      methods that train the backbone
+factors.py    the default of joint training with one option changed
+similar_identities.py one of them: batches of similar identities
+camera_pairs.py a classifier with weights of each pair of cameras
+score_matrix.py the losses on a score matrix, for scores that are no head's
+trial.py      one fit, measured: average precision and recall@1 of each identity
+records.py    results as JSON lines, appended as they arrive
+runner.py     what is left to do, in which order, and what it costs
+bootstrap.py  intervals of paired differences
+comparison.py the numbers of tables and pictures
+tables.py, plots.py    Markdown and picture, from the JSON lines alone
+"""

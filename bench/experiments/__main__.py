@@ -1,0 +1,184 @@
+"""`python -m bench.experiments NAME`: compare methods, or continue; write results, table and picture.
+
+NAME: frozen, cameras, joint, factors, protocols, or report, which only writes tables and pictures of what exists.
+Exit code: 0, also if the budget ends the program before everything is done (the same command continues); 1 for an
+error, 2 for wrong arguments, 130 if interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .. import files
+from . import plots, records, tables
+from .data import Parts, load_content
+from .plan import EXPERIMENTS, QUICK, Amounts, Group
+from .records import Records
+from .runner import METHODS, Cell, do, expected_seconds, make_plan, pending, start_session
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "experiments"
+CACHE = ROOT / "runs" / "experiments"
+
+
+class Session:
+    """The groups of one call of the program, their data and open files, and what was spent."""
+
+    def __init__(self, groups: list[Group], amounts: Amounts, output: Path, stack: ExitStack) -> None:
+        self.groups, self.spent = groups, 0.0
+        self.parts: dict[str, Parts] = {}
+        self.records: dict[str, Records] = {}
+        self.started: set[str] = set()
+        for group in groups:
+            content, fingerprint = load_content(group, amounts, CACHE)
+            self.parts[group.key] = Parts(content, group.protocol, amounts)
+            plan = make_plan(group, METHODS[group.methods], amounts, fingerprint)
+            self.records[group.key] = stack.enter_context(records.appending(path_of(group, output), plan))
+
+    def measure_costs(self) -> None:
+        """Do a first cell of each group that has no record yet, to know what the others take.
+
+        With a frozen backbone, methods differ much, so one cell of each method is done. With a trained one, the
+        backbone takes most of the time of all.
+        """
+        for group in self.groups:
+            found = self.records[group.key]
+            for name in found.methods if group.frozen else found.methods[:1]:
+                cell = next((cell for cell in pending(found) if cell.method == name), None)
+                if cell is not None and not found.seconds(name):
+                    self._do(group, cell)
+
+    def estimate(self) -> str:
+        """What is left, in core-hours, by the records of the methods, or of their group, so far."""
+        lines, total = [], 0.0
+        for group in self.groups:
+            found = self.records[group.key]
+            cells = pending(found)
+            seconds = sum(expected_seconds(cell, found) or 0 for cell in cells)
+            lines.append(f"{group.title}: {len(cells)} fits left, about {seconds / 3600:.2f} core-hours")
+            total += seconds
+        return "\n".join([*lines, f"in all about {total / 3600:.2f} core-hours"])
+
+    def run(self, hours: float) -> bool:
+        """Do what is left, until the budget would be exceeded. Whether everything is done."""
+        for group in self.groups:
+            found = self.records[group.key]
+            for cell in pending(found):
+                if self.spent + (expected_seconds(cell, found) or 0) > hours * 3600:
+                    return False
+                self._do(group, cell)
+        return True
+
+    def _do(self, group: Group, cell: Cell) -> None:
+        found = self.records[group.key]
+        if group.key not in self.started:
+            start_session(found)
+            self.started.add(group.key)
+        seconds = do(cell, group, METHODS[group.methods][cell.method], self.parts[group.key], found)
+        self.spent += seconds
+        say(f"[{self.spent / 3600:.2f} h] {group.key}: {cell}: {seconds:.1f} s")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    try:
+        if options.name == "report":
+            return _report(sorted(path for path in options.output.glob("*") if path.is_dir()))
+        return _run(options)
+    except KeyboardInterrupt:
+        say("interrupted; the same command continues")
+        return 130
+    except (ValueError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
+        print(f"bench.experiments: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    groups = [
+        group for group in EXPERIMENTS[options.name]
+        if options.set in (None, group.data) and options.backbone in (None, group.backbone)
+    ]  # fmt: skip
+    if not groups:
+        raise ValueError(
+            f"--set, --backbone: expected those of {options.name}, got {options.set}, {options.backbone}."
+        )
+    torch.set_num_threads(options.threads)
+    amounts = QUICK if options.quick else Amounts()
+    if amounts.steps is not None:
+        groups = [replace(group, steps=amounts.steps) for group in groups]
+    if options.dry_run:
+        return _list(groups, amounts, options.output)
+    with ExitStack() as stack:
+        session = Session(groups, amounts, options.output, stack)
+        session.measure_costs()
+        say(session.estimate())
+        say(f"budget of this call: {options.hours:g} core-hours")
+        done = session.run(options.hours)
+    _report([options.output / options.name])
+    say("done" if done else f"stopped at the budget of {options.hours:g} core-hours; the same command continues")
+    return 0
+
+
+def _list(groups: list[Group], amounts: Amounts, output: Path) -> int:
+    """Print what is left to do, without doing or loading anything."""
+    for group in groups:
+        path = path_of(group, output)
+        plan = make_plan(group, METHODS[group.methods], amounts, "")
+        cells = pending(records.read(path) if path.exists() else Records(plan, []))
+        for cell in cells:
+            say(f"{group.key}: {cell}")
+        say(f"{group.key}: {len(cells)} fits left")
+    return 0
+
+
+def _report(folders: list[Path]) -> int:
+    """Write the table and the picture of each experiment's folder from its JSON lines."""
+    for folder in folders:
+        groups = [records.read(path) for path in sorted(folder.glob("*.jsonl"))]
+        contents = {".md": tables.to_markdown(folder.name, groups), ".png": plots.draw(folder.name, groups)}
+        for suffix, content in contents.items():
+            if content is not None:
+                path = folder.with_suffix(suffix)
+                files.replace(path, content)
+                say(f"wrote {os.path.relpath(path)}")
+    return 0
+
+
+def path_of(group: Group, output: Path) -> Path:
+    """The file of a group's results."""
+    return output / group.experiment / f"{group.key}.jsonl"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.experiments", description=__doc__)
+    parser.add_argument("name", choices=[*EXPERIMENTS, "report"], metavar="NAME")
+    parser.add_argument("--set", choices=["emoji", "glyphs"], help="only this image set")
+    parser.add_argument("--backbone", help="only this backbone")
+    parser.add_argument("--hours", type=float, default=20.0, help="core-hours of this call, at most")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of PyTorch. Two sets in parallel use two cores better"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list what is left to do")
+    parser.add_argument("--quick", action="store_true", help="a smoke test on few images; writes to runs/experiments")
+    parser.add_argument("--output", type=Path, help="folder of the results")
+    options = parser.parse_args(arguments)
+    if not options.hours >= 0 or options.threads < 1:
+        parser.error(f"expected --hours from 0 and --threads from 1, got {options.hours} and {options.threads}")
+    if options.output is None:
+        options.output = CACHE / "quick" if options.quick else RESULTS
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The numbers of a group's table and picture, from its records."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, NamedTuple
+
+from .bootstrap import Interval, Table, paired_difference
+from .records import Records, Run
+
+
+class Row(NamedTuple):
+    """One method: means over runs and identities, and the differences to the reference, None for itself."""
+
+    method: str
+    ours: bool
+    settings: dict[str, Any]
+    trials: int
+    validation: float | None
+    precision: float
+    recall: float
+    precision_gain: Interval | None
+    recall_gain: Interval | None
+    seconds: float
+
+
+class Comparison(NamedTuple):
+    """The runs (split, seed) that all methods have, and a row for each method, the best first."""
+
+    rows: list[Row]
+    reference: str
+    runs: int
+    identities: int
+
+    @property
+    def best_of_ours(self) -> Row:
+        """The one of ours that was best on validation identities."""
+        return max((row for row in self.rows if row.ours), key=lambda row: row.validation or 0)
+
+
+def compare(records: Records) -> Comparison | None:
+    """Compare the methods of a group on the runs that all of them have; None if there is no such run.
+
+    The reference is the method not ours that was best on validation identities: no test result chooses it.
+    """
+    runs = {name: records.runs(name) for name in records.methods}
+    common = sorted(set.intersection(*(set(found) for found in runs.values())))
+    if not common:
+        return None
+    tuned = {name: records.tuned(name) for name in records.methods}
+    others = [name for name in records.methods if not records.plan["compared"][name]["ours"]]
+    reference = max(others, key=lambda name: tuned[name][1] or 0)
+    rows = []
+    for name, (settings, validation) in tuned.items():
+        chosen = [runs[name][run] for run in common]
+        gains = None, None
+        if name != reference:
+            gains = tuple(
+                paired_difference(_table(runs[name], common, field), _table(runs[reference], common, field))
+                for field in ("precision", "recall_at_1")
+            )
+        rows.append(
+            Row(
+                name, records.plan["compared"][name]["ours"], settings,
+                len(records.plan["compared"][name]["trials"]), validation,
+                _mean(chosen, "precision"), _mean(chosen, "recall_at_1"), *gains,
+                statistics.median(records.seconds(name)),
+            )
+        )  # fmt: skip
+    rows.sort(key=lambda row: -row.precision)
+    return Comparison(rows, reference, len(common), len(runs[reference][common[0]].identities))
+
+
+def _table(runs: dict[tuple[int, int], Run], chosen: list[tuple[int, int]], field: str) -> Table:
+    return {run: (runs[run].identities, getattr(runs[run], field)) for run in chosen}
+
+
+def _mean(runs: list[Run], field: str) -> float:
+    """Over all identities of all runs, as `paired_difference` weights them."""
+    return sum(getattr(run, field).sum() for run in runs) / sum(len(run.identities) for run in runs)

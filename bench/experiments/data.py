@@ -1,0 +1,130 @@
+"""The images or stored features of a group, and their parts: training, validation, test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from dissim_retrieval.data import ImageSet, load_images
+from dissim_retrieval.embedding import embed_images
+from dissim_retrieval.models import build_backbone
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from .. import files
+from .plan import Amounts, Group
+from .records import Records
+
+#: Seed of the test half. The demo has the same, and no default was chosen on that half.
+TEST_SEED = 0
+#: Share of the other half that is for training; the rest is for validation.
+TRAIN_SHARE = 0.8
+#: The unseen cameras of each part, by the beginning of their names: two families of fonts.
+UNSEEN = {"validation": "DejaVuSerif", "test": "STIXGeneral"}
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of images by a frozen backbone: rows [N, D], labels and cameras int64 [N]."""
+
+    rows: Tensor
+    labels: Tensor
+    cameras: Tensor
+    camera_names: list[str]
+
+    def take(self, chosen: Tensor) -> Features:
+        """The rows that a bool mask [N] selects."""
+        return Features(self.rows[chosen], self.labels[chosen], self.cameras[chosen], self.camera_names)
+
+
+Content = ImageSet | Features
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What methods are measured on: rows of `content` that are queries and rows that are the gallery."""
+
+    name: str
+    content: Content
+    queries: Tensor
+    gallery: Tensor
+    other_cameras: bool
+    """Whether a query is compared only with images of other cameras than its own."""
+
+
+class Parts:
+    """Training, validation and test parts of one group. No identity is in two parts of a split.
+
+    Half of the identities are for testing, the same in every split. Each split divides the other half anew into
+    training and validation. So no training and no tuning of any split has seen a test identity.
+    """
+
+    def __init__(self, content: Content, protocol: str, amounts: Amounts) -> None:
+        self.protocol, self.amounts = protocol, amounts
+        development = random_identities(content.labels, 0.5, TEST_SEED)
+        self._development, self._test = content.take(development), content.take(~development)
+
+    def train(self, split: int) -> Content:
+        """The training part; with an unseen camera, without the cameras of the other parts."""
+        content = self._development.take(self._in_training(split))
+        if self.protocol != "unseen camera":
+            return content
+        return content.take(~_of_cameras(content, UNSEEN.values()))
+
+    def validation(self, split: int) -> Part:
+        return self._part(f"validation {split}", self._development.take(~self._in_training(split)))
+
+    def test(self, records: Records) -> Part:
+        """The test part. Raises RuntimeError until the tuning of every method is complete."""
+        if untuned := records.untuned():
+            raise RuntimeError(
+                f"the test part is closed until every method is tuned; not tuned: {', '.join(untuned)}"
+            )
+        return self._part("test", self._test)
+
+    def _in_training(self, split: int) -> Tensor:
+        return random_identities(self._development.labels, TRAIN_SHARE, 1 + split)
+
+    def _part(self, name: str, content: Content) -> Part:
+        queries = gallery = torch.arange(len(content.labels))
+        if self.protocol == "unseen camera":
+            unseen = _of_cameras(content, [UNSEEN[name.split()[0]]])
+            queries, gallery = queries[unseen], gallery[~_of_cameras(content, UNSEEN.values())]
+        draw = torch.Generator().manual_seed(TEST_SEED)
+        drawn = torch.randperm(len(queries), generator=draw)[: self.amounts.queries].sort().values
+        return Part(name, content, queries[drawn], gallery, self.protocol == "other cameras")
+
+
+def random_identities(labels: Tensor, share: float, seed: int) -> Tensor:
+    """bool [N]: the rows of a share of the identities, drawn as `ImageSet.split_labels` draws them."""
+    present = labels.unique()
+    order = torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))
+    return torch.isin(labels, present[order[: round(share * len(present))]])
+
+
+def load_content(group: Group, amounts: Amounts, cache_folder: Path) -> tuple[Content, str]:
+    """The images or features of a group, and the fingerprint of the images."""
+    images = _images(group.data, group.size)
+    if amounts.identities is not None:
+        images = images.take(images.labels < amounts.identities)
+    if not group.frozen:
+        return images, images.fingerprint
+    path = cache_folder / "features" / f"{group.backbone}-{images.fingerprint}.safetensors"
+    if not path.exists():
+        rows = embed_images(build_backbone(group.backbone, None), images)
+        files.replace(path, save({"rows": rows}))
+    return Features(load_file(path)["rows"], images.labels, images.cameras, images.camera_names), images.fingerprint
+
+
+@cache
+def _images(name: str, size: int) -> ImageSet:
+    return load_images(name, size=size)
+
+
+def _of_cameras(content: Content, beginnings: Iterable[str]) -> Tensor:
+    """bool [N]: the rows of cameras whose names begin with one of these."""
+    matching = [name.startswith(tuple(beginnings)) for name in content.camera_names]
+    return torch.tensor(matching)[content.cameras]

@@ -1,0 +1,50 @@
+"""The default of joint training with one option changed. Compared on validation identities: this chooses defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from dissim_retrieval.data import ImageSet
+
+from .joint import base_config, fit
+from .plan import Group
+from .similar_identities import fit_on_similar_identities
+from .trial import Fitted, Method
+
+#: What the others are compared with.
+DEFAULT = "default"
+#: Name -> changed fields of TrainConfig.
+CHANGES: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "norm at most 1": {"constraint": "cap"},
+    "norm by a penalty": {"constraint": "penalty"},
+    "norm free": {"constraint": "none"},
+    "embeddings not normalized": {"normalize": False},
+    "w <= 0": {"sign": "negative"},
+    "w not learned (L1)": {"learn_weight": False},
+    **{f"{share:.0%} of w start positive": {"positive_share": share} for share in (0.06, 0.12, 0.25)},
+    **{f"margin {margin}": {"margin": margin} for margin in (0.5, 2.0)},
+    **{f"scale {scale:g}": {"scale": scale} for scale in (4.0, 16.0)},
+    **{f"bias starts at {bias:g}": {"initial_bias": bias} for bias in (0.0, 2.0, 4.0)},
+    "1 hardest negative": {"num_hard_negatives": 1},
+    "8 hardest negatives": {"num_hard_negatives": 8},
+    "all negatives": {"num_hard_negatives": None},
+    "memory of 1,024 embeddings": {"memory": 1024},
+}
+
+
+def _fit(
+    group: Group, train_part: ImageSet, settings: Mapping[str, Any], seed: int, changes: Mapping[str, Any]
+) -> Fitted:
+    return fit(base_config(group, seed, **changes), train_part)
+
+
+def _fit_similar(group: Group, train_part: ImageSet, settings: Mapping[str, Any], seed: int) -> Fitted:
+    return fit_on_similar_identities(base_config(group, seed), train_part)
+
+
+METHODS: dict[str, Method] = {
+    name: Method(partial(_fit, changes=changes), {}, ours=name != DEFAULT) for name, changes in CHANGES.items()
+} | {"batches of similar identities": Method(_fit_similar, {}, ours=True)}

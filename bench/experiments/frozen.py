@@ -1,0 +1,141 @@
+"""Methods on features of a frozen backbone. Those that are trained have the same steps, batches and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.fit import optimize, parameter_groups, start_projection
+from dissim_retrieval.head import DissimilarityHead
+from dissim_retrieval.losses import NCALoss
+from dissim_retrieval.whitening import Whitening, within_class_whitening
+from torch import Tensor
+
+from .camera_pairs import CameraPairCosine, CameraPairHead, CameraPairLoss
+from .data import Features
+from .plan import Group
+from .score_matrix import CosineScore, ScoreMatrixLoss, softmax
+from .trial import Fitted, Method
+from .tuning import Choice, Log
+
+#: Rows of a step: all images of random identities, up to this many.
+BATCH = 1024
+DIMS = Choice((64, 128, 256, 512, 1024), 256)
+TRAINED_PROJECTION = {
+    "shrinkage": Log(0.01, 100, 1),
+    "lr": Log(3e-4, 3e-2, 3e-3),
+    "scale": Log(2, 64, 8),
+}
+WEIGHT_ALONE = {"lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(4, 256, 32)}
+L1, NEGATIVE, SIGNED = {"learn_weight": False}, {"sign": "negative"}, {"sign": "free"}
+
+
+def _rows(features: Features) -> Tensor:
+    return features.rows
+
+
+def _fit_cosine(group: Group, train: Features, settings: Mapping[str, Any], seed: int) -> Fitted:
+    return Fitted(_rows, cosine)
+
+
+def _fit_l1(group: Group, train: Features, settings: Mapping[str, Any], seed: int) -> Fitted:
+    return Fitted(_rows, DissimilarityHead(train.rows.shape[1], normalize=settings["normalize"]))
+
+
+def _fit_pca(group: Group, train: Features, settings: Mapping[str, Any], seed: int, whiten: bool) -> Fitted:
+    """Principal components. whiten: divided by their deviations, with the shrinkage of `within_class_whitening`."""
+    rows = train.rows.double()
+    centered = rows - rows.mean(0)
+    variance, direction = torch.linalg.eigh(centered.T @ centered / len(rows))
+    if whiten:
+        direction = direction * (variance.clamp(min=0) + settings["shrinkage"] * variance.mean()).rsqrt()
+    components = Whitening(rows.mean(0).float(), direction.float()).top(settings["dims"])
+    return Fitted(lambda features: components(features.rows), cosine)
+
+
+def _fit_whitening(group: Group, train: Features, settings: Mapping[str, Any], seed: int) -> Fitted:
+    """Linear discriminant analysis: a test compares it with that of scikit-learn."""
+    whitening = within_class_whitening(train.rows, train.labels, settings["shrinkage"]).top(settings["dims"])
+    return Fitted(lambda features: whitening(features.rows), cosine)
+
+
+def _fit_weight(
+    group: Group, train: Features, settings: Mapping[str, Any], seed: int, head: Mapping[str, Any]
+) -> Fitted:
+    scorer = DissimilarityHead(train.rows.shape[1], scale=settings["scale"], **head)
+    groups = [{"params": list(scorer.parameters()), "lr": settings["lr"]}]
+    optimize(
+        lambda rows: rows, NCALoss(scorer, scale=1.0), groups, train.rows, _consecutive(train.labels),
+        steps=group.steps, batch=BATCH, draw=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    return Fitted(_rows, scorer)
+
+
+def _fit_projection(
+    group: Group, train: Features, settings: Mapping[str, Any], seed: int, head: Mapping[str, Any] | None
+) -> Fitted:
+    """head: options of the head, or None for the cosine of the projected rows."""
+    draw, labels = torch.Generator().manual_seed(seed), _consecutive(train.labels)
+    options = {"scale": settings["scale"], **(head or {})}
+    projected = start_projection(train.rows, labels, group.dim, settings["shrinkage"], draw, options)
+    loss: torch.nn.Module = NCALoss(projected.head, scale=1.0)
+    if head is None:
+        loss = ScoreMatrixLoss(CosineScore(scale=settings["scale"]), softmax)
+    groups = parameter_groups(projected, loss, train.rows, settings["lr"])
+    optimize(projected.project, loss, groups, train.rows, labels, steps=group.steps, batch=BATCH, draw=draw)
+    return Fitted(lambda features: projected.project(features.rows), cosine if head is None else projected.head)
+
+
+def _fit_camera_pairs(group: Group, train: Features, settings: Mapping[str, Any], seed: int, weights: bool) -> Fitted:
+    """A projection, and a score with addends for each pair of cameras: to w and bias of a head, or to a cosine."""
+    draw, labels = torch.Generator().manual_seed(seed), _consecutive(train.labels)
+    projected = start_projection(
+        train.rows, labels, group.dim, settings["shrinkage"], draw, {"scale": settings["scale"]}
+    )
+    cameras = len(train.camera_names)
+    score = CameraPairHead(projected.head, cameras) if weights else CameraPairCosine(settings["scale"], cameras)
+    loss = CameraPairLoss(score, settings["pair_shrinkage"])
+
+    def project(rows: Tensor) -> Tensor:
+        return torch.cat([projected.project(rows[:, :-1]), rows[:, -1:]], 1)
+
+    groups = parameter_groups(projected, loss, train.rows, settings["lr"])
+    optimize(project, loss, groups, _with_cameras(train), labels, steps=group.steps, batch=BATCH, draw=draw)
+    return Fitted(lambda features: project(_with_cameras(features)), score)
+
+
+def _with_cameras(features: Features) -> Tensor:
+    """[N, D + 1]: the last column is the number of the camera."""
+    return torch.cat([features.rows, features.cameras[:, None].to(features.rows)], 1)
+
+
+def _consecutive(labels: Tensor) -> Tensor:
+    return labels.unique(return_inverse=True)[1]
+
+
+METHODS: dict[str, Method] = {
+    "cosine": Method(_fit_cosine, {}),
+    "L1": Method(_fit_l1, {"normalize": Choice((True, False), True)}),
+    "PCA": Method(partial(_fit_pca, whiten=False), {"dims": DIMS}),
+    "PCA, whitened": Method(partial(_fit_pca, whiten=True), {"dims": DIMS, "shrinkage": Log(0.001, 10, 0.1)}),
+    "within-class whitening (LDA)": Method(_fit_whitening, {"dims": DIMS, "shrinkage": Log(0.01, 100, 1)}),
+    "projection, cosine": Method(partial(_fit_projection, head=None), TRAINED_PROJECTION),
+    "projection, L1": Method(partial(_fit_projection, head=L1), TRAINED_PROJECTION),
+    "projection, w <= 0": Method(partial(_fit_projection, head=NEGATIVE), TRAINED_PROJECTION, ours=True),
+    "projection, w": Method(partial(_fit_projection, head=SIGNED), TRAINED_PROJECTION, ours=True),
+    "w <= 0 alone": Method(partial(_fit_weight, head=NEGATIVE), WEIGHT_ALONE, ours=True),
+    "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE, ours=True),
+}
+
+CAMERA_PAIRS = TRAINED_PROJECTION | {"pair_shrinkage": Log(1e-4, 1, 1e-2)}
+#: What knowing the cameras adds. They are compared apart: the others do not know them.
+CAMERA_METHODS: dict[str, Method] = {
+    **{name: METHODS[name] for name in ("projection, cosine", "projection, L1", "projection, w")},
+    "projection, cosine, bias of camera pairs": Method(partial(_fit_camera_pairs, weights=False), CAMERA_PAIRS),
+    "projection, w, w and bias of camera pairs": Method(
+        partial(_fit_camera_pairs, weights=True), CAMERA_PAIRS, ours=True
+    ),
+}

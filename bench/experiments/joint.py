@@ -1,0 +1,132 @@
+"""Methods that train the backbone: losses x scores, and the baselines of pytorch-metric-learning.
+
+All have the same images, batches, steps, optimizer and schedule: those of `dissim_retrieval.train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from dissim_retrieval.data import ImageSet
+from dissim_retrieval.embedding import embed_images
+from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.head import DissimilarityHead
+from dissim_retrieval.interop import PMLLoss
+from dissim_retrieval.losses import HingeLoss, NCALoss, SoftMarginLoss, TripletLoss
+from dissim_retrieval.train import TrainConfig, train
+from pytorch_metric_learning.losses import MultiSimilarityLoss, SupConLoss
+from pytorch_metric_learning.miners import MultiSimilarityMiner
+from torch import nn
+
+from . import score_matrix
+from .plan import Group
+from .trial import Fitted, Method
+from .tuning import Choice, Linear, Log, Range
+
+Settings = Mapping[str, Any]
+
+LR = Log(3e-4, 3e-3, 1e-3)
+MARGIN_LOSS = {"lr": LR, "scale": Log(3, 20, 8), "initial_bias": Linear(0.5, 3, 1)}
+#: The spaces of the losses, the same for every score.
+SPACES: dict[str, dict[str, Range]] = {
+    "hinge": MARGIN_LOSS,
+    "log-sum-exp": MARGIN_LOSS | {"beta": Log(4, 80, 40)},
+    "softmax": {"lr": LR, "scale": Log(6, 96, 24)},
+}
+ALPHA = 2.0
+#: Options of the head for each score; None: the cosine.
+SCORES: dict[str, dict[str, Any] | None] = {
+    "w": {"sign": "free"},
+    "w <= 0": {"sign": "negative"},
+    "L1": {"learn_weight": False},
+    "cosine": None,
+}
+
+
+def base_config(group: Group, seed: int, **changes: Any) -> TrainConfig:
+    """What all trainings of a group have in common. Letters must not be mirrored."""
+    return TrainConfig(
+        backbone=group.backbone,
+        dim=group.dim,
+        steps=group.steps,
+        identities=64,
+        views=2,
+        flip=0.0,
+        seed=seed,
+        **changes,
+    )
+
+
+def fit(config: TrainConfig, train_part: ImageSet, loss: nn.Module | None = None) -> Fitted:
+    """Train with the loss, by default the one that the config names; without a head, the scorer is the cosine."""
+    trained = train(config, train_part, loss=loss, device="cpu", workers=0, progress=False)
+    return Fitted(partial(embed_images, trained.backbone, workers=0, progress=False), trained.head or cosine)
+
+
+def _head_loss(loss: str, dim: int, settings: Settings, options: Mapping[str, Any]) -> nn.Module:
+    chosen = {name: settings[name] for name in ("scale", "initial_bias") if name in settings}
+    head = DissimilarityHead(dim, **chosen, **options)
+    if loss == "hinge":
+        return HingeLoss(head)
+    if loss == "log-sum-exp":
+        return SoftMarginLoss(head, alpha=ALPHA, beta=settings["beta"])
+    return NCALoss(head, scale=1.0)
+
+
+def _cosine_loss(loss: str, settings: Settings) -> nn.Module:
+    score = score_matrix.CosineScore(scale=settings["scale"], initial_bias=settings.get("initial_bias", 1.0))
+    if loss == "hinge":
+        return score_matrix.ScoreMatrixLoss(score, score_matrix.hinge)
+    if loss == "log-sum-exp":
+        of_scores = partial(score_matrix.log_sum_exp, alpha=ALPHA, beta=settings["beta"])
+        return score_matrix.ScoreMatrixLoss(score, of_scores)
+    return score_matrix.ScoreMatrixLoss(score, score_matrix.softmax)
+
+
+def build_loss(loss: str, score: str, dim: int, settings: Settings) -> nn.Module:
+    """A loss of SPACES on a score of SCORES."""
+    options = SCORES[score]
+    return _cosine_loss(loss, settings) if options is None else _head_loss(loss, dim, settings, options)
+
+
+def _fit(group: Group, train_part: ImageSet, settings: Settings, seed: int, loss: str, score: str) -> Fitted:
+    config = base_config(group, seed, lr=settings["lr"])
+    return fit(config, train_part, build_loss(loss, score, group.dim, settings))
+
+
+def _fit_baseline(
+    group: Group, train_part: ImageSet, settings: Settings, seed: int, build: Callable[[Settings], nn.Module]
+) -> Fitted:
+    return fit(base_config(group, seed, lr=settings["lr"]), train_part, build(settings))
+
+
+def _multi_similarity(settings: Settings) -> nn.Module:
+    loss = MultiSimilarityLoss(alpha=settings["alpha"], beta=settings["beta"], base=settings["base"])
+    return PMLLoss(loss, MultiSimilarityMiner(epsilon=0.1) if settings["miner"] else None)
+
+
+METHODS: dict[str, Method] = {
+    f"{loss}, {score}": Method(
+        partial(_fit, loss=loss, score=score), SPACES[loss], ours=score in ("w", "w <= 0")
+    )
+    for loss in SPACES
+    for score in SCORES
+} | {
+    "triplet, batch-hard": Method(
+        partial(_fit_baseline, build=lambda settings: TripletLoss(margin=settings["margin"])),
+        {"lr": LR, "margin": Linear(0.1, 0.8, 0.4)},
+    ),
+    "multi-similarity": Method(
+        partial(_fit_baseline, build=_multi_similarity),
+        {
+            "lr": LR, "alpha": Log(1, 4, 2), "beta": Log(20, 80, 50), "base": Linear(0.4, 0.9, 0.8),
+            "miner": Choice((True, False), False),
+        },
+    ),
+    "SupCon": Method(
+        partial(_fit_baseline, build=lambda settings: PMLLoss(SupConLoss(temperature=settings["temperature"]))),
+        {"lr": LR, "temperature": Log(0.03, 0.3, 0.1)},
+    ),
+}  # fmt: skip

@@ -1,0 +1,101 @@
+"""Every experiment: its groups of methods that are compared with each other, and the amounts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is done, the same for every method of every experiment."""
+
+    trials: int = 10
+    """Trials of a method's settings, at most."""
+    splits: int = 3
+    seeds: int = 5
+    queries: int = 2000
+    """Queries of a part, at most; they are drawn once. The gallery is always complete."""
+    identities: int | None = None
+    """Only the first identities of a set, for a quick trial. None: all."""
+    steps: int | None = None
+    """Steps of each training, for a quick trial. None: those of the group."""
+
+
+QUICK = Amounts(trials=2, splits=1, seeds=1, queries=50, identities=60, steps=2)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Methods that are compared on the same images, backbone, parts and steps."""
+
+    experiment: str
+    methods: str
+    """frozen, cameras, joint or factors: see METHODS of the runner."""
+    data: str
+    backbone: str
+    size: int
+    """Height and width of the images in pixels."""
+    steps: int
+    dim: int = 256
+    """Width of the learned embeddings."""
+    protocol: str = "unseen identities"
+    """Test identities are always unseen. other cameras: the gallery excludes all images of the query's camera.
+    unseen camera: the queries are of cameras that no training image is of."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the methods get features of a frozen backbone instead of images."""
+        return self.methods in ("frozen", "cameras")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether settings are tuned and the test part is used. If not, methods are compared on validation parts."""
+        return self.methods != "factors"
+
+    @property
+    def key(self) -> str:
+        """The name of the group's file."""
+        base = f"{self.data}-{self.backbone}"
+        return base if self.protocol == "unseen identities" else f"{base}-{self.protocol.replace(' ', '-')}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.data}, {self.size} pixels, {self.backbone}, {self.protocol}"
+
+
+def _frozen(experiment: str, data: str, backbone: str, methods: str = "frozen", **options: str) -> Group:
+    return Group(experiment, methods, data, backbone, 64, steps=60, **options)
+
+
+def _pretrained(experiment: str, methods: str, data: str, backbone: str) -> Group:
+    size = 64 if data == "emoji" else 32
+    return Group(experiment, methods, data, backbone, size, steps=150, dim=512)
+
+
+def _small(experiment: str, methods: str, **options: str) -> Group:
+    return Group(experiment, methods, "glyphs", "small", 32, steps=150, **options)
+
+
+LITE, MOBILE = "efficientnet_lite0", "mobilenet_v2"
+FEATURES = [(data, backbone) for data in ("emoji", "glyphs") for backbone in (LITE, MOBILE)]
+#: name -> its groups, the most informative first: a run that is stopped has those.
+EXPERIMENTS: dict[str, list[Group]] = {
+    "frozen": [_frozen("frozen", data, backbone) for data, backbone in FEATURES],
+    "cameras": [_frozen("cameras", data, backbone, "cameras") for data, backbone in FEATURES],
+    "joint": [
+        _small("joint", "joint"),
+        _pretrained("joint", "joint", "emoji", MOBILE),
+        _pretrained("joint", "joint", "glyphs", MOBILE),
+        _pretrained("joint", "joint", "emoji", LITE),
+    ],
+    "factors": [_small("factors", "factors"), _pretrained("factors", "factors", "emoji", MOBILE)],
+    "protocols": [
+        *(_frozen("protocols", "emoji", backbone, protocol="other cameras") for backbone in (LITE, MOBILE)),
+        *(
+            _frozen("protocols", "glyphs", backbone, protocol=protocol)
+            for protocol in ("other cameras", "unseen camera")
+            for backbone in (LITE, MOBILE)
+        ),
+        *(_small("protocols", "joint", protocol=protocol) for protocol in ("other cameras", "unseen camera")),
+    ],
+}

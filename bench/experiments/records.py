@@ -1,0 +1,126 @@
+"""Results of a group as JSON lines: the plan first, then trials, runs and the machines they ran on.
+
+A line is appended and flushed to the disk when its result exists, so a stopped program loses the result in progress
+only. Everything in tables and pictures is computed from these files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: Values of identities are stored as integers, in units of 1 / UNITS.
+UNITS = 10_000
+
+
+class Run(NamedTuple):
+    """A method's result for one split and seed: for each identity, int [I], the mean over its queries, float [I]."""
+
+    identities: np.ndarray
+    precision: np.ndarray
+    recall_at_1: np.ndarray
+
+
+class Records:
+    """The results of one group. `append` is there inside `appending` only."""
+
+    def __init__(self, plan: Mapping[str, Any], entries: list[dict[str, Any]]) -> None:
+        self.plan, self.entries = plan, entries
+        self._file: Any = None
+
+    def append(self, kind: str, **values: Any) -> None:
+        """Add one entry and wait until the disk has it."""
+        entry = {"kind": kind, **values}
+        self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.entries.append(entry)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The entries of a kind: trial, part, run or machine."""
+        return [entry for entry in self.entries if entry["kind"] == kind]
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.plan["compared"])
+
+    def trials(self, method: str) -> dict[int, dict[str, Any]]:
+        """Trial number -> its entry."""
+        return {entry["trial"]: entry for entry in self.of("trial") if entry["method"] == method}
+
+    def untuned(self) -> list[str]:
+        """The methods whose trials are not complete."""
+        return [name for name in self.methods if len(self.trials(name)) < len(self.plan["compared"][name]["trials"])]
+
+    def tuned(self, method: str) -> tuple[dict[str, Any], float | None]:
+        """The settings with the highest validation mAP and that mAP; without tuning, no settings and None."""
+        planned, done = self.plan["compared"][method]["trials"], self.trials(method)
+        if len(done) < len(planned):
+            raise RuntimeError(f"{method}: {len(done)} of {len(planned)} trials are done")
+        if not planned:
+            return {}, None
+        best = max(range(len(planned)), key=lambda trial: -1 if done[trial]["mAP"] is None else done[trial]["mAP"])
+        if done[best]["mAP"] is None:
+            raise RuntimeError(f"{method}: every trial failed")
+        return planned[best], done[best]["mAP"]
+
+    def runs(self, method: str) -> dict[tuple[int, int], Run]:
+        """(split, seed) -> result."""
+        parts = {entry["name"]: np.array(entry["identities"]) for entry in self.of("part")}
+        return {
+            (entry["split"], entry["seed"]): Run(
+                parts[entry["part"]], np.array(entry["AP"]) / UNITS, np.array(entry["R1"]) / UNITS
+            )
+            for entry in self.of("run")
+            if entry["method"] == method
+        }
+
+    def seconds(self, method: str | None = None) -> list[float]:
+        """Core-seconds of each trial and run, of one method or of all."""
+        return [e["seconds"] for e in self.entries if "seconds" in e and method in (None, e["method"])]
+
+
+def read(path: Path) -> Records:
+    """The results in a file. An unfinished last line, of a program that was killed, is not read."""
+    lines = path.read_text().split("\n")[:-1]
+    plan, *entries = map(json.loads, lines)
+    return Records(plan, entries)
+
+
+@contextmanager
+def appending(path: Path, plan: Mapping[str, Any]) -> Iterator[Records]:
+    """The results in a file, or a new file with this plan, to be continued. Only one process may have it open.
+
+    Raises ValueError if the file has another plan, and BlockingIOError if another process continues it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{path}: another process continues this file. Wait, or choose other sets."
+            ) from error
+        file.seek(0)
+        complete = file.read().rpartition("\n")[0]
+        file.truncate(len(complete.encode()) + 1 if complete else 0)
+        if not complete:
+            complete = json.dumps(plan)
+            file.write(complete + "\n")
+        records = Records(plan, [json.loads(line) for line in complete.split("\n")[1:]])
+        found = json.loads(complete.split("\n")[0])
+        if found != json.loads(json.dumps(plan)):
+            changed = [key for key in sorted({*plan, *found}) if plan.get(key) != found.get(key)]
+            raise ValueError(
+                f"{path}: expected results of the same plan, got others ({', '.join(changed)}). "
+                "Delete the file, or choose another --output."
+            )
+        records._file = file
+        yield records

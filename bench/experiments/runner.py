@@ -1,0 +1,125 @@
+"""What is left to do in a group, in which order, what it costs, and doing it."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import machine
+from . import factors, frozen, joint
+from .data import Part, Parts
+from .plan import Amounts, Group
+from .records import UNITS, Records
+from .trial import Method, Values, measure_part
+from .tuning import settings_to_try
+
+METHODS = {
+    "frozen": frozen.METHODS,
+    "cameras": frozen.CAMERA_METHODS,
+    "joint": joint.METHODS,
+    "factors": factors.METHODS,
+}
+#: Seed of the trials. Runs have 0, 1, ...
+TUNING_SEED = 1000
+TUNING_SPLIT = 0
+
+
+class Cell(NamedTuple):
+    """One fit: a trial of a method's settings, or a run of its best settings."""
+
+    method: str
+    trial: int | None = None
+    split: int = TUNING_SPLIT
+    seed: int = TUNING_SEED
+
+    def __str__(self) -> str:
+        if self.trial is not None:
+            return f"{self.method}: trial {self.trial}"
+        return f"{self.method}: split {self.split}, seed {self.seed}"
+
+
+def make_plan(group: Group, methods: Mapping[str, Method], amounts: Amounts, fingerprint: str) -> dict[str, Any]:
+    """The first line of a group's file: all that determines its results but code and machine."""
+    compared = {}
+    for name, method in methods.items():
+        trials = settings_to_try(method.space, amounts.trials) if group.tuned else []
+        ranges = {setting: str(one) for setting, one in method.space.items()}
+        compared[name] = {"ours": method.ours, "space": ranges, "trials": trials}
+    facts = asdict(group) | {"key": group.key, "title": group.title, "tuned": group.tuned}
+    return {"kind": "plan", **facts, "amounts": asdict(amounts), "images": fingerprint, "compared": compared}
+
+
+def pending(records: Records) -> list[Cell]:
+    """The cells that are not done, in order: all trials, then the runs, with all methods of a run together.
+
+    So a program that is stopped has complete comparisons for the runs that it did.
+    """
+    amounts, cells = records.plan["amounts"], []
+    for name in records.methods:
+        done = records.trials(name)
+        planned = range(len(records.plan["compared"][name]["trials"]))
+        cells += [Cell(name, trial) for trial in planned if trial not in done]
+    finished = {(entry["method"], entry["split"], entry["seed"]) for entry in records.of("run")}
+    for seed in range(amounts["seeds"]):
+        for split in range(amounts["splits"]):
+            for name in records.methods:
+                if (name, split, seed) not in finished:
+                    cells.append(Cell(name, None, split, seed))
+    return cells
+
+
+def expected_seconds(cell: Cell, records: Records) -> float | None:
+    """The mean of the method's recorded core-seconds, or that of all methods; None without any record."""
+    known = records.seconds(cell.method) or records.seconds()
+    return statistics.fmean(known) if known else None
+
+
+def do(cell: Cell, group: Group, method: Method, parts: Parts, records: Records) -> float:
+    """Fit and measure one cell, append its record, and return its core-seconds."""
+    begin = time.process_time()
+    if cell.trial is not None:
+        settings = records.plan["compared"][cell.method]["trials"][cell.trial]
+        part, failure = parts.validation(cell.split), None
+        try:
+            values = measure_part(method.fit(group, parts.train(cell.split), settings, cell.seed), part)
+            scores = {
+                "mAP": round(values.precision.mean().item(), 5),
+                "R1": round(values.recall_at_1.mean().item(), 5),
+            }
+        except FloatingPointError as error:  # training diverged with these settings; another trial may not
+            scores, failure = {"mAP": None, "R1": None}, str(error)
+        seconds = time.process_time() - begin
+        records.append(
+            "trial", method=cell.method, trial=cell.trial, **scores, failure=failure, seconds=round(seconds, 2)
+        )
+        return seconds
+    settings, _ = records.tuned(cell.method)
+    part = parts.test(records) if group.tuned else parts.validation(cell.split)
+    values = measure_part(method.fit(group, parts.train(cell.split), settings, cell.seed), part)
+    seconds = time.process_time() - begin
+    _append_run(records, cell, part, values, seconds)
+    return seconds
+
+
+def start_session(records: Records) -> None:
+    """Append the machine that the next records come from."""
+    facts = machine.describe()
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    records.append("machine", summary=machine.environment_summary(facts), datetime=now)
+
+
+def _append_run(records: Records, cell: Cell, part: Part, values: Values, seconds: float) -> None:
+    if part.name not in {entry["name"] for entry in records.of("part")}:
+        identities = values.identities.tolist()
+        records.append("part", name=part.name, identities=identities, queries=len(part.queries))
+    precision, recall = (np.rint(column.numpy() * UNITS).astype(int).tolist() for column in values[1:])
+    records.append(
+        "run", method=cell.method, split=cell.split, seed=cell.seed, part=part.name, AP=precision, R1=recall,
+        seconds=round(seconds, 2),
+    )  # fmt: skip

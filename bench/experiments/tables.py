@@ -1,0 +1,79 @@
+"""Results as Markdown, from the records alone."""
+
+from __future__ import annotations
+
+from ..report import grid
+from .bootstrap import DRAWS, LEVEL, Interval
+from .comparison import Comparison, Row, compare
+from .records import Records
+
+HEAD = """\
+<!-- Written by `python -m bench.experiments`. Do not edit. -->
+
+# {name}
+
+mAP and recall@1 (R@1) in %, the mean over runs and identities. A run is one split and one seed. Differences are
+paired within run and identity, with {level:.0%} intervals by {draws:,} bootstrap draws of splits, seeds and
+identities. **Bold**: learned weights or a changed option. docs/experiments.md says how everything is compared.
+"""
+
+
+def to_markdown(name: str, groups: list[Records]) -> str:
+    """The tables of an experiment, one for each group."""
+    return "\n".join([HEAD.format(name=name.capitalize(), level=LEVEL, draws=DRAWS), *map(_section, groups)])
+
+
+def _section(records: Records) -> str:
+    title = f"## {records.plan['title'].capitalize()}\n"
+    found = compare(records)
+    if found is None:
+        left = len(records.untuned())
+        return f"{title}\nNot complete yet: {left} methods are not tuned, no run has all methods.\n"
+    amounts, tuned = records.plan["amounts"], records.plan["tuned"]
+    planned = amounts["splits"] * amounts["seeds"]
+    facts = (
+        f"{found.runs} of {planned} runs, {found.identities} {'test' if tuned else 'validation'} identities. "
+        f"Differences are to {found.reference}"
+        + (", the best on validation identities of those without learned weights." if tuned else ".")
+    )
+    titles = ["", "mAP", "difference", "R@1", "difference"]
+    if tuned:
+        titles += ["validation mAP", "trials", "settings"]
+    titles.append("core-s per fit")
+    lines = [title, facts, "", grid(titles, [_cells(row, tuned) for row in found.rows]), ""]
+    if tuned:
+        lines += [_conclusion(found), ""]
+    machines = dict.fromkeys(entry["summary"] for entry in records.of("machine"))
+    hours = sum(records.seconds()) / 3600
+    lines += [f"{hours:.2f} core-hours. {'; '.join(machines)}", ""]
+    return "\n".join(lines)
+
+
+def _cells(row: Row, tuned: bool) -> list[str]:
+    name = f"**{row.method}**" if row.ours else row.method
+    cells = [name, _percent(row.precision), _gain(row.precision_gain), _percent(row.recall), _gain(row.recall_gain)]
+    if tuned:
+        settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
+        cells += ["" if row.validation is None else _percent(row.validation), str(row.trials), settings]
+    return [*cells, f"{row.seconds:.1f}"]
+
+
+def _conclusion(found: Comparison) -> str:
+    """What the intervals say about the best of ours, by validation, and the reference."""
+    best = found.best_of_ours
+    assert best.precision_gain is not None and best.recall_gain is not None  # the reference is not ours
+    return (
+        f"Learned weights, best on validation identities: {best.method}. Against {found.reference}: mAP "
+        f"{best.precision_gain.verdict} ({_gain(best.precision_gain)}), R@1 {best.recall_gain.verdict} "
+        f"({_gain(best.recall_gain)})."
+    )
+
+
+def _gain(gain: Interval | None) -> str:
+    if gain is None:
+        return "reference"
+    return f"{100 * gain.mean:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"

@@ -1,0 +1,67 @@
+"""One fit, measured: the average precision and the recall@1 of each identity of a part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from dissim_retrieval.metrics import Scorer, measure, rank_blocks
+from torch import Tensor
+
+from .data import Content, Part
+from .plan import Group
+from .tuning import Range
+
+
+class Fitted(NamedTuple):
+    """The result of a fit: from images or features to embeddings, and the scorer of two sets of embeddings."""
+
+    embed: Callable[[Any], Tensor]
+    scorer: Scorer
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that is compared: ``fit(group, training part, settings, seed)`` for settings from its space."""
+
+    fit: Callable[[Group, Any, Mapping[str, Any], int], Fitted]
+    space: Mapping[str, Range]
+    ours: bool = False
+    """Whether it learns the weights of the dissimilarity space; the others are what it is compared with."""
+
+
+class Values(NamedTuple):
+    """Of each identity, int64 [I], the mean over its queries: float64 [I] each."""
+
+    identities: Tensor
+    precision: Tensor
+    recall_at_1: Tensor
+
+
+@torch.no_grad()
+def measure_part(fitted: Fitted, part: Part) -> Values:
+    """Rank the gallery of a part for each query. Images with the query's label and camera are excluded."""
+    content: Content = part.content
+    rows, labels, cameras = fitted.embed(content), content.labels, content.cameras
+    query_cameras, gallery_cameras = cameras[part.queries], cameras[part.gallery]
+    precisions, hits = [], []
+    blocks = rank_blocks(
+        rows[part.queries], rows[part.gallery], fitted.scorer, labels[part.queries], labels[part.gallery],
+        query_cameras=query_cameras, reference_cameras=gallery_cameras,
+    )  # fmt: skip
+    for block in blocks:
+        if part.other_cameras:
+            other = query_cameras[block.rows.start : block.rows.stop, None] != gallery_cameras
+            block = replace(block, candidate=block.candidate & other, match=block.match & other)
+        found = measure(block.hit_ranks())
+        matched = found["first"].isfinite()
+        precisions.append(found["mAP_mean"].where(matched, torch.nan))
+        hits.append((found["first"] == 1).double())
+    precision, hit = torch.cat(precisions), torch.cat(hits)
+    matched = precision.isfinite()
+    identities, place, count = labels[part.queries][matched].unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(2, len(identities), dtype=torch.float64)
+    sums.index_add_(1, place, torch.stack([precision[matched], hit[matched]]))
+    return Values(identities, *(sums / count))

@@ -1,0 +1,452 @@
+"""The accuracy experiments: parts, trials, losses, resuming, intervals, tables. On synthetic features, in seconds."""
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dissim_retrieval.data import ImageSet
+from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.head import DissimilarityHead
+from dissim_retrieval.losses import HingeLoss, NCALoss, SoftMarginLoss
+from dissim_retrieval.metrics import retrieval_metrics
+from dissim_retrieval.whitening import within_class_whitening
+
+from bench.experiments import __main__ as program
+from bench.experiments import (
+    camera_pairs,
+    factors,
+    frozen,
+    joint,
+    records,
+    runner,
+    score_matrix,
+    similar_identities,
+    tables,
+)
+from bench.experiments.bootstrap import paired_difference
+from bench.experiments.comparison import compare
+from bench.experiments.data import Features, Part, Parts, random_identities
+from bench.experiments.plan import EXPERIMENTS, Amounts, Group
+from bench.experiments.trial import Fitted, measure_part
+from bench.experiments.tuning import Choice, Log, settings_to_try
+
+GROUP = Group("tiny", "frozen", "synthetic", "none", 8, steps=2, dim=4)
+AMOUNTS = Amounts(trials=3, splits=2, seeds=2, queries=40)
+OURS = "projection, w"
+METHODS = {name: frozen.METHODS[name] for name in ("cosine", "PCA, whitened", "projection, L1", OURS)}
+RESULTS = Path(program.RESULTS)
+
+
+def synthetic(identities=40, cameras=2, dim=12, names=("a", "b")):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(identities).repeat_interleave(cameras)
+    rows = torch.randn(identities, dim, generator=draw)[labels] + torch.randn(len(labels), dim, generator=draw)
+    return Features(rows, labels, torch.arange(cameras).repeat(identities), list(names))
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """The program with one group of synthetic features; returns a call with the arguments of the command line."""
+    monkeypatch.setitem(program.EXPERIMENTS, "frozen", [replace(GROUP, experiment="frozen")])
+    monkeypatch.setitem(program.METHODS, "frozen", METHODS)
+    monkeypatch.setattr(program, "Amounts", lambda: AMOUNTS)
+    monkeypatch.setattr(program, "load_content", lambda group, amounts, folder: (synthetic(), "fingerprint"))
+    threads = torch.get_num_threads()
+    yield lambda *arguments, output="out": program.main(["frozen", "--output", str(tmp_path / output), *arguments])
+    torch.set_num_threads(threads)
+
+
+def results(folder):
+    return records.read(folder / "frozen" / "synthetic-none.jsonl")
+
+
+def cells(found):
+    return [(e["method"], e.get("trial"), e.get("split"), e.get("seed")) for e in found.entries if "method" in e]
+
+
+def without_times(found):
+    dropped = ("seconds", "datetime", "summary")
+    return [{k: v for k, v in e.items() if k not in dropped} for e in found.entries if e["kind"] != "machine"]
+
+
+def test_interrupted_and_resumed_does_each_cell_once(tiny, tmp_path, monkeypatch):
+    assert tiny(output="whole") == 0
+    whole = results(tmp_path / "whole")
+    assert len(cells(whole)) == 1 + 3 * 3 + 4 * 2 * 2
+
+    done, real = [], runner.do
+
+    def interrupted(cell, *arguments):
+        if len(done) in (4, 13):
+            done.append(None)
+            raise KeyboardInterrupt
+        done.append(cell)
+        return real(cell, *arguments)
+
+    monkeypatch.setattr(program, "do", interrupted)
+    assert tiny() == 130
+    path = tmp_path / "out" / "frozen" / "synthetic-none.jsonl"
+    path.write_text(path.read_text() + '{"kind":"trial","method":"cos')  # killed while it wrote
+    assert tiny() == 130 and tiny() == 0
+    cell_list = [cell for cell in done if cell is not None]
+    assert len(cell_list) == len(set(cell_list)) == len(cells(whole))
+    assert without_times(results(tmp_path / "out")) == without_times(whole)
+    for suffix in ("frozen.md", "frozen.png"):
+        assert (tmp_path / "out" / suffix).exists()
+    assert tiny() == 0 and len(done) == len(cell_list) + 2  # everything is done
+
+
+def test_budget_ends_the_program_which_continues_later(tiny, tmp_path, capsys):
+    assert tiny("--hours", "0") == 0
+    output = capsys.readouterr().out
+    assert "in all about" in output and "stopped at the budget" in output
+    assert len(cells(results(tmp_path / "out"))) == len(METHODS)  # one of each method, to estimate the cost
+    assert "no run has all methods" in (tmp_path / "out" / "frozen.md").read_text()
+    assert tiny() == 0 and compare(results(tmp_path / "out")).runs == 4
+
+
+def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
+    assert tiny("--dry-run") == 0 and "26 fits left" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_part_is_closed_until_every_method_is_tuned(tiny, tmp_path, monkeypatch):
+    opened, real = [], Parts.test
+
+    def watched(parts, found):
+        opened.append(len(found.of("trial")))
+        return real(parts, found)
+
+    monkeypatch.setattr(Parts, "test", watched)
+    assert tiny() == 0
+    assert set(opened) == {10}  # all trials: one setting of cosine, three of the others
+    kinds = [entry["kind"] for entry in results(tmp_path / "out").entries]
+    assert max(i for i, kind in enumerate(kinds) if kind == "trial") < kinds.index("run")
+
+    plan = runner.make_plan(GROUP, METHODS, AMOUNTS, "")
+    with pytest.raises(RuntimeError, match="closed until every method is tuned; not tuned: cosine, PCA"):
+        real(Parts(synthetic(), GROUP.protocol, AMOUNTS), records.Records(plan, []))
+    with pytest.raises(RuntimeError, match="projection, L1: 0 of 3 trials are done"):
+        records.Records(plan, []).tuned("projection, L1")
+
+
+def test_other_plan_and_other_process_are_errors(tiny, tmp_path, monkeypatch, capsys):
+    assert tiny("--hours", "0") == 0
+    path = tmp_path / "out" / "frozen" / "synthetic-none.jsonl"
+    before = path.read_text()
+    with records.appending(path, results(tmp_path / "out").plan):
+        assert tiny() == 1 and "another process continues this file" in capsys.readouterr().err
+    monkeypatch.setattr(program, "Amounts", lambda: replace(AMOUNTS, trials=4))
+    assert tiny() == 1 and "of the same plan, got others (amounts, compared)" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_diverged_trial_counts_and_is_not_chosen(tmp_path):
+    def fit(group, train, settings, seed):
+        if settings["lr"] == 1:
+            raise FloatingPointError("the loss is inf")
+        return Fitted(lambda features: features.rows, cosine)
+
+    method = runner.Method(fit, {"lr": Choice((1, 2), 1)})
+    parts = Parts(synthetic(), GROUP.protocol, AMOUNTS)
+    with records.appending(tmp_path / "r.jsonl", runner.make_plan(GROUP, {"m": method}, AMOUNTS, "")) as found:
+        for cell in runner.pending(found)[:2]:
+            runner.do(cell, GROUP, method, parts, found)
+    assert [e["mAP"] is None for e in found.of("trial")] == [True, False]
+    assert found.of("trial")[0]["failure"] == "the loss is inf" and found.tuned("m")[0] == {"lr": 2}
+
+
+# --- Parts ---------------------------------------------------------------------------------------------------------
+
+
+def test_parts_share_no_identity_and_no_split_sees_a_test_identity():
+    content = synthetic()
+    parts = Parts(content, GROUP.protocol, AMOUNTS)
+    tuned = records.Records(runner.make_plan(replace(GROUP, methods="factors"), {}, AMOUNTS, ""), [])
+    test = set(parts.test(tuned).content.labels.tolist())
+    assert len(test) == 20
+    trained = []
+    for split in range(3):
+        sets = [set(x.labels.tolist()) for x in (parts.train(split), parts.validation(split).content)]
+        assert len(sets[0]) == 16 and len(sets[1]) == 4 and not sets[0] & sets[1] and not test & (sets[0] | sets[1])
+        trained.append(sets[0])
+    assert trained[0] != trained[1] != trained[2]
+
+
+def test_identities_are_drawn_as_image_sets_draw_them():
+    labels = torch.arange(30).repeat(2)
+    images = ImageSet(torch.zeros(60, 3, 1, 1, dtype=torch.uint8), labels, labels * 0, list("x" * 30), ["c"], "")
+    expected = images.split_labels(0.3, seed=5)[0].labels
+    assert torch.equal(labels[random_identities(labels, 0.3, 5)], expected)
+
+
+def test_unseen_camera_is_in_no_training_image_and_only_in_queries():
+    names = ("DejaVuSans", "DejaVuSansMono-Bold", "DejaVuSerif-Bold", "STIXGeneralBol")
+    parts = Parts(synthetic(cameras=4, names=names), "unseen camera", AMOUNTS)
+    assert parts.train(0).cameras.unique().tolist() == [0, 1]
+    for part, queried in ((parts.validation(0), 2), (parts._part("test", parts._test), 3)):
+        assert part.content.cameras[part.queries].unique().tolist() == [queried]
+        assert part.content.cameras[part.gallery].unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("other_cameras", [False, True])
+def test_values_of_identities_are_the_metrics(other_cameras):
+    """Every identity has the same number of queries here, so the mean over identities is that over queries."""
+    content, rows = synthetic(), torch.arange(80)
+    values = measure_part(
+        Fitted(lambda features: features.rows, cosine), Part("p", content, rows, rows, other_cameras)
+    )
+    sides = [rows % 2 == 0, rows % 2 == 1] if other_cameras else [rows >= 0]
+    means = []
+    for side in sides:
+        gallery = ~side if other_cameras else side
+        found = retrieval_metrics(
+            content.rows[side], content.rows[gallery], cosine, content.labels[side], content.labels[gallery],
+            query_cameras=content.cameras[side], reference_cameras=content.cameras[gallery],
+        )  # fmt: skip
+        means.append((found["mAP"], found["recall@1"]))
+    assert values.identities.tolist() == list(range(40))
+    expected = np.mean(means, axis=0)
+    np.testing.assert_allclose([values.precision.mean(), values.recall_at_1.mean()], expected, rtol=1e-12)
+
+
+# --- Tuning and methods --------------------------------------------------------------------------------------------
+
+
+def test_no_method_gets_more_trials_and_ranges_are_covered():
+    for methods in (frozen.METHODS, joint.METHODS):
+        for method in methods.values():
+            tried = settings_to_try(method.space, Amounts().trials)
+            finite = all(isinstance(one, Choice) for one in method.space.values())
+            assert len(tried) <= 10 if finite else len(tried) == 10
+            assert len({json.dumps(one) for one in tried}) == len(tried)
+            for name, one in method.space.items():
+                values = [settings[name] for settings in tried]
+                if isinstance(one, Choice):
+                    assert set(values) <= set(one.values)
+                else:
+                    assert all(one.low <= value <= one.high for value in values) and values[0] == one.default
+    space = {"lr": Log(1, 1000, 10)}
+    tenths = [int(9 * math.log(one["lr"], 1000)) for one in settings_to_try(space, 10)[1:]]
+    assert sorted(tenths) == list(range(9)) and settings_to_try(space, 10) == settings_to_try(dict(space), 10)
+    spaces = [joint.SPACES[name.split(",")[0]] for name in joint.METHODS if name.split(",")[0] in joint.SPACES]
+    assert len(spaces) == 12
+
+
+@pytest.mark.parametrize(
+    ("on_matrix", "ours"),
+    [
+        (score_matrix.hinge, HingeLoss),
+        (partial(score_matrix.log_sum_exp, alpha=2.0, beta=7.0), partial(SoftMarginLoss, alpha=2.0, beta=7.0)),
+        (score_matrix.softmax, partial(NCALoss, scale=1.0)),
+    ],
+    ids=["hinge", "log-sum-exp", "softmax"],
+)
+def test_losses_on_a_score_matrix_are_those_of_the_library(on_matrix, ours):
+    """So the cosine is compared under the same losses. One identity has one row, thus no positive."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(9, 6, generator=draw, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 4])
+    head = DissimilarityHead(6, scale=2.0).double()
+    found = score_matrix.ScoreMatrixLoss(head, on_matrix)(rows, labels)
+    torch.testing.assert_close(found, ours(head)(rows, labels))
+
+
+def test_cosine_score_of_equal_rows_is_the_bias():
+    score = score_matrix.CosineScore(scale=3.0, initial_bias=0.5)
+    rows = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    torch.testing.assert_close(score(rows, rows).detach(), torch.tensor([[0.5, -2.5], [-2.5, 0.5]]))
+
+
+def test_every_joint_loss_has_a_gradient_and_every_factor_a_setting():
+    rows = torch.nn.functional.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = torch.arange(6).repeat(2)
+    for loss, space in joint.SPACES.items():
+        for score in joint.SCORES:
+            settings = settings_to_try(space, 1)[0]
+            embeddings = rows.clone().requires_grad_()
+            built = joint.build_loss(loss, score, 4, settings)
+            built(embeddings, labels).backward()
+            assert embeddings.grad.isfinite().all() and embeddings.grad.abs().sum() > 0
+            heads = [module for module in built.modules() if isinstance(module, DissimilarityHead)]
+            assert [(head.learn_weight, head.sign) for head in heads] == {
+                "w": [(True, "free")], "w <= 0": [(True, "negative")], "L1": [(False, "free")], "cosine": [],
+            }[score]  # fmt: skip
+    configs = [joint.base_config(GROUP, 0, **changes) for changes in factors.CHANGES.values()]
+    assert len({str(config) for config in configs}) == len(configs)
+
+
+def test_classifier_of_camera_pairs_is_the_shared_one_plus_an_addend():
+    head = DissimilarityHead(3, normalize=False)
+    score = camera_pairs.CameraPairHead(head, 3)
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    cameras = torch.tensor([0, 1, 2, 0, 1, 2])
+    with_cameras = torch.cat([rows, cameras[:, None].float()], 1)
+    torch.testing.assert_close(score(with_cameras, with_cameras), head(rows, rows))
+    with torch.no_grad():
+        score.weight[0, 2] = torch.tensor([1.0, 0.0, 0.0])
+        score.bias[0, 2] = 0.5
+    pair = (cameras[:, None] - cameras).abs() == 2  # in both orders
+    expected = head(rows, rows) + pair * ((rows[:, None, 0] - rows[:, 0]).abs() + 0.5)
+    torch.testing.assert_close(score(with_cameras, with_cameras), expected)
+    assert score.penalty().item() == 1.25
+    loss = camera_pairs.CameraPairLoss(score, shrinkage=2.0)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    plain = score_matrix.ScoreMatrixLoss(score, score_matrix.softmax)(with_cameras, labels)
+    torch.testing.assert_close(loss(with_cameras, labels), plain + 2.5)
+    loss(with_cameras, labels).backward()
+    assert (score.weight.grad.abs().sum(2) > 0).tolist() == [[True] * 3, [False, True, True], [False, False, True]]
+
+
+def test_cosine_with_a_bias_of_camera_pairs():
+    score = camera_pairs.CameraPairCosine(2.0, 2)
+    rows = torch.tensor([[3.0, 0.0, 0], [0.0, 1.0, 1], [1.0, 0.0, 1]])
+    with torch.no_grad():
+        score.bias[:] = torch.tensor([[0.5, 1.0], [2.0, 0.0]])  # 1 for the pair (0, 0), 3 for (0, 1), 0 for (1, 1)
+    expected = torch.tensor([[3.0, 3.0, 5.0], [3.0, 2.0, 0.0], [5.0, 0.0, 2.0]])
+    torch.testing.assert_close(score(rows, rows).detach(), expected)
+    assert score.penalty().item() == 1 + 9
+
+
+@pytest.mark.parametrize("name", [name for name in frozen.CAMERA_METHODS if "pairs" in name])
+def test_scores_of_camera_pairs_lower_images_of_the_query_s_camera(name):
+    """No image with the query's camera is a match here, so a bias of that pair must become lower than the other."""
+    method, content = frozen.CAMERA_METHODS[name], synthetic()
+    settings = settings_to_try(method.space, 1)[0] | {"pair_shrinkage": 1e-6}
+    score = method.fit(replace(GROUP, steps=10), content, settings, 0).scorer
+    rows = torch.tensor([[1.0, 2.0, 0.0, 1.0, camera] for camera in (0, 1)])
+    same, other = score(rows, rows)[0].tolist()
+    assert same < other - 0.01
+
+
+def test_similar_identities_are_the_first_by_the_score():
+    rows = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    found = similar_identities.nearest_by_score(rows, lambda q, r: -(q - r.T).abs(), 3)
+    assert [set(row) for row in found.tolist()] == [{0, 1, 2}, {1, 0, 2}, {2, 1, 0}, {3, 2, 1}]
+    assert found[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_training_on_similar_identities_learns():
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(8).repeat(4)
+    patterns = torch.randint(0, 256, (8, 3, 16, 16), generator=draw)
+    noise = torch.randint(-60, 60, (32, 3, 16, 16), generator=draw)
+    pixels = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
+    images = ImageSet(pixels, labels, labels * 0, list("abcdefgh"), ["c"], "")
+    group = replace(GROUP, backbone="small", steps=6)
+    config = replace(joint.base_config(group, 0), identities=3)
+    rows = torch.arange(32)
+    found = []
+    for steps in (6, 6, 1):
+        fitted = similar_identities.fit_on_similar_identities(replace(config, steps=steps), images)
+        found.append(fitted.embed(images))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    metrics = retrieval_metrics(found[0], found[0], fitted.scorer, labels, labels, exclude_index=rows)
+    assert metrics["recall@1"] > 0.5
+
+
+@pytest.mark.parametrize(("shrinkage", "dims"), [(0.3, 12), (1e-9, 5)])
+def test_whitening_is_scikit_learn_s_linear_discriminant_analysis(shrinkage, dims):
+    """Shrinkage s of scikit-learn is (1 - s) C + s m I, ours C + s / (1 - s) m I: the same map up to its scale.
+
+    With fewer dimensions than there are, only without shrinkage, because scikit-learn shrinks the covariance between
+    classes, too.
+    """
+    analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    content = synthetic(cameras=3, names="abc")
+    rows = content.rows.double() - content.rows.double().mean(0)  # its transform does not center
+    lda = analysis.LinearDiscriminantAnalysis(solver="eigen", shrinkage=shrinkage, n_components=dims)
+    theirs = torch.from_numpy(lda.fit(rows.numpy(), content.labels.numpy()).transform(rows.numpy()))
+    ours = within_class_whitening(rows, content.labels, shrinkage / (1 - shrinkage)).top(dims)(rows)
+    torch.testing.assert_close(cosine(ours, ours), cosine(theirs, theirs), atol=1e-6, rtol=1e-6)
+
+
+# --- Intervals -----------------------------------------------------------------------------------------------------
+
+
+def table(values):
+    """values [splits, seeds, identities] -> a table of the bootstrap."""
+    array = np.asarray(values, float)
+    return {
+        (split, seed): (np.arange(array.shape[2]), array[split, seed])
+        for split in range(array.shape[0])
+        for seed in range(array.shape[1])
+    }
+
+
+def test_interval_of_two_identities_by_hand():
+    """The differences 0 and 1 have the draws 0, 1/2, 1 with 1/4, 1/2, 1/4, whatever runs are drawn."""
+    first, second = table([[[1, 3]] * 2] * 3), table([[[1, 2]] * 2] * 3)
+    found = paired_difference(first, second)
+    assert found == (0.5, 0.0, 1.0) and found.verdict == "not distinguishable"
+    shifted = table([[[2, 3]] * 2] * 3)
+    assert paired_difference(shifted, second) == (1, 1, 1) and paired_difference(shifted, second).verdict == "ahead"
+    assert paired_difference(second, shifted).verdict == "behind"
+
+
+def test_interval_of_splits_and_seeds_by_hand():
+    """One identity. Two splits of one seed, 0 and 1: 0, 1/2, 1 again. Two seeds of one split: the same."""
+    for values in ([[[0]], [[1]]], [[[0], [1]]]):
+        found = paired_difference(table(values), table(np.zeros_like(values)))
+        assert found == (0.5, 0.0, 1.0)
+
+
+def test_interval_of_normal_differences_is_the_normal_one():
+    """400 identities, one run: 1.96 standard errors of the mean, within the error of 2,000 draws."""
+    values = np.random.default_rng(0).normal(0.2, 1, (1, 1, 400))
+    found = paired_difference(table(values), table(np.zeros_like(values)))
+    error = values.std() / 20
+    np.testing.assert_allclose(found, values.mean() + error * np.array([0, -1.96, 1.96]), atol=0.15 * error)
+
+
+def test_interval_is_of_paired_differences():
+    """Both methods vary much between identities, their difference does not."""
+    common = np.random.default_rng(0).normal(0, 5, (2, 2, 50))
+    found = paired_difference(table(common + 0.1), table(common))
+    np.testing.assert_allclose(found, 0.1, atol=1e-9)
+    with pytest.raises(ValueError, match="the same runs"):
+        paired_difference(table(common), table(common[:1]))
+    other = {run: (names + 1, values) for run, (names, values) in table(common).items()}
+    with pytest.raises(ValueError, match="the same identities"):
+        paired_difference(table(common), other)
+
+
+# --- Tables --------------------------------------------------------------------------------------------------------
+
+
+def test_table_is_that_of_the_records(tiny, tmp_path):
+    """The reference is the best on validation identities, only complete runs count, every number follows."""
+    assert tiny() == 0
+    found = results(tmp_path / "out")
+    comparison = compare(found)
+    others = [name for name in METHODS if name != OURS]
+    assert comparison.reference == max(others, key=lambda name: found.tuned(name)[1])
+    row = comparison.best_of_ours
+    runs = [np.array(e["AP"]) / 10_000 for e in found.of("run") if e["method"] == row.method]
+    assert row.precision == pytest.approx(np.mean(runs))
+    text = (tmp_path / "out" / "frozen.md").read_text()
+    assert f"{100 * row.precision:.2f}" in text and f"mAP {row.precision_gain.verdict}" in text
+    last = found.entries.pop()
+    assert last["kind"] == "run" and compare(found).runs == 3
+    assert tables.to_markdown("frozen", [found]) != text
+    (tmp_path / "out" / "frozen.md").unlink()
+    assert program.main(["report", "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "frozen.md").read_text() == text
+
+
+def test_committed_tables_are_those_of_the_committed_results():
+    for folder in filter(Path.is_dir, RESULTS.glob("*")):
+        groups = [records.read(path) for path in sorted(folder.glob("*.jsonl"))]
+        assert folder.with_suffix(".md").read_text() == tables.to_markdown(folder.name, groups)
+        assert folder.with_suffix(".png").exists()
+
+
+def test_groups_have_files_of_their_own():
+    keys = [(group.experiment, group.key) for groups in EXPERIMENTS.values() for group in groups]
+    assert len(set(keys)) == len(keys)
+    assert all(group.methods in runner.METHODS for groups in EXPERIMENTS.values() for group in groups)
