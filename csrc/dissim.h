@@ -137,7 +137,8 @@ struct QuantizedTopK {
 struct ClusteredTopK {
   TopK topk;
   Rows pivots;  // one of each cluster, in the dtype and dimension of the references
-  const int64_t* offsets;  // [pivots.rows + 1], ascending from 0 to reference.rows: where each cluster begins in `order`
+  const int64_t*
+      offsets;  // [pivots.rows + 1], ascending from 0 to reference.rows: where each cluster begins in `order`
   const int64_t* order;  // [reference.rows], the references of each cluster
   const double* radii;  // [reference.rows], in that order; descending in each cluster; infinite: without a bound
   const double* slack;  // [query.rows], the share of a query in the rounding errors; infinite: without a bound
@@ -241,8 +242,8 @@ struct ListedScores {
   row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge)              \
       row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk) row(LogSumExp, logsumexp) \
           row(ListedScores, listed_scores) row(Rank, rank)
-#define DISSIM_ENTRY_POINTS(row) \
-  DISSIM_CUDA_ENTRY_POINTS(row)  \
+#define DISSIM_ENTRY_POINTS(row)                                                         \
+  DISSIM_CUDA_ENTRY_POINTS(row)                                                          \
   row(Extent, extent) row(Quantize, quantize) row(LogSumExpBackward, logsumexp_backward) \
       row(ClusteredTopK, clustered_topk)
 

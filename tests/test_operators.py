@@ -151,7 +151,12 @@ BAD = [
     (("quantized_topk",), "rows", lambda x: 8, "quantized: expected codes of 9 references, got codes of 8"),
     (("clustered_topk",), "k", lambda x: 10, "k: expected at most the 9 rows of reference, got 10"),
     (("clustered_topk",), "rows", lambda x: 8, "clusters: expected clusters of 9 references, got clusters of 8"),
-    (("clustered_topk",), "clusters", lambda x: x[1:], "clusters: expected the tensors of a ClusteredReferences, got 5"),
+    (
+        ("clustered_topk",),
+        "clusters",
+        lambda x: x[1:],
+        "clusters: expected the tensors of a ClusteredReferences, got 5",
+    ),
     (
         ("quantized_topk",),
         "codes",

@@ -6,6 +6,7 @@ This module is the backend `cpu`. cuda.py offers the same functions for CUDA ten
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from ..contract import (
     TopKArguments,
 )
 from . import reference as reference_backend
-from .clusters import query_slack
+from .clusters import Scorer, make_clusters, query_slack
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
@@ -153,6 +154,9 @@ def quantized_topk(arguments: TopKArguments, quantized: Sequence[Tensor]) -> tup
         scores, indices, rescored,
     )  # fmt: skip
     return scores, indices, rescored
+
+
+cluster_references = partial(make_clusters, Scorer(score, topk))
 
 
 def clustered_topk(arguments: TopKArguments, clusters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,15 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..contract import Problem, TopKArguments, check_among, check_count, check_filters, check_matrix_inputs, raise_argument_error
+from ..contract import (
+    Problem,
+    TopKArguments,
+    check_among,
+    check_count,
+    check_filters,
+    check_matrix_inputs,
+    raise_argument_error,
+)
 from ..dispatch import check_backend, resolve
 from ..operands import check_topk_operands
 from .arguments import autocast_to_float32, head_bias
