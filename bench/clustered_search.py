@@ -47,8 +47,8 @@ Measured {datetime} with `{command}`; load average {load_before} before, {load_a
 search for all queries at once, divided by their number; all searches take turns, median of {rounds} rounds. **rows
 scored**: the mean for a query, pivots not included. **recall**: of the k references of the exact search. Ours are
 exact: the searches with codes and with clusters return the bits of the plain one, which was checked against float64
-before anything was timed. HNSW is FAISS IndexHNSWFlat with L1, M = {neighbors}, efConstruction = {ef_construction}, and
-the smallest efSearch with a recall of {recall} here.
+before anything was timed. HNSW is FAISS IndexHNSWFlat with L1, M = {neighbors}, efConstruction = {ef_construction},
+and the smallest efSearch with a recall of {recall} here.
 """
 
 
@@ -147,7 +147,7 @@ def _hnsw(problem: Problem, exact: Tensor, threads: int) -> tuple[dict, Callable
 
 def _write(options: argparse.Namespace, facts: dict, tables: dict) -> None:
     text = HEAD.format(
-        **facts, **vars(options), environment=machine.environment_summary(facts), rounds=ROUNDS, recall=RECALL,
+        **(facts | vars(options)), environment=machine.environment_summary(facts), rounds=ROUNDS, recall=RECALL,
         neighbors=NEIGHBORS, ef_construction=EF_CONSTRUCTION,
         warning=f"**Warning:** {busy}.\n\n" if (busy := machine.busy(facts)) else "",
     )  # fmt: skip

@@ -142,8 +142,8 @@ struct ClusteredTopK {
   const int64_t* order;  // [reference.rows], the references of each cluster
   const double* radii;  // [reference.rows], in that order; descending in each cluster; infinite: without a bound
   const double* slack;  // [query.rows], the share of a query in the rounding errors; infinite: without a bound
-  int64_t* scored;  // out: [query.rows], how many references were scored; -1 for all queries if `order` holds a number
-                    // that is no reference: then the result is undefined
+  int64_t* scored;  // out: [query.rows], how many references were scored. scored[0] is -1 if `order` holds a number
+                    // that is no reference; then the result is undefined
 };
 
 // The hinge loss over all pairs (E12): the sums of max(0, margin - y s) over each query's pairs, with y = 1 for a pair

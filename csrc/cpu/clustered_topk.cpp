@@ -113,8 +113,7 @@ class ClusterSearch {
         write_best(p_.topk, first_query_ + i, best_[i]);
       });
     }
-    if (invalid_order_)
-      for (int64_t n = 0; n < p_.topk.query.rows; ++n) p_.scored[n] = -1;
+    if (invalid_order_) p_.scored[0] = -1;
   }
 
   // --- bounds -------------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ cluster_references = partial(make_clusters, Scorer(score, topk))
 def clustered_topk(arguments: TopKArguments, clusters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`topk` with the tensors of `cluster_references`, and how many references were scored for each query.
 
-    That number is -1 for every query if the order of the references holds numbers that are none.
+    That number is -1 for the first query if the order of the references holds numbers that are none.
     """
     pivots, order, offsets, radii, center, weight = clusters
     kernel_arguments, (scores, indices) = _topk_operands(arguments), _empty_topk(arguments)
