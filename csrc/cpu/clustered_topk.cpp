@@ -22,7 +22,7 @@ namespace {
 
 // These sizes affect the speed only.
 constexpr int64_t kMaxBatchQueries = 1024;  // queries that are searched together
-constexpr int64_t kNearest = 16;  // pivots whose clusters are searched first
+constexpr int64_t kNearest = 8;  // pivots whose clusters are searched first
 // A query alone takes about 30 times as long for a reference as one of many. So it may score this part of the
 // references alone, which costs at most a fourth of a plain top-k. Few queries need so many to find k.
 constexpr int64_t kNearestShare = 128;
