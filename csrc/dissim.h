@@ -137,8 +137,7 @@ struct QuantizedTopK {
 struct ClusteredTopK {
   TopK topk;
   Rows pivots;  // one of each cluster, in the dtype and dimension of the references
-  const int64_t*
-      offsets;  // [pivots.rows + 1], ascending from 0 to reference.rows: where each cluster begins in `order`
+  const int64_t* offsets;  // [pivots.rows + 1], ascending from 0 to reference.rows: the begin of each in `order`
   const int64_t* order;  // [reference.rows], the references of each cluster
   const double* radii;  // [reference.rows], in that order; descending in each cluster; infinite: without a bound
   const double* slack;  // [query.rows], the share of a query in the rounding errors; infinite: without a bound
