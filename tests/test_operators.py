@@ -311,6 +311,7 @@ def calls_of_public_functions():
         *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, exclude_index=EXCLUDE),
         *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, quantized=codes),
         *dissim_kernels.fused_dissim_topk(Q, R, W, 0.5, k=3, quantized=codes, return_stats=True),
+        *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, clusters=dissim_kernels.cluster_references(R, W)),
         dissim_kernels.fused_dissim_hinge_loss(
             Q, R, W, 0.5, QUERY_LABELS, REFERENCE_LABELS, num_hard_negatives=2, exclude_index=EXCLUDE
         ),

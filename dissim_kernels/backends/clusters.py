@@ -109,7 +109,7 @@ def _parts(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def _choose_pivots(scorer: Scorer, reference: Tensor, weight: Tensor, num_clusters: int, seed: int) -> Tensor:
     """[C, D] in the dtype of the references, C at most num_clusters."""
     generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(reference), generator=generator)[: SAMPLE_ROWS * num_clusters]
+    shuffled = torch.randperm(len(reference), generator=generator, device="cpu")[: SAMPLE_ROWS * num_clusters]
     sample = reference[shuffled.to(reference.device)].to(weight.dtype)
     sample = sample[_has_bound(sample)]
     if len(sample):  # without rows whose distance from others might overflow
