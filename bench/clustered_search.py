@@ -43,12 +43,12 @@ HEAD = """# Exact search of clusters against HNSW
 
 Measured {datetime} with `{command}`; load average {load_before} before, {load_after} after.
 
-{queries} queries, {rows:,} references of {dim} dimensions, k = {k}, float32, weights of one sign. Times are of a search
-for all queries at once, divided by their number; all searches take turns, median of {rounds} rounds. **rows scored**: the
-mean for a query, pivots not included. **recall**: of the k references of the exact search. Ours are exact: the searches
-with codes and with clusters return the bits of the plain one, which was checked against float64 before anything was
-timed. HNSW is FAISS IndexHNSWFlat with L1, M = {neighbors}, efConstruction = {ef_construction}, and the smallest efSearch
-with a recall of {recall} here.
+{queries} queries, {rows:,} references of {dim} dimensions, k = {k}, float32, weights of one sign. Times are of a
+search for all queries at once, divided by their number; all searches take turns, median of {rounds} rounds. **rows
+scored**: the mean for a query, pivots not included. **recall**: of the k references of the exact search. Ours are
+exact: the searches with codes and with clusters return the bits of the plain one, which was checked against float64
+before anything was timed. HNSW is FAISS IndexHNSWFlat with L1, M = {neighbors}, efConstruction = {ef_construction},
+and the smallest efSearch with a recall of {recall} here.
 """
 
 
@@ -59,7 +59,7 @@ def clusters_of_rows(options: argparse.Namespace, count: int, generator: torch.G
     return centers[row_class] + NOISE * torch.randn(count, options.dim, generator=generator)
 
 
-def few_dimensions(options: argparse.Namespace, count: int, generator: torch.Generator) -> Tensor:
+def low_dimensional(options: argparse.Namespace, count: int, generator: torch.Generator) -> Tensor:
     """Normally distributed points of a subspace, plus noise in every dimension."""
     basis = torch.randn(DIMENSIONS, options.dim, generator=torch.Generator().manual_seed(1)) / DIMENSIONS**0.5
     points = torch.randn(count, DIMENSIONS, generator=generator)
@@ -72,7 +72,7 @@ def main() -> int:
     facts["datetime"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     titles = {
         f"{options.classes:,} clusters of standard deviation {NOISE}": clusters_of_rows,
-        f"{DIMENSIONS} intrinsic dimensions and noise": few_dimensions,
+        f"{DIMENSIONS} intrinsic dimensions and noise": low_dimensional,
     }
     tables = {}
     for title, draw in titles.items():
@@ -147,13 +147,15 @@ def _hnsw(problem: Problem, exact: Tensor, threads: int) -> tuple[dict, Callable
 
 def _write(options: argparse.Namespace, facts: dict, tables: dict) -> None:
     text = HEAD.format(
-        **facts, **vars(options), environment=machine.environment_summary(facts), rounds=ROUNDS, recall=RECALL,
+        **(facts | vars(options)), environment=machine.environment_summary(facts), rounds=ROUNDS, recall=RECALL,
         neighbors=NEIGHBORS, ef_construction=EF_CONSTRUCTION,
         warning=f"**Warning:** {busy}.\n\n" if (busy := machine.busy(facts)) else "",
     )  # fmt: skip
     names = {"plain": "top-k", "quantized": "top-k, quantized", "clusters": "top-k, clusters"}
     for title, table in tables.items():
-        text += f"\n## {title}\n\n| search | build, s | ms per query | rows scored | recall |\n|---|---|---|---|---|\n"
+        text += (
+            f"\n## {title}\n\n| search | build, s | ms per query | rows scored | recall |\n|---|---|---|---|---|\n"
+        )
         for name, row in table["rows"].items():
             label = names.get(name) or f"FAISS HNSW, efSearch {row['efSearch']}"
             text += f"| {label} | {row['build_s']:.3g} | {row['ms_per_query']:.3g} | {row['scored']:,.0f} |"

@@ -137,12 +137,12 @@ struct QuantizedTopK {
 struct ClusteredTopK {
   TopK topk;
   Rows pivots;  // one of each cluster, in the dtype and dimension of the references
-  const int64_t* offsets;  // [pivots.rows + 1], ascending from 0 to reference.rows: where each cluster begins in `order`
+  const int64_t* offsets;  // [pivots.rows + 1], ascending from 0 to reference.rows: the begin of each in `order`
   const int64_t* order;  // [reference.rows], the references of each cluster
   const double* radii;  // [reference.rows], in that order; descending in each cluster; infinite: without a bound
   const double* slack;  // [query.rows], the share of a query in the rounding errors; infinite: without a bound
-  int64_t* scored;  // out: [query.rows], how many references were scored; -1 for all queries if `order` holds a number
-                    // that is no reference: then the result is undefined
+  int64_t* scored;  // out: [query.rows], how many references were scored. scored[0] is -1 if `order` holds a number
+                    // that is no reference; then the result is undefined
 };
 
 // The hinge loss over all pairs (E12): the sums of max(0, margin - y s) over each query's pairs, with y = 1 for a pair
@@ -241,8 +241,8 @@ struct ListedScores {
   row(Score, score) row(ScoreBackward, score_backward) row(TopK, topk) row(Hinge, hinge)              \
       row(HingeBackward, hinge_backward) row(QuantizedTopK, quantized_topk) row(LogSumExp, logsumexp) \
           row(ListedScores, listed_scores) row(Rank, rank)
-#define DISSIM_ENTRY_POINTS(row) \
-  DISSIM_CUDA_ENTRY_POINTS(row)  \
+#define DISSIM_ENTRY_POINTS(row)                                                         \
+  DISSIM_CUDA_ENTRY_POINTS(row)                                                          \
   row(Extent, extent) row(Quantize, quantize) row(LogSumExpBackward, logsumexp_backward) \
       row(ClusteredTopK, clustered_topk)
 

@@ -21,7 +21,7 @@ RANK_CLASSES = 100
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A call: forward, backward, topk, hinge, hinge_backward, logsumexp, logsumexp_backward, rank, quantized_topk,
-    numpy_score or numpy_topk."""
+    clustered_topk, numpy_score or numpy_topk."""
 
     operation: str
     query: int
@@ -65,7 +65,8 @@ class Case:
         """The maximum of bytes besides the inputs."""
         rows = 3 if self.operation.endswith("backward") else 2
         candidates = 32 * MIB if self.operation == "quantized_topk" else 0
-        return self.results + rows * self.values + candidates + 16 * MIB
+        pivot_scores = self.values // 2 + 2 * MIB if self.operation == "clustered_topk" else 0
+        return self.results + rows * self.values + candidates + pivot_scores + 16 * MIB
 
 
 def measured(cases: list[Case]) -> list[int]:
@@ -114,6 +115,9 @@ def call_of(case: Case):
     if case.operation == "quantized_topk":
         codes = dissim_kernels.quantize_references(reference, weight)
         return lambda: dissim_kernels.fused_dissim_topk(*inputs, k=case.k, quantized=codes)
+    if case.operation == "clustered_topk":
+        clusters = dissim_kernels.cluster_references(reference, weight)
+        return lambda: dissim_kernels.fused_dissim_topk(*inputs, k=case.k, clusters=clusters)
     if case.operation == "hinge":
         return lambda: dissim_kernels.fused_dissim_hinge_loss(*inputs, None, *labels, num_hard_negatives=case.k)
     if case.operation == "logsumexp":

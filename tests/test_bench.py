@@ -10,7 +10,7 @@ import torch
 
 import bench.ours
 import bench.peers
-from bench import index_speed, measure, peak, report
+from bench import clustered_search, index_speed, measure, peak, report
 from bench.cases import CASES, COSTS, Case
 from bench.correctness import CorrectnessCheck, RowSums
 from bench.problem import make
@@ -229,6 +229,20 @@ def test_report_contains_timed_and_untimed_rows(tmp_path):
     assert document["not_timed"][0]["name"] == "absent"
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
     assert report.to_markdown(*report.read(tmp_path / "cpu.json")) == text
+
+
+def test_clustered_search_measures_what_it_checked(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(clustered_search, "ROUNDS", 1)
+    monkeypatch.setattr(clustered_search, "MIN_ROUND_S", 0.001)
+    sizes = ["--rows", "3000", "--queries", "20", "--dim", "40", "--k", "5", "--classes", "10"]
+    monkeypatch.setattr(sys, "argv", ["clustered_search", *sizes, "--output", str(tmp_path)])
+    assert clustered_search.main() == 0
+    tables = list(json.loads((tmp_path / "clustered_search.json").read_text())["tables"].values())
+    assert all(table["correct"] and table["rows"]["HNSW"]["recall"] >= clustered_search.RECALL for table in tables)
+    clusters, low_dimensional = (table["rows"]["clusters"]["scored"] for table in tables)
+    assert clusters < 1000 and low_dimensional == 3000
+    assert (tmp_path / "clustered_search.md").read_text().count("| FAISS HNSW, efSearch ") == 2
 
 
 def test_compare_reports_ratio_and_bit_identity():

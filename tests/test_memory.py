@@ -158,6 +158,8 @@ EXTREMES = (
     Case("rank", 9000, 1100, 4),
     Case("rank", 20, 400, 40_000),
     Case("quantized_topk", 20, 30_000, 64, k=3000),
+    Case("clustered_topk", 20, 400, 40_000, k=2),
+    Case("clustered_topk", 3000, 20_000, 4, k=100),
     Case("numpy_score", 20, 40, 60_000),
     Case("numpy_topk", 3000, 1100, 4, k=1000),
 )

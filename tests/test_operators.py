@@ -151,7 +151,12 @@ BAD = [
     (("quantized_topk",), "rows", lambda x: 8, "quantized: expected codes of 9 references, got codes of 8"),
     (("clustered_topk",), "k", lambda x: 10, "k: expected at most the 9 rows of reference, got 10"),
     (("clustered_topk",), "rows", lambda x: 8, "clusters: expected clusters of 9 references, got clusters of 8"),
-    (("clustered_topk",), "clusters", lambda x: x[1:], "clusters: expected the tensors of a ClusteredReferences, got 5"),
+    (
+        ("clustered_topk",),
+        "clusters",
+        lambda x: x[1:],
+        "clusters: expected the tensors of a ClusteredReferences, got 5",
+    ),
     (
         ("quantized_topk",),
         "codes",
@@ -306,6 +311,7 @@ def calls_of_public_functions():
         *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, exclude_index=EXCLUDE),
         *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, quantized=codes),
         *dissim_kernels.fused_dissim_topk(Q, R, W, 0.5, k=3, quantized=codes, return_stats=True),
+        *dissim_kernels.fused_dissim_topk(Q, R, W, k=3, clusters=dissim_kernels.cluster_references(R, W)),
         dissim_kernels.fused_dissim_hinge_loss(
             Q, R, W, 0.5, QUERY_LABELS, REFERENCE_LABELS, num_hard_negatives=2, exclude_index=EXCLUDE
         ),

@@ -68,7 +68,8 @@ def quantized_topk(query, reference, weight, bias, backend):
 
 
 def clustered_topk(query, reference, weight, bias, backend):
-    clusters = CLUSTERS if torch.compiler.is_compiling() else d.cluster_references(reference, weight)
+    # Made in the call only for other dtypes: it draws random numbers, which vmap and torch.compile do not allow.
+    clusters = CLUSTERS if reference.dtype == torch.float64 else d.cluster_references(reference, weight)
     return d.fused_dissim_topk(query, reference, weight, bias, k=2, clusters=clusters, backend=backend).scores
 
 

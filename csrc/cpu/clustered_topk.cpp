@@ -5,8 +5,10 @@
 // For a batch of queries:
 //
 //   score all pivots                                                                          score_pivots
-//   for each query: score references of the clusters with the best pivots, best first         search_nearest
+//   for each query: score references of the clusters with the best pivots, best first,        search_nearest
+//     until there are k
 //   if most references may still be among the k best: plain top-k                             scan_all
+//   for each query: more of these clusters                                                    search_nearest
 //   for each chunk of a cluster: gather the queries with references there that may be         search_chunk
 //     among their k best; score these references for all of them
 //
@@ -20,9 +22,9 @@ namespace {
 
 // These sizes affect the speed only.
 constexpr int64_t kMaxBatchQueries = 1024;  // queries that are searched together
-constexpr int64_t kNearest = 32;  // pivots whose clusters are searched first
-// A query alone takes about six times as long for a reference as one of many. So it may score this part of the
-// references alone, which costs some 5 % of a plain top-k.
+constexpr int64_t kNearest = 8;  // pivots whose clusters are searched first
+// A query alone takes about 30 times as long for a reference as one of many. So it may score this part of the
+// references alone, which costs at most a fourth of a plain top-k. Few queries need so many to find k.
 constexpr int64_t kNearestShare = 128;
 constexpr int64_t kPlainShare = 2;  // plain top-k if more than 1 / kPlainShare of the references remain
 template <class A>
@@ -72,6 +74,7 @@ class ClusterSearch {
         queries_(queries),
         pivot_scores_(p_.pivots.rows * queries_),
         nearest_(queries_ * kNearest),
+        next_nearest_(queries_),
         best_(queries_),
         best_rows_(queries_ * p_.topk.k),
         needed_(queries_),
@@ -79,6 +82,7 @@ class ClusterSearch {
         chunks_(p_.pivots.rows + ceil_div(p_.topk.reference.rows, kChunk<A>)) {
     for (int64_t i = 0; i < queries_; ++i) {
       best_[i] = {best_rows_ + i * p_.topk.k, p_.topk.k, 0};
+      next_nearest_[i] = 0;
       needed_[i] = -__builtin_inf();
       locks_[i] = false;
       p_.scored[first_query_ + i] = 0;
@@ -93,11 +97,15 @@ class ClusterSearch {
     const AllPairs<E> pairs = listed_pairs(nullptr, nullptr);
     const Blocking blocking = Scanner<E>::blocking(pairs, kPartition, parallel.threads);
     const int64_t bytes = Scanner<E>::bytes(pairs, kPartition, blocking) + scratch_bytes<int64_t>(queries_);
-    for_each_with(bytes, pairs.memory_budget, parallel, queries_,
-                  [&](int64_t i, Arena arena) { search_nearest(i, arena, blocking); });
+    const auto search_nearest_of_all = [&](bool until_full) {
+      for_each_with(bytes, pairs.memory_budget, parallel, queries_,
+                    [&](int64_t i, Arena arena) { search_nearest(i, until_full, arena, blocking); });
+    };
+    search_nearest_of_all(true);
     if (kPlainShare * remaining(parallel) > queries_ * p_.topk.reference.rows) {
       scan_all(p_, first_query_, first_query_ + queries_, parallel);
     } else {
+      search_nearest_of_all(false);
       for_each_with(bytes, pairs.memory_budget, parallel, num_chunks_,
                     [&](int64_t i, Arena arena) { search_chunk(chunks_[i], arena, blocking); });
       for_each(parallel, queries_, [&](int64_t i) {
@@ -105,8 +113,7 @@ class ClusterSearch {
         write_best(p_.topk, first_query_ + i, best_[i]);
       });
     }
-    if (invalid_order_)
-      for (int64_t n = 0; n < p_.topk.query.rows; ++n) p_.scored[n] = -1;
+    if (invalid_order_) p_.scored[0] = -1;
   }
 
   // --- bounds -------------------------------------------------------------------------------------------------------
@@ -174,14 +181,13 @@ class ClusterSearch {
 
   // --- scores -------------------------------------------------------------------------------------------------------
 
-  // The clusters with the best pivots, each with the threshold that those before it gave.
-  void search_nearest(int64_t i, const Arena& arena, const Blocking& blocking) {
+  // The next clusters with the best pivots, each with the threshold that those before it gave.
+  void search_nearest(int64_t i, bool until_full, const Arena& arena, const Blocking& blocking) {
     int64_t left = p_.topk.reference.rows / kNearestShare;
-    for (int64_t j = 0; j < kNearest; ++j) {
+    for (int64_t& j = next_nearest_[i]; j < kNearest; ++j) {
       const int64_t cluster = nearest_[i * kNearest + j];
-      if (cluster < 0) return;
+      if (cluster < 0 || (until_full && best_[i].count == best_[i].k)) return;
       const int64_t rows = p_.offsets[cluster + 1] - p_.offsets[cluster];
-      if (rows > left && best_[i].count == best_[i].k) return;
       if (rows > left) continue;
       left -= rows;
       for (int64_t begin = p_.offsets[cluster]; begin < p_.offsets[cluster + 1]; begin += kChunk<A>) {
@@ -249,6 +255,7 @@ class ClusterSearch {
   const A sign_ = p_.topk.largest ? 1 : -1;
   Scratch<A> pivot_scores_;  // [clusters, queries]
   Scratch<int64_t> nearest_;  // [queries, kNearest]; -1: there are no more clusters
+  Scratch<int64_t> next_nearest_;  // [queries], how many of them were searched
   Scratch<Heap<A>> best_;  // [queries]
   Scratch<ScoredRow<A>> best_rows_;
   Scratch<double> needed_;

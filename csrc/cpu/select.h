@@ -63,8 +63,8 @@ struct Heap {
 };
 
 // Offers `columns` scores of query n to its heap, with their sign changed if `sign` is -1. index(j) is the reference of
-// scores[j]. scores[j] is undefined from `columns` on, but can be read up to a whole vector. `ascending`: all indices are
-// above those in the heap, so that equal scores do not enter it.
+// scores[j]. scores[j] is undefined from `columns` on, but can be read up to a whole vector. `ascending`: all indices
+// are above those in the heap, so that equal scores do not enter it.
 template <bool ascending, class A, class Index>
 void offer_scores(Heap<A>& heap, const Filter& filter, A sign, int64_t n, const A* scores, int64_t columns,
                   const Index& index) {
@@ -121,8 +121,7 @@ class Selection {
     for (int64_t i = 0; i < block.rows; ++i) {
       const int64_t n = block.row + i;
       Heap<A> heap = heap_of(part, n - first_);
-      offer_scores<true>(heap, filter_, sign_, n, block[i], block.columns,
-                         [&](int64_t j) { return block.column + j; });
+      offer_scores<true>(heap, filter_, sign_, n, block[i], block.columns, [&](int64_t j) { return block.column + j; });
       counts_[part * rows_ + n - first_] = heap.count;
     }
   }

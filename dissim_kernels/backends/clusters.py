@@ -6,8 +6,8 @@ they decide only how many rows a search has to score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from .codes import CHUNK, MAX_SCORE_SIZE_DIVISOR, MAX_VALUE_DIVISOR, ROUNDING_SL
 
 #: Rows per cluster in the sample from which pivots are chosen, and in its first part, which offers the first pivots.
 SAMPLE_ROWS, SEED_ROWS = 20, 5
-#: A row becomes a first pivot with a probability that is this power of its distance to those chosen before it. With 2,
-#: as in k-means++, more of them fall into the same cluster, and other clusters get none.
+#: A row becomes a first pivot with a probability that is this power of its distance to those chosen before it. With
+#: 2, as in k-means++, more of them fall into the same cluster, and other clusters get none.
 SEED_POWER = 4
 #: First pivots that are drawn together.
 SEEDS_AT_ONCE = 8
@@ -26,14 +26,19 @@ SEEDS_AT_ONCE = 8
 MEAN_STEPS = 2
 
 
-def cluster_references(
-    module: ModuleType, reference: Tensor, weight: Tensor, num_clusters: int, seed: int
-) -> list[Tensor]:
-    """The tensors of `ClusteredReferences` (ops/clusters.py). `module` is the backend that scores."""
+class Scorer(NamedTuple):
+    """The functions of the backend that assigns rows to pivots."""
+
+    score: Callable
+    topk: Callable
+
+
+def make_clusters(scorer: Scorer, reference: Tensor, weight: Tensor, num_clusters: int, seed: int) -> list[Tensor]:
+    """The tensors of `ClusteredReferences` (ops/clusters.py)."""
     acc = ACCUMULATE[reference.dtype]
     weight = weight.to(acc, copy=True).contiguous()  # a copy, because an optimizer changes the original in place
-    pivots = _choose_pivots(module, reference, weight, num_clusters, seed)
-    labels = _nearest(module, reference, pivots, weight)
+    pivots = _choose_pivots(scorer, reference, weight, num_clusters, seed)
+    labels = _nearest(scorer, reference, pivots, weight)
     center = pivots.to(acc).median(0).values if len(pivots) else weight.new_zeros(len(weight))
     radii = _radii(reference, labels, pivots, center, weight)
     order = radii.argsort(descending=True)
@@ -101,51 +106,49 @@ def _parts(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
 # --- pivots. Weights and rows that are not finite would make distances NaN, so they do not take part ----------------
 
 
-def _choose_pivots(module: ModuleType, reference: Tensor, weight: Tensor, num_clusters: int, seed: int) -> Tensor:
+def _choose_pivots(scorer: Scorer, reference: Tensor, weight: Tensor, num_clusters: int, seed: int) -> Tensor:
     """[C, D] in the dtype of the references, C at most num_clusters."""
     generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(reference), generator=generator)[: SAMPLE_ROWS * num_clusters]
+    shuffled = torch.randperm(len(reference), generator=generator, device="cpu")[: SAMPLE_ROWS * num_clusters]
     sample = reference[shuffled.to(reference.device)].to(weight.dtype)
     sample = sample[_has_bound(sample)]
     if len(sample):  # without rows whose distance from others might overflow
         sample = sample[_distance(sample, sample.median(0).values, _nearness(weight)) < _max_size(weight.dtype)]
     if not len(sample):
         return torch.zeros_like(reference[:1])
-    pivots = _spread_rows(module, sample[: SEED_ROWS * num_clusters], weight, num_clusters, generator)
+    pivots = _spread_rows(scorer, sample[: SEED_ROWS * num_clusters], weight, num_clusters, generator)
     for _ in range(MEAN_STEPS):
-        labels = _nearest(module, sample, pivots, weight)
+        labels = _nearest(scorer, sample, pivots, weight)
         count = labels.bincount(minlength=len(pivots))[:, None]
         means = torch.zeros_like(pivots).index_add_(0, labels, sample) / count.clamp(min=1)
         pivots = torch.where((count > 0) & means.isfinite().all(1, True), means, pivots)
     return pivots.to(reference.dtype)
 
 
-def _spread_rows(
-    module: ModuleType, sample: Tensor, weight: Tensor, count: int, generator: torch.Generator
-) -> Tensor:
+def _spread_rows(scorer: Scorer, sample: Tensor, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """At most `count` rows that are far from each other: a few at a time are drawn, with SEED_POWER."""
     chosen = sample[:1]
-    distance = _distances(module, chosen, sample, weight)
+    distance = _distances(scorer, chosen, sample, weight)
     while len(chosen) < count:
         probability = (distance / distance.max()).nan_to_num(0, 0, 0).double().pow(SEED_POWER).cpu()
         draws = min(SEEDS_AT_ONCE, count - len(chosen), int((probability > 0).sum()))
         if not draws:
             break  # every row equals a chosen one
         drawn = sample[probability.multinomial(draws, generator=generator).to(sample.device)]
-        distance = distance.minimum(_distances(module, drawn, sample, weight))
+        distance = distance.minimum(_distances(scorer, drawn, sample, weight))
         chosen = torch.cat([chosen, drawn])
     return chosen
 
 
-def _distances(module: ModuleType, few: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """The distance of each row to the nearest of a few others."""
-    return -module.score(few[None], rows[None], _nearness(weight)[None], None)[0, 0].amax(0)
+def _distances(scorer: Scorer, drawn: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """The distance of each row to the nearest of the drawn ones."""
+    return -scorer.score(drawn[None], rows[None], _nearness(weight)[None], None)[0, 0].amax(0)
 
 
-def _nearest(module: ModuleType, rows: Tensor, pivots: Tensor, weight: Tensor) -> Tensor:
+def _nearest(scorer: Scorer, rows: Tensor, pivots: Tensor, weight: Tensor) -> Tensor:
     """The number of the nearest pivot of each row, int64 [M]."""
     search = TopKArguments(rows, pivots, _nearness(weight), None, min(1, len(pivots)), True, None, None, None, "all")
-    return module.topk(search)[1].flatten()
+    return scorer.topk(search)[1].flatten()
 
 
 def _nearness(weight: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from . import logsumexp_bands
 from .capability import capability, describe, serves
 from .native import (
     NOT_LOADED,
+    cluster_references,
     hinge,
     hinge_backward,
     listed_scores,
@@ -30,6 +31,7 @@ from .native import (
 )
 
 __all__ = [
+    "cluster_references",
     "hinge",
     "hinge_backward",
     "listed_scores",

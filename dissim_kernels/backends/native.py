@@ -6,6 +6,7 @@ This module is the backend `cpu`. cuda.py offers the same functions for CUDA ten
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from ..contract import (
     TopKArguments,
 )
 from . import reference as reference_backend
-from .clusters import query_slack
+from .clusters import Scorer, make_clusters, query_slack
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
@@ -155,10 +156,13 @@ def quantized_topk(arguments: TopKArguments, quantized: Sequence[Tensor]) -> tup
     return scores, indices, rescored
 
 
+cluster_references = partial(make_clusters, Scorer(score, topk))
+
+
 def clustered_topk(arguments: TopKArguments, clusters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`topk` with the tensors of `cluster_references`, and how many references were scored for each query.
 
-    That number is -1 for every query if the order of the references holds numbers that are none.
+    That number is -1 for the first query if the order of the references holds numbers that are none.
     """
     pivots, order, offsets, radii, center, weight = clusters
     kernel_arguments, (scores, indices) = _topk_operands(arguments), _empty_topk(arguments)

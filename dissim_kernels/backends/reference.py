@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ..contract import (
     RankArguments,
     TopKArguments,
 )
+from .clusters import Scorer, make_clusters
 from .quantize import quantize_references  # noqa: F401
 
 #: Why it does not run a search.
@@ -283,3 +285,6 @@ def _blocks(query: Tensor, reference: Tensor) -> Iterator[tuple[slice, slice, sl
 
 def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+cluster_references = partial(make_clusters, Scorer(score, topk))

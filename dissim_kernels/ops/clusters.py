@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends import clusters as backend
 from ..contract import ACCUMULATE, Problem, check_count, check_reference_inputs, raise_argument_error, shape
 from ..dispatch import resolve
 from .arguments import autocast_to_float32
@@ -31,7 +30,9 @@ class ClusteredReferences(NamedTuple):
     pivots: Tensor  #: [C, D] in the dtype of the references: a point near the references of each cluster
     order: Tensor  #: int64 [M]: the references, cluster by cluster
     offsets: Tensor  #: int64 [C + 1]: where each cluster begins in `order`, and M
-    radii: Tensor  #: float64 [M], in that order: bound on the difference of a reference's and its pivot's scores (E17)
+    radii: (
+        Tensor  #: float64 [M], in that order: bound on the difference of a reference's and its pivot's scores (E17)
+    )
     center: Tensor  #: [D] in the accumulator dtype: the median of the pivots
     weight: Tensor  #: [D] in the accumulator dtype: the weights they were made for
     rows: int  #: M
@@ -80,7 +81,7 @@ def cluster_references(
     check_count("seed", seed, 0)
     module = resolve("auto", Problem("topk", reference.device))
     count = min(num_clusters, rows)
-    tensors = backend.cluster_references(module, reference.detach(), weight.detach(), count, seed)
+    tensors = module.cluster_references(reference.detach(), weight.detach(), count, seed)
     return ClusteredReferences._make([*tensors, rows])
 
 

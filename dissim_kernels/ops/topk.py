@@ -7,7 +7,15 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..contract import Problem, TopKArguments, check_among, check_count, check_filters, check_matrix_inputs, raise_argument_error
+from ..contract import (
+    Problem,
+    TopKArguments,
+    check_among,
+    check_count,
+    check_filters,
+    check_matrix_inputs,
+    raise_argument_error,
+)
 from ..dispatch import check_backend, resolve
 from ..operands import check_topk_operands
 from .arguments import autocast_to_float32, head_bias
@@ -121,29 +129,27 @@ def fused_dissim_topk(
             the k-th best score (on CUDA: a score slightly below it), or with clusters those that were scored. It is
             M if every reference was scored.
 
-    A derivative raises NotImplementedError, and so does vmap with quantized or
-    clusters. To train through the result, gather the
-    rows and score them with `paired_dissim_score`.
+    A derivative raises NotImplementedError, and so does vmap with quantized or clusters. To train through the result,
+    gather the rows and score them with `paired_dissim_score`.
 
     Cost: that of the score, and a sort of k. With quantized: N M D operations on bytes and the scores of the
     references that are rescored. For 32 byte terms AVX2 needs two instructions, where a float32 score needs three for
-    8 terms; CUDA needs one for 4 terms, where a float32 score needs two for one.
-
-    With clusters: the scores of the pivots, and of the references that are not excluded.
+    8 terms; CUDA needs one for 4 terms, where a float32 score needs two for one. With clusters: the scores of the
+    pivots, and of the references that are not excluded.
 
     Memory on the CPU: the result (for half types once more in float32) and at most 2(N + M)D values and 16 MiB, or
     16 k bytes if that is more. On GPUs: the result and a block of scores; CUDA also needs lists of 1.25 k + 32
     candidates per query, or longer ones up to 1 GiB. With quantized, in addition, on the CPU: the codes of the
     queries and at most 32 MiB of candidates, or 48 k bytes if that is more; on CUDA: at most 64 MiB of bounds and
-    candidates, or what 128 queries need (one byte per 4 references, and some bytes per place in k).
+    candidates, or what 128 queries need (one byte per 4 references, and some bytes per place in k). With clusters, on
+    the CPU: a fourth more, for the scores of the pivots.
 
     Raises ValueError if k is above M (before anything is allocated), if a query has fewer than k candidates, or if
     `quantized` or `clusters` belongs to other weights, another number of references or another device, or is damaged.
     Each tensor's dtype, shape and contiguity and the range of row and column numbers are checked; codes, error bounds
-    and radii are not. Other errors as
-    in `fused_dissim_score`. On CUDA, two checks wait for the device: the count of candidates if a filter is given,
-    and the weights and dim_order of `quantized`. Both are skipped while a CUDA graph is captured; places without a
-    candidate then have index -1.
+    and radii are not. Other errors as in `fused_dissim_score`. On CUDA, two checks wait for the device: the count of
+    candidates if a filter is given, and the values of `quantized` or `clusters`. Both are skipped while a CUDA graph
+    is captured; places without a candidate then have index -1.
 
     >>> import torch
     >>> from dissim_kernels import quantize_references

@@ -47,7 +47,7 @@ def warn_of_plain_search(argument: str, reason: str) -> None:
 
 
 def search_function(search: Callable, argument: str) -> type[torch.autograd.Function]:
-    """A Function over a search with `argument`. It raises for vmap and for derivatives, which torch would treat as 0."""
+    """A Function over a search with `argument`: it raises for vmap and derivatives, which torch would treat as 0."""
 
     class Search(torch.autograd.Function):
         forward = staticmethod(search)

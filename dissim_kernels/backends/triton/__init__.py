@@ -10,10 +10,13 @@ be captured in a CUDA graph.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ...contract import Problem
 from ..capability import capability, describe
+from ..clusters import Scorer, make_clusters
 from ..quantize import quantize_references  # noqa: F401
 from ..reference import NO_SEARCH
 
@@ -62,3 +65,5 @@ except ImportError as error:
     )
     hinge = hinge_backward = listed_scores = logsumexp = logsumexp_backward = _raise_not_loaded
     rank = score = score_backward = topk = _raise_not_loaded
+
+cluster_references = partial(make_clusters, Scorer(score, topk))
