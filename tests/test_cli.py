@@ -17,6 +17,7 @@ from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
 from dissim_retrieval.embedding_file import read_embeddings
 from dissim_retrieval.fit import fit_head
+from dissim_retrieval.index import prepared_files
 from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.speed import compare_speed
 
@@ -139,7 +140,7 @@ def test_fit_tells_whether_it_beats_the_baselines(capsys):
     assert run("fit", "rows.npy") == 1 and "labels: expected a file" in last_error(capsys)
 
 
-def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys):
+def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys, monkeypatch):
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(10).repeat_interleave(3)
     rows = (torch.randn(10, 12, generator=draw)[labels] + 0.3 * torch.randn(30, 12, generator=draw)).numpy()
@@ -163,6 +164,11 @@ def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys):
         assert "aaaaaaaaaaaa" in capsys.readouterr().out, "the provenance of the embeddings is kept"
     assert run("search", "g.dissim", "photos") == 1 and "one without a network" in last_error(capsys)
     assert run("index", "head.safetensors", "photos", "h") == 1 and "of embeddings with" in last_error(capsys)
+    monkeypatch.setattr(prepared_files, "FILE_MIN_ROWS", 10)
+    assert run("index", "head.safetensors", "features.npz", "g.dissim", "--overwrite", "--quantized") == 0
+    assert len(list(Path("g.dissim", "codes").iterdir())) == 1
+    assert run("index", "head.safetensors", "features.npz", "h", "--quantized", "--clustered") == 1
+    assert "got both" in last_error(capsys) and not Path("h").exists()
     np.save("narrow.npy", rows[:, :5])
     assert run("search", "g.dissim", "narrow.npy") == 1 and "expected [N, 12]" in last_error(capsys)
     np.savez("others.npz", embeddings=rows, provenance=np.array(json.dumps({"model": "b" * 64})))

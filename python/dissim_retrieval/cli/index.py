@@ -32,6 +32,8 @@ def index(
     /,
     append: bool = False,
     overwrite: bool = False,
+    quantized: bool = False,
+    clustered: bool = False,
     skip_damaged: SkipDamaged = False,
     device: Device = None,
 ) -> Output:
@@ -43,9 +45,13 @@ def index(
     Args:
         append: Add to an existing gallery of RUN. Photos that it has are not embedded again.
         overwrite: Replace an existing gallery.
+        quantized: Also store 8-bit codes of the rows, for faster searches by `dissim serve --quantized`.
+        clustered: Also store clusters of the rows, for `dissim serve --clustered`.
     """
     if append and overwrite:
         raise ValueError("append: expected --append or --overwrite, got both.")
+    if quantized and clustered:
+        raise ValueError("quantized: expected --quantized or --clustered, got both.")
     if gallery.exists() and not append and not overwrite:
         raise FileExistsError(f"{gallery} exists. --append adds to it, --overwrite replaces it.")
     model = ProjectedHead.load(run) if run.is_file() else load_trained(run)
@@ -77,6 +83,8 @@ def index(
         )
     if not existing:
         replace_gallery(built, gallery)
+    if quantized or clustered:
+        DissimilarityIndex.open(gallery, quantized=quantized, clustered=clustered).optimize()
     added = len(built) - before
     text = f"{gallery}: {len(built)} rows" + (f", {added} of them new" if existing else "")
     return Output(text, {"gallery": str(gallery), "rows": len(built), "added": added})

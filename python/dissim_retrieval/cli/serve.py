@@ -19,6 +19,7 @@ def serve(
     port: int = 8000,
     token: Annotated[str | None, arg(metavar="TOKEN")] = None,
     quantized: bool = False,
+    clustered: bool = False,
     max_upload: int = 20,
     device: Device = None,
 ) -> Output:
@@ -30,7 +31,8 @@ def serve(
         token: What requests to the API must carry, at least 16 characters. Without one, only this machine may search,
             and nobody may add or remove rows. Default: DISSIM_TOKEN of the environment, which other users of the
             machine cannot read.
-        quantized: Scan 8-bit codes first. The results are the same.
+        quantized: Scan 8-bit codes first. The results are the same. `dissim index --quantized` stores the codes.
+        clustered: Search in clusters first. The results are the same. `dissim index --clustered` stores the clusters.
         max_upload: The largest request, in MiB.
     """
     missing = [package for package in ("fastapi", "uvicorn", "python_multipart") if find_spec(package) is None]
@@ -45,7 +47,8 @@ def serve(
     listening, url = listen(host, port, token=token)
     with listening:
         app = create_app(
-            gallery, token=token, device=pick_device(device), quantized=quantized, max_upload=max_upload << 20
-        )
+            gallery, token=token, device=pick_device(device), quantized=quantized, clustered=clustered,
+            max_upload=max_upload << 20,
+        )  # fmt: skip
         run(app, listening, lambda: print(f"{gallery}: {url}", flush=True))
     return Output("", {"gallery": str(gallery), "url": url})

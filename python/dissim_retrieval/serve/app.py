@@ -45,6 +45,7 @@ def create_app(
     token: str | None = None,
     device: str | torch.device = "cpu",
     quantized: bool = False,
+    clustered: bool = False,
     max_upload: int = MAX_UPLOAD,
     max_batch: int = 64,
 ) -> FastAPI:
@@ -53,7 +54,7 @@ def create_app(
     Args:
         token: at least 16 characters. Every request to the API must carry it. Without one, the service answers only
             requests that name this machine as their host, and does not write.
-        device, quantized: as of `DissimilarityIndex.open`.
+        device, quantized, clustered: as of `DissimilarityIndex.open`.
         max_upload: the largest body of a request, in bytes.
         max_batch: how many queries, of all clients together, share a scan of the gallery.
 
@@ -63,7 +64,7 @@ def create_app(
     for name, value in (("max_upload", max_upload), ("max_batch", max_batch)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}.")
-    gallery = ServedGallery(path, device=device, quantized=quantized, max_batch=max_batch)
+    gallery = ServedGallery(path, device=device, quantized=quantized, clustered=clustered, max_batch=max_batch)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -60,10 +60,16 @@ class ServedGallery:
     """
 
     def __init__(
-        self, path: str | Path, *, device: str | torch.device = "cpu", quantized: bool = False, max_batch: int = 64
+        self,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        quantized: bool = False,
+        clustered: bool = False,
+        max_batch: int = 64,
     ) -> None:
         self.path = Path(path)
-        self.index = DissimilarityIndex.open(path, device=device, quantized=quantized)
+        self.index = DissimilarityIndex.open(path, device=device, quantized=quantized, clustered=clustered)
         self.dim = len(self.index.head.weight)
         try:
             self.network, self.image_size = gallery_network(self.index)
