@@ -41,7 +41,7 @@ def make_clusters(scorer: Scorer, reference: Tensor, weight: Tensor, num_cluster
     labels = _nearest(scorer, reference, pivots, weight)
     center = pivots.to(acc).median(0).values if len(pivots) else weight.new_zeros(len(weight))
     radii = _radii(reference, labels, pivots, center, weight)
-    order = radii.argsort(descending=True)
+    order = radii.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]
     offsets = torch.cat([labels.new_zeros(1), labels.bincount(minlength=len(pivots)).cumsum(0)])
     return [pivots, order, offsets, radii[order], center, weight]
