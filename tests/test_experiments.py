@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from dissim_retrieval.data import ImageSet
-from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.evaluation import cosine, retrieval_metrics
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import HingeLoss, NCALoss, SoftMarginLoss
-from dissim_retrieval.metrics import retrieval_metrics
 from dissim_retrieval.whitening import within_class_whitening
 
 from bench.experiments import __main__ as program

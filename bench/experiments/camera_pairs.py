@@ -6,7 +6,7 @@ Rows are [N, D + 1]: the last column is the number of the camera.
 from __future__ import annotations
 
 import torch
-from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.evaluation import cosine
 from dissim_retrieval.head import DissimilarityHead
 from torch import Tensor, nn
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.evaluation import cosine
 from dissim_retrieval.fit import optimize, parameter_groups, start_projection
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import NCALoss

@@ -11,11 +11,12 @@ from typing import Any
 
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.embedding import embed_images
-from dissim_retrieval.evaluate import cosine
+from dissim_retrieval.evaluation import cosine
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.interop import PMLLoss
-from dissim_retrieval.losses import HingeLoss, NCALoss, SoftMarginLoss, TripletLoss
+from dissim_retrieval.losses import HingeLoss, NCALoss, SoftMarginLoss
 from dissim_retrieval.train import TrainConfig, train
+from dissim_retrieval.triplet import TripletLoss
 from pytorch_metric_learning.losses import MultiSimilarityLoss, SupConLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import nn

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.embedding import embed_images, pixels_like
-from dissim_retrieval.metrics import Scorer
+from dissim_retrieval.evaluation.scorers import Scorer
 from dissim_retrieval.models import build_backbone
 from dissim_retrieval.train import TrainConfig
 from dissim_retrieval.train.objective import Objective

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from dissim_retrieval.metrics import Scorer, measure, rank_blocks
+from dissim_retrieval.evaluation.metrics import measure
+from dissim_retrieval.evaluation.ranks import Retrieval
+from dissim_retrieval.evaluation.scorers import Scorer
 from torch import Tensor
 
 from .data import Content, Part
@@ -46,19 +48,18 @@ def measure_part(fitted: Fitted, part: Part) -> Values:
     content: Content = part.content
     rows, labels, cameras = fitted.embed(content), content.labels, content.cameras
     query_cameras, gallery_cameras = cameras[part.queries], cameras[part.gallery]
-    precisions, hits = [], []
-    blocks = rank_blocks(
+    retrieval = Retrieval.of(
         rows[part.queries], rows[part.gallery], fitted.scorer, labels[part.queries], labels[part.gallery],
         query_cameras=query_cameras, reference_cameras=gallery_cameras,
     )  # fmt: skip
-    for block in blocks:
+    precisions, hits = [], []
+    for block in retrieval.scores(block=128):
         if part.other_cameras:
             other = query_cameras[block.rows.start : block.rows.stop, None] != gallery_cameras
             block = replace(block, candidate=block.candidate & other, match=block.match & other)
-        found = measure(block.hit_ranks())
-        matched = found["first"].isfinite()
-        precisions.append(found["mAP_mean"].where(matched, torch.nan))
-        hits.append((found["first"] == 1).double())
+        found = measure(block.ranks())
+        precisions.append(found.average_precision)
+        hits.append((found.first_rank == 1).double())
     precision, hit = torch.cat(precisions), torch.cat(hits)
     matched = precision.isfinite()
     identities, place, count = labels[part.queries][matched].unique(return_inverse=True, return_counts=True)
