@@ -292,7 +292,7 @@ class NinjaBuild(build_ext):
     def build_extensions(self):
         options = [*jobs(), *(["-v"] if self.verbose > 1 else [])]
         outputs = {e.name.split(".")[-1]: Path(self.get_ext_fullpath(e.name)).absolute() for e in self.extensions}
-        folder = Path(self.build_temp).absolute()
+        folder = self.object_folder()
         for path in (folder, *(output.parent for output in outputs.values())):
             path.mkdir(parents=True, exist_ok=True)
         rules = NinjaFile()
@@ -300,6 +300,16 @@ class NinjaBuild(build_ext):
         (folder / "build.ninja").write_text("\n".join([*rules.lines, ""]))
         subprocess.run([find_ninja(), "-C", folder, *options], check=True)
         print(f"CUDA kernels: {cuda_status}.")
+
+    def object_folder(self):
+        """Where the object files are.
+
+        setuptools builds an editable installation in a temporary folder. Here it has the folder of
+        `setup.py build_ext`, so that the next build compiles only what has changed.
+        """
+        if self.editable_mode:
+            return ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+        return Path(self.build_temp).absolute()
 
     def write_rules(self, rules, _native, _numpy):
         """Writes every build step. Returns a message about the CUDA kernels."""
