@@ -1,6 +1,7 @@
 """A gallery of photos, embedded by an untrained network, and a process that serves it."""
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -56,7 +57,13 @@ def served(gallery, *options):
     command = [sys.executable, "-m", "dissim_retrieval.cli", "serve", str(gallery), "--port", "0", *options]
     places = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": places}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "PYTHONPATH": places},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Processes that a shell runs in the background ignore SIGINT, and so would this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         line = process.stdout.readline()
