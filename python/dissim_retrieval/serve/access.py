@@ -1,6 +1,6 @@
 """Who may use the service.
 
-Without a token, programs on this machine may search, and nobody may write. With one, whoever sends it may search and
+Without a token, programs on this machine may search, and nobody may write. With one, anyone who sends it may search and
 write, from anywhere.
 """
 
