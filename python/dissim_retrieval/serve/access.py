@@ -1,7 +1,7 @@
 """Who may use the service.
 
-Without a token, programs on this machine may search, and nobody may write. With one, anyone who sends it may search and
-write, from anywhere.
+Without a token, programs on this machine may search, and nobody may write. With one, anyone who sends it may search
+and write, from anywhere.
 """
 
 from __future__ import annotations
