@@ -108,6 +108,17 @@ def test_refresh_reads_only_what_is_new(path, rows, monkeypatch):
     assert len(read) == 1 and len(reader) == 61
 
 
+def test_a_search_that_began_before_a_compaction_still_filters_its_own_version(tmp_path, head, rows):
+    index = DissimilarityIndex.create(tmp_path / "index", head)
+    for row in rows[:3]:
+        index.add(row[None])
+    before = index._snapshot  # what a search in another thread has
+    index.optimize()
+    assert before.handle.version == before.version < index.version
+    found = index._store.select(before, "id > 0", [])
+    assert before.positions(found.column("_sequence").to_numpy()).tolist() == [1, 2]
+
+
 def test_refresh_writes_nothing(path, rows):
     reader, writer = DissimilarityIndex.open(path), DissimilarityIndex.open(path)
     for number in range(17):

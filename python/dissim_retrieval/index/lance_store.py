@@ -246,7 +246,7 @@ class LanceStore:
         """The newest version; merges small fragments first if there are many. A write starts with it."""
         snapshot = self.latest(snapshot)
         for target in compaction_target([segment.num_live for segment in snapshot.segments]):
-            if self._compact(snapshot.handle, target, threshold=0.1):
+            if self._compact(snapshot, target, threshold=0.1):
                 return self._complete(self.latest(snapshot))
         return snapshot
 
@@ -335,10 +335,12 @@ class LanceStore:
         """Merge the fragments with fewer rows than `target`, and drop deleted rows and old versions."""
         if snapshot.handle is None:
             return snapshot
-        self._compact(snapshot.handle, target, threshold=0.0)
+        self._compact(snapshot, target, threshold=0.0)
         return self._complete(self.latest(snapshot))
 
-    def _compact(self, dataset: LanceDataset, target: int, threshold: float) -> bool:
+    def _compact(self, snapshot: Snapshot, target: int, threshold: float) -> bool:
+        # An object of its own, because Lance moves it to the new version. Searches still read that of the snapshot.
+        dataset = lance.dataset(self._uri, version=snapshot.version)
         plan = Compaction.plan(
             dataset, {"target_rows_per_fragment": target, "materialize_deletions_threshold": threshold}
         )
