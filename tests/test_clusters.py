@@ -342,3 +342,15 @@ def test_compile_and_opcheck():
     *tensors, rows = made
     arguments = (*inputs[:3], inputs.bias[None], 2, True, None, None, None, "all", tensors, rows, "cpu")
     torch.library.opcheck(torch.ops.dissim.clustered_topk.default, arguments)
+
+
+@dtypes
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_references_search_among_themselves(offset, dtype):
+    """Each row is a query that excludes itself; row 5 equals row 7."""
+    inputs = clustered(queries=0)
+    rows = inputs.reference.add(offset).to(dtype)
+    rows[5] = rows[7]
+    among_rows = inputs._replace(query=rows, reference=rows, weight=inputs.weight.to(dtype))
+    found = check(among_rows, 8, exclude_index=torch.arange(len(rows)))
+    assert found.rescored.double().mean() < len(rows) / 4
