@@ -98,8 +98,11 @@ print("end", sum(len(batch) for batch in batches))
 """
 
 
-def run(tmp_path, photos, before="", after=""):
-    """(exit code, output, errors, processes still alive a moment later) of the script, in a session of its own."""
+def run(tmp_path, photos, before="", after="", path=""):
+    """(exit code, output, errors, processes still alive a moment later) of the script, in a session of its own.
+
+    `path` is searched for modules first.
+    """
     file = tmp_path / "script.py"
     file.write_text(SCRIPT.format(before=before, after=after))
     process = subprocess.Popen(
@@ -107,6 +110,7 @@ def run(tmp_path, photos, before="", after=""):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(path), *sys.path])},
         start_new_session=True,  # numbered like the process
     )
     process.wait(timeout=120)
@@ -141,6 +145,24 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path, photos):
 def test_no_process_remains_after_an_error(tmp_path, photos):
     code, _, err, alive = run(tmp_path, photos, after="raise RuntimeError('mine')")
     assert code == 1 and not alive
+    assert err.splitlines()[-1] == "RuntimeError: mine" and err.count("Traceback") == 1
+
+
+# Python imports this at its start: the second process that starts needs 20 seconds.
+SLOW_START = """
+import os, sys, time
+if "--multiprocessing-fork" in sys.orig_argv:
+    try:
+        os.close(os.open(__file__ + ".first", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        time.sleep(20)
+"""
+
+
+def test_the_error_of_the_script_is_the_only_one_while_processes_start(tmp_path, photos):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START)
+    code, out, err, alive = run(tmp_path, photos, after="raise RuntimeError('mine')", path=tmp_path)
+    assert code == 1 and "pixels" in out and not alive
     assert err.splitlines()[-1] == "RuntimeError: mine" and err.count("Traceback") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -52,13 +53,16 @@ def map_rows(function: Callable[[list[int]], T], plan: Sequence[Tensor], workers
         pin_memory=torch.cuda.is_available(),
     )
     results = iter(loader)
+    end: Callable[[], None] = results._shutdown_workers  # type: ignore[attr-defined]
+    atexit.register(end)  # before Python's own exit kills processes that still start, which torch reports as an error
     try:
         for result in results:
             if isinstance(result, Exception):
                 raise result
             yield result
     finally:  # not by `results.__del__`, since a traceback keeps it alive
-        results._shutdown_workers()  # type: ignore[attr-defined]
+        atexit.unregister(end)
+        end()
 
 
 class _Rows(Dataset):
