@@ -25,6 +25,7 @@ from bench.experiments import (
     runner,
     score_matrix,
     similar_identities,
+    summary,
     tables,
 )
 from bench.experiments.bootstrap import paired_difference
@@ -39,6 +40,7 @@ AMOUNTS = Amounts(trials=3, splits=2, seeds=2, queries=40)
 OURS = "projection, w"
 METHODS = {name: frozen.METHODS[name] for name in ("cosine", "PCA, whitened", "projection, L1", OURS)}
 RESULTS = Path(program.RESULTS)
+ROOT = Path(__file__).parents[1]
 
 
 def synthetic(identities=40, cameras=2, dim=12, names=("a", "b")):
@@ -439,10 +441,24 @@ def test_table_is_that_of_the_records(tiny, tmp_path):
 
 
 def test_committed_tables_are_those_of_the_committed_results():
-    for folder in filter(Path.is_dir, RESULTS.glob("*")):
+    every = []
+    for folder in sorted(filter(Path.is_dir, RESULTS.glob("*"))):
         groups = [records.read(path) for path in sorted(folder.glob("*.jsonl"))]
         assert folder.with_suffix(".md").read_text() == tables.to_markdown(folder.name, groups)
         assert folder.with_suffix(".png").exists()
+        every += groups
+    table = (RESULTS / "summary.md").read_text()
+    assert table == summary.to_markdown(every)
+    assert f"\n\n{table}\n" in (ROOT / "README.md").read_text(), "copy bench/results/experiments/summary.md"
+
+
+def test_summary_compares_the_choices_of_validation(tiny, tmp_path):
+    assert tiny() == 0
+    comparison = compare(results(tmp_path / "out"))
+    [row] = (tmp_path / "out" / "summary.md").read_text().splitlines()[2:]
+    gain = comparison.best_of_ours.precision_gain
+    assert f"{comparison.best_of_ours.method}: {100 * comparison.best_of_ours.precision:.1f} / " in row
+    assert f"{comparison.reference}: " in row and f"{100 * gain.mean:+.1f} [" in row and gain.verdict in row
 
 
 def test_groups_have_files_of_their_own():

@@ -1,4 +1,4 @@
-"""`python -m bench.experiments NAME`: compare methods, or continue; write results, table and picture.
+"""`python -m bench.experiments NAME`: compare methods, or continue; write results, tables and picture.
 
 NAME: frozen, cameras, joint, factors, protocols, or report, which only writes tables and pictures of what exists.
 Exit code: 0, also if the budget ends the program before everything is done (the same command continues); 1 for an
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .. import files
-from . import plots, records, tables
+from . import plots, records, summary, tables
 from .data import Parts, load_content
 from .plan import EXPERIMENTS, QUICK, Amounts, Group
 from .records import Records
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         if options.name == "report":
-            return _report(sorted(path for path in options.output.glob("*") if path.is_dir()))
+            return _report(options.output)
         return _run(options)
     except KeyboardInterrupt:
         say("interrupted; the same command continues")
@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
         say(session.estimate())
         say(f"budget of this call: {options.hours:g} core-hours")
         done = session.run(options.hours)
-    _report([options.output / options.name])
+    _report(options.output)
     say("done" if done else f"stopped at the budget of {options.hours:g} core-hours; the same command continues")
     return 0
 
@@ -138,16 +138,20 @@ def _list(groups: list[Group], amounts: Amounts, output: Path) -> int:
     return 0
 
 
-def _report(folders: list[Path]) -> int:
-    """Write the table and the picture of each experiment's folder from its JSON lines."""
-    for folder in folders:
+def _report(output: Path) -> int:
+    """Write the table and the picture of each experiment, and the table of all, from the JSON lines."""
+    contents: dict[Path, str | bytes | None] = {}
+    every: list[Records] = []
+    for folder in sorted(path for path in output.glob("*") if path.is_dir()):
         groups = [records.read(path) for path in sorted(folder.glob("*.jsonl"))]
-        contents = {".md": tables.to_markdown(folder.name, groups), ".png": plots.draw(folder.name, groups)}
-        for suffix, content in contents.items():
-            if content is not None:
-                path = folder.with_suffix(suffix)
-                files.replace(path, content)
-                say(f"wrote {os.path.relpath(path)}")
+        contents[folder.with_suffix(".md")] = tables.to_markdown(folder.name, groups)
+        contents[folder.with_suffix(".png")] = plots.draw(folder.name, groups)
+        every += groups
+    contents[output / "summary.md"] = summary.to_markdown(every)
+    for path, content in contents.items():
+        if content is not None:
+            files.replace(path, content)
+            say(f"wrote {os.path.relpath(path)}")
     return 0
 
 
