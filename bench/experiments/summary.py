@@ -27,10 +27,9 @@ def _row(records: Records) -> list[str] | None:
         return None
     ours, [other] = found.best_of_ours, [row for row in found.rows if row.method == found.reference]
     images = plan["data"] if plan["protocol"] == "unseen identities" else f"{plan['data']}, {plan['protocol']}"
-    return [
-        images, f"{plan['backbone']}, {KINDS[plan['methods']]}", _values(ours), _values(other), _difference(ours.precision_gain),
-        _difference(ours.recall_gain), str(found.runs),
-    ]  # fmt: skip
+    backbone = f"{plan['backbone']}, {KINDS[plan['methods']]}"
+    gains = _difference(ours.precision_gain), _difference(ours.recall_gain)
+    return [images, backbone, _values(ours), _values(other), *gains, str(found.runs)]
 
 
 def _values(row: Row) -> str:
