@@ -2,7 +2,8 @@
 
 Weights of one sign, so that the search is one by L1 distance (E11) and FAISS gets rows times |w|. All searches take
 turns. Ours are checked against float64 first; HNSW searches with the smallest efSearch that reaches the recall.
-Writes bench/results/clustered_search.{json,md}. Exit code 1 if our result is wrong.
+Then it measures what a search of clusters costs on random rows, where the bounds exclude nothing. Writes
+bench/results/clustered_search.{json,md}. Exit code 1 if our result is wrong.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ NEIGHBORS, EF_CONSTRUCTION = 32, 80
 EF_SEARCH = [round(10 * 1.25**i) for i in range(30)]
 ROUNDS, MIN_ROUND_S = 5, 0.5
 NOISE, DIMENSIONS = 0.5, 24
+#: Of the measurement on random rows.
+RANDOM_QUERIES, RANDOM_ROUNDS, MIN_RANDOM_ROUND_S = (1, 256), 30, 0.1
 
 HEAD = """# Exact search of clusters against HNSW
 
@@ -49,6 +52,15 @@ scored**: the mean for a query, pivots not included. **recall**: of the k refere
 exact: the searches with codes and with clusters return the bits of the plain one, which was checked against float64
 before anything was timed. HNSW is FAISS IndexHNSWFlat with L1, M = {neighbors}, efConstruction = {ef_construction},
 and the smallest efSearch with a recall of {recall} here.
+"""
+OVERHEADS = """
+## Random rows
+
+Normally distributed rows have no clusters, so the bounds exclude nothing and every row is scored. Milliseconds of a
+call, median of {rounds} rounds, and the median of the rounds' ratios.
+
+| queries | rows | top-k | top-k, clusters | ratio |
+|---|---|---|---|---|
 """
 
 
@@ -66,6 +78,11 @@ def low_dimensional(options: argparse.Namespace, count: int, generator: torch.Ge
     return points @ basis + 0.1 * torch.randn(count, options.dim, generator=generator)
 
 
+def without_clusters(options: argparse.Namespace, count: int, generator: torch.Generator) -> Tensor:
+    """Normally distributed rows."""
+    return torch.randn(count, options.dim, generator=generator)
+
+
 def main() -> int:
     options = _options()
     facts = machine.describe() | {"command": shlex.join(["python", "-m", "bench.clustered_search", *sys.argv[1:]])}
@@ -74,24 +91,49 @@ def main() -> int:
         f"{options.classes:,} clusters of standard deviation {NOISE}": clusters_of_rows,
         f"{DIMENSIONS} intrinsic dimensions and noise": low_dimensional,
     }
-    tables = {}
+    tables, overheads = {}, []
     for title, draw in titles.items():
         print(title, flush=True)
-        tables[title] = _measure(_problem(options, draw), options.threads)
+        tables[title] = _measure(_problem(options, draw, options.queries, options.rows), options.threads)
         facts["load_after"] = machine.load()
-        _write(options, facts, tables)  # after each: a stopped run keeps its results
+        _write(options, facts, tables, overheads)  # after each: a stopped run keeps its results
+    for count in options.random_rows:
+        overheads += _overheads(options, count)
+        facts["load_after"] = machine.load()
+        _write(options, facts, tables, overheads)
     wrong = [title for title, table in tables.items() if not table["correct"]]
+    wrong += [f"{row['queries']} x {row['rows']} random rows" for row in overheads if not row["correct"]]
     if wrong:
         print("FAILED the correctness check: " + "; ".join(wrong))
     return 1 if wrong else 0
 
 
-def _problem(options: argparse.Namespace, draw: Callable[..., Tensor]) -> Problem:
+def _problem(options: argparse.Namespace, draw: Callable[..., Tensor], queries: int, rows: int) -> Problem:
     generator = torch.Generator().manual_seed(0)
-    reference, query = (draw(options, count, generator) for count in (options.rows, options.queries))
+    reference, query = (draw(options, count, generator) for count in (rows, queries))
     weight = -0.5 - torch.rand(options.dim, generator=generator)
-    case = Case("", "topk", options.queries, options.rows, options.dim, k=options.k)
+    case = Case("", "topk", queries, rows, options.dim, k=options.k)
     return Problem(case, query, reference, weight, 0.0)
+
+
+def _overheads(options: argparse.Namespace, count: int) -> list[dict]:
+    """How much longer than the plain search that of clusters takes on so many random rows."""
+    problem = _problem(options, without_clusters, max(RANDOM_QUERIES), count)
+    clusters, table = cluster_references(problem.reference, problem.weight), []
+    for queries in RANDOM_QUERIES:
+        arguments = problem.query[:queries], problem.reference, problem.weight
+
+        def search(arguments=arguments, **options):
+            return fused_dissim_topk(*arguments, k=problem.case.k, **options)
+
+        calls = {"plain": search, "clusters": lambda search=search: search(clusters=clusters)}
+        same = all(map(torch.equal, calls["plain"](), calls["clusters"]()))
+        seconds = interleave(calls, RANDOM_ROUNDS, MIN_RANDOM_ROUND_S)
+        plain, clustered = map(torch.tensor, seconds.values())
+        ratio = (clustered / plain).median().item()
+        table.append({"queries": queries, "rows": count, "correct": same, "ratio": ratio, "seconds": seconds})
+        print(f"{queries} x {count} random rows: {ratio:.3g} times the plain search", flush=True)
+    return table
 
 
 def _measure(problem: Problem, threads: int) -> dict:
@@ -145,7 +187,7 @@ def _hnsw(problem: Problem, exact: Tensor, threads: int) -> tuple[dict, Callable
     return row, lambda: index.search(query, problem.case.k)
 
 
-def _write(options: argparse.Namespace, facts: dict, tables: dict) -> None:
+def _write(options: argparse.Namespace, facts: dict, tables: dict, overheads: list[dict]) -> None:
     text = HEAD.format(
         **(facts | vars(options)), environment=machine.environment_summary(facts), rounds=ROUNDS, recall=RECALL,
         neighbors=NEIGHBORS, ef_construction=EF_CONSTRUCTION,
@@ -160,8 +202,14 @@ def _write(options: argparse.Namespace, facts: dict, tables: dict) -> None:
             label = names.get(name) or f"FAISS HNSW, efSearch {row['efSearch']}"
             text += f"| {label} | {row['build_s']:.3g} | {row['ms_per_query']:.3g} | {row['scored']:,.0f} |"
             text += f" {row['recall']:.3g} |\n"
+    if overheads:
+        text += OVERHEADS.format(rounds=RANDOM_ROUNDS)
+    for row in overheads:
+        plain, clustered = (1000 * torch.tensor(seconds).median().item() for seconds in row["seconds"].values())
+        text += f"| {row['queries']} | {row['rows']:,} | {plain:.3g} | {clustered:.3g} | {row['ratio']:.3f} |\n"
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"facts": facts, "options": {**vars(options), "output": str(options.output)}, "tables": tables}
+    content["random_rows"] = overheads
     files.replace(options.output / "clustered_search.json", json.dumps(content, indent=1) + "\n")
     files.replace(options.output / "clustered_search.md", text)
     print(f"wrote {os.path.relpath(options.output / 'clustered_search.md')}", flush=True)
@@ -171,6 +219,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.clustered_search", description=__doc__)
     for name, value in {"rows": 1_000_000, "queries": 256, "dim": 256, "k": 10, "classes": 2000}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    sizes = [100_000, 200_000, 1_000_000]
+    parser.add_argument("--random-rows", type=int, nargs="*", default=sizes, help="numbers of random rows")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of FAISS")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results", help="folder of the results")
     return parser.parse_args()

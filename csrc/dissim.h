@@ -140,7 +140,8 @@ struct ClusteredTopK {
   const int64_t* offsets;  // [pivots.rows + 1], ascending from 0 to reference.rows: the begin of each in `order`
   const int64_t* order;  // [reference.rows], the references of each cluster
   const double* radii;  // [reference.rows], in that order; descending in each cluster; infinite: without a bound
-  const double* slack;  // [query.rows], the share of a query in the rounding errors; infinite: without a bound
+  const void* center;  // acc [dim], a point near all pivots, for the slack
+  double* slack;  // out: [query.rows], the share of a query in the rounding errors; infinite: without a bound
   int64_t* scored;  // out: [query.rows], how many references were scored. scored[0] is -1 if `order` holds a number
                     // that is no reference; then the result is undefined
 };

@@ -344,8 +344,8 @@ inline dissim::QuantizedTopK make_quantized_topk(Tensor query, Tensor reference,
 inline dissim::ClusteredTopK make_clustered_topk(Tensor query, Tensor reference, Tensor weight, Optional bias,
                                                  int64_t k, bool largest, Optional exclude_index, Optional query_labels,
                                                  Optional reference_labels, bool among_same, Tensor pivots,
-                                                 Tensor order, Tensor offsets, Tensor radii, Tensor slack,
-                                                 Tensor scores, Tensor indices, Tensor scored) {
+                                                 Tensor order, Tensor offsets, Tensor radii, Tensor center,
+                                                 Tensor scores, Tensor indices, Tensor slack, Tensor scored) {
   Arguments given(query);
   const dissim::TopK topk = check_topk(given, query, reference, weight, bias, k, largest, exclude_index, query_labels,
                                        reference_labels, among_same, scores, indices);
@@ -356,7 +356,8 @@ inline dissim::ClusteredTopK make_clustered_topk(Tensor query, Tensor reference,
           check_offsets(given, offsets, all_pivots.rows, rows),
           given.input<int64_t>("order", order, {rows}),
           given.input<double>("radii", radii, {rows}),
-          given.input<double>("slack", slack, {topk.query.rows}),
+          given.input("center", center, given.acc(), {topk.dim}),
+          given.output<double>("slack", slack, {topk.query.rows}),
           given.output<int64_t>("scored", scored, {topk.query.rows})};
 }
 
@@ -406,7 +407,8 @@ inline void define_operators(torch::stable::detail::StableLibrary& library) {
   library.def(
       "clustered_topk(Tensor query, Tensor reference, Tensor weight, Tensor? bias, int k, bool largest, Tensor? "
       "exclude_index, Tensor? query_labels, Tensor? reference_labels, bool among_same, Tensor pivots, Tensor order, "
-      "Tensor offsets, Tensor radii, Tensor slack, Tensor(a!) scores, Tensor(b!) indices, Tensor(c!) scored) -> ()");
+      "Tensor offsets, Tensor radii, Tensor center, Tensor(a!) scores, Tensor(b!) indices, Tensor(c!) slack, "
+      "Tensor(d!) scored) -> ()");
 }
 
 // The function of an operator: `make` checks the tensors and returns the struct of dissim.h, which `Run` runs on the

@@ -146,14 +146,14 @@ class SizeCheck {
     const bool largest = n % 2 == 0;
     const Rows pivots{reference.data() + (m - 1) * d, m, m * d, -d, 1};
     std::vector<int64_t> offsets(m + 1), order(m), indices, found_indices, scored(n);
-    std::vector<double> radii(m, 1e-3), slack(n, 1e-3);
+    std::vector<double> radii(m, 1e-3), slack(n);
     for (int64_t i = 0; i <= m; ++i) offsets[i] = i;
     for (int64_t i = 0; i < m; ++i) order[i] = m - 1 - i;
     for (int64_t i = 0; i < m; i += 3) radii[i] = HUGE_VAL;
     std::vector<A> best, found;
     DISSIM_ISA::topk(topk_problem(1, largest, best, indices), parallel);
     DISSIM_ISA::clustered_topk({topk_problem(1, largest, found, found_indices), pivots, offsets.data(), order.data(),
-                                radii.data(), slack.data(), scored.data()},
+                                radii.data(), weight.data(), slack.data(), scored.data()},
                                parallel);
     bool right = found == best && found_indices == indices;
     for (int64_t count : scored) right &= 1 <= count && count <= m;
@@ -161,7 +161,7 @@ class SizeCheck {
     if (m < 128) return;  // such a search is the plain one
     order[0] = m;
     DISSIM_ISA::clustered_topk({topk_problem(1, largest, found, found_indices), pivots, offsets.data(), order.data(),
-                                radii.data(), slack.data(), scored.data()},
+                                radii.data(), weight.data(), slack.data(), scored.data()},
                                parallel);
     report(scored[0] == -1, "clustered_topk with an invalid order");
 #endif

@@ -235,10 +235,15 @@ def test_clustered_search_measures_what_it_checked(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     monkeypatch.setattr(clustered_search, "ROUNDS", 1)
     monkeypatch.setattr(clustered_search, "MIN_ROUND_S", 0.001)
+    monkeypatch.setattr(clustered_search, "MIN_RANDOM_ROUND_S", 0.001)
     sizes = ["--rows", "3000", "--queries", "20", "--dim", "40", "--k", "5", "--classes", "10"]
+    sizes += ["--random-rows", "2000"]
     monkeypatch.setattr(sys, "argv", ["clustered_search", *sizes, "--output", str(tmp_path)])
     assert clustered_search.main() == 0
-    tables = list(json.loads((tmp_path / "clustered_search.json").read_text())["tables"].values())
+    results = json.loads((tmp_path / "clustered_search.json").read_text())
+    assert [(row["queries"], row["rows"]) for row in results["random_rows"]] == [(1, 2000), (256, 2000)]
+    assert all(row["correct"] and row["ratio"] > 0 for row in results["random_rows"])
+    tables = list(results["tables"].values())
     assert all(table["correct"] and table["rows"]["HNSW"]["recall"] >= clustered_search.RECALL for table in tables)
     clusters, low_dimensional = (table["rows"]["clusters"]["scored"] for table in tables)
     assert clusters < 1000 and low_dimensional == 3000

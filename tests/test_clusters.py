@@ -13,7 +13,7 @@ from dissim_kernels import (
     quantize_references,
     testing,
 )
-from dissim_kernels.backends import clusters as backend
+from dissim_kernels.backends import native
 from dissim_kernels.contract import ACCUMULATE
 
 dtypes = pytest.mark.parametrize("dtype", ACCUMULATE, ids=str)
@@ -162,6 +162,18 @@ def kernel_scores(inputs):
     return torch.empty_like(found.scores).scatter_(1, found.indices, found.scores).double()
 
 
+def query_slack(inputs, made):
+    """The slack of each query, which the kernel computes."""
+    query, reference, _, bias = inputs
+    results = made.weight.new_empty(len(query), 1), labels(len(query))[:, None]
+    slack, scored = torch.empty(len(query), dtype=torch.float64), labels(len(query))
+    native.operators.clustered_topk(
+        query[None], reference[None], made.weight, torch.tensor([bias], dtype=made.weight.dtype), 1, True, None, None,
+        None, False, made.pivots[None], *made[1:5], *results, slack, scored,
+    )  # fmt: skip
+    return slack
+
+
 def bound_terms(inputs):
     """The clusters, the cluster and radius of each row, the slack of each query, and the difference of each row's
     score from its pivot's, as the kernels round them."""
@@ -169,8 +181,7 @@ def bound_terms(inputs):
     cluster, radii = (torch.empty(made.rows, dtype=x.dtype) for x in (made.order, made.radii))
     cluster[made.order] = torch.repeat_interleave(torch.arange(len(made.pivots)), made.offsets.diff())
     radii[made.order] = made.radii
-    bias = torch.tensor([inputs.bias], dtype=made.weight.dtype)
-    slack = backend.query_slack(inputs.query, bias, made.center, made.weight)
+    slack = query_slack(inputs, made)
     gap = kernel_scores(inputs) - kernel_scores(inputs._replace(reference=made.pivots))[:, cluster]
     return made, cluster, radii, slack, gap.abs()
 

@@ -5,15 +5,17 @@
 // For a batch of queries:
 //
 //   score all pivots                                                                          score_pivots
-//   for each query: score references of the clusters with the best pivots, best first,        search_nearest
-//     until there are k
-//   if most references may still be among the k best: plain top-k                             scan_all
+//   for each query of a sample: score references of the clusters with the best pivots, best   search_nearest
+//     first, until there are k
+//   if most references may still be among the k best of these: plain top-k                    scan_all
 //   for each query: more of these clusters                                                    search_nearest
 //   for each chunk of a cluster: gather the queries with references there that may be         search_chunk
 //     among their k best; score these references for all of them
 //
 // In a cluster the radii descend. So the references that may be among the k best of a query are the first ones. What is
 // scored depends on thresholds from before the last step, so the numbers of scored references do not depend on timing.
+#include <limits>
+
 #include "kernels.h"
 #include "topk_scan.h"
 
@@ -26,6 +28,8 @@ constexpr int64_t kNearest = 8;  // pivots whose clusters are searched first
 // A query alone takes about 30 times as long for a reference as one of many. So it may score this part of the
 // references alone, which costs at most a fourth of a plain top-k. Few queries need so many to find k.
 constexpr int64_t kNearestShare = 128;
+// Queries that tell whether the bounds exclude enough. If they do not, what these scored was in vain.
+constexpr int64_t kSampleQueries = 16;
 constexpr int64_t kPlainShare = 2;  // plain top-k if more than 1 / kPlainShare of the references remain
 template <class A>
 constexpr int64_t kChunk = kMaxChunkColumns<A> / 2;  // references of a cluster that are scored together
@@ -50,6 +54,7 @@ class ClusterSearch {
       end = min(begin + batch, queries);
       plain ? scan_all(p, begin, end, parallel) : ClusterSearch(p, begin, end - begin).search(parallel);
     }
+    for (int64_t n = 0; plain && n < queries; ++n) p.slack[n] = kInfinity;
   }
 
  private:
@@ -83,7 +88,7 @@ class ClusterSearch {
     for (int64_t i = 0; i < queries_; ++i) {
       best_[i] = {best_rows_ + i * p_.topk.k, p_.topk.k, 0};
       next_nearest_[i] = 0;
-      needed_[i] = -__builtin_inf();
+      needed_[i] = -kInfinity;
       locks_[i] = false;
       p_.scored[first_query_ + i] = 0;
     }
@@ -97,15 +102,17 @@ class ClusterSearch {
     const AllPairs<E> pairs = listed_pairs(nullptr, nullptr);
     const Blocking blocking = Scanner<E>::blocking(pairs, kPartition, parallel.threads);
     const int64_t bytes = Scanner<E>::bytes(pairs, kPartition, blocking) + scratch_bytes<int64_t>(queries_);
-    const auto search_nearest_of_all = [&](bool until_full) {
-      for_each_with(bytes, pairs.memory_budget, parallel, queries_,
-                    [&](int64_t i, Arena arena) { search_nearest(i, until_full, arena, blocking); });
-    };
-    search_nearest_of_all(true);
-    if (kPlainShare * remaining(parallel) > queries_ * p_.topk.reference.rows) {
+    const int64_t step = ceil_div(queries_, kSampleQueries), samples = ceil_div(queries_, step);
+    int64_t remaining = 0;
+    for_each_with(bytes, pairs.memory_budget, parallel, samples, [&](int64_t sample, Arena arena) {
+      search_nearest(sample * step, true, arena, blocking);
+      __atomic_fetch_add(&remaining, remaining_rows(sample * step), __ATOMIC_RELAXED);
+    });
+    if (kPlainShare * remaining > samples * p_.topk.reference.rows) {
       scan_all(p_, first_query_, first_query_ + queries_, parallel);
     } else {
-      search_nearest_of_all(false);
+      for_each_with(bytes, pairs.memory_budget, parallel, queries_,
+                    [&](int64_t i, Arena arena) { search_nearest(i, false, arena, blocking); });
       for_each_with(bytes, pairs.memory_budget, parallel, num_chunks_,
                     [&](int64_t i, Arena arena) { search_chunk(chunks_[i], arena, blocking); });
       for_each(parallel, queries_, [&](int64_t i) {
@@ -118,7 +125,7 @@ class ClusterSearch {
 
   // --- bounds -------------------------------------------------------------------------------------------------------
 
-  // All scores of pivots, and the clusters with the best ones of each query.
+  // All scores of pivots; the clusters with the best ones and the slack of each query.
   void score_pivots(const Parallel& parallel) {
     const int64_t heap_bytes = Selection<A>::bytes(kNearest);
     AllPairs<E> pairs{p_.topk.query, p_.pivots, 1, 1, p_.topk.dim, weight_, bias_};
@@ -133,13 +140,32 @@ class ClusterSearch {
         for (int64_t i = 0; i < block.rows; ++i) {
           // A score that is no finite number bounds nothing.
           const A score = sign_ * block[i][j];
-          pivot_score(block.column + j, block.row + i - first_query_) = score - score == 0 ? score : A(__builtin_inf());
+          pivot_score(block.column + j, block.row + i - first_query_) = score - score == 0 ? score : A(kInfinity);
         }
     });
     for_each(parallel, queries_, [&](int64_t i) {
       const Heap<A> heap = selection.merge_parts(first_query_ + i);
       for (int64_t j = 0; j < kNearest; ++j) nearest_[i * kNearest + j] = j < heap.count ? heap.rows[j].index : -1;
+      p_.slack[first_query_ + i] = query_slack(first_query_ + i);
     });
+  }
+
+  // The share of query n in the rounding errors (E17). Its size is summed in float64.
+  double query_slack(int64_t n) const {
+    using Limits = std::numeric_limits<A>;
+    const E* const row = row_of<E>(p_.topk.query, 0, n);
+    const A* const center = static_cast<const A*>(p_.center);
+    double size = bias_ ? __builtin_fabs(double(*bias_)) : 0, weights = 0, largest = 0;
+    for (int64_t d = 0; d < p_.topk.dim; ++d) {
+      const double x = to_acc(row[d * p_.topk.query.dim_stride]), w = __builtin_fabs(double(weight_[d]));
+      size += w * __builtin_fabs(x - double(center[d]));
+      weights += w;
+      largest = largest < __builtin_fabs(x) ? __builtin_fabs(x) : largest;
+    }
+    // A size that is NaN is not below the limit.
+    if (!(size < double(Limits::max()) / 8) || largest > double(Limits::max()) / 4) return kInfinity;
+    const double terms = double(p_.topk.dim + 16), roundings = terms * double(Limits::epsilon()) / 2;
+    return 4 * roundings / (1 - roundings) * size + 2 * (weights + terms) * double(Limits::min());
   }
 
   // The score of a pivot; with the sign changed if the smallest are searched; NaN after its cluster was searched.
@@ -153,7 +179,7 @@ class ClusterSearch {
   // Sets what a pivot's score and a radius have to reach for query i.
   void set_needed(int64_t i) {
     const double threshold = double(best_[i].threshold()), slack = p_.slack[first_query_ + i];
-    if (threshold == threshold && slack < __builtin_inf()) needed_[i] = threshold - slack;
+    if (threshold == threshold && slack < kInfinity) needed_[i] = threshold - slack;
   }
 
   // The number of the first places of a chunk for which any(place), which no place has after one that has it not.
@@ -167,16 +193,14 @@ class ClusterSearch {
     return low - chunk.begin;
   }
 
-  // How many pairs of queries and references are not excluded, rounded up to whole chunks.
-  int64_t remaining(const Parallel& parallel) {
-    int64_t all = 0;
-    for_each(parallel, num_chunks_, [&](int64_t index) {
+  // How many references are not excluded for query i, rounded up to whole chunks.
+  int64_t remaining_rows(int64_t i) {
+    int64_t rows = 0;
+    for (int64_t index = 0; index < num_chunks_; ++index) {
       const Chunk& chunk = chunks_[index];
-      int64_t count = 0;
-      for (int64_t i = 0; i < queries_; ++i) count += may_be_best(i, chunk.cluster, chunk.begin);
-      if (count) __atomic_fetch_add(&all, count * (chunk.end - chunk.begin), __ATOMIC_RELAXED);
-    });
-    return all;
+      rows += may_be_best(i, chunk.cluster, chunk.begin) * (chunk.end - chunk.begin);
+    }
+    return rows;
   }
 
   // --- scores -------------------------------------------------------------------------------------------------------
@@ -248,6 +272,7 @@ class ClusterSearch {
     return pairs;
   }
 
+  static constexpr double kInfinity = __builtin_inf();
   static constexpr Partition kPartition{kChunk<A>, 1, 1, 1, 1};  // of a chunk
   const ClusteredTopK& p_;
   const int64_t first_query_, queries_;

@@ -1,4 +1,4 @@
-"""Clusters of references with bounds (E17): the choice of the pivots, the radius of every row, the slack of a query.
+"""Clusters of references with bounds (E17): the choice of the pivots and the radius of every row.
 
 Everything here is plain torch, except the scores that assign rows to pivots. Any pivots and any assignment are valid:
 they decide only how many rows a search has to score.
@@ -45,17 +45,6 @@ def make_clusters(scorer: Scorer, reference: Tensor, weight: Tensor, num_cluster
     order = order[labels[order].argsort(stable=True)]
     offsets = torch.cat([labels.new_zeros(1), labels.bincount(minlength=len(pivots)).cumsum(0)])
     return [pivots, order, offsets, radii[order], center, weight]
-
-
-def query_slack(query: Tensor, bias: Tensor | None, center: Tensor, weight: Tensor) -> Tensor:
-    """The slack of E17: float64 [N], infinite for a query without a bound."""
-    offset = weight.new_zeros(()) if bias is None else bias.to(weight.dtype).abs().reshape(())
-    slack = torch.empty(len(query), dtype=torch.float64, device=query.device)
-    for rows, part in _parts(query):
-        size = _distance(part, center, weight) + offset
-        bounded = _has_bound(part) & (size < _max_size(weight.dtype))
-        slack[rows] = torch.where(bounded, 4 * _gamma(weight) * size.double() + 2 * _underflow(weight), torch.inf)
-    return slack
 
 
 def _radii(reference: Tensor, labels: Tensor, pivots: Tensor, center: Tensor, weight: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ..contract import (
     TopKArguments,
 )
 from . import reference as reference_backend
-from .clusters import Scorer, make_clusters, query_slack
+from .clusters import Scorer, make_clusters
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
@@ -164,11 +164,13 @@ def clustered_topk(arguments: TopKArguments, clusters: Sequence[Tensor]) -> tupl
 
     That number is -1 for the first query if the order of the references holds numbers that are none.
     """
-    pivots, order, offsets, radii, center, weight = clusters
+    pivots, order, offsets, radii, center, _ = clusters
     kernel_arguments, (scores, indices) = _topk_operands(arguments), _empty_topk(arguments)
-    slack = query_slack(arguments.query, arguments.bias, center, weight)
     scored = arguments.query.new_empty(len(arguments.query), dtype=torch.int64)
-    operators.clustered_topk(*kernel_arguments, pivots[None], order, offsets, radii, slack, scores, indices, scored)
+    slack = torch.empty_like(scored, dtype=torch.float64)
+    operators.clustered_topk(
+        *kernel_arguments, pivots[None], order, offsets, radii, center, scores, indices, slack, scored
+    )
     return scores, indices, scored
 
 

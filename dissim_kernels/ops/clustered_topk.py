@@ -10,7 +10,14 @@ from torch import Tensor
 from ..contract import Problem, TopKArguments, raise_argument_error
 from ..dispatch import resolve
 from ..operands import check_topk_operands
-from .clusters import REMEDY, ClusteredReferences, check_clusters, check_clusters_values, check_sizes
+from .clusters import (
+    REMEDY,
+    ClusteredReferences,
+    check_clusters,
+    check_clusters_offsets,
+    check_clusters_weight,
+    check_sizes,
+)
 from .operator import operator
 from .topk_checks import check_enough_candidates, check_k, is_capturing, search_function, warn_of_plain_search
 
@@ -43,17 +50,24 @@ def clustered_topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_k(k, reference)
     given = ClusteredReferences._make([*clusters, rows])
-    if not is_capturing(query):
-        check_clusters_values(given, weight)
+    can_read = not is_capturing(query)
+    if can_read:
+        check_clusters_weight(given, weight)
     filters = (exclude_index, query_labels, reference_labels, among)
     search = TopKArguments(query, reference, weight, bias, k, largest, *filters)
     module = resolve(backend, Problem("topk", query.device))
     reason = module.unsupported_reason(Problem("clustered_topk", query.device))
     if reason is None:
-        scores, indices, scored = module.clustered_topk(search, clusters)
-        if len(scored) and scored[0] < 0:
+        try:
+            scores, indices, scored = module.clustered_topk(search, clusters)
+        except RuntimeError:
+            check_clusters_offsets(given)  # the kernel checks them, too: without the time of torch's operators
+            raise
+        if len(scored) and scored[0].item() < 0:
             raise_argument_error("clusters.order", f"rows of reference, 0 to {rows - 1}", "others", REMEDY)
     else:
+        if can_read:
+            check_clusters_offsets(given)
         warn_of_plain_search("clusters", reason)
         scores, indices = module.topk(search)
         scored = torch.full((query.shape[0],), reference.shape[0], device=query.device)

@@ -92,7 +92,7 @@ def check_sizes(reference: Tensor) -> None:
 
 
 def check_clusters(clusters: object, reference: Tensor) -> None:
-    """Checks types, dtypes, shapes and devices. `check_clusters_values` checks values."""
+    """Checks types, dtypes, shapes and devices. The functions below check values."""
     if not isinstance(clusters, ClusteredReferences):
         remedy = "Create them with cluster_references(reference, weight)."
         raise_argument_error("clusters", "a ClusteredReferences", type(clusters).__name__, remedy, TypeError)
@@ -112,10 +112,14 @@ def check_clusters(clusters: object, reference: Tensor) -> None:
         check_field(f"clusters.{name}", getattr(clusters, name), dtype, sizes, reference.device, REMEDY)
 
 
-def check_clusters_values(clusters: ClusteredReferences, weight: Tensor) -> None:
-    """Checks that the clusters belong to these weights, and their offsets. The kernel checks `order`."""
-    if not torch.equal(clusters.weight.nan_to_num(), weight.to(clusters.weight.dtype).nan_to_num()):
+def check_clusters_weight(clusters: ClusteredReferences, weight: Tensor) -> None:
+    """Checks that the clusters were made for these weights."""
+    made_for, weight = clusters.weight, weight.to(clusters.weight.dtype)
+    if not torch.equal(made_for, weight) and not torch.equal(made_for.nan_to_num(), weight.nan_to_num()):
         raise_argument_error("clusters", "clusters made for these weights", "clusters made for others", REMEDY)
+
+
+def check_clusters_offsets(clusters: ClusteredReferences) -> None:
     offsets = clusters.offsets
     if offsets[0] != 0 or offsets[-1] != clusters.rows or bool((offsets.diff() < 0).any()):
         expected = f"numbers that ascend from 0 to {clusters.rows}"

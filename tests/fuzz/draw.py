@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import torch
-from forms import ACC, DTYPES, INTEGERS, PARSED, QUANTIZED, Form, up
+from forms import ACC, CLUSTERS, DTYPES, INTEGERS, PARSED, QUANTIZED, Form, up
 
-from dissim_kernels import quantize_references
+from dissim_kernels import cluster_references, quantize_references
 from dissim_kernels.contract import AMONG
 
 OTHER_DTYPES = (*DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
@@ -42,13 +42,21 @@ class Draw:
                    "D": (0, 1, 3, 8, 17, 40, 150), "C": (1, 1, 2, 3, 0), "G": (0, 1, 2, 4)}  # fmt: skip
         self.sizes = {symbol: pick(sizes) for symbol, sizes in choices.items()}
         self.sizes["G"] = min(self.sizes["G"], up(self.sizes["D"], 8))
-        self.sizes["K"] = self.rng.randint(0, self.sizes["M"])
+        self.clustered = self.operator.endswith("clustered_topk")
+        if self.clustered:
+            # The search is plain if the clusters nearest to a query have more than M / 128 rows or fewer than k.
+            self.sizes["M"] = pick((130, 400, 1500))
+        self.sizes["K"] = self.rng.randint(0, 3 if self.clustered else self.sizes["M"])
+        self.sizes["L"] = 1  # clusters; replaced below
+        self.centers = torch.randint(-2, 3, (pick((6, self.sizes["M"] // 4 + 1)), self.sizes["D"]))
         self.sizes["P"] = pick((0, 1, 5, 40, 300)) if self.sizes["N"] and self.sizes["M"] else 0
         self.dtype = pick(DTYPES)
         self.arguments = [self.valid(form) for form in self.forms]
         self.comparable = True  # with the result of the backend "reference"
         if self.operator == "dissim::quantized_topk":
             self.arguments[-10:-1] = quantize_references(*self.arguments[1:3])
+        if self.clustered:
+            self.make_clusters()
         if self.operator.endswith("::rank"):
             self.sort_lists()
         for _ in range(pick((0, 0, 1, 1, 2))):
@@ -77,6 +85,8 @@ class Draw:
             return torch.randint(-2, 3, sizes).to(ACC[self.dtype]) / 64
         if form.name == "value" and "o" not in form:
             return torch.randint(8, 13, sizes).to(ACC[self.dtype])
+        if self.clustered and form.name in ("query", "reference"):
+            return self.clustered_rows(sizes).to(self.dtype)
         if form.kind in ("E", "P", "A"):
             acc = form.kind == "A" or (form.kind == "P" and self.rng.random() < 0.5)
             quarter = 4 if form.name in ("weight", "bias") else 1
@@ -98,6 +108,25 @@ class Draw:
             bits = torch.nn.functional.pad(bits, (0, 8 * sizes[1] - self.sizes["M"]))
             return (bits.unflatten(1, (sizes[1], 8)) << torch.arange(8, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
         return torch.randint(0, 3, sizes).to(INTEGERS[form.kind])
+
+    def clustered_rows(self, sizes: list[int]) -> torch.Tensor:
+        """Rows around the centers, often equal ones; sometimes one that is not finite."""
+        centers = self.centers[torch.randint(0, len(self.centers), sizes[:-1])]
+        noise = torch.randint(-2, 3, sizes) * torch.randint(0, 2, [*sizes[:-1], 1])
+        rows = (8 * centers + noise).double()
+        if rows.numel() and not self.rng.randrange(4):
+            special = self.rng.choice((float("nan"), float("inf"), -float("inf")))
+            rows.view(-1)[self.rng.randrange(rows.numel())] = special
+        return rows
+
+    def make_clusters(self) -> None:
+        reference, weight = self.arguments[1:3]
+        count = self.rng.choice((1, 7, self.sizes["M"] // 4, self.sizes["M"] // 2))
+        made = cluster_references(reference.flatten(0, -2), weight, num_clusters=count)
+        if self.operator.startswith("dissim_native"):
+            self.arguments[-9:-4] = made.pivots[None], *made[1:5]
+        else:
+            self.arguments[-8:-1] = made
 
     def sort_lists(self) -> None:
         """Sorts each query's pairs as the operator expects them, best first, and makes their indices differ.
@@ -153,6 +182,8 @@ class Draw:
             self.comparable &= self.forms[i].name in ("among", "among_same", "backend", "needs", "active")
         if self.operator == "dissim::quantized_topk":  # codes of other references give other results
             self.comparable &= f" {self.forms[i].name}:" not in " reference:" + QUANTIZED
+        if self.clustered:  # clusters of other references give other results
+            self.comparable &= f" {self.forms[i].name}:" not in " reference: weight:" + CLUSTERS
         self.arguments[i] = value
 
     def damaged(self, form: Form, tensor: torch.Tensor, kind: str):
@@ -181,6 +212,8 @@ class Draw:
             if fits:
                 return pick(fits).detach().as_strided(tensor.shape, tensor.contiguous().stride(), 0)
         if kind == "values" and not tensor.is_complex():
+            if form.name == "radii" and tensor.is_floating_point():
+                return torch.full_like(tensor, pick((float("nan"), -1e30, 1e30, float("inf"))))
             return torch.full_like(tensor, pick((0, 1, 100)) if tensor.dtype == torch.uint8 else pick((-3, 0, 16)))
         if kind == "needs grad" and "o" in form:  # torch itself raises for outputs that require gradients
             return tensor

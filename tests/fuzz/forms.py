@@ -22,7 +22,10 @@ QUANTIZED = (
     " codes:uint8[up(M,16),G,16,8]c error_bounds:int32[16*up(M,16)]c dim_order:dim_order[8*G]c"
     " offset:A[8*G]c inv_scale:A[8*G]c max_code:A[8*G]c quantized_weight:A[D]c step:float64[]c"
 )
+CLUSTERS = " pivots:E[{}L,D]{} order:order[M]c offsets:starts[L+1]c radii:float64[M]c center:A[D]c"
 FORMS = {
+    "dissim::clustered_topk": ROWS.format("", "P", "") + " k:k largest:bool " + FILTERS.format("") + AMONG
+    + CLUSTERS.format("", "c") + " clusters_weight:A[D]c rows:rows backend:backend",
     "dissim::quantized_topk": ROWS.format("", "P", "") + " k:k largest:bool " + FILTERS.format("") + AMONG + QUANTIZED
     + " rows:rows backend:backend",
     "dissim::score": SCORE.format("P", "", "P", "") + " backend:backend",
@@ -66,12 +69,15 @@ FORMS = {
     + AMONG_SAME + " positive:positive[]c step:float64[]c query_" + CODES.format("c").replace(" ", " query_")
     + " bases:float64[N]c reference_" + OTHER_CODES.format("c").replace(" ", " reference_")
     + " scores:A[N,K]o indices:int64[N,K]o rescored:int64[N]o",
+    "dissim_native::clustered_topk": ROWS.format("1,", "A", "c") + " k:k largest:bool " + FILTERS.format("c")
+    + AMONG_SAME + CLUSTERS.format("1,", "") + " scores:A[N,K]o indices:int64[N,K]o slack:float64[N]o"
+    + " scored:int64[N]o",
 }  # fmt: skip
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ACC = dict(zip(DTYPES, (torch.float32, torch.float32, torch.float32, torch.float64), strict=True))
 INTEGERS = {"int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8, "dim_order": torch.int64,
             "positive": torch.int64, "offsets": torch.int64, "indices": torch.int64,
-            "float64": torch.float64}  # fmt: skip
+            "order": torch.int64, "starts": torch.int64, "float64": torch.float64}  # fmt: skip
 
 
 def up(count: int, size: int) -> int:

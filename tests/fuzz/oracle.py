@@ -82,6 +82,8 @@ def wrong_number(draw: Draw, sizes: dict[str, int]) -> str | None:
             ends = value[0].item(), value[-1].item()
             if ends != (0, sizes["P"]) or (value.diff() < 0).any():
                 return form.name
+        if form.kind == "starts" and ((value[0], value[-1]) != (0, sizes["M"]) or (value.diff() < 0).any()):
+            return form.name
         if form.kind == "indices" and len(value) and not 0 <= value.min() <= value.max() < sizes["M"]:
             return form.name
         if form.kind == "rows" and value != sizes["M"]:
@@ -104,11 +106,24 @@ def wrong_number(draw: Draw, sizes: dict[str, int]) -> str | None:
         groups = up(int((weight > 0).sum()), 8) + up(int((weight < 0).sum()), 8)
         if not torch.equal(weight, given["quantized_weight"]) or groups != sizes["G"]:
             return "quantized_weight"
-    if draw.operator in ("dissim::topk", "dissim::quantized_topk"):
+    if draw.operator == "dissim::clustered_topk":
+        made_for = given["clusters_weight"]
+        if not torch.equal(given["weight"].to(made_for.dtype).nan_to_num(), made_for.nan_to_num()):
+            return "clusters_weight"
+    if draw.operator in ("dissim::topk", "dissim::quantized_topk", "dissim::clustered_topk"):
         filters = {name: given[name] for name in ("exclude_index", "query_labels", "reference_labels", "among")}
         if given["k"] and (testing.plain_candidates(sizes["N"], sizes["M"], **filters).sum(1) < given["k"]).any():
             return "k"
     return None
+
+
+def may_raise(draw: Draw) -> bool:
+    """Whether a call may raise, though it need not: a search of clusters with wrong numbers may notice them."""
+    given = dict(zip((form.name for form in draw.forms), draw.arguments, strict=True))
+    if not draw.clustered:
+        return False
+    is_order = torch.equal(given["order"].sort().values, torch.arange(len(given["order"])))
+    return not is_order or bool(given["radii"].isnan().any())
 
 
 def wrong_memory(tensors: list) -> str | None:
@@ -131,7 +146,7 @@ def wrong_memory(tensors: list) -> str | None:
 def expected(draw: Draw) -> list | None:
     """The results of the backend "reference", in the order of the outputs. None if they cannot be compared."""
     given = dict(zip((form.name for form in draw.forms), draw.arguments, strict=True))
-    name = draw.operator.split("::")[1]
+    name = draw.operator.split("::")[1].removeprefix("clustered_")
     uncompared = ("dissim_native::quantize", "dissim_native::quantized_topk", "dissim::score_jvp")
     if not draw.comparable or draw.operator in uncompared:
         return None
@@ -165,8 +180,9 @@ def expected(draw: Draw) -> list | None:
 
 def run(draw: Draw, arguments: list):
     namespace, name = draw.operator.split("::")
-    if draw.operator == "dissim::quantized_topk":  # takes the tensors of the codes as a list
-        arguments = [*arguments[:-10], arguments[-10:-2], *arguments[-2:]]
+    tensors = {"dissim::quantized_topk": 8, "dissim::clustered_topk": 6}.get(draw.operator)
+    if tensors:  # of codes or clusters, taken as a list
+        arguments = [*arguments[: -tensors - 2], arguments[-tensors - 2 : -2], *arguments[-2:]]
     return getattr(getattr(torch.ops, namespace), name)(*arguments)
 
 
@@ -175,12 +191,14 @@ def as_list(result) -> list:
 
 
 def outputs(draw: Draw, result) -> list:
-    if draw.operator in ("dissim::quantized_topk", "dissim::logsumexp"):
+    if draw.operator in ("dissim::quantized_topk", "dissim::clustered_topk", "dissim::logsumexp"):
         return as_list(result)[:2]
     if draw.operator.startswith("dissim::"):
         return as_list(result)
     if draw.operator == "dissim_native::logsumexp":  # without the bits, which depend on the order of sums
         return draw.arguments[-3:-1]
+    if draw.operator == "dissim_native::clustered_topk":
+        return draw.arguments[-4:-2]
     return [a for form, a in zip(draw.forms, draw.arguments, strict=True) if "o" in form and a is not None]
 
 

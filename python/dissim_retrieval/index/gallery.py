@@ -124,7 +124,9 @@ class DissimilarityIndex:
             device: where the rows are, and where searches run.
             verify: call `verify` first.
             in_memory: read the rows now. If False, every search reads them from the disk, in parts of 64 MiB, so that
-                the index may be larger than the memory; only ids and sequence numbers are in memory.
+                the index may be larger than the memory; only ids and sequence numbers are in memory. It excludes
+                `quantized` and `clustered`: a search with them scores rows at any place of a segment, whose rows
+                then have to be in memory.
             sync: a write returns after the disk has it (fsync), so that it survives a power loss. Without it, a write
                 that has returned survives the death of the process, but not of the machine.
         """
