@@ -6,7 +6,7 @@ EXTRAS ?= retrieval,images,serve
 # Idle OpenMP threads sleep. If cores are shared, spinning threads slow the others down several times.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Each test worker runs one file at a time. The longest files start first.
-LONGEST := tests/test_cuda.py tests/test_triton.py tests/test_sanitizers.py
+LONGEST := $(patsubst %,tests/test_%.py,cuda sass triton isa sanitizers memory build data_workers)
 # The oldest and the newest supported torch, each in its own environment; the newest with the CUDA kernels.
 OLDEST_TORCH := 2.10.0
 NEWEST_TORCH := 2.14.1

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from .toolchain import demangle, run
@@ -207,8 +207,9 @@ class Kernel:
         return sum(ins.opcode.split(".")[0] in ("LDL", "STL") for ins in self.code.instructions)
 
 
+@lru_cache(maxsize=3)  # rows of budgets.py that share a source follow each other, each for three architectures
 def read(cubin: Path) -> list[Kernel]:
-    """All kernels of a cubin, from nvcc or Triton."""
+    """All kernels of a cubin, from nvcc or Triton, whose name has the digest of its content."""
     head, functions = json.loads(run("nvdisasm", "-json", cubin))
     arch = head["SM"]["version"]["major"] * 10 + head["SM"]["version"]["minor"]
     usage, threads = _usage(cubin), _threads(cubin)

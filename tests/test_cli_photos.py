@@ -283,7 +283,11 @@ def check_sessions(document, folder):
 
 
 def test_the_commands_of_the_documentation_print_what_it_shows(tmp_path, monkeypatch):
-    """The photos and the embeddings are those that the page on the command line makes."""
+    """The photos and the embeddings are those that the page on the command line makes.
+
+    No processes are started to read images, which takes longer than reading them.
+    """
+    monkeypatch.setattr("dissim_retrieval.data.workers.MIN_ROWS", 10**9)
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "run", "gallery"):
         shutil.rmtree(name)

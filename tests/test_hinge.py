@@ -121,12 +121,13 @@ def test_one_kind_of_pair_gets_the_whole_weight(classes, balance, backend):
 @backends
 @dtypes
 @pytest.mark.parametrize("hard", [3, None], ids=["sparse pairs", "all pairs"])
-def test_sparse_and_dense_pairs_of_many_tiles(hard, dtype, backend):
+@pytest.mark.parametrize("references", [150, 600])
+def test_sparse_and_dense_pairs_of_many_tiles(references, hard, dtype, backend):
     """The backward pass depends on the density of active pairs. Here every kept negative is active."""
-    inputs = testing.random_inputs((40, 140), (600, 140), dtype=dtype)
+    inputs = testing.random_inputs((40, 140), (references, 140), dtype=dtype)
     for offset, layout in ((0, "contiguous"), (100, "sliced")):
         rows = [testing.with_layout(x + offset, layout) for x in inputs[:2]]
-        check(inputs._replace(query=rows[0], reference=rows[1]), labels(40, 600, 1000), backend, margin=1000.0,
+        check(inputs._replace(query=rows[0], reference=rows[1]), labels(40, references, 1000), backend, margin=1000.0,
               num_hard_negatives=hard)  # fmt: skip
 
 

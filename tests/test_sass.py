@@ -3,6 +3,8 @@
 No GPU is needed, only NVIDIA's compiler and disassemblers (bench/toolchain.py).
 """
 
+from functools import cache
+
 import pytest
 
 from bench import sass, toolchain
@@ -17,23 +19,26 @@ needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.name)
 def test_a_kernel_keeps_its_budget(budget, arch):
-    if reason := toolchain.unsupported_reason(*budget.needs):
-        pytest.skip(reason)
-    assert sass.count(budget, arch).violations == []
+    violations, _ = counted(budget.name, arch)
+    assert violations == []
 
 
-def slots(name, arch):
+@cache
+def counted(name, arch):
+    """The violations of a row's kernel, and its slots per element."""
     (budget,) = (row for row in BUDGETS if row.name == name)
     if reason := toolchain.unsupported_reason(*budget.needs):
         pytest.skip(reason)
-    return sass.count(budget, arch).loop.slots_per_element
+    count = sass.count(budget, arch)
+    return count.violations, count.loop.slots_per_element
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("variant", ["{} fp32", "{} fp64", "{} fp16", "{} bf16", "triton {} fp32", "triton {} fp64"])
 def test_logsumexp_and_rank_cost_at_most_a_tenth_more_than_topk(variant, arch):
     for operation in ("logsumexp", "rank"):
-        assert slots(variant.format(operation), arch) <= 1.1 * slots(variant.format("topk"), arch)
+        (_, slots), (_, slots_of_topk) = (counted(variant.format(name), arch) for name in (operation, "topk"))
+        assert slots <= 1.1 * slots_of_topk
 
 
 @needs_compiler

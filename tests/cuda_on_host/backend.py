@@ -23,14 +23,14 @@ from dissim_kernels.backends import logsumexp_bands, native
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-FLAGS = "-std=c++20 -g -fPIC -Wno-psabi -DDISSIM_CUDA_ON_HOST -DDISSIM_ISA=on_cuda"
+FLAGS = "-std=c++20 -g1 -fPIC -Wno-psabi -DDISSIM_CUDA_ON_HOST -DDISSIM_ISA=on_cuda"
 #: name -> flags of the kernels, flags of the emulation, which ThreadSanitizer must not instrument. "steps" counts the
 #: basic blocks that are executed.
 SANITIZERS = {
     "plain": ("-O2", "-O2"),
     "thread": ("-O1 -fsanitize=thread", "-O1 -DDISSIM_TSAN"),
     "address": (
-        "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined",
+        "-Og -fsanitize=address,undefined -fno-sanitize-recover=undefined",
         "-O1 -fsanitize=address -DDISSIM_ASAN",
     ),
     "steps": ("-O2 -fsanitize-coverage=trace-pc", "-O2 -DDISSIM_STEPS"),

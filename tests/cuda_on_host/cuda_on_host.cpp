@@ -2,12 +2,11 @@
 // of fibers itself. With DISSIM_TSAN or DISSIM_ASAN it tells the sanitizer about every switch.
 #include "cuda_on_host.h"
 
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdio>
-#include <memory>
+#include <deque>
 #include <random>
 #include <vector>
 
@@ -40,27 +39,23 @@ struct Copy {
   int bytes, padded;
 };
 
-// Where a fiber continues. A switch by ucontext makes a system call. A switch by longjmp is faster, but sanitizers do
-// not support it; so it is used without them, except to enter a fiber for the first time.
+// Where the scheduler or a stack continues: at `context` if it has not run, else at `jump`. The compiler's own jumps
+// make no system call and no sanitizer intercepts them, as it does swapcontext and longjmp.
 struct Continuation {
   ucontext_t context = {};
-  jmp_buf jump = {};
-  bool is_suspended_by_jump = false;  // else it continues at `context`
+  void* jump[5] = {};
+  bool has_run = false;
 };
 
-void switch_to(Continuation& from, Continuation& to) {
-#if defined(DISSIM_TSAN) || defined(DISSIM_ASAN)
-  swapcontext(&from.context, &to.context);
-#else
-  if (_setjmp(from.jump)) return;
-  from.is_suspended_by_jump = true;
-  if (to.is_suspended_by_jump) _longjmp(to.jump, 1);
-  setcontext(&to.context);
-#endif
-}
+// The stack of one thread of a block, then of the same thread of the next block.
+struct Stack {
+  Continuation continuation;
+  void *tsan = nullptr, *asan = nullptr;
+  char memory[kStackBytes];
+};
 
 struct Fiber {
-  Continuation continuation;
+  Stack* stack;
   Coordinates thread;
   State state = State::ready;
   SourceLocation location = {"", 0};
@@ -68,7 +63,6 @@ struct Fiber {
   unsigned block_barriers = 0, warp_barriers = 0, exchanges = 0;  // numbers of calls so far
   // Groups of copies that have not been performed. The last group is still open.
   std::vector<std::vector<Copy>> groups = std::vector<std::vector<Copy>>(1);
-  void *tsan = nullptr, *asan = nullptr;
 };
 
 // The addresses by which barriers tell ThreadSanitizer what happens before what. Two are used in turn: with a single
@@ -106,6 +100,18 @@ bool environment_is(const char* name, const char* value) {
   return set && !strcmp(set, value);
 }
 
+// A jump must leave from another function than that to which it leads.
+[[noreturn, gnu::noinline, gnu::no_sanitize_address]] void continue_at(Continuation& to) {
+  if (to.has_run) __builtin_longjmp(to.jump, 1);
+  setcontext(&to.context);
+  abort();
+}
+
+[[gnu::noinline, gnu::no_sanitize_address]] void switch_to(Continuation& from, Continuation& to) {
+  from.has_run = true;
+  if (!__builtin_setjmp(from.jump)) continue_at(to);
+}
+
 int thread_index(const Fiber& fiber) { return int(fiber.thread.x); }
 Warp& current_warp() { return current_block->warps[thread_index(*current_fiber) / kWarp]; }
 
@@ -124,30 +130,46 @@ void perform(const Copy& copy) {
 }
 
 void switch_to_scheduler() {
-  Fiber* const fiber = current_fiber;
-  ASAN(__sanitizer_start_switch_fiber(fiber->state == State::done ? nullptr : &fiber->asan,
-                                      current_block->scheduler_stack, current_block->scheduler_size));
+  Stack& stack = *current_fiber->stack;
+  ASAN(__sanitizer_start_switch_fiber(&stack.asan, current_block->scheduler_stack, current_block->scheduler_size));
   TSAN(__tsan_switch_to_fiber(current_block->scheduler_tsan, __tsan_switch_to_fiber_no_sync));
-  switch_to(fiber->continuation, current_block->scheduler);
-  ASAN(__sanitizer_finish_switch_fiber(fiber->asan, &current_block->scheduler_stack, &current_block->scheduler_size));
+  switch_to(stack.continuation, current_block->scheduler);
+  ASAN(__sanitizer_finish_switch_fiber(stack.asan, &current_block->scheduler_stack, &current_block->scheduler_size));
 }
 
-void switch_to_fiber(Fiber& fiber, void* stack) {
+void switch_to_fiber(Fiber& fiber) {
   current_fiber = &fiber;
-  ASAN(__sanitizer_start_switch_fiber(&current_block->scheduler_asan, stack, kStackBytes));
-  TSAN(__tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync));
-  (void)stack;
-  switch_to(current_block->scheduler, fiber.continuation);
+  ASAN(__sanitizer_start_switch_fiber(&current_block->scheduler_asan, fiber.stack->memory, kStackBytes));
+  TSAN(__tsan_switch_to_fiber(fiber.stack->tsan, __tsan_switch_to_fiber_no_sync));
+  switch_to(current_block->scheduler, fiber.stack->continuation);
   ASAN(__sanitizer_finish_switch_fiber(current_block->scheduler_asan, nullptr, nullptr));
 }
 
-void fiber_main() {
-  TSAN(__tsan_acquire(&current_block->begin));
+// What a stack executes: one fiber of every block.
+void run_fibers() {
   ASAN(__sanitizer_finish_switch_fiber(nullptr, &current_block->scheduler_stack, &current_block->scheduler_size));
-  current_block->body(current_block->argument);
-  TSAN(__tsan_release(&current_block->end));
-  current_fiber->state = State::done;
-  switch_to_scheduler();
+  for (;;) {
+    TSAN(__tsan_acquire(&current_block->begin));
+    current_block->body(current_block->argument);
+    TSAN(__tsan_release(&current_block->end));
+    current_fiber->state = State::done;
+    switch_to_scheduler();
+  }
+}
+
+// The stack of this thread of every block.
+Stack& stack_of(size_t thread) {
+  static std::deque<Stack> stacks;  // they must not move
+  while (stacks.size() <= thread) {
+    Stack& stack = stacks.emplace_back();
+    TSAN(stack.tsan = __tsan_create_fiber(0));
+    ucontext_t& context = stack.continuation.context;
+    getcontext(&context);
+    context.uc_stack = {.ss_sp = stack.memory, .ss_flags = 0, .ss_size = kStackBytes};
+    context.uc_link = nullptr;
+    makecontext(&context, run_fibers, 0);
+  }
+  return stacks[thread];
 }
 
 void wait(State at, unsigned mask, SourceLocation location) {
@@ -202,26 +224,13 @@ bool release_block(Block& b) {
 }
 
 void run_block(Block& b) {
-  static std::vector<std::unique_ptr<char[]>> stacks;
-  static std::vector<void*> tsan_fibers;  // reused, because the sanitizer supports only a few thousand
   const size_t count = b.fibers.size();
-  while (stacks.size() < count) stacks.emplace_back(new char[kStackBytes]);
-  TSAN(while (tsan_fibers.size() < count) tsan_fibers.push_back(__tsan_create_fiber(0)));
   TSAN(b.scheduler_tsan = __tsan_get_current_fiber());
   TSAN(__tsan_release(&b.begin));
   const bool reverse = environment_is("DISSIM_HOST_ORDER", "reverse"),
              shuffled = environment_is("DISSIM_HOST_ORDER", "shuffled");
   std::vector<size_t> order(count);
-  for (size_t i = 0; i < count; ++i) {
-    Fiber& fiber = b.fibers[i];
-    order[i] = reverse ? count - 1 - i : i;
-    TSAN(fiber.tsan = tsan_fibers[i]);
-    ucontext_t& context = fiber.continuation.context;
-    getcontext(&context);
-    context.uc_stack = {.ss_sp = stacks[i].get(), .ss_flags = 0, .ss_size = kStackBytes};
-    context.uc_link = nullptr;
-    makecontext(&context, fiber_main, 0);
-  }
+  for (size_t i = 0; i < count; ++i) order[i] = reverse ? count - 1 - i : i;
   std::mt19937 random(b.block.x + 7919 * b.block.y);
   for (size_t left = count; left;) {
     if (shuffled) std::shuffle(order.begin(), order.end(), random);
@@ -230,7 +239,7 @@ void run_block(Block& b) {
       Fiber& fiber = b.fibers[i];
       if (fiber.state != State::ready) continue;
       moved = true;
-      switch_to_fiber(fiber, stacks[i].get());
+      switch_to_fiber(fiber);
       left -= fiber.state == State::done;
     }
     const bool warps = release_warps(b), block = left && release_block(b);
@@ -317,9 +326,8 @@ void run(const void* kernel, Coordinates grid, unsigned threads, int shared_byte
   for (unsigned y = 0; y < grid.y; ++y)
     for (unsigned x = 0; x < grid.x; ++x) {
       Block b{grid, {x, y, 0}, body, argument};
-      b.fibers.resize(threads);
+      for (unsigned i = 0; i < threads; ++i) b.fibers.push_back({&stack_of(i), {i, 0, 0}});
       b.warps.resize((threads + kWarp - 1) / kWarp);
-      for (unsigned i = 0; i < threads; ++i) b.fibers[i].thread = {i, 0, 0};
       if (shared_bytes && posix_memalign(&b.shared, 128, size_t(shared_bytes))) abort();
       if (shared_bytes) memset(b.shared, 0xff, size_t(shared_bytes));  // NaN in every dtype
       current_block = &b;
