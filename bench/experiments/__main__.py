@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .. import files
-from . import plots, records, tables
+from . import evidence, plots, records, tables
 from .data import Parts, load_content
 from .plan import EXPERIMENTS, QUICK, Amounts, Group
 from .records import Records
@@ -25,6 +25,8 @@ from .runner import METHODS, Cell, do, expected_seconds, make_plan, pending, sta
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "experiments"
+#: What `dissim demo` says about the methods that it compares.
+EVIDENCE = ROOT / "python" / "dissim_retrieval" / "evidence.json"
 CACHE = ROOT / "runs" / "experiments"
 
 
@@ -139,7 +141,7 @@ def _list(groups: list[Group], amounts: Amounts, output: Path) -> int:
 
 
 def _report(folders: list[Path]) -> int:
-    """Write the table and the picture of each experiment's folder from its JSON lines."""
+    """Write the table and the picture of each experiment's folder from its JSON lines, and the demo's evidence."""
     for folder in folders:
         groups = [records.read(path) for path in sorted(folder.glob("*.jsonl"))]
         contents = {".md": tables.to_markdown(folder.name, groups), ".png": plots.draw(folder.name, groups)}
@@ -148,6 +150,9 @@ def _report(folders: list[Path]) -> int:
                 path = folder.with_suffix(suffix)
                 files.replace(path, content)
                 say(f"wrote {os.path.relpath(path)}")
+        if folder == RESULTS / "joint":
+            files.replace(EVIDENCE, evidence.to_json(groups))
+            say(f"wrote {os.path.relpath(EVIDENCE)}")
     return 0
 
 
