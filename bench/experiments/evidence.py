@@ -31,6 +31,7 @@ def _sentence(records: Records) -> str:
     ]
     plan = records.plan
     return (
-        f"The pair classifier in {len(ours)} runs of the experiment on {plan['data']} with {plan['backbone']}, which "
-        f"tunes all methods alike (differences in percentage points with 95 % intervals): {'; '.join(against)}."
+        f"The pair classifier with hinge loss, in {len(ours)} runs of the experiment on {plan['data']} with "
+        f"{plan['backbone']}, which tunes all methods alike (differences in percentage points with 95 % intervals): "
+        f"{'; '.join(against)}."
     )
