@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from dissim_retrieval import cli
 from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
 from dissim_retrieval.embedding_file import read_embeddings
+from dissim_retrieval.evidence import experiment_verdict
 from dissim_retrieval.fit import fit_head
 from dissim_retrieval.index import prepared_files
 from dissim_retrieval.projected import ProjectedHead
@@ -70,19 +72,23 @@ def test_from_training_to_a_report(capsys):
 
 
 def test_demo_compares_trained_and_untrained(capsys):
-    options = [f"--{loss}.{option[2:]}" if option.startswith("--") else option
-               for loss in ("hinge", "triplet") for option in TRAINING]  # fmt: skip
+    options = [option.replace("--", "--training.") for option in TRAINING]
     assert run("demo", "--data", "glyphs", "--out", "report", *options) == 0
-    out = capsys.readouterr().out
-    for method in (
-        "small, pair classifier",
-        "small, triplet loss",
-        "efficientnet_lite0, frozen",
-        "mobilenet_v2, frozen",
-        "Pixels",
-    ):
-        assert method in out
-    assert out.strip().endswith("report.html") and Path("report/report.png").exists()
+    note, _, *rows, page = capsys.readouterr().out.strip().splitlines()
+    assert note == f"One run with one seed. {experiment_verdict('glyphs', 'small')}"
+    trained = [f"small, {method}" for method in ("pair classifier", "plain L1", "multi-similarity")]
+    names = [re.split(r" {2,}", row)[0] for row in rows]
+    assert names[:3] == trained and [name.rpartition(",")[0] for name in names[3:]] == [
+        "efficientnet_lite0, frozen", "mobilenet_v2, frozen", "Pixels, 8 x 8",
+    ]  # fmt: skip
+    assert len(set(row.removeprefix(name) for name, row in zip(names[:3], rows, strict=False))) == 3
+    assert page.endswith("report.html") and Path("report/report.png").exists()
+    assert note in Path("report/report.html").read_text()
+
+
+def test_demo_needs_a_classifier(capsys):
+    assert run("demo", "--training.loss", "triplet") == 1
+    assert "training.loss: expected a loss of the pair classifier" in capsys.readouterr().err
 
 
 def test_bench_lists_every_implementation(capsys):

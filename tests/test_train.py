@@ -285,3 +285,9 @@ def test_embedding_uses_eval_mode_with_any_batch_size(glyphs):
     torch.testing.assert_close(rows, embed_images(backbone, images, progress=False))
     with torch.no_grad():
         torch.testing.assert_close(rows, backbone.eval()(images.images / 255))
+
+
+def test_progress_bar_has_the_given_title(glyphs, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(replace(CONFIG, steps=1), glyphs, progress="plain L1")
+    assert "train plain L1:" in capsys.readouterr().err

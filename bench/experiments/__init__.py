@@ -14,5 +14,6 @@ records.py    results as JSON lines, appended as they arrive
 runner.py     what is left to do, in which order, and what it costs
 bootstrap.py  intervals of paired differences
 comparison.py the numbers of tables and pictures
+evidence.py   what the demo says about its methods, from the results of joint
 tables.py, plots.py    Markdown and picture, from the JSON lines alone
 """

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .. import files
-from . import plots, records, summary, tables
+from . import evidence, plots, records, summary, tables
 from .data import Parts, load_content
 from .plan import EXPERIMENTS, QUICK, Amounts, Group
 from .records import Records
@@ -25,6 +25,8 @@ from .runner import METHODS, Cell, do, expected_seconds, make_plan, pending, sta
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "experiments"
+#: What `dissim demo` says about the methods that it compares.
+EVIDENCE = ROOT / "python" / "dissim_retrieval" / "evidence.json"
 CACHE = ROOT / "runs" / "experiments"
 
 
@@ -139,15 +141,17 @@ def _list(groups: list[Group], amounts: Amounts, output: Path) -> int:
 
 
 def _report(output: Path) -> int:
-    """Write the table and the picture of each experiment, and the table of all, from the JSON lines."""
+    """Write tables, pictures and the demo's evidence from the JSON lines."""
     contents: dict[Path, str | bytes | None] = {}
-    every: list[Records] = []
+    found: dict[str, list[Records]] = {}
     for folder in sorted(path for path in output.glob("*") if path.is_dir()):
         groups = [records.read(path) for path in sorted(folder.glob("*.jsonl"))]
         contents[folder.with_suffix(".md")] = tables.to_markdown(folder.name, groups)
         contents[folder.with_suffix(".png")] = plots.draw(folder.name, groups)
-        every += groups
-    contents[output / "summary.md"] = summary.to_markdown(every)
+        found[folder.name] = groups
+    contents[output / "summary.md"] = summary.to_markdown([one for groups in found.values() for one in groups])
+    if output == RESULTS:
+        contents[EVIDENCE] = evidence.to_json(found.get("joint", []))
     for path, content in contents.items():
         if content is not None:
             files.replace(path, content)

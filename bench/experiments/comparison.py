@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from .bootstrap import Interval, Table, paired_difference
 from .records import Records, Run
 
+#: (split, seed) -> result
+Runs = dict[tuple[int, int], Run]
+
 
 class Row(NamedTuple):
     """One method: means over runs and identities, and the differences to the reference, None for itself."""
@@ -47,23 +50,17 @@ def compare(records: Records) -> Comparison | None:
     common = sorted(set.intersection(*(set(found) for found in runs.values())))
     if not common:
         return None
-    tuned = {name: records.tuned(name) for name in records.methods}
-    others = [name for name in records.methods if not records.plan["compared"][name]["ours"]]
-    reference = max(others, key=lambda name: tuned[name][1] or 0)
+    reference = best_without_weights(records)
     rows = []
-    for name, (settings, validation) in tuned.items():
+    for name in records.methods:
+        settings, validation = records.tuned(name)
         chosen = [runs[name][run] for run in common]
-        gains = None, None
-        if name != reference:
-            gains = tuple(
-                paired_difference(_table(runs[name], common, field), _table(runs[reference], common, field))
-                for field in ("precision", "recall_at_1")
-            )
         rows.append(
             Row(
                 name, records.plan["compared"][name]["ours"], settings,
                 len(records.plan["compared"][name]["trials"]), validation,
-                _mean(chosen, "precision"), _mean(chosen, "recall_at_1"), *gains,
+                _mean(chosen, "precision"), _mean(chosen, "recall_at_1"),
+                *((None, None) if name == reference else gains(runs[name], runs[reference], common)),
                 statistics.median(records.seconds(name)),
             )
         )  # fmt: skip
@@ -71,7 +68,22 @@ def compare(records: Records) -> Comparison | None:
     return Comparison(rows, reference, len(common), len(runs[reference][common[0]].identities))
 
 
-def _table(runs: dict[tuple[int, int], Run], chosen: list[tuple[int, int]], field: str) -> Table:
+def best_without_weights(records: Records) -> str:
+    """The method not ours with the highest mAP on validation identities."""
+    others = [name for name in records.methods if not records.plan["compared"][name]["ours"]]
+    return max(others, key=lambda name: records.tuned(name)[1] or 0)
+
+
+def gains(first: Runs, second: Runs, chosen: list[tuple[int, int]]) -> tuple[Interval, Interval]:
+    """The differences of two methods in average precision and recall@1, over the chosen runs."""
+    precision, recall = (
+        paired_difference(_table(first, chosen, field), _table(second, chosen, field))
+        for field in ("precision", "recall_at_1")
+    )
+    return precision, recall
+
+
+def _table(runs: Runs, chosen: list[tuple[int, int]], field: str) -> Table:
     return {run: (runs[run].identities, getattr(runs[run], field)) for run in chosen}
 
 

@@ -63,10 +63,14 @@ def _conclusion(found: Comparison) -> str:
     best = found.best_of_ours
     assert best.precision_gain is not None and best.recall_gain is not None  # the reference is not ours
     return (
-        f"Learned weights, best on validation identities: {best.method}. Against {found.reference}: mAP "
-        f"{best.precision_gain.verdict} ({_gain(best.precision_gain)}), R@1 {best.recall_gain.verdict} "
-        f"({_gain(best.recall_gain)})."
+        f"Learned weights, best on validation identities: {best.method}. Against {found.reference}: "
+        f"{verdicts(best.precision_gain, best.recall_gain)}."
     )
+
+
+def verdicts(precision_gain: Interval, recall_gain: Interval) -> str:
+    """What the intervals of two differences say."""
+    return f"mAP {precision_gain.verdict} ({_gain(precision_gain)}), R@1 {recall_gain.verdict} ({_gain(recall_gain)})"
 
 
 def _gain(gain: Interval | None) -> str:

@@ -13,6 +13,9 @@ from .output import Output
 
 def demo(config: Annotated[DemoConfig, arg(name="")]) -> Output:
     """Train and compare on real images from pip packages; write the report, an HTML page with pictures, to --out."""
-    page, evaluations = run_demo(config)
-    metrics = {evaluation.name: evaluation.metrics for evaluation in evaluations}
-    return Output(f"{metric_text(evaluations)}\nReport: {page}", {"report": str(page), "metrics": metrics})
+    found = run_demo(config)
+    metrics = {evaluation.name: evaluation.metrics for evaluation in found.evaluations}
+    return Output(
+        f"{metric_text(found.evaluations, found.note)}\nReport: {found.page}",
+        {"report": str(found.page), "note": found.note, "metrics": metrics},
+    )

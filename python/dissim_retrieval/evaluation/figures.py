@@ -23,6 +23,7 @@ LINES = [
     ("#CC79A7", "-."),
     ("#56B4E9", ":"),
     ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+    ("#009E73", (0, (1, 1))),
 ]
 #: Rows of (method, cells). A cell is its text and whether it is the best of the column.
 Table = list[tuple[str, list[tuple[str, bool]]]]
@@ -114,7 +115,7 @@ def draw_cmc(axes: Axes, evaluations: list[Evaluation]) -> None:
     axes.set(title="Cumulative matches (CMC)", xlabel="rank k", ylabel="queries with a match\namong the first k, %")
     axes.set(xscale="log", ylim=(0, 102), xticks=(ticks := [1, 2, 5, 10, 20, 50]), xticklabels=ticks)
     axes.minorticks_off()
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="upper left", fontsize=7, labelspacing=0.2, borderaxespad=0)
 
 
 def draw_precision_recall(axes: Axes, evaluations: list[Evaluation]) -> None:

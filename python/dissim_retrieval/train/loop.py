@@ -44,7 +44,7 @@ def train(
     folder: str | Path | None = None,
     device: str | torch.device | None = None,
     workers: int | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
     line: int = 0,
     provenance: Mapping | None = None,
 ) -> Trained:
@@ -60,7 +60,8 @@ def train(
             last checkpoint, with the same result as without the interruption.
         device: default: a GPU if there is one.
         workers: processes that read the images, see `ImageSet.batches`.
-        progress: show a progress bar, on a terminal. line: its line, if several runs show one at the same time.
+        progress: show a progress bar, on a terminal; a text is its title. line: its line, if several runs show one at
+            the same time.
         provenance: what else to record about the images, for example their split; must fit in JSON.
 
     Batches, augmentation and dropout depend on (seed, step) only, so on a CPU the result is the same for the same
@@ -88,8 +89,9 @@ def train(
         state = TrainingState(config, objective, processes.device)
         if folder is not None:
             _resume(state, folder, facts, write=first)
+        title = progress if isinstance(progress, str) else config.loss
         with tqdm(
-            total=config.steps, initial=state.steps, desc=f"train {config.loss}", position=line,
+            total=config.steps, initial=state.steps, desc=f"train {title}", position=line,
             disable=None if progress and first else True,
         ) as bar:  # fmt: skip
             if not state.finished:
