@@ -148,14 +148,19 @@ def test_no_process_remains_after_an_error(tmp_path, photos):
     assert err.splitlines()[-1] == "RuntimeError: mine" and err.count("Traceback") == 1
 
 
-# Python imports this at its start: the second process that starts needs 20 seconds.
+# Python imports this at its start: the second process needs 20 seconds before it imports torch.
 SLOW_START = """
-import os, sys, time
+import sys, time
 if "--multiprocessing-fork" in sys.orig_argv:
-    try:
-        os.close(os.open(__file__ + ".first", os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        time.sleep(20)
+    from multiprocessing import spawn
+    prepare = spawn.prepare
+
+    def prepare_slowly(data):
+        prepare(data)
+        if data["name"].endswith("-2"):
+            time.sleep(20)
+
+    spawn.prepare = prepare_slowly
 """
 
 
