@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import importlib.util
+import json
 import os
 import pkgutil
 import re
@@ -114,6 +115,15 @@ def test_the_results_table_of_the_readme_has_the_measured_values():
     assert f"\n\n{expected}\n\n" in (ROOT / "README.md").read_text(), (
         "run python docs/figures/speed.py and copy its table"
     )
+
+
+def test_the_table_of_searches_in_the_readme_has_the_measured_times():
+    measured = json.loads((ROOT / "bench" / "results" / "clustered_search.json").read_text())["tables"]
+    readme = (ROOT / "README.md").read_text().replace("**", "")
+    for title, table in measured.items():
+        times = [float(f"{table['rows'][name]['ms_per_query']:.2g}") for name in table["rows"]]
+        cells = " | ".join(f"{time:g} ms" for time in times)
+        assert f"| {title.removesuffix(' of standard deviation 0.5')} | {cells} |" in readme, cells
 
 
 PUBLIC = [
