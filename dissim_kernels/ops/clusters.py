@@ -25,6 +25,10 @@ class ClusteredReferences(NamedTuple):
     torch.save stores it; torch.load reads it if dissim_kernels is imported.
 
     The references of cluster c are order[offsets[c] : offsets[c + 1]], with descending radii.
+
+    A search checks types, shapes, devices, `offsets`, `weight` and `rows`, and reads only the references.
+    It does not check every value, which would take as long as some searches: with other `pivots` or `radii`, or an
+    `order` that repeats references, its result misses references, or it raises that there are too few candidates.
     """
 
     pivots: Tensor  #: [C, D] in the dtype of the references: a point near the references of each cluster
