@@ -143,7 +143,8 @@ struct ClusteredTopK {
   const void* center;  // acc [dim], a point near all pivots, for the slack
   double* slack;  // out: [query.rows], the share of a query in the rounding errors; infinite: without a bound
   int64_t* scored;  // out: [query.rows], how many references were scored. scored[0] is -1 if `order` holds a number
-                    // that is no reference; then the result is undefined
+                    // that is no reference, a radius is negative or NaN, or a score is outside its bounds, as far as
+                    // the search read them; then the result is undefined
 };
 
 // The hinge loss over all pairs (E12): the sums of max(0, margin - y s) over each query's pairs, with y = 1 for a pair

@@ -254,23 +254,31 @@ def test_clusters_of_other_references_or_weights_raise():
         fused_dissim_topk(query, reference, weight, k=2, clusters=made)
 
 
+NOT_OF_THESE = ": expected the clusters of these references, got others or damaged ones"
 #: A field of the clusters of 500 references of 5 dimensions, its change, and the error.
 DAMAGES = [
-    ("pivots", torch.Tensor.double, "pivots: expected torch.float32 [89, 5], got torch.float64"),
-    ("pivots", lambda x: x[:, :4], "pivots: expected torch.float32 [89, 5], got torch.float32 [89, 4]"),
-    ("pivots", lambda x: x[:-1], "offsets: expected torch.int64 [89], got torch.int64 [90]"),
-    ("pivots", lambda x: x.numpy(), "pivots: expected a dense torch.Tensor, got ndarray"),
-    ("order", torch.Tensor.int, "order: expected torch.int64 [500], got torch.int32"),
-    ("order", lambda x: x[:-1], "order: expected torch.int64 [500], got torch.int64 [499]"),
-    ("order", lambda x: x + 10**9, "order: expected rows of reference, 0 to 499, got others"),
-    ("order", lambda x: x - 500, "order: expected rows of reference, 0 to 499, got others"),
-    ("offsets", lambda x: x + 1, "offsets: expected numbers that ascend from 0 to 500, got others"),
-    ("offsets", lambda x: x.flip(0), "offsets: expected numbers that ascend from 0 to 500, got others"),
-    ("offsets", lambda x: x[:0], "offsets: expected torch.int64 [90], got torch.int64 [0]"),
-    ("radii", torch.Tensor.float, "radii: expected torch.float64 [500], got torch.float32"),
-    ("radii", lambda x: x[:1].expand(500), "radii: expected a contiguous tensor, got strides (0,)"),
-    ("center", lambda x: x[:1], "center: expected torch.float32 [5], got torch.float32 [1]"),
-    ("weight", lambda x: x.to("meta"), "weight: expected reference's device cpu, got meta"),
+    ("pivots", torch.Tensor.double, ".pivots: expected torch.float32 [89, 5], got torch.float64"),
+    ("pivots", lambda x: x[:, :4], ".pivots: expected torch.float32 [89, 5], got torch.float32 [89, 4]"),
+    ("pivots", lambda x: x[:-1], ".offsets: expected torch.int64 [89], got torch.int64 [90]"),
+    ("pivots", lambda x: x.numpy(), ".pivots: expected a dense torch.Tensor, got ndarray"),
+    ("order", torch.Tensor.int, ".order: expected torch.int64 [500], got torch.int32"),
+    ("order", lambda x: x[:-1], ".order: expected torch.int64 [500], got torch.int64 [499]"),
+    ("order", lambda x: x + 10**9, NOT_OF_THESE),
+    ("order", lambda x: x - 500, NOT_OF_THESE),
+    ("order", lambda x: x.flip(0), NOT_OF_THESE),
+    ("offsets", lambda x: x + 1, ".offsets: expected numbers that ascend from 0 to 500, got others"),
+    ("offsets", lambda x: x.flip(0), ".offsets: expected numbers that ascend from 0 to 500, got others"),
+    ("offsets", lambda x: x[:0], ".offsets: expected torch.int64 [90], got torch.int64 [0]"),
+    ("pivots", lambda x: x + 1, NOT_OF_THESE),
+    ("pivots", lambda x: torch.full_like(x, torch.nan), NOT_OF_THESE),
+    ("pivots", lambda x: torch.full_like(x, 1e30), NOT_OF_THESE),
+    ("radii", lambda x: x / 4, NOT_OF_THESE),
+    ("radii", lambda x: torch.full_like(x, -1e30), NOT_OF_THESE),
+    ("radii", lambda x: torch.full_like(x, torch.nan), NOT_OF_THESE),
+    ("radii", torch.Tensor.float, ".radii: expected torch.float64 [500], got torch.float32"),
+    ("radii", lambda x: x[:1].expand(500), ".radii: expected a contiguous tensor, got strides (0,)"),
+    ("center", lambda x: x[:1], ".center: expected torch.float32 [5], got torch.float32 [1]"),
+    ("weight", lambda x: x.to("meta"), ".weight: expected reference's device cpu, got meta"),
 ]
 
 
@@ -279,19 +287,20 @@ def test_damaged_clusters_raise(field, change, message):
     query, reference, weight, _ = clustered(3, 500, 5)
     made = cluster_references(reference, weight)
     damaged = made._replace(**{field: change(getattr(made, field))})
-    with pytest.raises((ValueError, TypeError), match=re.escape("clusters." + message)):
+    with pytest.raises((ValueError, TypeError), match=re.escape("clusters" + message)):
         fused_dissim_topk(query, reference, weight, k=2, clusters=damaged)
 
 
-@pytest.mark.parametrize("field", ["radii", "pivots"])
-def test_damaged_numbers_stay_in_memory(field):
-    inputs = clustered(3, 500, 5)
+@dtypes
+@pytest.mark.parametrize("queries", [1, 30])
+def test_references_that_changed_raise(queries, dtype):
+    """The clusters are of the same numbers of rows and columns, so only scores show that they do not belong."""
+    inputs = clustered(queries, 3000, dtype=dtype)
     made = cluster_references(inputs.reference, inputs.weight)
-    for value in (torch.nan, -1e30, 1e30):
-        damaged = made._replace(**{field: torch.full_like(getattr(made, field), value)})
-        with testing.poisoned_memory():
-            found = fused_dissim_topk(*inputs, k=3, clusters=damaged)
-        assert ((found.indices >= -1) & (found.indices < 500)).all()
+    shuffled = inputs.reference[torch.randperm(3000, generator=torch.Generator().manual_seed(0))]
+    for other in (shuffled, inputs.reference + 1, torch.full_like(inputs.reference, torch.nan)):
+        with pytest.raises(ValueError, match=re.escape("clusters" + NOT_OF_THESE)):
+            fused_dissim_topk(inputs.query, other, inputs.weight, k=3, clusters=made)
 
 
 def test_invalid_arguments_raise_when_clustering():

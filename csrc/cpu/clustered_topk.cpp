@@ -1,6 +1,7 @@
 // clustered_topk: the k best references of each query, where the references are in clusters with a pivot each (E17).
 // The score of a reference is at most that of its pivot plus the reference's radius plus the query's slack. References
 // whose bound is below the query's k-th best score so far are not scored. The result is bit-identical to that of topk.
+// A score outside its bounds shows that the clusters were made for other references.
 //
 // For a batch of queries:
 //
@@ -92,9 +93,13 @@ class ClusterSearch {
       locks_[i] = false;
       p_.scored[first_query_ + i] = 0;
     }
-    for (int64_t c = 0; c < p_.pivots.rows; ++c)
-      for (int64_t begin = p_.offsets[c]; begin < p_.offsets[c + 1]; begin += kChunk<A>)
-        chunks_[num_chunks_++] = {c, begin, min(begin + kChunk<A>, p_.offsets[c + 1])};
+    for (int64_t c = 0; c < p_.pivots.rows; ++c) {
+      const int64_t first = p_.offsets[c], end = p_.offsets[c + 1];
+      for (int64_t begin = first; begin < end; begin += kChunk<A>)
+        chunks_[num_chunks_++] = {c, begin, min(begin + kChunk<A>, end)};
+      const bool valid = first == end || p_.radii[end - 1] >= 0;  // the smallest radius of the cluster
+      if (!valid) set_invalid();
+    }
   }
 
   void search(const Parallel& parallel) {
@@ -120,7 +125,7 @@ class ClusterSearch {
         write_best(p_.topk, first_query_ + i, best_[i]);
       });
     }
-    if (invalid_order_) p_.scored[0] = -1;
+    if (invalid_) p_.scored[0] = -1;
   }
 
   // --- bounds -------------------------------------------------------------------------------------------------------
@@ -175,6 +180,21 @@ class ClusterSearch {
   bool may_be_best(int64_t i, int64_t cluster, int64_t place) {
     return double(pivot_score(cluster, i)) + p_.radii[place] >= needed_[i];
   }
+
+  // Whether the scores of query i with the references at consecutive places of `order` are within their bounds (E17).
+  // NaN is not within a bound, unless the bound is infinite.
+  bool within_bounds(int64_t i, int64_t cluster, int64_t first_place, const A* scores, int64_t count) {
+    const double pivot = pivot_score(cluster, i), slack = p_.slack[first_query_ + i];
+    const double* const radii = p_.radii + first_place;
+    bool within = true;
+    for (int64_t j = 0; j < count; ++j) {
+      const double bound = radii[j] + slack, difference = __builtin_fabs(double(sign_ * scores[j]) - pivot);
+      within &= (difference <= bound) | (bound == kInfinity);
+    }
+    return within;
+  }
+
+  void set_invalid() { __atomic_store_n(&invalid_, true, __ATOMIC_RELAXED); }
 
   // Sets what a pivot's score and a radius have to reach for query i.
   void set_needed(int64_t i) {
@@ -245,13 +265,14 @@ class ClusterSearch {
     const int64_t* order = p_.order + chunk.begin;
     bool valid = true;
     for (int64_t j = 0; j < rows; ++j) valid &= uint64_t(order[j]) < uint64_t(p_.topk.reference.rows);
-    if (!valid) __atomic_store_n(&invalid_order_, true, __ATOMIC_RELAXED);
+    if (!valid) set_invalid();
     if (!valid || !rows || !count) return;
     const AllPairs<E> pairs = listed_pairs(queries, order);
     Scanner<E> scanner(arena, pairs, kPartition, blocking);
     scanner.scan(0, Task{0, 1, 0, count, 0, rows}, [&](const ScoreBlock<A>& block) {
       for (int64_t j = 0; j < block.rows; ++j) {
         const int64_t i = queries[block.row - first_query_ + j];
+        if (!within_bounds(i, chunk.cluster, chunk.begin + block.column, block[j], block.columns)) set_invalid();
         while (__atomic_test_and_set(locks_ + i, __ATOMIC_ACQUIRE)) {
         }
         offer_scores<false>(best_[i], p_.topk.filter, sign_, first_query_ + i, block[j], block.columns,
@@ -287,7 +308,7 @@ class ClusterSearch {
   Scratch<bool> locks_;  // of each query's heap, while several threads score references for it
   Scratch<Chunk> chunks_;
   int64_t num_chunks_ = 0;
-  bool invalid_order_ = false;  // `order` holds a number that is no reference
+  bool invalid_ = false;  // whether a radius, a number of `order` or a score shows that the clusters are not valid
 };
 
 }  // namespace

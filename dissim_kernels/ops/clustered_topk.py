@@ -64,7 +64,7 @@ def clustered_topk(
             check_clusters_offsets(given)  # the kernel checks them, too: without the time of torch's operators
             raise
         if len(scored) and scored[0].item() < 0:
-            raise_argument_error("clusters.order", f"rows of reference, 0 to {rows - 1}", "others", REMEDY)
+            raise_argument_error("clusters", "the clusters of these references", "others or damaged ones", REMEDY)
     else:
         if can_read:
             check_clusters_offsets(given)

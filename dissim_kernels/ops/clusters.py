@@ -26,9 +26,11 @@ class ClusteredReferences(NamedTuple):
 
     The references of cluster c are order[offsets[c] : offsets[c + 1]], with descending radii.
 
-    A search checks types, shapes, devices, `offsets`, `weight` and `rows`, and reads only the references.
-    It does not check every value, which would take as long as some searches: with other `pivots` or `radii`, or an
-    `order` that repeats references, its result misses references, or it raises that there are too few candidates.
+    A search checks types, shapes, devices, `offsets`, `weight` and `rows`, and that every score it computes is within
+    the bounds of the clusters. So clusters of other references, or of references that have changed since, raise as
+    soon as the search scores a reference outside its bounds. What it does not score it does not check, since that
+    would take as long as some searches: with an `order` that repeats references, or `radii` that are too small, the
+    result may miss references, or the search raises that there are too few candidates.
     """
 
     pivots: Tensor  #: [C, D] in the dtype of the references: a point near the references of each cluster

@@ -53,6 +53,7 @@ class Draw:
         self.dtype = pick(DTYPES)
         self.arguments = [self.valid(form) for form in self.forms]
         self.comparable = True  # with the result of the backend "reference"
+        self.clusters_fit = True  # the references and weights that they were made for
         if self.operator == "dissim::quantized_topk":
             self.arguments[-10:-1] = quantize_references(*self.arguments[1:3])
         if self.clustered:
@@ -182,8 +183,9 @@ class Draw:
             self.comparable &= self.forms[i].name in ("among", "among_same", "backend", "needs", "active")
         if self.operator == "dissim::quantized_topk":  # codes of other references give other results
             self.comparable &= f" {self.forms[i].name}:" not in " reference:" + QUANTIZED
-        if self.clustered:  # clusters of other references give other results
-            self.comparable &= f" {self.forms[i].name}:" not in " reference: weight:" + CLUSTERS
+        if self.clustered:
+            self.clusters_fit &= f" {self.forms[i].name}:" not in " reference: weight:" + CLUSTERS
+            self.comparable &= self.clusters_fit
         self.arguments[i] = value
 
     def damaged(self, form: Form, tensor: torch.Tensor, kind: str):
