@@ -1,6 +1,6 @@
 """`python -m bench.experiments NAME`: compare methods, or continue; write results, tables and picture.
 
-NAME: frozen, cameras, joint, factors, protocols, or report, which only writes tables and pictures of what exists.
+NAME: frozen, cameras, joint, demo, factors, protocols, or report, which only writes tables and pictures of what exists.
 Exit code: 0, also if the budget ends the program before everything is done (the same command continues); 1 for an
 error, 2 for wrong arguments, 130 if interrupted.
 """
@@ -151,7 +151,7 @@ def _report(output: Path) -> int:
         found[folder.name] = groups
     contents[output / "summary.md"] = summary.to_markdown([one for groups in found.values() for one in groups])
     if output == RESULTS:
-        contents[EVIDENCE] = evidence.to_json(found.get("joint", []))
+        contents[EVIDENCE] = evidence.to_json(found.get("demo", []))
     for path, content in contents.items():
         if content is not None:
             files.replace(path, content)

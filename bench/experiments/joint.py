@@ -131,3 +131,5 @@ METHODS: dict[str, Method] = {
         {"lr": LR, "temperature": Log(0.03, 0.3, 0.1)},
     ),
 }  # fmt: skip
+#: The methods that `dissim demo` compares -> their names there.
+IN_DEMO = {"hinge, w": "pair classifier", "hinge, L1": "plain L1", "multi-similarity": "multi-similarity"}

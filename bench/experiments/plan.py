@@ -30,7 +30,7 @@ class Group:
 
     experiment: str
     methods: str
-    """frozen, cameras, joint or factors: see METHODS of the runner."""
+    """frozen, cameras, joint, demo or factors: see METHODS of the runner."""
     data: str
     backbone: str
     size: int
@@ -88,6 +88,7 @@ EXPERIMENTS: dict[str, list[Group]] = {
         _pretrained("joint", "joint", "glyphs", MOBILE),
         _pretrained("joint", "joint", "emoji", LITE),
     ],
+    "demo": [Group("demo", "demo", "emoji", MOBILE, 64, steps=100, dim=512)],
     "factors": [_small("factors", "factors"), _pretrained("factors", "factors", "emoji", MOBILE)],
     "protocols": [
         *(_frozen("protocols", "emoji", backbone, protocol="other cameras") for backbone in (LITE, MOBILE)),

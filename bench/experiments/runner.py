@@ -23,6 +23,7 @@ METHODS = {
     "frozen": frozen.METHODS,
     "cameras": frozen.CAMERA_METHODS,
     "joint": joint.METHODS,
+    "demo": {name: joint.METHODS[name] for name in joint.IN_DEMO},
     "factors": factors.METHODS,
 }
 #: Seed of the trials. Runs have 0, 1, ...

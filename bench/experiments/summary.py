@@ -11,7 +11,7 @@ TITLES = [
     "images", "backbone", "learned weights: mAP / R@1", "best other method: mAP / R@1", "difference in mAP",
     "difference in R@1", "runs",
 ]  # fmt: skip
-KINDS = {"frozen": "frozen", "cameras": "frozen, cameras known", "joint": "trained"}
+KINDS = {"frozen": "frozen", "cameras": "frozen, cameras known", "joint": "trained", "demo": "trained as in the demo"}
 
 
 def to_markdown(groups: list[Records]) -> str:
