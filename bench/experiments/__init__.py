@@ -1,6 +1,7 @@
 """The accuracy experiments: `python -m bench.experiments NAME`. docs/experiments.md says what they compare, and how.
 
 plan.py       every experiment: its image sets, backbones, protocols and amounts
+emoji7.py     emoji of seven vendors, which npm downloads
 data.py       images or stored features, and their parts for training, validation and testing
 tuning.py     the ranges of the settings, and the trials drawn from them
 frozen.py     methods on features of a frozen backbone
@@ -14,6 +15,6 @@ records.py    results as JSON lines, appended as they arrive
 runner.py     what is left to do, in which order, and what it costs
 bootstrap.py  intervals of paired differences
 comparison.py the numbers of tables and pictures
-evidence.py   what the demo says about its methods, from the results of joint
+evidence.py   what the demo says about its methods, from the results of the experiment demo
 tables.py, plots.py    Markdown and picture, from the JSON lines alone
 """

@@ -1,6 +1,7 @@
 """`python -m bench.experiments NAME`: compare methods, or continue; write results, tables and picture.
 
-NAME: frozen, cameras, joint, demo, factors, protocols, or report, which only writes tables and pictures of what exists.
+NAME: frozen, cameras, joint, demo, factors, protocols, or report, which only writes tables and pictures of what there
+is.
 Exit code: 0, also if the budget ends the program before everything is done (the same command continues); 1 for an
 error, 2 for wrong arguments, 130 if interrupted.
 """
@@ -171,7 +172,7 @@ def say(text: str) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.experiments", description=__doc__)
     parser.add_argument("name", choices=[*EXPERIMENTS, "report"], metavar="NAME")
-    parser.add_argument("--set", choices=["emoji", "glyphs"], help="only this image set")
+    parser.add_argument("--set", choices=["emoji", "emoji7", "glyphs"], help="only this image set")
     parser.add_argument("--backbone", help="only this backbone")
     parser.add_argument("--hours", type=float, default=20.0, help="core-hours of this call, at most")
     parser.add_argument(

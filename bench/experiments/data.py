@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .. import files
+from .emoji7 import load_emoji7
 from .plan import Amounts, Group
 from .records import Records
 
@@ -107,7 +108,7 @@ def random_identities(labels: Tensor, share: float, seed: int) -> Tensor:
 
 def load_content(group: Group, amounts: Amounts, cache_folder: Path) -> tuple[Content, str]:
     """The images or features of a group, and the fingerprint of the images."""
-    images = _images(group.data, group.size)
+    images = _images(group.data, group.size, cache_folder)
     if amounts.identities is not None:
         images = images.take(images.labels < amounts.identities)
     if not group.frozen:
@@ -120,8 +121,8 @@ def load_content(group: Group, amounts: Amounts, cache_folder: Path) -> tuple[Co
 
 
 @cache
-def _images(name: str, size: int) -> ImageSet:
-    return load_images(name, size=size)
+def _images(name: str, size: int, cache_folder: Path) -> ImageSet:
+    return load_emoji7(size, cache_folder / "emoji7") if name == "emoji7" else load_images(name, size=size)
 
 
 def _of_cameras(content: Content, beginnings: Iterable[str]) -> Tensor:

@@ -68,7 +68,7 @@ def _frozen(experiment: str, data: str, backbone: str, methods: str = "frozen", 
 
 
 def _pretrained(experiment: str, methods: str, data: str, backbone: str) -> Group:
-    size = 64 if data == "emoji" else 32
+    size = 32 if data == "glyphs" else 64
     return Group(experiment, methods, data, backbone, size, steps=150, dim=512)
 
 
@@ -84,12 +84,12 @@ EXPERIMENTS: dict[str, list[Group]] = {
     "cameras": [_frozen("cameras", data, backbone, "cameras") for data, backbone in FEATURES],
     "joint": [
         _small("joint", "joint"),
-        _pretrained("joint", "joint", "emoji", MOBILE),
+        _pretrained("joint", "joint", "emoji7", MOBILE),
         _pretrained("joint", "joint", "glyphs", MOBILE),
-        _pretrained("joint", "joint", "emoji", LITE),
+        _pretrained("joint", "joint", "emoji7", LITE),
     ],
     "demo": [Group("demo", "demo", "emoji", MOBILE, 64, steps=100, dim=512)],
-    "factors": [_small("factors", "factors"), _pretrained("factors", "factors", "emoji", MOBILE)],
+    "factors": [_small("factors", "factors"), _pretrained("factors", "factors", "emoji7", MOBILE)],
     "protocols": [
         *(_frozen("protocols", "emoji", backbone, protocol="other cameras") for backbone in (LITE, MOBILE)),
         *(

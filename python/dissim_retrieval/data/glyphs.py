@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ..logs import is_first_process
-from .image_set import ImageSet, drop_ambiguous
+from .image_set import ImageSet, drop_ambiguous, stack_pictures
 
 CREDIT = "DejaVu fonts (Bitstream Vera and Arev licenses); STIX General fonts (STIX license)."
 
@@ -39,21 +38,13 @@ def load_glyphs(size: int, letters: Collection[str] | None = None, progress: boo
     names = [name for name in drop_ambiguous(drawn) if in_fonts[name] > 1]
     if not names:
         raise ValueError(f"letters: expected some that two of the fonts have, got {letters!r}")
-    rows = [
-        (glyphs[name], label, camera)
-        for camera, glyphs in enumerate(drawn)
-        for label, name in enumerate(names)
-        if name in glyphs
-    ]
-    images, labels, cameras = zip(*rows, strict=True)
+    images, labels, cameras = stack_pictures(drawn, names)
     return ImageSet(
-        images=torch.from_numpy(np.stack(images)).unsqueeze(1).repeat(1, 3, 1, 1),
-        labels=torch.tensor(labels),
-        cameras=torch.tensor(cameras),
+        images.unsqueeze(1).repeat(1, 3, 1, 1), labels, cameras,
         label_names=names,
         camera_names=[font.stem for font in fonts],
         credit=CREDIT,
-    )
+    )  # fmt: skip
 
 
 def _draw(path: Path, size: int, letters: Collection[str] | None) -> dict[str, np.ndarray]:

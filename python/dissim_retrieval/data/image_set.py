@@ -195,6 +195,18 @@ def _as_ids(ids: Sequence[str], images: Tensor | ImageFiles) -> list[str]:
     return list(ids)
 
 
+def stack_pictures(drawn: Sequence[Mapping[str, np.ndarray]], names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures, labels and cameras of an ImageSet: camera by camera, the named pictures that it has."""
+    rows = [
+        (pictures[name], label, camera)
+        for camera, pictures in enumerate(drawn)
+        for label, name in enumerate(names)
+        if name in pictures
+    ]
+    images, labels, cameras = zip(*rows, strict=True)
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels), torch.tensor(cameras)
+
+
 def drop_ambiguous(drawn: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
     """The names, sorted, without those whose picture equals that of an earlier kept one; drawn: a dict per camera."""
     seen: list[set[bytes]] = [set() for _ in drawn]
