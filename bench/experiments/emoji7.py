@@ -121,4 +121,4 @@ def _svg(package: dict[str, Any], name: str) -> str:
 
 def _draw(vendor: Vendor, svgs: dict[str, str], size: int) -> dict[str, np.ndarray]:
     shown = tqdm(svgs.items(), f"Drawing {vendor.name}", disable=None)
-    return {points: draw_svg(size, svg_string=svg) for points, svg in shown}
+    return {points: draw_svg(svg, size) for points, svg in shown}

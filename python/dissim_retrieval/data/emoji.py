@@ -30,7 +30,7 @@ def load_emoji(size: int, progress: bool = True) -> ImageSet:
     hidden = None if progress and is_first_process() else True  # None: shown on a terminal
     drawn = [
         {
-            name: draw_svg(size, svg_path=paths[name])
+            name: draw_svg(paths[name].read_text(), size)
             for name in tqdm(common, desc=f"Drawing {camera}", disable=hidden)
         }
         for (camera, _, _), paths in zip(VENDORS, files, strict=True)
@@ -71,7 +71,7 @@ def has_skin_tone(points: str) -> bool:
     return not SKIN_TONES.isdisjoint(points.split("-"))
 
 
-def _svg_files(package: str, folder: str) -> dict[str, str]:
+def _svg_files(package: str, folder: str) -> dict[str, Path]:
     """Code points, joined by '-' -> file."""
     spec = find_spec(package)  # locates the package without importing it
     if spec is None or spec.origin is None:
@@ -80,16 +80,16 @@ def _svg_files(package: str, folder: str) -> dict[str, str]:
     for path in sorted((Path(spec.origin).parent / folder).glob("*.svg")):
         points = code_points(path.stem)
         if not has_skin_tone(points):
-            found[points] = str(path)
+            found[points] = path
     return found
 
 
-def draw_svg(size: int, **svg: str) -> np.ndarray:
-    """The picture centered on a white square, uint8 [3, size, size]. svg: svg_path or svg_string of resvg_py."""
+def draw_svg(svg: str, size: int) -> np.ndarray:
+    """The picture centered on a white square, uint8 [3, size, size]."""
     try:
         from resvg_py import svg_to_bytes
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("no package 'resvg_py': pip install 'dissim-kernels[images]'") from error
-    png = svg_to_bytes(**svg, width=size, height=size, background="white", skip_system_fonts=True)
+    png = svg_to_bytes(svg, width=size, height=size, background="white", skip_system_fonts=True)
     drawing = Image.open(io.BytesIO(png)).convert("RGB")
     return np.asarray(ImageOps.pad(drawing, (size, size), color="white")).transpose(2, 0, 1)
