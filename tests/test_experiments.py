@@ -147,7 +147,9 @@ def test_other_plan_and_other_process_are_errors(tiny, tmp_path, monkeypatch, ca
     assert path.read_text() == before
 
 
-def test_diverged_trial_counts_and_is_not_chosen(tmp_path):
+def test_diverged_fits_count_and_are_not_chosen(tmp_path, monkeypatch):
+    """In a run, as a method whose scores are all equal."""
+
     def fit(group, train, settings, seed):
         if settings["lr"] == 1:
             raise FloatingPointError("the loss is inf")
@@ -158,8 +160,12 @@ def test_diverged_trial_counts_and_is_not_chosen(tmp_path):
     with records.appending(tmp_path / "r.jsonl", runner.make_plan(GROUP, {"m": method}, AMOUNTS, "")) as found:
         for cell in runner.pending(found)[:2]:
             runner.do(cell, GROUP, method, parts, found)
-    assert [e["mAP"] is None for e in found.of("trial")] == [True, False]
-    assert found.of("trial")[0]["failure"] == "the loss is inf" and found.tuned("m")[0] == {"lr": 2}
+        assert [e["mAP"] is None for e in found.of("trial")] == [True, False]
+        assert found.of("trial")[0]["failure"] == "the loss is inf" and found.tuned("m")[0] == {"lr": 2}
+        monkeypatch.setattr(found, "tuned", lambda name: ({"lr": 1}, 0.5))
+        runner.do(runner.pending(found)[0], GROUP, method, parts, found)
+    [run] = found.of("run")
+    assert run["failure"] == "the loss is inf" and 0 < sum(run["AP"]) / len(run["AP"]) < 0.2 * records.UNITS
 
 
 # --- Parts ---------------------------------------------------------------------------------------------------------
@@ -220,7 +226,7 @@ def test_values_of_identities_are_the_metrics(other_cameras):
 
 
 def test_no_method_gets_more_trials_and_ranges_are_covered():
-    for methods in (frozen.METHODS, joint.METHODS):
+    for methods in runner.METHODS.values():
         for method in methods.values():
             tried = settings_to_try(method.space, Amounts().trials)
             finite = all(isinstance(one, Choice) for one in method.space.values())
@@ -235,8 +241,7 @@ def test_no_method_gets_more_trials_and_ranges_are_covered():
     space = {"lr": Log(1, 1000, 10)}
     tenths = [int(9 * math.log(one["lr"], 1000)) for one in settings_to_try(space, 10)[1:]]
     assert sorted(tenths) == list(range(9)) and settings_to_try(space, 10) == settings_to_try(dict(space), 10)
-    spaces = [joint.SPACES[name.split(",")[0]] for name in joint.METHODS if name.split(",")[0] in joint.SPACES]
-    assert len(spaces) == 12
+    assert [name.split(",")[0] in joint.SPACES for name in runner.METHODS["joint"]].count(True) == 12
 
 
 @pytest.mark.parametrize(

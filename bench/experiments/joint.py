@@ -28,15 +28,15 @@ from .tuning import Choice, Linear, Log, Range
 
 Settings = Mapping[str, Any]
 
-LR = Log(3e-4, 3e-3, 1e-3)
-MARGIN_LOSS = {"lr": LR, "scale": Log(3, 20, 8), "initial_bias": Linear(0.5, 3, 1)}
-#: The spaces of the losses, the same for every score.
+#: Learning rates of a pretrained backbone, and of one that starts from random weights.
+PRETRAINED, FROM_SCRATCH = Log(3e-4, 5e-3, 1e-3), Log(1e-3, 1.5e-2, 1e-3)
+MARGIN_LOSS = {"head_lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(2, 60, 8), "initial_bias": Linear(-0.5, 3.5, 1)}
+#: The spaces of the losses, the same for every score. The learning rate of the backbone comes first.
 SPACES: dict[str, dict[str, Range]] = {
     "hinge": MARGIN_LOSS,
-    "log-sum-exp": MARGIN_LOSS | {"beta": Log(4, 80, 40)},
-    "softmax": {"lr": LR, "scale": Log(6, 96, 24)},
+    "log-sum-exp": MARGIN_LOSS | {"alpha": Log(0.25, 4, 2), "beta": Log(2, 80, 40)},
+    "softmax": {"head_lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(4, 96, 24)},
 }
-ALPHA = 2.0
 #: Options of the head for each score; None: the cosine.
 SCORES: dict[str, dict[str, Any] | None] = {
     "w": {"sign": "free"},
@@ -72,7 +72,7 @@ def _head_loss(loss: str, dim: int, settings: Settings, options: Mapping[str, An
     if loss == "hinge":
         return HingeLoss(head)
     if loss == "log-sum-exp":
-        return SoftMarginLoss(head, alpha=ALPHA, beta=settings["beta"])
+        return SoftMarginLoss(head, alpha=settings["alpha"], beta=settings["beta"])
     return NCALoss(head, scale=1.0)
 
 
@@ -81,7 +81,7 @@ def _cosine_loss(loss: str, settings: Settings) -> nn.Module:
     if loss == "hinge":
         return score_matrix.ScoreMatrixLoss(score, score_matrix.hinge)
     if loss == "log-sum-exp":
-        of_scores = partial(score_matrix.log_sum_exp, alpha=ALPHA, beta=settings["beta"])
+        of_scores = partial(score_matrix.log_sum_exp, alpha=settings["alpha"], beta=settings["beta"])
         return score_matrix.ScoreMatrixLoss(score, of_scores)
     return score_matrix.ScoreMatrixLoss(score, score_matrix.softmax)
 
@@ -93,7 +93,7 @@ def build_loss(loss: str, score: str, dim: int, settings: Settings) -> nn.Module
 
 
 def _fit(group: Group, train_part: ImageSet, settings: Settings, seed: int, loss: str, score: str) -> Fitted:
-    config = base_config(group, seed, lr=settings["lr"])
+    config = base_config(group, seed, lr=settings["lr"], head_lr=settings["head_lr"])
     return fit(config, train_part, build_loss(loss, score, group.dim, settings))
 
 
@@ -108,28 +108,41 @@ def _multi_similarity(settings: Settings) -> nn.Module:
     return PMLLoss(loss, MultiSimilarityMiner(epsilon=0.1) if settings["miner"] else None)
 
 
-METHODS: dict[str, Method] = {
-    f"{loss}, {score}": Method(
-        partial(_fit, loss=loss, score=score), SPACES[loss], ours=score in ("w", "w <= 0")
-    )
-    for loss in SPACES
-    for score in SCORES
-} | {
-    "triplet, batch-hard": Method(
-        partial(_fit_baseline, build=lambda settings: TripletLoss(margin=settings["margin"])),
-        {"lr": LR, "margin": Linear(0.1, 0.8, 0.4)},
-    ),
-    "multi-similarity": Method(
-        partial(_fit_baseline, build=_multi_similarity),
+def _triplet(settings: Settings) -> nn.Module:
+    return TripletLoss(margin=settings["margin"])
+
+
+def _supcon(settings: Settings) -> nn.Module:
+    return PMLLoss(SupConLoss(temperature=settings["temperature"]))
+
+
+#: Losses without weights: how to build them, and their spaces.
+BASELINES: dict[str, tuple[Callable[[Settings], nn.Module], dict[str, Range]]] = {
+    "triplet, batch-hard": (_triplet, {"margin": Linear(0.1, 0.8, 0.4)}),
+    "multi-similarity": (
+        _multi_similarity,
         {
-            "lr": LR, "alpha": Log(1, 4, 2), "beta": Log(20, 80, 50), "base": Linear(0.4, 0.9, 0.8),
+            "alpha": Log(1, 16, 2), "beta": Log(20, 80, 50), "base": Linear(0.4, 1.0, 0.8),
             "miner": Choice((True, False), False),
         },
     ),
-    "SupCon": Method(
-        partial(_fit_baseline, build=lambda settings: PMLLoss(SupConLoss(temperature=settings["temperature"]))),
-        {"lr": LR, "temperature": Log(0.03, 0.3, 0.1)},
-    ),
+    "SupCon": (_supcon, {"temperature": Log(0.03, 0.3, 0.1)}),
 }  # fmt: skip
+
+
+def methods(lr: Range) -> dict[str, Method]:
+    """All methods, with the learning rates of a kind of backbone."""
+    found = {
+        f"{loss}, {score}": Method(
+            partial(_fit, loss=loss, score=score), {"lr": lr} | SPACES[loss], ours=score in ("w", "w <= 0")
+        )
+        for loss in SPACES
+        for score in SCORES
+    }
+    for name, (build, space) in BASELINES.items():
+        found[name] = Method(partial(_fit_baseline, build=build), {"lr": lr} | space)
+    return found
+
+
 #: The methods that `dissim demo` compares -> their names there.
 IN_DEMO = {"hinge, w": "pair classifier", "hinge, L1": "plain L1", "multi-similarity": "multi-similarity"}

@@ -30,7 +30,7 @@ class Group:
 
     experiment: str
     methods: str
-    """frozen, cameras, joint, demo or factors: see METHODS of the runner."""
+    """A key of METHODS in runner.py."""
     data: str
     backbone: str
     size: int
@@ -77,13 +77,14 @@ def _small(experiment: str, methods: str, **options: str) -> Group:
 
 
 LITE, MOBILE = "efficientnet_lite0", "mobilenet_v2"
+SCRATCH = "joint, from scratch"
 FEATURES = [(data, backbone) for data in ("emoji", "glyphs") for backbone in (LITE, MOBILE)]
 #: name -> its groups, the most informative first: a run that is stopped has those.
 EXPERIMENTS: dict[str, list[Group]] = {
     "frozen": [_frozen("frozen", data, backbone) for data, backbone in FEATURES],
     "cameras": [_frozen("cameras", data, backbone, "cameras") for data, backbone in FEATURES],
     "joint": [
-        _small("joint", "joint"),
+        _small("joint", SCRATCH),
         _pretrained("joint", "joint", "emoji7", MOBILE),
         _pretrained("joint", "joint", "glyphs", MOBILE),
         _pretrained("joint", "joint", "emoji7", LITE),
@@ -97,6 +98,6 @@ EXPERIMENTS: dict[str, list[Group]] = {
             for protocol in ("other cameras", "unseen camera")
             for backbone in (LITE, MOBILE)
         ),
-        *(_small("protocols", "joint", protocol=protocol) for protocol in ("other cameras", "unseen camera")),
+        *(_small("protocols", SCRATCH, protocol=protocol) for protocol in ("other cameras", "unseen camera")),
     ],
 }

@@ -10,20 +10,24 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from dissim_retrieval.evaluation import cosine
 
 from .. import machine
 from . import factors, frozen, joint
 from .data import Part, Parts
 from .plan import Amounts, Group
 from .records import UNITS, Records
-from .trial import Method, Values, measure_part
+from .trial import Fitted, Method, Values, measure_part
 from .tuning import settings_to_try
 
+JOINT = joint.methods(joint.PRETRAINED)
 METHODS = {
     "frozen": frozen.METHODS,
     "cameras": frozen.CAMERA_METHODS,
-    "joint": joint.METHODS,
-    "demo": {name: joint.METHODS[name] for name in joint.IN_DEMO},
+    "joint": JOINT,
+    "joint, from scratch": joint.methods(joint.FROM_SCRATCH),
+    "demo": {name: JOINT[name] for name in joint.IN_DEMO},
     "factors": factors.METHODS,
 }
 #: Seed of the trials. Runs have 0, 1, ...
@@ -102,9 +106,14 @@ def do(cell: Cell, group: Group, method: Method, parts: Parts, records: Records)
         return seconds
     settings, _ = records.tuned(cell.method)
     part = parts.test(records) if group.tuned else parts.validation(cell.split)
-    values = measure_part(method.fit(group, parts.train(cell.split), settings, cell.seed), part)
+    failure = None
+    try:
+        fitted = method.fit(group, parts.train(cell.split), settings, cell.seed)
+    except FloatingPointError as error:  # it counts as a method whose scores are all equal
+        fitted, failure = Fitted(lambda content: torch.ones(len(content.labels), 1), cosine), str(error)
+    values = measure_part(fitted, part)
     seconds = time.process_time() - begin
-    _append_run(records, cell, part, values, seconds)
+    _append_run(records, cell, part, values, failure, seconds)
     return seconds
 
 
@@ -115,12 +124,14 @@ def start_session(records: Records) -> None:
     records.append("machine", summary=machine.environment_summary(facts), datetime=now)
 
 
-def _append_run(records: Records, cell: Cell, part: Part, values: Values, seconds: float) -> None:
+def _append_run(
+    records: Records, cell: Cell, part: Part, values: Values, failure: str | None, seconds: float
+) -> None:
     if part.name not in {entry["name"] for entry in records.of("part")}:
         identities = values.identities.tolist()
         records.append("part", name=part.name, identities=identities, queries=len(part.queries))
     precision, recall = (np.rint(column.numpy() * UNITS).astype(int).tolist() for column in values[1:])
     records.append(
         "run", method=cell.method, split=cell.split, seed=cell.seed, part=part.name, AP=precision, R1=recall,
-        seconds=round(seconds, 2),
+        failure=failure, seconds=round(seconds, 2),
     )  # fmt: skip

@@ -11,7 +11,10 @@ TITLES = [
     "images", "backbone", "learned weights: mAP / R@1", "best other method: mAP / R@1", "difference in mAP",
     "difference in R@1", "runs",
 ]  # fmt: skip
-KINDS = {"frozen": "frozen", "cameras": "frozen, cameras known", "joint": "trained", "demo": "trained as in the demo"}
+KINDS = {
+    "frozen": "frozen", "cameras": "frozen, cameras known", "joint": "trained",
+    "joint, from scratch": "trained from scratch", "demo": "trained as in the demo",
+}  # fmt: skip
 
 
 def to_markdown(groups: list[Records]) -> str:
