@@ -14,6 +14,7 @@ trial.py      one fit, measured: average precision and recall@1 of each identity
 records.py    results as JSON lines, appended as they arrive
 runner.py     what is left to do, in which order, and what it costs
 bootstrap.py  intervals of paired differences
+contrasts.py  methods that differ in one thing
 comparison.py the numbers of tables and pictures
 evidence.py   what the demo says about its methods, from the results of the experiment demo
 tables.py, plots.py    Markdown and picture, from the JSON lines alone

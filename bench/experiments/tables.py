@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..report import grid
 from .bootstrap import DRAWS, LEVEL, Interval
 from .comparison import Comparison, Row, compare
+from .contrasts import Contrast, contrasts
 from .records import Records
 
 HEAD = """\
@@ -14,7 +15,8 @@ HEAD = """\
 
 mAP and recall@1 (R@1) in %, the mean over runs and identities. A run is one split and one seed. Differences are
 paired within run and identity, with {level:.0%} intervals by {draws:,} bootstrap draws of splits, seeds and
-identities. **Bold**: learned weights or a changed option. docs/experiments.md says how everything is compared.
+identities. They hold for the settings that tuning chose, and are not corrected for the number of rows. **Bold**:
+learned weights or a changed option. docs/experiments.md says how everything is compared.
 """
 
 
@@ -43,10 +45,21 @@ def _section(records: Records) -> str:
     lines = [title, facts, "", grid(titles, [_cells(row, tuned) for row in found.rows]), ""]
     if tuned:
         lines += [_conclusion(found), ""]
+    if pairs := contrasts(records):
+        lines += ["Methods that differ in one thing:", "", _pairs(pairs), ""]
     machines = dict.fromkeys(entry["summary"] for entry in records.of("machine"))
     hours = sum(records.seconds()) / 3600
     lines += [f"{hours:.2f} core-hours. {'; '.join(machines)}", ""]
     return "\n".join(lines)
+
+
+def _pairs(pairs: list[Contrast]) -> str:
+    titles = ["", "mAP", "", "R@1", ""]
+    rows = [
+        [f"{first} - {second}", _gain(precision), precision.verdict, _gain(recall), recall.verdict]
+        for first, second, precision, recall in pairs
+    ]
+    return grid(titles, rows)
 
 
 def _cells(row: Row, tuned: bool) -> list[str]:
