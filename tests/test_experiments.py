@@ -50,6 +50,11 @@ def synthetic(identities=40, cameras=2, dim=12, names=("a", "b")):
     return Features(rows, labels, torch.arange(cameras).repeat(identities), list(names))
 
 
+@pytest.fixture(autouse=True)
+def as_many_trials_with_a_frozen_backbone(monkeypatch):
+    monkeypatch.setattr(runner, "FROZEN_TRIALS", 1)
+
+
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """The program with one group of synthetic features; returns a call with the arguments of the command line."""
@@ -314,7 +319,7 @@ def test_cosine_with_a_bias_of_camera_pairs():
     rows = torch.tensor([[3.0, 0.0, 0], [0.0, 1.0, 1], [1.0, 0.0, 1]])
     with torch.no_grad():
         score.bias[:] = torch.tensor([[0.5, 1.0], [2.0, 0.0]])  # 1 for the pair (0, 0), 3 for (0, 1), 0 for (1, 1)
-    expected = torch.tensor([[3.0, 3.0, 5.0], [3.0, 2.0, 0.0], [5.0, 0.0, 2.0]])
+    expected = torch.tensor([[4.0, 6.0, 8.0], [6.0, 2.0, 0.0], [8.0, 0.0, 2.0]])
     torch.testing.assert_close(score(rows, rows).detach(), expected)
     assert score.penalty().item() == 1 + 9
 
@@ -323,7 +328,7 @@ def test_cosine_with_a_bias_of_camera_pairs():
 def test_scores_of_camera_pairs_lower_images_of_the_query_s_camera(name):
     """No image with the query's camera is a match here, so a bias of that pair must become lower than the other."""
     method, content = frozen.CAMERA_METHODS[name], synthetic()
-    settings = settings_to_try(method.space, 1)[0] | {"pair_shrinkage": 1e-6}
+    settings = settings_to_try(method.space, 1)[0] | {"dims": 4, "pair_shrinkage": 1e-6}
     score = method.fit(replace(GROUP, steps=10), content, settings, 0).scorer
     rows = torch.tensor([[1.0, 2.0, 0.0, 1.0, camera] for camera in (0, 1)])
     same, other = score(rows, rows)[0].tolist()
@@ -354,6 +359,15 @@ def test_training_on_similar_identities_learns():
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     metrics = retrieval_metrics(found[0], found[0], fitted.scorer, labels, labels, exclude_index=rows)
     assert metrics["recall@1"] > 0.5
+
+
+def test_centering_removes_what_images_of_a_camera_have_in_common():
+    content = synthetic()
+    method, draw = frozen.CAMERA_METHODS["projection, w, cameras centered"], torch.Generator().manual_seed(0)
+    shifted = replace(content, rows=content.rows + torch.randn(2, 12, generator=draw)[content.cameras])
+    settings = settings_to_try(method.space, 1)[0] | {"dims": 4}
+    embedded = [method.fit(GROUP, one, settings, 0).embed(one) for one in (content, shifted)]
+    torch.testing.assert_close(*embedded, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("shrinkage", "dims"), [(0.3, 12), (1e-9, 5)])

@@ -45,7 +45,7 @@ class CameraPairHead(nn.Module):
 
 
 class CameraPairCosine(nn.Module):
-    """``scale * cosine``, plus a bias of each unordered pair of cameras, 0 at the start."""
+    """``scale * (cosine + bias)``, with a bias of each unordered pair of cameras, 0 at the start."""
 
     def __init__(self, scale: float, cameras: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class CameraPairCosine(nn.Module):
         """[N, D + 1], [M, D + 1] -> [N, M]."""
         first, second = query[:, -1].long(), reference[:, -1].long()
         bias = (self.bias + self.bias.T)[first[:, None], second]
-        return self.scale * cosine(query[:, :-1], reference[:, :-1]) + bias
+        return self.scale * (cosine(query[:, :-1], reference[:, :-1]) + bias)
 
     def penalty(self) -> Tensor:
         """The sum of the squared biases of pairs, 0-d."""

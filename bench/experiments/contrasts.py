@@ -9,7 +9,7 @@ from .bootstrap import Interval
 from .comparison import gains
 from .records import Records
 
-_CAMERAS_COSINE, _CAMERAS_W = "projection, cosine, bias of camera pairs", "projection, w, w and bias of camera pairs"
+_PAIRS_COSINE, _PAIRS_W = "projection, cosine, bias of camera pairs", "projection, w, w and bias of camera pairs"
 _JOINT = [
     *((f"{loss}, {a}", f"{loss}, {b}") for loss in ("hinge", "log-sum-exp", "softmax")
       for a, b in combinations(("w", "L1", "cosine"), 2)),
@@ -22,7 +22,9 @@ PAIRS: dict[str, list[tuple[str, str]]] = {
         *((name, "within-class whitening (LDA)") for name in ("projection, w", "projection, cosine", "w alone")),
     ],
     "cameras": [
-        (_CAMERAS_W, "projection, w"), (_CAMERAS_COSINE, "projection, cosine"), (_CAMERAS_W, _CAMERAS_COSINE),
+        *((f"projection, {score}, cameras centered", f"projection, {score}") for score in ("w", "cosine")),
+        (_PAIRS_W, "projection, w"), (_PAIRS_COSINE, "projection, cosine"), (_PAIRS_W, _PAIRS_COSINE),
+        (_PAIRS_W, "projection, w, cameras centered"),
     ],
     "joint": _JOINT,
     "joint, from scratch": _JOINT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from dissim_retrieval.evaluation import cosine
 from dissim_retrieval.fit import optimize, parameter_groups, start_projection
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import NCALoss
+from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.whitening import Whitening, within_class_whitening
 from torch import Tensor
 
@@ -25,11 +27,13 @@ from .tuning import Choice, Log
 BATCH = 1024
 DIMS = Choice((64, 128, 256, 512, 1024), 256)
 TRAINED_PROJECTION = {
-    "shrinkage": Log(0.01, 100, 1),
-    "lr": Log(3e-4, 3e-2, 3e-3),
+    "dims": DIMS,
+    "shrinkage": Log(0.001, 100, 1),
+    "lr": Log(3e-4, 1e-1, 3e-3),
+    "head_lr": Log(1e-3, 1e-1, 1e-2),
     "scale": Log(2, 64, 8),
 }
-WEIGHT_ALONE = {"lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(4, 256, 32)}
+WEIGHT_ALONE = {"lr": Log(1e-3, 1, 1e-2), "scale": Log(4, 2048, 32)}
 L1, NEGATIVE, SIGNED = {"learn_weight": False}, {"sign": "negative"}, {"sign": "free"}
 
 
@@ -74,27 +78,52 @@ def _fit_weight(
     return Fitted(_rows, scorer)
 
 
+def _projection(
+    train: Features, labels: Tensor, settings: Mapping[str, Any], draw: torch.Generator, head: Mapping[str, Any]
+) -> ProjectedHead:
+    options = {"scale": settings["scale"], **head}
+    return start_projection(train.rows, labels, settings["dims"], settings["shrinkage"], draw, options)
+
+
+def _groups(
+    projected: ProjectedHead, loss: torch.nn.Module, train: Features, settings: Mapping[str, Any]
+) -> list[dict]:
+    projection, others = parameter_groups(projected, loss, train.rows, settings["lr"])
+    return [projection, others | {"lr": settings["head_lr"]}]
+
+
 def _fit_projection(
     group: Group, train: Features, settings: Mapping[str, Any], seed: int, head: Mapping[str, Any] | None
 ) -> Fitted:
     """head: options of the head, or None for the cosine of the projected rows."""
     draw, labels = torch.Generator().manual_seed(seed), _consecutive(train.labels)
-    options = {"scale": settings["scale"], **(head or {})}
-    projected = start_projection(train.rows, labels, group.dim, settings["shrinkage"], draw, options)
+    projected = _projection(train, labels, settings, draw, head or {})
     loss: torch.nn.Module = NCALoss(projected.head, scale=1.0)
     if head is None:
         loss = ScoreMatrixLoss(CosineScore(scale=settings["scale"]), softmax)
-    groups = parameter_groups(projected, loss, train.rows, settings["lr"])
+    groups = _groups(projected, loss, train, settings)
     optimize(projected.project, loss, groups, train.rows, labels, steps=group.steps, batch=BATCH, draw=draw)
     return Fitted(lambda features: projected.project(features.rows), cosine if head is None else projected.head)
+
+
+def _fit_centered(
+    group: Group, train: Features, settings: Mapping[str, Any], seed: int, head: Mapping[str, Any] | None
+) -> Fitted:
+    """As `_fit_projection`, after the mean of each camera's training rows is subtracted from its rows."""
+    sums = train.rows.new_zeros(len(train.camera_names), train.rows.shape[1]).index_add(0, train.cameras, train.rows)
+    means = sums / train.cameras.bincount(minlength=len(sums)).clamp(min=1)[:, None]
+
+    def centered(features: Features) -> Features:
+        return replace(features, rows=features.rows - means[features.cameras])
+
+    fitted = _fit_projection(group, centered(train), settings, seed, head)
+    return Fitted(lambda features: fitted.embed(centered(features)), fitted.scorer)
 
 
 def _fit_camera_pairs(group: Group, train: Features, settings: Mapping[str, Any], seed: int, weights: bool) -> Fitted:
     """A projection, and a score with addends for each pair of cameras: to w and bias of a head, or to a cosine."""
     draw, labels = torch.Generator().manual_seed(seed), _consecutive(train.labels)
-    projected = start_projection(
-        train.rows, labels, group.dim, settings["shrinkage"], draw, {"scale": settings["scale"]}
-    )
+    projected = _projection(train, labels, settings, draw, {})
     cameras = len(train.camera_names)
     score = CameraPairHead(projected.head, cameras) if weights else CameraPairCosine(settings["scale"], cameras)
     loss = CameraPairLoss(score, settings["pair_shrinkage"])
@@ -102,7 +131,7 @@ def _fit_camera_pairs(group: Group, train: Features, settings: Mapping[str, Any]
     def project(rows: Tensor) -> Tensor:
         return torch.cat([projected.project(rows[:, :-1]), rows[:, -1:]], 1)
 
-    groups = parameter_groups(projected, loss, train.rows, settings["lr"])
+    groups = _groups(projected, loss, train, settings)
     optimize(project, loss, groups, _with_cameras(train), labels, steps=group.steps, batch=BATCH, draw=draw)
     return Fitted(lambda features: project(_with_cameras(features)), score)
 
@@ -120,8 +149,8 @@ METHODS: dict[str, Method] = {
     "cosine": Method(_fit_cosine, {}),
     "L1": Method(_fit_l1, {"normalize": Choice((True, False), True)}),
     "PCA": Method(partial(_fit_pca, whiten=False), {"dims": DIMS}),
-    "PCA, whitened": Method(partial(_fit_pca, whiten=True), {"dims": DIMS, "shrinkage": Log(0.001, 10, 0.1)}),
-    "within-class whitening (LDA)": Method(_fit_whitening, {"dims": DIMS, "shrinkage": Log(0.01, 100, 1)}),
+    "PCA, whitened": Method(partial(_fit_pca, whiten=True), {"dims": DIMS, "shrinkage": Log(1e-4, 10, 0.1)}),
+    "within-class whitening (LDA)": Method(_fit_whitening, {"dims": DIMS, "shrinkage": Log(0.001, 100, 1)}),
     "projection, cosine": Method(partial(_fit_projection, head=None), TRAINED_PROJECTION),
     "projection, L1": Method(partial(_fit_projection, head=L1), TRAINED_PROJECTION),
     "projection, w <= 0": Method(partial(_fit_projection, head=NEGATIVE), TRAINED_PROJECTION, ours=True),
@@ -130,10 +159,12 @@ METHODS: dict[str, Method] = {
     "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE, ours=True),
 }
 
-CAMERA_PAIRS = TRAINED_PROJECTION | {"pair_shrinkage": Log(1e-4, 1, 1e-2)}
+CAMERA_PAIRS = TRAINED_PROJECTION | {"pair_shrinkage": Log(1e-6, 1, 1e-2)}
 #: What knowing the cameras adds. They are compared apart: the others do not know them.
 CAMERA_METHODS: dict[str, Method] = {
     **{name: METHODS[name] for name in ("projection, cosine", "projection, L1", "projection, w")},
+    "projection, cosine, cameras centered": Method(partial(_fit_centered, head=None), TRAINED_PROJECTION),
+    "projection, w, cameras centered": Method(partial(_fit_centered, head=SIGNED), TRAINED_PROJECTION, ours=True),
     "projection, cosine, bias of camera pairs": Method(partial(_fit_camera_pairs, weights=False), CAMERA_PAIRS),
     "projection, w, w and bias of camera pairs": Method(
         partial(_fit_camera_pairs, weights=True), CAMERA_PAIRS, ours=True

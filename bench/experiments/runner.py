@@ -16,7 +16,7 @@ from dissim_retrieval.evaluation import cosine
 from .. import machine
 from . import factors, frozen, joint
 from .data import Part, Parts
-from .plan import Amounts, Group
+from .plan import FROZEN_TRIALS, Amounts, Group
 from .records import UNITS, Records
 from .trial import Fitted, Method, Values, measure_part
 from .tuning import settings_to_try
@@ -52,8 +52,9 @@ class Cell(NamedTuple):
 def make_plan(group: Group, methods: Mapping[str, Method], amounts: Amounts, fingerprint: str) -> dict[str, Any]:
     """The first line of a group's file: all that determines its results but code and machine."""
     compared = {}
+    count = amounts.trials * FROZEN_TRIALS if group.frozen else amounts.trials
     for name, method in methods.items():
-        trials = settings_to_try(method.space, amounts.trials) if group.tuned else []
+        trials = settings_to_try(method.space, count) if group.tuned else []
         ranges = {setting: str(one) for setting, one in method.space.items()}
         compared[name] = {"ours": method.ours, "space": ranges, "trials": trials}
     facts = asdict(group) | {"key": group.key, "title": group.title, "tuned": group.tuned}
