@@ -149,6 +149,8 @@ REQUESTS = [
     ({"id": "id2/a.png", "filter": "file LIKE '/%'"}, 400, "got 'file', which it does not"),
     ({"id": "id2/a.png", "filter": "id = 'a' -- '\n OR `file` LIKE '/%'"}, 400, "got 'file', which it does not"),
     ({"id": "id2/a.png", "group_by": "file"}, 400, "group_by: expected columns that the service shows"),
+    ({"id": "id2/a.png", "filter": """id = "'" OR file LIKE "/%" OR id = "'" """}, 400, "got 'file', which it"),
+    ({"id": "id2/a.png", "filter": """`x'` = 1 OR FILE IS NOT NULL OR `x'` = 1"""}, 400, "got 'file', which it"),
     ({"id": "id2/a.png", "group_by": "color"}, 400, "group_by: expected a metadata column"),
     ({"id": "id2/a.png", "fuse": "sum"}, 400, "fuse: "),
     ({"id": "id2/a.png", "limit": 3}, 400, "limit: "),
@@ -171,6 +173,11 @@ def test_a_wrong_search_gets_a_sentence(client, body, status, text):
 
 
 def test_a_filter_may_have_strings_that_are_names_of_hidden_columns(client):
+def test_items_are_not_listed_by_a_hidden_column(client):
+    condition = """id = "'" OR file LIKE "/%" OR id = "'" """
+    assert "which it does not" in problem(client.get("/api/items", params={"filter": condition}), 400)
+
+
     assert found_ids(client.post("/api/search", json={"id": "id2/a.png", "filter": "id != 'a file''s name'"}))
 
 

@@ -211,9 +211,13 @@ def _metadata(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, dict[s
 
 
 def _check_filter(filter: str | None) -> None:
-    """Raise ValueError if a condition names a private column."""
+    """Raise ValueError if a condition names a private column.
+
+    The names may be in a string, unless the condition has characters with which a single quote may not begin one:
+    those of other quotes, of escapes and of comments.
+    """
     text = filter or ""
-    if "--" not in text and "/*" not in text:  # a quote in a comment would not begin a string
+    if not re.search(r'["`\\$#]|--|/\*', text):
         text = re.sub("'[^']*'", "", text)
     _check_public("filter", re.findall(r"\w+", text.lower()))
 
