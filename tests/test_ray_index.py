@@ -197,6 +197,16 @@ def test_errors_of_open(tmp_path, monkeypatch):
 
 
 def test_another_index_at_the_same_path_raises(tmp_path):
+def test_an_index_that_was_replaced_raises_at_a_refresh(tmp_path):
+    for name in ("index", "other"):
+        DissimilarityIndex.create(tmp_path / name, new_head(4)).add(torch.randn(3, 4))
+    index = open_here(tmp_path / "index", 1)
+    (tmp_path / "index").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "index")
+    with pytest.raises(OSError, match="was replaced by another index"):
+        index.refresh()
+
+
     for name in ("index", "other"):
         DissimilarityIndex.create(tmp_path / name, new_head(4)).add(torch.randn(3, 4))
     index = open_here(tmp_path / "index", 1)

@@ -157,7 +157,10 @@ class DissimilarityIndex:
             LanceStore(folder, self.head.weight.cpu(), self._preparation).write_all(self._store.tables(snapshot))
 
     def refresh(self) -> None:
-        """Move to the newest version, which another process or object may have written."""
+        """Move to the newest version, which another process or object may have written.
+
+        Raises OSError, as every write does, if another index is now at the path.
+        """
         self._publish(self._store.latest(self._snapshot))
 
     def verify(self) -> None:
@@ -303,7 +306,10 @@ class DissimilarityIndex:
     @property
     def backbone(self) -> BackboneWeights | None:
         """The network that makes the embeddings, if it was stored. Reads its file."""
-        return self._backbone if isinstance(self._store, MemoryStore) else read_backbone(self._store.path)
+        if isinstance(self._store, MemoryStore):
+            return self._backbone
+        self._store.check_not_replaced()
+        return read_backbone(self._store.path)
 
     def get(self, ids: Any) -> StoredRows:
         """The stored rows of these ids, in this order. Raises KeyError for an unknown id."""
