@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dissim_retrieval import cli
+from dissim_retrieval import DissimilarityIndex, cli
+from dissim_retrieval.index import lance_store
+from dissim_retrieval.photos import replace_gallery
+from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +143,37 @@ def test_an_existing_gallery_is_kept_unless_it_is_told_otherwise():
 
 
 def test_only_a_gallery_is_overwritten():
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_gallery_that_cannot_be_replaced_is_where_it_was(monkeypatch, failing):
+    """The renames are: the new folder to its name, the old gallery away, the new one into its place."""
+    index, rename, calls = DissimilarityIndex.open("gallery"), Path.rename, []
+
+    def interrupted(path, target):
+        calls.append(path)
+        if len(calls) == 1 + failing:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_gallery(index, "gallery")
+    index.refresh()
+    index.verify()
+    assert sorted(path.name for path in Path(".").iterdir()) == ["gallery", "photos", "run"]
+    replace_gallery(index, "gallery")
+    with pytest.raises(OSError, match="was replaced"):
+        index.refresh()
+    assert len(DissimilarityIndex.open("gallery", verify=True)) == 60
+
+
+def test_a_writer_and_a_replacement_exclude_each_other(monkeypatch):
+    monkeypatch.setattr(lance_store, "LOCK_SECONDS", 0)
+    index = DissimilarityIndex.open("gallery")
+    with FileLock("gallery/write.lock"), pytest.raises(TimeoutError, match="another writer"):
+        replace_gallery(index, "gallery")
+    index.refresh()
+
+
     assert "expected a gallery to overwrite" in failure("index", "run", "photos", "photos", "--overwrite")
     assert Path("photos/id00/a.png").exists()
 
