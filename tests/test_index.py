@@ -216,6 +216,19 @@ def test_range_search_finds_what_scores_the_threshold_or_more(make, kind, head, 
     found = index.range_search(query, threshold)
     for n in range(7):
         part = slice(found.offsets[n], found.offsets[n + 1])
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_groups_of_integers_of_every_type(make, kind, dtype, head, gallery):
+    largest = int(np.iinfo(dtype).max)
+    index = make(kind, head)
+    index.add(gallery[:3], metadata={"group": np.array([largest, 1, 1], dtype)})
+    index.add(gallery[3:4])  # null
+    for query in (gallery[:1], gallery[:1].numpy()):
+        ids = index.search(query, 3, group_by="group").ids
+        assert ids.tolist() == [[largest, 1, None if dtype == "uint64" else -1]]
+        assert str(ids.dtype).removeprefix("torch.") == ("object" if dtype == "uint64" else "int64")
+
+
         count = int((everything.scores[n] >= threshold).sum())
         torch.testing.assert_close(found.scores[part], everything.scores[n, :count])
         assert torch.equal(found.ids[part], everything.ids[n, :count])
