@@ -110,6 +110,24 @@ def test_ties_are_in_the_order_of_insertion_also_after_updates_and_compaction(ma
     assert index.search(torch.ones(1, 6), 5).ids.tolist() == [[9, 7, 1, 8, 4]]
 
 
+def test_nan_is_after_every_number_in_and_between_segments(make):
+    """Infinity minus infinity: rows 0 and 3 score NaN, rows 1 and 4 minus infinity."""
+    head = DissimilarityHead(2, normalize=False, sign="free")
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([-1.0, 1.0]))
+    high = 3e38
+    rows = torch.tensor([[high, high], [high, 0.0], [1.0, 0.0], [high, high], [high, 0.0], [2.0, 0.0]])
+    index, groups = make("memory", head), [0, 0, 0, 1, 2, 3]
+    for part in range(2):
+        index.add(rows[3 * part :][:3], metadata={"group": groups[3 * part :][:3]})
+    query = torch.tensor([[-high, -high]])
+    assert index.search(query, 6).ids.tolist() == [[2, 5, 1, 4, 0, 3]]
+    index.remove([1])
+    assert index.search(query, 6).ids.tolist() == [[2, 5, 4, 0, 3, -1]]
+    for fuse in ("max", "mean", "min", "median"):
+        assert index.search(query, 4, group_by="group", fuse=fuse).ids.tolist() == [[3, 2, 0, 1]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_fewer_candidates_than_k_are_padded(make, kind, head, query):
     index = make(kind, head)
