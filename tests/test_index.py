@@ -318,9 +318,17 @@ def test_ids_are_numbered_if_none_are_given(make, kind, head, gallery):
 
 def test_numpy_and_lists_give_what_tensors_give(head, gallery, query):
     expected = filled(DissimilarityIndex(head), gallery).search(query, 3)
-    for convert in (torch.Tensor.numpy, torch.Tensor.tolist):
+    for convert in (
+        torch.Tensor.numpy,
+        torch.Tensor.tolist,
+        lambda tensor: tensor.numpy()[::-1].copy()[::-1],
+        lambda tensor: tensor.numpy().astype(tensor.numpy().dtype.newbyteorder()),
+    ):
         index = DissimilarityIndex(head)
-        index.add(convert(gallery), convert(torch.arange(100, 150)))
+        ids = convert(torch.arange(100, 150))
+        index.add(convert(gallery), ids, {"number": ids})
+        assert index.search(convert(query[:1]), 50, filter="number = id").ids.min() == 100
+        assert index.ranks(convert(query[:1]), convert(torch.tensor([0, 1])), ids[:1])[0] >= 0
         found = index.search(convert(query), 3)
         np.testing.assert_array_equal(found.scores, expected.scores)
         np.testing.assert_array_equal(found.ids, expected.ids)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..head import DissimilarityHead
+from ..arrays import as_array, as_tensor
 
 INT_IDS, STR_IDS = pa.int64(), pa.large_string()
 #: A column of metadata: SQL conditions name it without quotes, and names with "_" in front are the index's own.
@@ -22,7 +23,7 @@ RESERVED = ("id", "embedding")
 def as_embeddings(name: str, value: Any, dim: int) -> Tensor:
     """A float tensor [rows, dim] with finite values."""
     try:
-        rows = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        rows = as_tensor(value).detach()
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected a tensor or array of floats, got {type(value).__name__}.") from error
     if not rows.is_floating_point():
@@ -109,7 +110,7 @@ def as_metadata(metadata: Mapping[str, Sequence[Any]] | None, count: int, known:
 def _column(name: str, values: Any, wanted: pa.DataType | None) -> pa.Array:
     what = wanted or "bool, numbers, str or times"
     try:
-        array = pa.array(values, from_pandas=False)
+        array = pa.array(as_array(values) if isinstance(values, np.ndarray) else values, from_pandas=False)
         if pa.types.is_null(array.type):
             array = array.cast(wanted or pa.string())
         if wanted is not None:
