@@ -108,6 +108,7 @@ def test_threshold_tells_what_is_the_same():
     assert [row[3] for row in rows] == ["yes" if float(row[1]) >= 0.9 else "no" for row in rows]
     assert {row[3] for row in rows} == {"yes", "no"}
     assert len(success(*query[:-1], 99).splitlines()) == 61, "k above the number of photos"
+    assert "threshold: expected a number, got nan." in failure(*query, "--threshold", "nan")
 
 
 def test_html_page_is_self_contained_and_shows_the_photos():

@@ -217,6 +217,19 @@ def test_groups(make, kind, fuse, head, gallery, query):
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_groups_of_integers_of_every_type(make, kind, dtype, head, gallery):
+    largest = int(np.iinfo(dtype).max)
+    index = make(kind, head)
+    index.add(gallery[:3], metadata={"group": np.array([largest, 1, 1], dtype)})
+    index.add(gallery[3:4])  # null
+    for query in (gallery[:1], gallery[:1].numpy()):
+        ids = index.search(query, 3, group_by="group").ids
+        assert ids.tolist() == [[largest, 1, None if dtype == "uint64" else -1]]
+        assert str(ids.dtype).removeprefix("torch.") == ("object" if dtype == "uint64" else "int64")
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_names_of_columns_may_have_capitals_and_be_words_of_sql(make, kind, head, gallery):
     index = make(kind, head)
     index.add(gallery[:3], metadata={"Camera": ["x", "y", "y"], "order": [1, 2, 3]})
@@ -234,19 +247,6 @@ def test_range_search_finds_what_scores_the_threshold_or_more(make, kind, head, 
     found = index.range_search(query, threshold)
     for n in range(7):
         part = slice(found.offsets[n], found.offsets[n + 1])
-@pytest.mark.parametrize("kind", ["memory", "disk"])
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
-def test_groups_of_integers_of_every_type(make, kind, dtype, head, gallery):
-    largest = int(np.iinfo(dtype).max)
-    index = make(kind, head)
-    index.add(gallery[:3], metadata={"group": np.array([largest, 1, 1], dtype)})
-    index.add(gallery[3:4])  # null
-    for query in (gallery[:1], gallery[:1].numpy()):
-        ids = index.search(query, 3, group_by="group").ids
-        assert ids.tolist() == [[largest, 1, None if dtype == "uint64" else -1]]
-        assert str(ids.dtype).removeprefix("torch.") == ("object" if dtype == "uint64" else "int64")
-
-
         count = int((everything.scores[n] >= threshold).sum())
         torch.testing.assert_close(found.scores[part], everything.scores[n, :count])
         assert torch.equal(found.ids[part], everything.ids[n, :count])
@@ -314,6 +314,20 @@ def test_ids_are_numbered_if_none_are_given(make, kind, head, gallery):
     assert index.add(gallery[:3]).tolist() == [0, 1, 2]
     assert index.add(gallery[:1], [10]).tolist() == [10]
     assert index.add(gallery[:2].numpy()).tolist() == [11, 12]
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_numbers_end_at_the_largest_int64(make, kind, head, gallery):
+    index = make(kind, head)
+    index.add(gallery[:1], [2**63 - 2])
+    with pytest.raises(
+        ValueError, match=r"ids: expected them with 9223372036854775806 in the index, got None\. Pass"
+    ):
+        index.add(gallery[:2])
+    assert index.add(gallery[:1]).tolist() == [2**63 - 1]
+    with pytest.raises(ValueError, match="ids: expected them"):
+        index.add(gallery[:1])
+    assert len(index) == 2 and index.add(gallery[:0]).tolist() == []
 
 
 def test_numpy_and_lists_give_what_tensors_give(head, gallery, query):
@@ -406,9 +420,13 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.search(query.int(), 1), "query: expected floats, got torch.int32"),
         (lambda: index.search(query, 1, filter="numbr < 3"), "filter: expected an SQL condition on id, label"),
         (lambda: index.search(query, 1, filter="label = '"), "filter: expected an SQL condition"),
+        (lambda: index.search(query, 1, filter="id = ?"), "filter: expected an SQL condition .* Task was aborted"),
         (lambda: index.search(query, 1, filter=["x"]), r"ids: expected int64 \[n\]"),
         (lambda: index.search(query, 1, group_by="name"), "group_by: expected a metadata column, one of id, label"),
         (lambda: index.search(query, 1, group_by="label", fuse="sum"), "fuse: expected one of max, mean"),
+        (lambda: index.range_search(query, float("nan")), r"threshold: expected a number, got nan\."),
+        (lambda: index.range_search(query, "0"), r"threshold: expected a number, got '0'\."),
+        (lambda: index.range_search(query, query[0]), "threshold: expected a number, got tensor"),
         (lambda: index.ranks(query, [0, 1], [100]), r"offsets: expected int64 \[8\], one more than queries"),
         (lambda: index.ranks(query, [0] * 7 + [2], [100]), "offsets: expected numbers that ascend from 0 to 1"),
         (lambda: index.ranks(query, [0] * 7 + [1], [[100]]), "ids: expected a list of ids for all queries"),
