@@ -143,7 +143,6 @@ def test_an_existing_gallery_is_kept_unless_it_is_told_otherwise():
     assert sorted(path.name for path in Path(".").iterdir()) == ["gallery", "photos", "run"]
 
 
-def test_only_a_gallery_is_overwritten():
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_gallery_that_cannot_be_replaced_is_where_it_was(monkeypatch, failing):
     """The renames are: the new folder to its name, the old gallery away, the new one into its place."""
@@ -175,6 +174,7 @@ def test_a_writer_and_a_replacement_exclude_each_other(monkeypatch):
     index.refresh()
 
 
+def test_only_a_gallery_is_overwritten():
     assert "expected a gallery to overwrite" in failure("index", "run", "photos", "photos", "--overwrite")
     assert Path("photos/id00/a.png").exists()
 
@@ -283,6 +283,13 @@ def test_market1501_keeps_its_official_split():
         record = json.loads(Path("report/metrics.json").read_text())
         assert record["evaluations"][0]["metrics"]["queries"] == 6
         assert "ranked against its gallery" in Path("report/report.html").read_text()
+    # Of a run on other images, only the official test part is known to be held out.
+    for part, text in (
+        ("train", "than the model was trained on; whether it knows some is unknown."),
+        ("test", "6 test identities, none of which the model was trained on."),
+    ):
+        options = ["--data", "market1501", "--root", "market", "--part", part, "--json"]
+        assert text in success("embed", "run", "other.npz", *options)
 
 
 def console_sessions(document):
