@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dissim_retrieval import cli
+from dissim_retrieval import DissimilarityIndex, cli
+from dissim_retrieval.index import lance_store
+from dissim_retrieval.photos import replace_gallery
+from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +108,7 @@ def test_threshold_tells_what_is_the_same():
     assert [row[3] for row in rows] == ["yes" if float(row[1]) >= 0.9 else "no" for row in rows]
     assert {row[3] for row in rows} == {"yes", "no"}
     assert len(success(*query[:-1], 99).splitlines()) == 61, "k above the number of photos"
+    assert "threshold: expected a number, got nan." in failure(*query, "--threshold", "nan")
 
 
 def test_html_page_is_self_contained_and_shows_the_photos():
@@ -137,6 +141,37 @@ def test_an_existing_gallery_is_kept_unless_it_is_told_otherwise():
     assert "new00/a.png" in success("search", "gallery", "photos/new00/a.png", "-k", 1)
     assert "gallery: 63 rows" in success("index", "run", "photos", "gallery", "--overwrite")
     assert sorted(path.name for path in Path(".").iterdir()) == ["gallery", "photos", "run"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_gallery_that_cannot_be_replaced_is_where_it_was(monkeypatch, failing):
+    """The renames are: the new folder to its name, the old gallery away, the new one into its place."""
+    index, rename, calls = DissimilarityIndex.open("gallery"), Path.rename, []
+
+    def interrupted(path, target):
+        calls.append(path)
+        if len(calls) == 1 + failing:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_gallery(index, "gallery")
+    index.refresh()
+    index.verify()
+    assert sorted(path.name for path in Path(".").iterdir()) == ["gallery", "photos", "run"]
+    replace_gallery(index, "gallery")
+    with pytest.raises(OSError, match="was replaced"):
+        index.refresh()
+    assert len(DissimilarityIndex.open("gallery", verify=True)) == 60
+
+
+def test_a_writer_and_a_replacement_exclude_each_other(monkeypatch):
+    monkeypatch.setattr(lance_store, "LOCK_SECONDS", 0)
+    index = DissimilarityIndex.open("gallery")
+    with FileLock("gallery/write.lock"), pytest.raises(TimeoutError, match="another writer"):
+        replace_gallery(index, "gallery")
+    index.refresh()
 
 
 def test_only_a_gallery_is_overwritten():
@@ -248,6 +283,13 @@ def test_market1501_keeps_its_official_split():
         record = json.loads(Path("report/metrics.json").read_text())
         assert record["evaluations"][0]["metrics"]["queries"] == 6
         assert "ranked against its gallery" in Path("report/report.html").read_text()
+    # Of a run on other images, only the official test part is known to be held out.
+    for part, text in (
+        ("train", "than the model was trained on; whether it knows some is unknown."),
+        ("test", "6 test identities, none of which the model was trained on."),
+    ):
+        options = ["--data", "market1501", "--root", "market", "--part", part, "--json"]
+        assert text in success("embed", "run", "other.npz", *options)
 
 
 def console_sessions(document):

@@ -186,6 +186,8 @@ def test_a_field_that_does_not_fit_is_named(field, value, error):
         "queries": None,
         "ids": [],
     }
+    arrays = {"images": np.zeros((3, 3, 4, 4), np.uint8)[::-1], "labels": np.array([0, 1, 1], ">i4")}
+    assert ImageSet(**fields | arrays).labels.tolist() == [0, 1, 1]
     whole = ImageSet(**fields)
     assert whole.labels.dtype == whole.cameras.dtype == torch.int64 and whole.ids == ["0", "1", "2"]
     with pytest.raises(error, match=f"^{field}: expected"):

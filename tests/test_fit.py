@@ -229,8 +229,10 @@ def test_features_are_read_from_npz_and_npy(tmp_path):
     np.save(tmp_path / "rows.npy", rows)
     np.save(tmp_path / "labels.npy", labels)
     (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
+    np.savez(tmp_path / "big-endian.npz", embeddings=rows.astype(">f4"), labels=labels.astype(">i8"))
     for arguments, expected in (
-        (["both.npz"], labels), (["rows.npy", "labels.npy"], labels), (["rows.npy", "labels.txt"], names),
+        (["both.npz"], labels), (["big-endian.npz"], labels), (["rows.npy", "labels.npy"], labels),
+        (["rows.npy", "labels.txt"], names),
     ):  # fmt: skip
         found = read_features(*(tmp_path / name for name in arguments))
         assert np.array_equal(found[0].numpy(), rows) and np.array_equal(found[1], expected)

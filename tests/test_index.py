@@ -110,6 +110,24 @@ def test_ties_are_in_the_order_of_insertion_also_after_updates_and_compaction(ma
     assert index.search(torch.ones(1, 6), 5).ids.tolist() == [[9, 7, 1, 8, 4]]
 
 
+def test_nan_is_after_every_number_in_and_between_segments(make):
+    """Infinity minus infinity: rows 0 and 3 score NaN, rows 1 and 4 minus infinity."""
+    head = DissimilarityHead(2, normalize=False, sign="free")
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([-1.0, 1.0]))
+    high = 3e38
+    rows = torch.tensor([[high, high], [high, 0.0], [1.0, 0.0], [high, high], [high, 0.0], [2.0, 0.0]])
+    index, groups = make("memory", head), [0, 0, 0, 1, 2, 3]
+    for part in range(2):
+        index.add(rows[3 * part :][:3], metadata={"group": groups[3 * part :][:3]})
+    query = torch.tensor([[-high, -high]])
+    assert index.search(query, 6).ids.tolist() == [[2, 5, 1, 4, 0, 3]]
+    index.remove([1])
+    assert index.search(query, 6).ids.tolist() == [[2, 5, 4, 0, 3, -1]]
+    for fuse in ("max", "mean", "min", "median"):
+        assert index.search(query, 4, group_by="group", fuse=fuse).ids.tolist() == [[3, 2, 0, 1]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_fewer_candidates_than_k_are_padded(make, kind, head, query):
     index = make(kind, head)
@@ -199,6 +217,19 @@ def test_groups(make, kind, fuse, head, gallery, query):
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_groups_of_integers_of_every_type(make, kind, dtype, head, gallery):
+    largest = int(np.iinfo(dtype).max)
+    index = make(kind, head)
+    index.add(gallery[:3], metadata={"group": np.array([largest, 1, 1], dtype)})
+    index.add(gallery[3:4])  # null
+    for query in (gallery[:1], gallery[:1].numpy()):
+        ids = index.search(query, 3, group_by="group").ids
+        assert ids.tolist() == [[largest, 1, None if dtype == "uint64" else -1]]
+        assert str(ids.dtype).removeprefix("torch.") == ("object" if dtype == "uint64" else "int64")
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_names_of_columns_may_have_capitals_and_be_words_of_sql(make, kind, head, gallery):
     index = make(kind, head)
     index.add(gallery[:3], metadata={"Camera": ["x", "y", "y"], "order": [1, 2, 3]})
@@ -285,11 +316,33 @@ def test_ids_are_numbered_if_none_are_given(make, kind, head, gallery):
     assert index.add(gallery[:2].numpy()).tolist() == [11, 12]
 
 
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_numbers_end_at_the_largest_int64(make, kind, head, gallery):
+    index = make(kind, head)
+    index.add(gallery[:1], [2**63 - 2])
+    with pytest.raises(
+        ValueError, match=r"ids: expected them with 9223372036854775806 in the index, got None\. Pass"
+    ):
+        index.add(gallery[:2])
+    assert index.add(gallery[:1]).tolist() == [2**63 - 1]
+    with pytest.raises(ValueError, match="ids: expected them"):
+        index.add(gallery[:1])
+    assert len(index) == 2 and index.add(gallery[:0]).tolist() == []
+
+
 def test_numpy_and_lists_give_what_tensors_give(head, gallery, query):
     expected = filled(DissimilarityIndex(head), gallery).search(query, 3)
-    for convert in (torch.Tensor.numpy, torch.Tensor.tolist):
+    for convert in (
+        torch.Tensor.numpy,
+        torch.Tensor.tolist,
+        lambda tensor: tensor.numpy()[::-1].copy()[::-1],
+        lambda tensor: tensor.numpy().astype(tensor.numpy().dtype.newbyteorder()),
+    ):
         index = DissimilarityIndex(head)
-        index.add(convert(gallery), convert(torch.arange(100, 150)))
+        ids = convert(torch.arange(100, 150))
+        index.add(convert(gallery), ids, {"number": ids})
+        assert index.search(convert(query[:1]), 50, filter="number = id").ids.min() == 100
+        assert index.ranks(convert(query[:1]), convert(torch.tensor([0, 1])), ids[:1])[0] >= 0
         found = index.search(convert(query), 3)
         np.testing.assert_array_equal(found.scores, expected.scores)
         np.testing.assert_array_equal(found.ids, expected.ids)
@@ -367,9 +420,13 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.search(query.int(), 1), "query: expected floats, got torch.int32"),
         (lambda: index.search(query, 1, filter="numbr < 3"), "filter: expected an SQL condition on id, label"),
         (lambda: index.search(query, 1, filter="label = '"), "filter: expected an SQL condition"),
+        (lambda: index.search(query, 1, filter="id = ?"), "filter: expected an SQL condition .* Task was aborted"),
         (lambda: index.search(query, 1, filter=["x"]), r"ids: expected int64 \[n\]"),
         (lambda: index.search(query, 1, group_by="name"), "group_by: expected a metadata column, one of id, label"),
         (lambda: index.search(query, 1, group_by="label", fuse="sum"), "fuse: expected one of max, mean"),
+        (lambda: index.range_search(query, float("nan")), r"threshold: expected a number, got nan\."),
+        (lambda: index.range_search(query, "0"), r"threshold: expected a number, got '0'\."),
+        (lambda: index.range_search(query, query[0]), "threshold: expected a number, got tensor"),
         (lambda: index.ranks(query, [0, 1], [100]), r"offsets: expected int64 \[8\], one more than queries"),
         (lambda: index.ranks(query, [0] * 7 + [2], [100]), "offsets: expected numbers that ascend from 0 to 1"),
         (lambda: index.ranks(query, [0] * 7 + [1], [[100]]), "ids: expected a list of ids for all queries"),

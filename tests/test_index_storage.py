@@ -128,6 +128,34 @@ def test_refresh_writes_nothing(path, rows):
     assert set(path.rglob("*")) == before and reader.version == writer.version
 
 
+def test_an_index_that_was_replaced_is_neither_read_nor_written(path, tmp_path, head, rows):
+    """The other index has the same number of versions, and ids that the first one has not."""
+    index = DissimilarityIndex.open(path)
+    shutil.rmtree(path)
+    other = DissimilarityIndex.create(path, head)
+    for part in rows[:40].split(10):
+        other.add(part, [f"other {len(other) + n}" for n in range(10)])
+    assert other.version == index.version
+    for call in (
+        index.refresh,
+        index.optimize,
+        lambda: index.add(rows[:1], ["other 3"]),
+        lambda: index.update(rows[:1], ["photo 0"]),
+        lambda: index.remove(["photo 0"]),
+        lambda: index.save(tmp_path / "copy"),
+        lambda: index.backbone,
+    ):
+        with pytest.raises(OSError, match=r"path: .*index was replaced by another index, or removed\. Open it again"):
+            call()
+    other.refresh()
+    other.verify()
+    assert len(other) == 40 and not (tmp_path / "copy").exists()
+    shutil.rmtree(path)
+    with pytest.raises(OSError, match="or removed"):
+        other.add(rows[:1], ["x"])
+    assert not path.exists()
+
+
 def test_a_removed_version_is_named(path, rows, monkeypatch):
     monkeypatch.setattr(lance_store, "KEPT", lance_store.timedelta(microseconds=1))
     reader, writer = DissimilarityIndex.open(path), DissimilarityIndex.open(path)

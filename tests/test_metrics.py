@@ -158,7 +158,16 @@ def test_nan_scores_raise_unless_they_are_excluded():
     assert retrieval_metrics(*arguments, exclude_index=torch.tensor([0, 2]))["mAP"] == 1
 
 
-@pytest.mark.parametrize("convert", [lambda x: x.numpy(), lambda x: x.tolist()], ids=["array", "list"])
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.numpy(),
+        lambda x: x.numpy()[::-1].copy()[::-1],
+        lambda x: x.numpy().astype(x.numpy().dtype.newbyteorder()),
+        lambda x: x.tolist(),
+    ],
+    ids=["array", "negative strides", "other byte order", "list"],
+)
 def test_arrays_and_lists_give_what_tensors_give(convert):
     embeddings, labels, itself = torch.randn(6, 4), torch.arange(6) % 2, torch.arange(6)
     arguments = {"query_labels": labels, "reference_labels": labels, "exclude_index": itself}

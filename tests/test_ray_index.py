@@ -164,6 +164,7 @@ def test_errors_of_the_arguments_are_those_of_one_index(started):
         lambda index: index.search(query, 0),
         lambda index: index.search(query[:, :3], 1),
         lambda index: index.search(query, 1, filter="colr = 3"),
+        lambda index: index.range_search(query, float("nan")),
         lambda index: index.search(query, 1, filter=[1, 2]),
         lambda index: index.search(query, 1, group_by="colr"),
         lambda index: index.search(query, 1, group_by="color", fuse="sum"),
@@ -194,6 +195,16 @@ def test_errors_of_open(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'dissim-kernels\[ray\]'"):
         RayDissimilarityIndex.open(tmp_path / "index", shards=1)
+
+
+def test_an_index_that_was_replaced_raises_at_a_refresh(tmp_path):
+    for name in ("index", "other"):
+        DissimilarityIndex.create(tmp_path / name, new_head(4)).add(torch.randn(3, 4))
+    index = open_here(tmp_path / "index", 1)
+    (tmp_path / "index").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "index")
+    with pytest.raises(OSError, match="was replaced by another index"):
+        index.refresh()
 
 
 def test_another_index_at_the_same_path_raises(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 import torch
@@ -46,6 +47,21 @@ class StopsAt(nn.Module):
 def test_killed_and_continued_training_ends_in_the_same_weights(tmp_path):
     different, _ = count_kills_with_other_weights(tmp_path, kills=2)
     assert different == 0
+
+
+def test_unfinished_files_of_a_killed_run_are_deleted(tmp_path):
+    """Those of the files that the run writes, with the random names that they have."""
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, backbone=StopsAt(4, KeyboardInterrupt()))
+    kept = [f".checkpoint.pt.{32 * 'x'}", ".checkpoint.pt.copy", f".other.{32 * '0'}"]
+    names = ("checkpoint.pt", "config.json", "log.csv", "model.safetensors")
+    for name in (*kept, *(f".{name}.{uuid4().hex}" for name in names)):
+        (tmp_path / name).write_bytes(b"half")
+    with pytest.raises(ValueError, match="has a run with another seed"):
+        start(tmp_path, config=replace(CONFIG, seed=3))
+    assert len(list(tmp_path.glob(".*"))) == 7
+    start(tmp_path, backbone=StopsAt(99))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, *names])
 
 
 def test_the_log_has_each_step_once(tmp_path):

@@ -145,9 +145,12 @@ REQUESTS = [
     ({"id": "id2/a.png", "k": 0}, 400, "k: "),
     ({"id": "id2/a.png", "k": 1001}, 400, "k: "),
     ({"id": "id2/a.png", "filter": "color = 2"}, 400, "filter: expected an SQL condition on"),
+    ({"id": "id2/a.png", "filter": "id = ?"}, 400, "filter: expected an SQL condition on"),
     ({"id": "id2/a.png", "filter": "x" * 5000}, 400, "filter: "),
     ({"id": "id2/a.png", "filter": "file LIKE '/%'"}, 400, "got 'file', which it does not"),
     ({"id": "id2/a.png", "filter": "id = 'a' -- '\n OR `file` LIKE '/%'"}, 400, "got 'file', which it does not"),
+    ({"id": "id2/a.png", "filter": """id = "'" OR file LIKE "/%" OR id = "'" """}, 400, "got 'file', which it"),
+    ({"id": "id2/a.png", "filter": """`x'` = 1 OR FILE IS NOT NULL OR `x'` = 1"""}, 400, "got 'file', which it"),
     ({"id": "id2/a.png", "group_by": "file"}, 400, "group_by: expected columns that the service shows"),
     ({"id": "id2/a.png", "group_by": "color"}, 400, "group_by: expected a metadata column"),
     ({"id": "id2/a.png", "fuse": "sum"}, 400, "fuse: "),
@@ -168,6 +171,11 @@ def test_a_wrong_search_gets_a_sentence(client, body, status, text):
     response = client.post("/api/search", content=content, headers={"Content-Type": "application/json"})
     sentence = problem(response, status)
     assert text in sentence and "\n" not in sentence[:80]
+
+
+def test_items_are_not_listed_by_a_hidden_column(client):
+    condition = """id = "'" OR file LIKE "/%" OR id = "'" """
+    assert "which it does not" in problem(client.get("/api/items", params={"filter": condition}), 400)
 
 
 def test_a_filter_may_have_strings_that_are_names_of_hidden_columns(client):

@@ -12,13 +12,26 @@ from torch import Tensor
 ArrayLike: TypeAlias = Any
 
 
+def as_array(value: ArrayLike) -> np.ndarray:
+    """``np.asarray(value)``, copied if torch cannot take it: with a negative stride or another byte order."""
+    array = np.asarray(value)
+    if array.dtype.isnative and min(array.strides, default=0) >= 0:
+        return array
+    return array.astype(array.dtype.newbyteorder("="), order="C")
+
+
+def as_tensor(value: ArrayLike) -> Tensor:
+    """A tensor as it is; arrays and lists as a tensor of the same dtype."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(as_array(value))
+
+
 def as_rows(name: str, value: ArrayLike, like: Tensor | None = None) -> Tensor:
     """A tensor as it is. NumPy arrays and lists get the dtype and device of `like`: by default float32 on the CPU."""
     if isinstance(value, Tensor):
         return value
     dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
     try:
-        array = np.asarray(value)
+        array = as_array(value)
         if array.dtype.kind in "fiu":
             return torch.as_tensor(array, dtype=dtype, device=device)
         got = f"{type(value).__name__} of {array.dtype}"

@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,3 +33,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(path: Path) -> None:
+    """Delete the temporary files of killed processes that wrote `path`. Only one process at a time may write it."""
+    for temporary in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 32}"):
+        temporary.unlink()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import as_array
 from .atomic import atomic_write
 from .data import ImageSet
 
@@ -64,7 +65,7 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
             f"path: expected an array 'embeddings' in {path}, got {', '.join(arrays) or 'none'}. Write it with"
             " `dissim embed` or numpy.savez(path, embeddings=...)."
         )
-    embeddings = arrays["embeddings"]
+    embeddings = as_array(arrays["embeddings"])
     if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(
             f"path: expected embeddings [N, D] of floats in {path}, got {embeddings.dtype} {list(embeddings.shape)}."

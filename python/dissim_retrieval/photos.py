@@ -17,6 +17,7 @@ from .data.decode import printable
 from .embedding import embed_images
 from .fitted_gallery import PROJECTION
 from .index import BackboneWeights, DissimilarityIndex
+from .index.lance_store import write_lock
 from .logs import get_logger
 from .models import Backbone, build_backbone
 from .train import Trained
@@ -85,7 +86,10 @@ def without_stored(images: ImageSet, index: DissimilarityIndex) -> ImageSet:
 
 
 def replace_gallery(index: DissimilarityIndex, path: str | Path) -> None:
-    """Save a gallery at `path`, where another one may be, which is deleted when the new one is complete."""
+    """Save a gallery at `path`, where another one may be, which is deleted when the new one is in its place.
+
+    An error or an interrupt before that leaves the other one where it was.
+    """
     path = Path(path)
     if not path.exists():
         index.save(path)
@@ -93,9 +97,16 @@ def replace_gallery(index: DissimilarityIndex, path: str | Path) -> None:
     if not (path / "index.json").is_file():
         raise ValueError(f"gallery: expected a gallery to overwrite, got {path}, which is none. Delete it first.")
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        index.save(Path(folder, "new"))
-        path.rename(Path(folder, "old"))
-        Path(folder, "new").rename(path)
+        old, new = Path(folder, "old"), Path(folder, "new")
+        index.save(new)
+        with write_lock(path):  # a writer that waits for it finds that its index was replaced
+            try:
+                path.rename(old)
+                new.rename(path)
+            except BaseException:
+                if not path.exists():
+                    old.rename(path)
+                raise
 
 
 def _image_files(images: ImageSet) -> ImageFiles:

@@ -135,6 +135,12 @@ def _held_out(run: Path, settings: SplitSettings, split: Split, data: dict, part
             f"part: {run} has no {part} part, since no identities were held out. --part all takes the trained ones."
         )
     total = len(images.labels.unique())
+    if part != "test" and not known:
+        note = (
+            f"{total} {part} identities of other images or another split than the model was trained on; whether it"
+            " knows some is unknown."
+        )
+        return Selection(images, note, None)
     if part == "train":
         return Selection(images, f"{total} identities, all of which the model was trained on.", total)
     chosen = "; its weights were chosen by their mAP" if part == "validation" else ""

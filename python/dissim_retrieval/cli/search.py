@@ -10,6 +10,7 @@ from tyro.conf import arg
 from ..embedding_file import read_embedding_file
 from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex
+from ..index.arguments import check_threshold
 from ..photos import embed_photos, files_of
 from ..search_page import Candidate, QueryResult, write_search_page
 from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, pick_device
@@ -37,6 +38,8 @@ def search(
             many pairs of one identity and of two score 0 or more, and its report shows their scores.
         html: Write a page with thumbnails to this file.
     """
+    if threshold is not None:
+        check_threshold(threshold)
     index = DissimilarityIndex.open(gallery, device=pick_device(device))
     if is_embedding_file(query):
         stored = read_embedding_file(query)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..arrays import as_tensor
 from ..logs import get_logger
 from .decode import printable
 from .image_files import ImageFiles
@@ -152,7 +153,7 @@ class ImageSet(Dataset):
 
 
 def _as_pixels(images: Tensor) -> Tensor:
-    images = torch.as_tensor(images)
+    images = as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise TypeError(
             f"images: expected uint8 [B, 3, H, W] with values 0 to 255, got {images.dtype} {list(images.shape)}."
@@ -161,7 +162,7 @@ def _as_pixels(images: Tensor) -> Tensor:
 
 
 def _as_indices(field: str, values: Tensor, count: int, names_field: str, names: list[str]) -> Tensor:
-    values = torch.as_tensor(values)
+    values = as_tensor(values)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise TypeError(f"{field}: expected integers, got {values.dtype}.")
     if values.shape != (count,):
@@ -176,7 +177,7 @@ def _as_indices(field: str, values: Tensor, count: int, names_field: str, names:
 
 
 def _as_mask(queries: Tensor, count: int) -> Tensor:
-    queries = torch.as_tensor(queries)
+    queries = as_tensor(queries)
     if queries.dtype != torch.bool or queries.shape != (count,):
         raise ValueError(
             f"queries: expected a bool for each of {count} images, got {queries.dtype} {list(queries.shape)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ..arrays import as_array, as_tensor
 from ..head import DissimilarityHead
 
 INT_IDS, STR_IDS = pa.int64(), pa.large_string()
+MAX_ID = int(np.iinfo(np.int64).max)
 #: A column of metadata: SQL conditions name it without quotes, and names with "_" in front are the index's own.
 COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 RESERVED = ("id", "embedding")
@@ -22,7 +25,7 @@ RESERVED = ("id", "embedding")
 def as_embeddings(name: str, value: Any, dim: int) -> Tensor:
     """A float tensor [rows, dim] with finite values."""
     try:
-        rows = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        rows = as_tensor(value).detach()
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected a tensor or array of floats, got {type(value).__name__}.") from error
     if not rows.is_floating_point():
@@ -56,6 +59,15 @@ def check_k(k: int) -> None:
         raise ValueError(f"k: expected an integer of at least 1, got {k!r}.")
 
 
+def check_threshold(threshold: float) -> None:
+    try:
+        is_number = not math.isnan(threshold)
+    except (TypeError, ValueError, RuntimeError):  # no number, or several in an array or tensor
+        is_number = False
+    if not is_number:
+        raise ValueError(f"threshold: expected a number, got {threshold!r}.")
+
+
 def as_ids(ids: Any, count: int | None = None, type: pa.DataType | None = None) -> pa.Array:
     """Ids as an Arrow array, int64 or string. count: the length expected; type: that of the index, None if free."""
     if isinstance(ids, Tensor):
@@ -67,8 +79,8 @@ def as_ids(ids: Any, count: int | None = None, type: pa.DataType | None = None) 
     if values.ndim != 1 or (count is not None and len(values) != count):
         raise ValueError(f"{expected}, got {got}.")
     if values.dtype.kind in "iu":
-        made, maximum = INT_IDS, np.iinfo(np.int64).max
-        if len(values) and int(values.max()) > maximum:
+        made = INT_IDS
+        if len(values) and int(values.max()) > MAX_ID:
             raise ValueError(f"{expected}, got {int(values.max())}, which int64 cannot hold.")
         array = pa.array(values.astype(np.int64))
     elif values.dtype.kind in "UO" and all(isinstance(value, str) for value in values):
@@ -109,7 +121,7 @@ def as_metadata(metadata: Mapping[str, Sequence[Any]] | None, count: int, known:
 def _column(name: str, values: Any, wanted: pa.DataType | None) -> pa.Array:
     what = wanted or "bool, numbers, str or times"
     try:
-        array = pa.array(values, from_pandas=False)
+        array = pa.array(as_array(values) if isinstance(values, np.ndarray) else values, from_pandas=False)
         if pa.types.is_null(array.type):
             array = array.cast(wanted or pa.string())
         if wanted is not None:

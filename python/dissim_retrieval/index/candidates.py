@@ -13,6 +13,9 @@ from .memory_store import MemoryStore
 from .scan import FUSE, Candidates
 from .segments import Snapshot
 
+#: What Lance raises as RuntimeError for SQL that it parses but does not implement, such as a placeholder "?".
+ABORTED = "Task was aborted"
+
 
 def matching(store: MemoryStore | LanceStore, snapshot: Snapshot, filter: Any) -> np.ndarray | None:
     """Positions of the rows that satisfy the filter: an SQL condition or a list of ids. None for all."""
@@ -26,7 +29,9 @@ def matching(store: MemoryStore | LanceStore, snapshot: Snapshot, filter: Any) -
         return found[found >= 0]
     try:
         table = store.select(snapshot, filter, [])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and str(error) != ABORTED:
+            raise
         names = ", ".join(snapshot.schema.names if snapshot.schema is not None else [])
         expected = f"filter: expected an SQL condition on {names}, got {filter!r}"
         raise ValueError(f"{expected}: {first_sentence(error)}.") from error

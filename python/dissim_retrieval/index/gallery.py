@@ -15,7 +15,7 @@ from torch import Tensor
 from ..head import DissimilarityHead
 from ..provenance import check_same_model
 from . import scan
-from .arguments import STR_IDS, as_ids, as_metadata, check_k, transformed
+from .arguments import INT_IDS, MAX_ID, STR_IDS, as_ids, as_metadata, check_k, check_threshold, transformed
 from .candidates import check_fuse, grouped, matching, numbered
 from .entries import Entries
 from .lance_store import LanceStore
@@ -157,7 +157,10 @@ class DissimilarityIndex:
             LanceStore(folder, self.head.weight.cpu(), self._preparation).write_all(self._store.tables(snapshot))
 
     def refresh(self) -> None:
-        """Move to the newest version, which another process or object may have written."""
+        """Move to the newest version, which another process or object may have written.
+
+        Raises OSError, as every write does, if another index is now at the path.
+        """
         self._publish(self._store.latest(self._snapshot))
 
     def verify(self) -> None:
@@ -303,7 +306,10 @@ class DissimilarityIndex:
     @property
     def backbone(self) -> BackboneWeights | None:
         """The network that makes the embeddings, if it was stored. Reads its file."""
-        return self._backbone if isinstance(self._store, MemoryStore) else read_backbone(self._store.path)
+        if isinstance(self._store, MemoryStore):
+            return self._backbone
+        self._store.check_not_replaced()
+        return read_backbone(self._store.path)
 
     def get(self, ids: Any) -> StoredRows:
         """The stored rows of these ids, in this order. Raises KeyError for an unknown id."""
@@ -354,6 +360,7 @@ class DissimilarityIndex:
     @torch.no_grad()
     def range_search(self, query: Any, threshold: float, *, filter: str | Any | None = None) -> RangeResult:
         """The rows that score `threshold` or more for each query embedding [N, D]; filter as in `search`."""
+        check_threshold(threshold)
         snapshot, rows = self._snapshot, self._query(query)
         found = scan.above(rows, snapshot, threshold, matching(self._store, snapshot, filter))
         return range_result(*scan.best_first(found, len(rows.rows)), snapshot.ids, query)
@@ -398,7 +405,13 @@ class DissimilarityIndex:
                 raise ValueError(
                     "ids: expected str, as in this index, got None. Pass them: only int64 ids may be omitted."
                 )
-            return pa.array(max(snapshot.next_sequence, snapshot.max_id + 1) + np.arange(count))
+            first = max(snapshot.next_sequence, snapshot.max_id + 1)
+            if first + count - 1 > MAX_ID:
+                raise ValueError(
+                    f"ids: expected them with {snapshot.max_id} in the index, got None. Pass them: int64 cannot hold"
+                    f" {count} larger ones."
+                )
+            return pa.array(range(first, first + count), INT_IDS)
         new = as_ids(ids, count, kind)
         if kind is not None:
             known = snapshot.locate(new) >= 0

@@ -30,7 +30,7 @@ from .entries import LOCK_SECONDS, Entries, arrow_view, from_arrow, to_table
 from .preparation import PREPARATIONS, Preparation
 from .prepared_files import PreparedFiles, remove_unused
 from .segments import BLOCK_VALUES, MemoryRows, Segment, Snapshot, StreamedRows, compaction_target
-from .settings import damaged, sync
+from .settings import damaged, folder_identity, sync
 
 OWN_COLUMNS = ("embedding", "_sequence", "_checksum")
 #: Earlier versions are kept this long, for readers that have not called refresh().
@@ -62,6 +62,7 @@ class LanceStore:
         self._prepared = None if preparation is None else self._files[preparation]
         self._uri, self._process = str(path / "rows"), os.getpid()
         self._synced: set[Path] = set()
+        self._identity: tuple[int, int] | None = None  #: of the folder, when it was first used
 
     @property
     def arguments(self) -> tuple[Path, torch.device, bool, bool]:
@@ -74,21 +75,13 @@ class LanceStore:
     def writing(self) -> Iterator[None]:
         """One writer at a time, of all threads and processes on this machine."""
         self._check_process()
-        lock = FileLock(self.path / "write.lock")
-        try:
-            lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout as error:
-            raise TimeoutError(
-                f"path: another writer has been at {self.path} for {LOCK_SECONDS} s. Try again later."
-            ) from error
-        except PermissionError as error:
-            raise PermissionError(f"path: {self.path} cannot be written: {error.strerror}.") from error
-        try:
-            yield
-        except OSError as error:
-            raise OSError(f"path: {self.path} cannot be written: {first_sentence(error)}.") from error
-        finally:
-            lock.release()
+        self.check_not_replaced()  # the lock would make a folder that was removed
+        with write_lock(self.path):
+            self.check_not_replaced()  # by the writer before this one
+            try:
+                yield
+            except OSError as error:
+                raise OSError(f"path: {self.path} cannot be written: {first_sentence(error)}.") from error
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -96,6 +89,16 @@ class LanceStore:
                 "index: expected the process that opened it, got a fork of it, in which Lance does not work. "
                 "Start processes with the 'spawn' method and open the index in each."
             )
+
+    def check_not_replaced(self) -> None:
+        """Raise OSError if the folder is no longer that which was opened.
+
+        The versions of another index have the same numbers, so its rows could be taken for those of this one.
+        """
+        found = folder_identity(self.path)
+        self._identity = self._identity or found
+        if found != self._identity:
+            raise OSError(f"path: {self.path} was replaced by another index, or removed. Open it again.")
 
     # --- read -------------------------------------------------------------------------------------------------
 
@@ -107,6 +110,7 @@ class LanceStore:
     def dataset(self, version: int | None = None) -> LanceDataset | None:
         """The newest version of the dataset, or the given one; None if nothing has been written."""
         self._check_process()
+        self.check_not_replaced()
         if not self._exists():
             return None
         with self._reading():
@@ -365,6 +369,24 @@ class LanceStore:
         new = {path for path in names - self._synced if path.is_file()}
         sync(sorted(new | {path.parent for path in new} | {Path(self._uri), self.path}))
         self._synced = names
+
+
+@contextmanager
+def write_lock(path: Path) -> Iterator[None]:
+    """The lock that every writer of the index at `path` takes."""
+    lock = FileLock(path / "write.lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise TimeoutError(
+            f"path: another writer has been at {path} for {LOCK_SECONDS} s. Try again later."
+        ) from error
+    except PermissionError as error:
+        raise PermissionError(f"path: {path} cannot be written: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def first_sentence(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dissim_kernels import fused_dissim_rank
 
+from ..arrays import as_tensor
 from .arguments import as_ids
 from .scan import Pairs, Query, all_scores, no_pairs, nothing, score_blocks
 from .segments import Snapshot
@@ -52,7 +53,7 @@ def _as_listed(offsets: Any, ids: Any, queries: int, type: pa.DataType | None) -
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if np.ndim(ids) != 1:
         raise ValueError(f"ids: expected a list of ids for all queries, got {np.ndim(ids)} dimensions.")
-    bounds = torch.as_tensor(offsets).cpu()
+    bounds = as_tensor(offsets).cpu()
     if bounds.dtype != torch.int64 or bounds.shape != (queries + 1,):
         raise ValueError(
             f"offsets: expected int64 [{queries + 1}], one more than queries, got {bounds.dtype} {[*bounds.shape]}."

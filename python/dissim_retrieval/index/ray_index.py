@@ -16,7 +16,7 @@ import torch
 
 from ..provenance import check_same_model
 from . import scan
-from .arguments import check_k
+from .arguments import check_k, check_threshold
 from .candidates import check_fuse, numbered
 from .lance_store import LanceStore
 from .preparation import preparation_for
@@ -163,6 +163,7 @@ class RayDissimilarityIndex:
 
     def range_search(self, query: Any, threshold: float, *, filter: str | Any | None = None) -> RangeResult:
         """As `DissimilarityIndex.range_search`."""
+        check_threshold(threshold)
         state, rows = self._state, scan.as_query(self.head, query)
         parts, names = _joined(self._ask(state, "above", rows, threshold, filter), state.id_type)
         found = scan.joined_pairs([scan.no_pairs(rows), *parts])

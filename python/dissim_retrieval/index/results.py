@@ -17,6 +17,8 @@ from .scan import Best
 class SearchResult(NamedTuple):
     """scores [N, k] and ids [N, k], best first: int64, or an array of objects if the ids are str.
 
+    Of a grouped search, ids are values of the column: int64 for integers except uint64, else an array of objects.
+
     Where there are fewer than k candidates, the score is -inf and the id -1 or None.
     """
 
@@ -65,9 +67,9 @@ def stored_rows(entries: Entries, ids: Any) -> StoredRows:
 
 
 def present_ids(ids: pa.Array, like_this: Any) -> Any:
-    """Ids as int64, -1 for null, or as an array of objects."""
-    if pa.types.is_integer(ids.type):
-        return like(torch.from_numpy(ids.fill_null(-1).to_numpy().astype(np.int64)), like_this)
+    """Ids as int64, -1 for null, or as an array of objects. int64 cannot hold every uint64."""
+    if pa.types.is_integer(ids.type) and ids.type != pa.uint64():
+        return like(torch.from_numpy(ids.cast(pa.int64()).fill_null(-1).to_numpy().astype(np.int64)), like_this)
     return np.array([*ids.to_pylist(), None], object)[:-1]
 
 

@@ -56,7 +56,7 @@ def merged(parts: list[Best], k: int) -> Best:
 
 def _sorted(best: Best, k: int) -> Best:
     order = best.sequence.argsort(1)
-    by_score = best.scores.gather(1, order).sort(dim=1, descending=True, stable=True).indices
+    by_score = best.scores.gather(1, order).neg().sort(dim=1, stable=True).indices  # ascending, which puts NaN last
     order = order.gather(1, by_score)[:, :k]
     return Best(*(tensor.gather(1, order) for tensor in best))
 
@@ -188,7 +188,8 @@ def best_first(found: Pairs, queries: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _median(scores: Tensor) -> Tensor:
     ordered, size = scores.sort(-1).values, scores.shape[-1]
-    return (ordered[..., (size - 1) // 2] + ordered[..., size // 2]) / 2
+    middle = (ordered[..., (size - 1) // 2] + ordered[..., size // 2]) / 2
+    return torch.where(ordered[..., -1].isnan(), torch.nan, middle)
 
 
 #: How the scores of the references of a group become one score.

@@ -58,6 +58,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def folder_identity(path: Path) -> tuple[int, int] | None:
+    """Another one for every index that is made at `path`, whose index.json is written once; None without an index."""
+    try:
+        status = (path / "index.json").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def sync(paths: Any) -> None:
     """Wait until the disk has these files and folders."""
     for path in paths:

@@ -17,6 +17,7 @@ import torch
 from ..data.decode import decode_opened
 from ..embedding import embed, pixels_like
 from ..index import DissimilarityIndex
+from ..index.settings import folder_identity
 from ..photos import gallery_network
 from .batching import Batcher
 from .photo_files import photo_thumbnail
@@ -69,6 +70,7 @@ class ServedGallery:
         max_batch: int = 64,
     ) -> None:
         self.path = Path(path)
+        self._identity = folder_identity(self.path)
         self.index = DissimilarityIndex.open(path, device=device, quantized=quantized, clustered=clustered)
         self.dim = len(self.index.head.weight)
         try:
@@ -77,7 +79,7 @@ class ServedGallery:
         except (ValueError, ImportError) as error:
             self.no_network = str(error)
         self._reader, self._writer, self._images = map(ThreadPoolExecutor, (1, 1, 2))
-        self._identity, self._checked = self._file_identity(), time.monotonic()
+        self._checked = time.monotonic()
         self._index_to_write: DissimilarityIndex | None = None
         self._searches = Batcher(self._search, _search_key, self._reader, max_batch=max_batch)
         self._files = Batcher(self._read_files, lambda _: None, self._reader, max_batch=max_batch)
@@ -133,13 +135,8 @@ class ServedGallery:
         return self.index
 
     def _check_not_replaced(self) -> None:
-        if self._file_identity() != self._identity:
-            raise OSError(f"path: {self.path} was replaced by another gallery. Start the service again.")
-
-    def _file_identity(self) -> tuple[int, int]:
-        """Another one if the gallery was made again."""
-        status = (self.path / "index.json").stat()
-        return status.st_ino, status.st_mtime_ns
+        if folder_identity(self.path) != self._identity:
+            raise OSError(f"path: {self.path} was replaced by another gallery, or removed. Start the service again.")
 
     def _search(self, queries: list[Query]) -> list[Answer]:
         """One scan for queries that differ in row and k only."""
@@ -211,9 +208,13 @@ def _metadata(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, dict[s
 
 
 def _check_filter(filter: str | None) -> None:
-    """Raise ValueError if a condition names a private column."""
+    """Raise ValueError if a condition names a private column.
+
+    The names may be in a string, unless the condition has characters with which a single quote may not begin one:
+    those of other quotes, of escapes and of comments.
+    """
     text = filter or ""
-    if "--" not in text and "/*" not in text:  # a quote in a comment would not begin a string
+    if not re.search(r'["`\\$#]|--|/\*', text):
         text = re.sub("'[^']*'", "", text)
     _check_public("filter", re.findall(r"\w+", text.lower()))
 

@@ -89,6 +89,8 @@ def train(
         state = TrainingState(config, objective, processes.device)
         if folder is not None:
             _resume(state, folder, facts, write=first)
+            if first:
+                run_folder.clean(folder)
         title = progress if isinstance(progress, str) else config.loss
         with tqdm(
             total=config.steps, initial=state.steps, desc=f"train {title}", position=line,

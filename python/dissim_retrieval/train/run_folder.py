@@ -21,11 +21,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..atomic import atomic_write
+from ..atomic import atomic_write, remove_unfinished
 from .config import TrainConfig
 
 CONFIG, CHECKPOINT, MODEL, LOG = "config.json", "checkpoint.pt", "model.safetensors", "log.csv"
 COLUMNS = ("step", "loss", "lr", "validation_mAP", "seconds")
+
+
+def clean(folder: Path) -> None:
+    """Delete what killed processes left of files that they were writing. One process at a time writes a run."""
+    for name in (CONFIG, CHECKPOINT, MODEL, LOG):
+        remove_unfinished(folder / name)
 
 
 def write_config(folder: Path, config: TrainConfig, provenance: Mapping) -> None:
