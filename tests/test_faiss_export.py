@@ -115,6 +115,6 @@ def test_errors_say_what_to_do(tmp_path, head, query, monkeypatch):
         return load(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without_faiss)
-    with pytest.raises(ModuleNotFoundError, match=r"faiss: expected FAISS.*pip install 'dissim-kernels\[faiss\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"faiss: expected FAISS.*pip install -e '\.\[faiss\]'"):
         export_faiss(index, path)
     assert list(tmp_path.iterdir()) == []

@@ -48,7 +48,7 @@ def test_a_package_that_is_not_installed_is_named(name, monkeypatch):
     for package in ("timm", "torchvision", "transformers"):
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(
-        ModuleNotFoundError, match=rf"the backbone {name} needs: pip install 'dissim-kernels\[backbones\]'"
+        ModuleNotFoundError, match=rf"the backbone {name} needs\. .* `pip install -e '\.\[backbones\]'`\."
     ):
         build_backbone(name, 8)
 

@@ -193,7 +193,7 @@ def test_errors_of_open(tmp_path, monkeypatch):
     with pytest.raises(TimeoutError, match=r"expected all answers in 0.01 s, got none of shard 1 of 1\. Raise"):
         RayDissimilarityIndex.open(tmp_path / "index", shards=1, timeout=0.01)
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dissim-kernels\[ray\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[ray\]'"):
         RayDissimilarityIndex.open(tmp_path / "index", shards=1)
 
 

@@ -141,7 +141,7 @@ def test_errors_of_the_command_are_one_line(path, capsys, monkeypatch):
     monkeypatch.setenv("DISSIM_TOKEN", "short")
     assert "16 ASCII characters" in error_line(capsys, path)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "pip install 'dissim-kernels[serve]'" in error_line(capsys, path)
+    assert "pip install -e '.[serve]'" in error_line(capsys, path)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -46,7 +46,7 @@ __all__ = [
     "unsupported_reason",
 ]
 
-BUILD = "Build it where nvcc is found: FORCE_CUDA=1 pip install --no-build-isolation . (see setup.py)."
+BUILD = "In a clone of dissim-kernels, run `FORCE_CUDA=1 pip install -e .` (needs nvcc)."
 
 
 def unsupported_reason(problem: Problem) -> str | None:

@@ -28,7 +28,7 @@ from .clusters import Scorer, make_clusters
 from .quantize import positive_groups, quantize_queries, quantize_references  # noqa: F401
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
-BUILD = "Build it with `pip install .` (needs g++ or clang++), in a checkout `pip install -e . --no-build-isolation`."
+BUILD = "In a clone of dissim-kernels, run `pip install -e .` (needs g++ or clang++)."
 
 
 def _load() -> str | None:

@@ -69,7 +69,7 @@ def cluster_references(
         seed: of the sample and the draws. The same seed gives the same clusters in one version and on one machine.
 
     Cost: that of the scores of M rows by the pivots, twice that for a sample of 20 rows per cluster, and some passes
-    over the references. Memory: M + C numbers of 8 bytes, the pivots, and the sample. Errors name `reference`,
+    over the references. Memory: 2 M + C numbers of 8 bytes, the pivots, and the sample. Errors name `reference`,
     `weight`, `num_clusters` or `seed`, as in `fused_dissim_score`.
 
     >>> import torch

@@ -1,4 +1,4 @@
-"""Draws the photos of docs/cli.md, trains on them, serves their gallery, and takes a picture of the page in Chromium.
+"""Draws the photos of docs/cli.md, trains on them as in README.md, and takes a picture of `dissim serve` in Chromium.
 
 python docs/figures/serve.py       writes docs/images/serve.png
 """
@@ -16,7 +16,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 DOCS = Path(__file__).parents[1]
 PHOTO = "photos/g/DejaVuSerif.png"
-TRAINING = ["--root", "photos", "--size", "32", "--backbone", "small", "--identities", "32", "--steps", "40"]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", "--no-first-run", "--hide-scrollbars"]
 
 
@@ -27,7 +26,8 @@ def command(*words):
 def make_gallery(folder):
     script = re.search(r"^```python\n(.*?)^```", (DOCS / "cli.md").read_text(), re.M | re.S)[1]
     subprocess.run([sys.executable, "-c", script], cwd=folder, check=True)
-    subprocess.run(command("train", "run", *TRAINING), cwd=folder, check=True)
+    training = re.search(r"^\$ dissim (train run .*)$", (DOCS.parent / "README.md").read_text(), re.M)[1]
+    subprocess.run(command(*training.split()), cwd=folder, check=True)
     subprocess.run(command("index", "run", "photos", "gallery.dissim"), cwd=folder, check=True)
 
 

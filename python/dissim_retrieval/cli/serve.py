@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from ..extras import install_extra
 from .arguments import Device, Gallery, pick_device
 from .output import Output
 
@@ -38,8 +39,7 @@ def serve(
     missing = [package for package in ("fastapi", "uvicorn", "python_multipart") if find_spec(package) is None]
     if missing:
         raise ImportError(
-            f"serve: expected the package {missing[0]}, which is not installed. Install it with"
-            " pip install 'dissim-kernels[serve]'."
+            f"serve: expected the package {missing[0]}, which is not installed. {install_extra('serve')}"
         )
     from ..serve import create_app, listen, run
 

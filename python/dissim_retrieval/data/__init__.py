@@ -25,7 +25,7 @@ from .veri776 import load_veri776
 
 __all__ = ["OFFICIAL", "SETS", "ImageFiles", "ImageSet", "Split", "load_images", "load_split", "load_unlabelled"]
 
-#: Sets with an official split: name -> loader(part, size, root).
+#: Name -> loader(part, size, root), for the sets with an official split.
 OFFICIAL: dict[str, OfficialLoader] = {
     "market1501": load_market1501,
     "dukemtmc": load_dukemtmc,

@@ -45,7 +45,9 @@ def _annotations(file: Path, field: str, folder: str) -> list[tuple[str, int]]:
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("no package 'scipy', which reads cars_annos.mat: pip install scipy") from error
+        raise ModuleNotFoundError(
+            "no package 'scipy', which reads cars_annos.mat. Run `pip install scipy`."
+        ) from error
     try:
         rows = loadmat(file, squeeze_me=True)["annotations"]
         return [(f"{folder}{row[field]}", int(row["class"])) for row in rows.reshape(-1)]

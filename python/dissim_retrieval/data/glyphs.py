@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from ..extras import install_extra
 from ..logs import is_first_process
 from .image_set import ImageSet, drop_ambiguous, stack_pictures
 
@@ -27,7 +28,7 @@ def load_glyphs(size: int, letters: Collection[str] | None = None, progress: boo
     """
     spec = find_spec("matplotlib")  # locates the package without importing it
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("no package 'matplotlib': pip install 'dissim-kernels[retrieval]'")
+        raise ModuleNotFoundError(f"no package 'matplotlib'. {install_extra('retrieval')}")
     folder = Path(spec.origin).parent / "mpl-data/fonts/ttf"
     # their text faces: not Display and not STIXNonUni/STIXSiz, whose glyphs are partial or mathematical
     wanted = re.compile(r"DejaVu(Sans|SansMono|Serif)\b|STIXGeneral")
@@ -52,7 +53,7 @@ def _draw(path: Path, size: int, letters: Collection[str] | None) -> dict[str, n
     try:
         from fontTools.ttLib import TTFont
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("no package 'fonttools': pip install 'dissim-kernels[images]'") from error
+        raise ModuleNotFoundError(f"no package 'fonttools'. {install_extra('images')}") from error
     with TTFont(path, lazy=True) as font:
         has = {chr(point) for point in font.getBestCmap()}
     wanted = {c for c in has if unicodedata.category(c).startswith("L")} if letters is None else has & set(letters)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import atomic_write
+from ..extras import install_extra
 from . import scan
 from .gallery import DissimilarityIndex
 from .segments import BLOCK_VALUES, Snapshot
@@ -69,7 +70,7 @@ def export_faiss(
         k: the recall is measured for the k best rows.
 
     Raises ValueError if a weight is positive, because the score is then no distance, and ModuleNotFoundError without
-    FAISS (``pip install 'dissim-kernels[faiss]'``). Memory: the rows in float32, and what FAISS adds.
+    FAISS (the extra ``faiss``). Memory: the rows in float32, and what FAISS adds.
     """
     faiss = _faiss()
     snapshot, head = index._snapshot, index.head
@@ -117,7 +118,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ModuleNotFoundError as error:
-        remedy = "Run pip install 'dissim-kernels[faiss]'."
+        remedy = install_extra("faiss")
         raise ModuleNotFoundError(f"faiss: expected FAISS, which is not installed. {remedy}") from error
     return faiss
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import torch
 
+from ..extras import install_extra
 from ..provenance import check_same_model
 from . import scan
 from .arguments import check_k, check_threshold
@@ -44,7 +45,7 @@ class State(NamedTuple):
 
 
 class RayDissimilarityIndex:
-    """Searches an index on disk with its fragments spread over actors of Ray. `open` makes one.
+    """Searches an index on disk with its segments spread over actors of Ray. `open` makes one.
 
     Every search asks all shards and merges their answers. The result is that of `DissimilarityIndex`, bit for bit on
     machines of the same instruction set, with the same order of ties. It is complete, or the search raises an error
@@ -76,8 +77,8 @@ class RayDissimilarityIndex:
         its makers. Every node must have dissim-kernels, and must see the same files at `path`.
 
         Args:
-            shards: how many. Fragments, of up to 1,048,576 rows, are spread evenly by rows and not split, so more
-                shards than fragments are of no use.
+            shards: how many. Segments, of up to 1,048,576 rows, are spread evenly by rows and not split, so more
+                shards than segments are of no use.
             num_cpus: cores that Ray reserves for each shard; rounded down, but at least 1, the threads of its
                 searches.
             quantized, clustered: as in `DissimilarityIndex.open`.
@@ -267,4 +268,4 @@ def _ray() -> Any:
     try:
         return import_module("ray")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("no package 'ray', which shards need: pip install 'dissim-kernels[ray]'") from error
+        raise ModuleNotFoundError(f"no package 'ray', which shards need. {install_extra('ray')}") from error

