@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 
 def experiment(precision, *, seeds=5):
     """Results of the demo's methods on 200 identities with these mean average precisions."""
-    compared = {name: {"ours": name == "hinge, w", "trials": [{}]} for name in joint.IN_DEMO}
+    compared = {name: {"ours": name == "hinge, w", "trials": [{"lr": 0.1}, {"lr": 0.2}]} for name in joint.IN_DEMO}
     amounts = {"splits": 3, "seeds": 5}
     plan = {"key": "emoji-small", "data": "emoji", "backbone": "small", "amounts": amounts, "compared": compared}
     entries = [{"kind": "part", "name": "test", "identities": list(range(200))}]
     for name, mean in zip(joint.IN_DEMO, precision, strict=True):
-        entries.append({"kind": "trial", "method": name, "trial": 0, "mAP": 0.5})
+        entries += [{"kind": "trial", "method": name, "trial": trial, "mAP": 0.5 + trial / 10} for trial in range(2)]
         values = [round((mean + 0.1 * (row % 2)) * records.UNITS) for row in range(200)]
         entries += [
             {"kind": "run", "method": name, "split": split, "seed": seed, "part": "test", "AP": values, "R1": values}
@@ -31,12 +31,14 @@ def experiment(precision, *, seeds=5):
 
 
 def test_the_packaged_evidence_is_that_of_the_committed_results():
-    groups = [records.read(path) for path in sorted((program.RESULTS / "demo").glob("*.jsonl"))]
-    assert program.EVIDENCE.read_text() == evidence.to_json(groups), "run python -m bench.experiments report"
+    [path] = (program.RESULTS / "demo").glob("*.jsonl")
+    assert program.EVIDENCE.read_text() == evidence.to_json(records.read(path)), "run bench.experiments report"
 
 
 def test_the_classifier_is_called_ahead_only_where_the_interval_says_so():
-    sentence = json.loads(evidence.to_json([experiment([0.40, 0.38, 0.41])]))["emoji-small"]
+    found = json.loads(evidence.to_json(experiment([0.40, 0.38, 0.41])))
+    sentence = found["verdicts"]["emoji-small"]
+    assert found["settings"] == {name: {"lr": 0.2} for name in joint.IN_DEMO.values()}
     assert "15 runs of the experiment on emoji with small" in sentence
     l1, multi_similarity = sentence.split("against ")[1:]
     assert l1 == "plain L1: mAP ahead (+2.00 [+2.00, +2.00]), R@1 ahead (+2.00 [+2.00, +2.00]); "
@@ -44,7 +46,7 @@ def test_the_classifier_is_called_ahead_only_where_the_interval_says_so():
 
 
 def test_an_experiment_that_is_not_complete_is_no_evidence():
-    assert json.loads(evidence.to_json([experiment([0.40, 0.38, 0.41], seeds=4)])) == {}
+    assert json.loads(evidence.to_json(experiment([0.40, 0.38, 0.41], seeds=4)))["verdicts"] == {}
 
 
 def test_without_an_experiment_no_method_is_called_ahead():

@@ -151,8 +151,9 @@ def _report(output: Path) -> int:
         contents[folder.with_suffix(".png")] = plots.draw(folder.name, groups)
         found[folder.name] = groups
     contents[output / "summary.md"] = summary.to_markdown([one for groups in found.values() for one in groups])
-    if output == RESULTS:
-        contents[EVIDENCE] = evidence.to_json(found.get("demo", []))
+    demo = next(iter(found.get("demo", [])), None)
+    if output == RESULTS and demo is not None and not demo.untuned():
+        contents[EVIDENCE] = evidence.to_json(demo)
     for path, content in contents.items():
         if content is not None:
             files.replace(path, content)

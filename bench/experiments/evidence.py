@@ -1,4 +1,4 @@
-"""The sentences of dissim_retrieval/evidence.json: what the experiment `demo` says about the methods of the demo."""
+"""dissim_retrieval/evidence.json: what the experiment `demo` says about the methods of the demo."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from .tables import verdicts
 CLASSIFIER, *OTHERS = IN_DEMO
 
 
-def to_json(groups: list[Records]) -> str:
-    """A sentence for the key of each group whose trials and runs are all done."""
-    complete = [records for records in groups if not pending(records)]
-    return json.dumps({records.plan["key"]: _sentence(records) for records in complete}, indent=1) + "\n"
+def to_json(records: Records) -> str:
+    """The settings of each method, and a sentence once all trials and runs are done."""
+    settings = {name: records.tuned(method)[0] for method, name in IN_DEMO.items()}
+    verdicts = {} if pending(records) else {records.plan["key"]: _sentence(records)}
+    return json.dumps({"settings": settings, "verdicts": verdicts}, indent=1) + "\n"
 
 
 def _sentence(records: Records) -> str:

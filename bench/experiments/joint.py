@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from dissim_retrieval.data import ImageSet
+from dissim_retrieval.demo import multi_similarity
 from dissim_retrieval.embedding import embed_images
 from dissim_retrieval.evaluation import cosine
 from dissim_retrieval.head import DissimilarityHead
@@ -17,8 +18,7 @@ from dissim_retrieval.interop import PMLLoss
 from dissim_retrieval.losses import HingeLoss, NCALoss, SoftMarginLoss
 from dissim_retrieval.train import TrainConfig, train
 from dissim_retrieval.triplet import TripletLoss
-from pytorch_metric_learning.losses import MultiSimilarityLoss, SupConLoss
-from pytorch_metric_learning.miners import MultiSimilarityMiner
+from pytorch_metric_learning.losses import SupConLoss
 from torch import nn
 
 from . import score_matrix
@@ -103,11 +103,6 @@ def _fit_baseline(
     return fit(base_config(group, seed, lr=settings["lr"]), train_part, build(settings))
 
 
-def _multi_similarity(settings: Settings) -> nn.Module:
-    loss = MultiSimilarityLoss(alpha=settings["alpha"], beta=settings["beta"], base=settings["base"])
-    return PMLLoss(loss, MultiSimilarityMiner(epsilon=0.1) if settings["miner"] else None)
-
-
 def _triplet(settings: Settings) -> nn.Module:
     return TripletLoss(margin=settings["margin"])
 
@@ -120,7 +115,7 @@ def _supcon(settings: Settings) -> nn.Module:
 BASELINES: dict[str, tuple[Callable[[Settings], nn.Module], dict[str, Range]]] = {
     "triplet, batch-hard": (_triplet, {"margin": Linear(0.1, 0.8, 0.4)}),
     "multi-similarity": (
-        _multi_similarity,
+        multi_similarity,
         {
             "alpha": Log(1, 16, 2), "beta": Log(20, 80, 50), "base": Linear(0.4, 1.0, 0.8),
             "miner": Choice((True, False), False),

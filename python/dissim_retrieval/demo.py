@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +20,18 @@ from .data import ImageSet, load_images
 from .embedding import embed_images
 from .evaluation import Evaluation, Scorer, cosine, evaluate, negative_euclidean, pick_queries
 from .evaluation.report import write_report
-from .evidence import experiment_verdict
+from .evidence import experiment_verdict, tuned_settings
 from .head import DissimilarityHead
 from .models import build_backbone
 from .speed import environment_summary
 from .train import TrainConfig, train
 
-#: Settings of the baseline. On identities held out of the training half, with one seed, base 0.8 was better than the
-#: library's 0.5. They are not tuned: `python -m bench.experiments joint` tunes all methods alike; its settings belong
-#: here.
-MULTI_SIMILARITY = {"alpha": 2.0, "beta": 50.0, "base": 0.8}
-
-#: Trained methods. All have the same backbone, images, batches, steps and optimizer.
+#: Trained methods. All have the same backbone, images, batches and steps. Their settings were tuned in the experiment
+#: `demo`, see `tuned_settings`.
 METHODS = {
-    "pair classifier": "loss and head as above",
+    "pair classifier": "hinge loss on the score with learned weights",
     "plain L1": "the same with learn_weight=False",
-    "multi-similarity": f"MultiSimilarityLoss of pytorch-metric-learning on the cosine, {MULTI_SIMILARITY}",
+    "multi-similarity": "MultiSimilarityLoss of pytorch-metric-learning on the cosine",
 }
 
 
@@ -47,16 +44,13 @@ class DemoConfig:
     data: str = "emoji"
     size: int = 64
     """Height of the images in pixels."""
+    backbone: str = "mobilenet_v2"
+    steps: int = 100
+    """Optimizer steps of each training."""
     seed: int = 0
     """Seed of the split of the identities and of all trainings."""
     threads: int = 1
     """CPU threads of each training. The trainings run in parallel; more threads help only if cores are idle."""
-    training: TrainConfig = field(default_factory=lambda: TrainConfig(backbone="mobilenet_v2", steps=100, flip=0.0))
-    """What all trainings share, such as batches and steps. Its loss and head are those of the pair classifier."""
-
-    def __post_init__(self) -> None:
-        if self.training.loss == "triplet":
-            raise ValueError("training.loss: expected a loss of the pair classifier, got 'triplet', which has none.")
 
 
 class DemoResult(NamedTuple):
@@ -77,7 +71,10 @@ def run_demo(config: DemoConfig) -> DemoResult:
     images = load_images(config.data, size=config.size)
     seen, unseen = images.split_labels(seed=config.seed)
     pictured = pick_queries(unseen, seed=config.seed)
-    training = replace(config.training, seed=config.seed)
+    training = TrainConfig(
+        backbone=config.backbone, steps=config.steps, identities=min(64, len(seen.labels.unique())), flip=0.0,
+        seed=config.seed,
+    )  # fmt: skip
     facts = {
         "images": f"{config.data}: {_count(seen)} to train, {_count(unseen)} to test, {config.size} pixels",
         "all trainings": str(training),
@@ -90,7 +87,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
         results = pool.map(work, METHODS, range(len(METHODS)))
         for method, (rows, scorer, seconds) in zip(METHODS, results, strict=True):
             name = f"{training.backbone}, {method}"
-            facts[name] = f"{METHODS[method]}; {seconds:.0f} s of CPU time"
+            facts[name] = f"{METHODS[method]}; {tuned_settings(method)}; {seconds:.0f} s of CPU time"
             evaluations.append(evaluate(name, rows, scorer, unseen, pictured_queries=pictured))
 
     for backbone in ("efficientnet_lite0", "mobilenet_v2"):
@@ -115,19 +112,25 @@ def _train_and_embed(
     """Train a method in a process of its own. Returns embeddings of the test images, the scorer, and CPU seconds."""
     torch.set_num_threads(threads)
     start = time.process_time()
-    config = replace(training, learn_weight=False) if method == "plain L1" else training
-    loss = _multi_similarity() if method == "multi-similarity" else None
+    settings, loss = tuned_settings(method), None
+    if method == "multi-similarity":
+        config, loss = replace(training, lr=settings["lr"]), multi_similarity(settings)
+    else:
+        config = replace(training, learn_weight=method != "plain L1", **settings)
     trained = train(config, seen, loss=loss, progress=method, line=line)
     seconds = time.process_time() - start
     return embed_images(trained.backbone, unseen, progress=False), trained.head or cosine, seconds
 
 
-def _multi_similarity() -> nn.Module:
+def multi_similarity(settings: Mapping[str, Any]) -> nn.Module:
+    """The loss of pytorch-metric-learning with these alpha, beta and base, and its miner if settings["miner"]."""
     from pytorch_metric_learning.losses import MultiSimilarityLoss  # here, because it takes a second to import
+    from pytorch_metric_learning.miners import MultiSimilarityMiner
 
     from .interop import PMLLoss
 
-    return PMLLoss(MultiSimilarityLoss(**MULTI_SIMILARITY))
+    loss = MultiSimilarityLoss(alpha=settings["alpha"], beta=settings["beta"], base=settings["base"])
+    return PMLLoss(loss, MultiSimilarityMiner(epsilon=0.1) if settings["miner"] else None)
 
 
 def _best_plain(name: str, rows: Tensor, images: ImageSet, pictured: list[int]) -> Evaluation:
