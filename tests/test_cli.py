@@ -16,7 +16,7 @@ import torch
 from dissim_retrieval import cli
 from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
-from dissim_retrieval.embedding_file import read_embeddings
+from dissim_retrieval.embedding_file import read_embedding_file
 from dissim_retrieval.evidence import experiment_verdict
 from dissim_retrieval.fit import fit_head
 from dissim_retrieval.index import prepared_files
@@ -57,7 +57,7 @@ def test_from_training_to_a_report(capsys):
     assert "13 to train, 0 held out for validation, 13 to test" in capsys.readouterr().out
     assert run("embed", "run", "test.npz") == 0, "set, size and split are those of the run"
     assert run("index", "run", "test.npz", "test.index") == 0
-    rows = read_embeddings("test.npz")
+    rows = read_embedding_file("test.npz").embeddings
     capsys.readouterr()
     assert run("search", "test.index", "test.npz", "-k", 3) == 0
     header, *lines = capsys.readouterr().out.splitlines()
@@ -119,6 +119,36 @@ def test_info_describes_an_unfinished_run(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "steps            4 of 4" in out and "not finished" in out
     assert run("evaluate", "run") == 1 and "unfinished run" in last_error(capsys)
+
+
+def test_info_describes_runs_without_a_checkpoint(capsys):
+    """One that has just begun, and a finished one whose checkpoint was removed."""
+    assert run("train", "run", *DATA, *TRAINING) == 0
+    Path("run/checkpoint.pt").unlink()
+    assert run("info", "run") == 0 and "finished" in capsys.readouterr().out
+    Path("run/model.safetensors").unlink()
+    assert run("info", "run") == 0
+    out = capsys.readouterr().out
+    assert "steps            0 of 4" in out and "best validation  none" in out and "not finished" in out
+
+
+@pytest.mark.parametrize(
+    ("loss", "end"), [("soft_margin", " 0 or more, which means the same."), ("nca", " 0 or more.")]
+)
+def test_0_is_a_threshold_after_losses_that_train_the_bias(loss, end, capsys):
+    assert run("train", "run", *DATA, *TRAINING, "--loss", loss) == 0
+    capsys.readouterr()
+    assert run("evaluate", "run") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "pairs of one identity" in line)
+    assert line.endswith(end)
+
+
+def test_train_tells_the_steps_that_were_done(capsys):
+    """The learning rate destroys the network, so the first validation is the best."""
+    patience = ["--val-fraction", "0.5", "--validate-every", "1", "--patience", "1", "--lr", "3", "--steps", "30"]
+    assert run("train", "run", "--part", "all", *DATA, *TRAINING, *patience, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["steps"] == record["best_validation"]["step"] + 1 < 30
 
 
 def test_fit_tells_whether_it_beats_the_baselines(capsys):
@@ -245,6 +275,17 @@ def test_unknown_arguments_and_help():
         with pytest.raises(SystemExit) as stop:
             run(*arguments)
         assert stop.value.code == code
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_explains_every_option(name, capsys):
+    with pytest.raises(SystemExit):
+        run(name, "--help")
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert not re.findall(r"--[\w-]+,? (?:\S+ )?\(default", text)
+    assert "one line" not in text
+    assert name == "train" or "emoji of 64 pixels" not in text
+    assert name != "train" or "as in RUN" not in text
 
 
 @pytest.mark.parametrize(

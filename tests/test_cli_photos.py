@@ -226,6 +226,8 @@ def test_a_run_with_a_test_part_is_evaluated_on_it():
 def test_a_run_on_all_identities_has_none_to_evaluate():
     success("train", "whole", "--root", "photos", "--part", "all", *SETTINGS)
     assert "no identities were held out" in failure("evaluate", "whole")
+    both = ("train", "half", "--root", "photos", "--part", "all", "--train-fraction", 0.5, *SETTINGS)
+    assert "train_fraction: expected none with --part all" in failure(*both) and not Path("half").exists()
     assert "trained on 20 of them" in success("evaluate", "whole", "--part", "all")
 
 
@@ -264,6 +266,18 @@ def test_a_damaged_photo_is_named_or_skipped():
     assert not Path("new.dissim").exists()
     assert "59 rows" in success("index", "run", "photos", "new.dissim", "--skip-damaged")
     assert "photos/id02/b.JPG" in failure("train", "run3", "--root", "photos", *SETTINGS, "--steps", 9)
+
+
+def test_a_damaged_photo_that_was_held_out_is_skipped_on_request():
+    """The split stays the one that the run recorded, without --skip-damaged."""
+    success("embed", "run", "held_out.npz")
+    photo = Path("photos", np.load("held_out.npz")["ids"][0])
+    photo.write_bytes(photo.read_bytes()[:200])
+    for command in (("evaluate", "run"), ("embed", "run", "new.npz")):
+        arguments = (*command, "--root", "photos")
+        assert str(photo) in failure(*arguments)
+        assert "skipped 1 of 6 images" in success(*arguments, "--skip-damaged")
+    assert len(np.load("new.npz")["ids"]) == 5
 
 
 def test_market1501_keeps_its_official_split():

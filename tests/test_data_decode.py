@@ -1,11 +1,14 @@
 """Image files of every kind that users have are decoded to the picture that a viewer shows."""
 
+import io
+import struct
 import warnings
 
 import numpy as np
 import pytest
 from dissim_retrieval.data import decode as decode_module
 from dissim_retrieval.data.decode import ENDINGS, FORMATS, decode, printable
+from dissim_retrieval.thumbnail import thumbnail
 from PIL import Image, ImageOps
 
 GRADIENT = np.stack(np.broadcast_arrays(np.arange(0, 256, 8)[:, None], np.arange(0, 256, 8)[None], 90), -1).astype(
@@ -168,3 +171,22 @@ def test_no_decoder_starts_programs(tmp_path):
 
 def test_names_that_are_not_utf8_are_printable():
     assert printable("caf\udce9/é.png") == "caf\\xe9/é.png"
+
+
+@pytest.mark.parametrize(("orientation", "upright"), [(1, (200, 100)), (6, (100, 200)), (9, (200, 100))])
+@pytest.mark.parametrize("name", ["photo.jpg", "scan.tif"])
+def test_a_thumbnail_is_turned_as_the_image_is(tmp_path, name, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    small = thumbnail(saved(tmp_path, Image.new("RGB", (400, 200), "teal"), name, exif=exif))
+    assert Image.open(io.BytesIO(small)).size == upright
+
+
+def test_a_thumbnail_with_an_orientation_as_text(tmp_path):
+    exif = b"Exif\0\0" + struct.pack("<2sHIHHHI4sI", b"II", 42, 8, 1, 0x0112, 2, 2, b"6", 0)
+    small = thumbnail(saved(tmp_path, Image.new("RGB", (400, 200)), "photo.jpg", exif=exif))
+    assert Image.open(io.BytesIO(small)).size == (100, 200)
+
+
+def test_a_thumbnail_of_another_format_is_none(tmp_path):
+    assert thumbnail(saved(tmp_path, Image.new("RGB", (8, 8)), "picture.ico")) is None

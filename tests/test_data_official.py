@@ -157,6 +157,29 @@ def test_a_missing_or_half_present_set_shows_its_layout(tmp_path, tree, name, tr
     assert top in str(caught.value)
 
 
+def remove_role(root, tree, role):
+    """Of the test part, all images of a role: "query" or "gallery"."""
+    if tree is inshop:
+        path = root / "Eval" / "list_eval_partition.txt"
+        path.write_text(path.read_text().replace(f" {role}", " train"))
+    elif tree is msmt17:
+        (root / f"list_{role}.txt").write_text("")
+    else:
+        folders = {market1501: ("query", "bounding_box_test"), veri776: ("image_query", "image_test")}
+        for path in (root / folders[tree][role == "gallery"]).iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize("role", ["query", "gallery"])
+@pytest.mark.parametrize("tree", [market1501, veri776, msmt17, inshop], ids=lambda tree: tree.__name__)
+def test_without_queries_or_gallery_there_is_no_test_part(tmp_path, tree, role):
+    """All images against all would be another protocol."""
+    tree(tmp_path)
+    remove_role(tmp_path, tree, role)
+    with pytest.raises(ValueError, match=f"root: expected .*, found no {role} images in {tmp_path}"):
+        load_images(f"{tree.__name__}-test", size=8, root=tmp_path)
+
+
 @pytest.mark.parametrize("tree", [msmt17, cars196, sop, inshop], ids=lambda tree: tree.__name__)
 def test_a_listed_file_that_is_missing_is_named(tmp_path, tree):
     tree(tmp_path)

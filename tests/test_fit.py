@@ -1,12 +1,15 @@
 """fit_head on stored embeddings: it learns, says how well, is deterministic; errors name the argument."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from dissim_retrieval import DissimilarityIndex, retrieval_metrics
 from dissim_retrieval.embedding_file import read_features
 from dissim_retrieval.evaluation import cosine
-from dissim_retrieval.fit import LOSSES, _batches, _draw_fitted, fit_head
+from dissim_retrieval.fit import LOSSES, _batches, _draw_parts, fit_head, optimize
 from dissim_retrieval.held_out import average_precisions, check_held_out
 from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.whitening import within_class_whitening
@@ -69,15 +72,26 @@ def test_check_is_what_the_metrics_measure(fitted):
 def test_standard_error_is_that_of_the_gain_over_identities():
     rows, labels = features(noise=1.0)
     fitted_rows = labels < 30
-    check = check_held_out(cosine, rows, labels, fitted_rows, 16)
+    parts = fitted_rows, ~fitted_rows
+    check = check_held_out(cosine, rows, labels, *parts, 16)
     assert check.mAP == check.baselines["cosine"].mAP
     assert check.baselines["cosine"].gain == 0 == check.baselines["cosine"].standard_error
     gains = average_precisions(cosine, rows[~fitted_rows], labels[~fitted_rows]) - average_precisions(
         lambda q, r: -cosine(q, r), rows[~fitted_rows], labels[~fitted_rows]
     )
-    worse = check_held_out(lambda q, r: -cosine(q, r), rows, labels, fitted_rows, 16).baselines["cosine"]
+    worse = check_held_out(lambda q, r: -cosine(q, r), rows, labels, *parts, 16).baselines["cosine"]
     assert worse.gain == pytest.approx(-gains.mean().item())
     assert worse.standard_error == pytest.approx(gains.std().item() / 30**0.5) and not worse.beaten
+
+
+def test_one_held_out_identity_with_pairs_has_no_standard_error():
+    """JSON has no infinity."""
+    rows, labels = features()
+    held_out = (labels == 1) | (torch.arange(len(labels)) == 0)
+    check = check_held_out(lambda q, r: -torch.cdist(q, r), rows, labels, labels > 1, held_out, 16)
+    one = check.baselines["cosine"]
+    assert one.standard_error is None and not one.beaten and "standard error unknown" in str(check)
+    assert json.loads(json.dumps(asdict(check), allow_nan=False))["baselines"]["cosine"]["standard_error"] is None
 
 
 def test_whitening_has_unit_covariance_within_identities():
@@ -167,8 +181,38 @@ def test_few_identities_are_fitted_with_the_default_shrinkage():
 
 def test_at_most_5000_rows_are_held_out():
     labels = torch.arange(40_000) // 4
-    fitted = _draw_fitted(labels, 0.2, torch.Generator().manual_seed(0))
-    assert (~fitted).sum() == 5000 and not torch.isin(labels[fitted], labels[~fitted]).any()
+    fitted, checked = _draw_parts(labels, 0.2, torch.Generator().manual_seed(0))
+    assert checked.sum() == 5000 and torch.equal(fitted, ~checked)
+    assert not torch.isin(labels[fitted], labels[checked]).any()
+
+
+@pytest.mark.parametrize("small", [9, 1500])
+def test_two_identities_with_more_rows_than_a_limit_have_half_of_it_each(small):
+    """At most 5,000 rows are held out; a batch has 100. The rows are random."""
+    labels = torch.arange(3).repeat_interleave(torch.tensor([small, 4000, 4000]))
+    fitted, checked = _draw_parts(labels, 0.7, torch.Generator().manual_seed(0))
+    count = sorted(torch.bincount(labels[checked], minlength=3).tolist())
+    whole, capped = [0, 9, 4000], [0, min(small, 2500), 2500]
+    assert count in (whole if small == 9 else capped, [0, 2500, 2500])
+    assert not torch.isin(labels[fitted], labels[checked]).any()
+    batches = list(_batches(labels, 100, 6, torch.Generator().manual_seed(0)))
+    assert len({tuple(rows.tolist()) for rows in batches}) == 6
+    for rows in batches:
+        drawn = torch.bincount(labels[rows], minlength=3).tolist()
+        assert sorted(drawn) in ([0, 50, 50], [0, min(small, 50), 50]) and len(rows.unique()) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"), [(1, "finite parameters, got others after step 1"), (2, "a finite loss in step 2, got nan")]
+)
+def test_divergence_is_an_error_with_the_step(steps, message):
+    """The derivative of the square root of 0 is not finite."""
+    factor = torch.nn.Parameter(torch.zeros(48))
+    with pytest.raises(FloatingPointError, match=f"fit: expected {message}. Lower lr"):
+        optimize(
+            lambda rows: rows * factor, lambda rows, labels: rows.abs().sqrt().sum(),
+            [{"params": [factor], "lr": 0.1}], *features(), steps=steps, batch=300, draw=torch.Generator(),
+        )  # fmt: skip
 
 
 def test_large_sets_are_fitted_in_batches_of_whole_identities():
@@ -203,11 +247,13 @@ GOOD = features(identities=20)
         ({"loss": "triplet"}, "loss: expected one of softmax, supcon, soft-margin, hinge, got 'triplet'"),
         ({"head": {"learn": False}}, "head: expected options of DissimilarityHead .constraint, .* got 'learn'"),
         ({"head": {"sign": "positive"}}, "sign: expected one of free, negative, got 'positive'"),
-        ({"shrinkage": 0.0}, "shrinkage: expected None or a positive number, got 0.0"),
+        ({"shrinkage": 0.0}, "shrinkage: expected None or a positive finite number, got 0.0"),
+        ({"shrinkage": float("inf")}, "shrinkage: expected None or a positive finite number, got inf"),
         ({"projection": 0}, "projection: expected at least 1, got 0"),
         ({"steps": 0}, "steps: expected at least 1, got 0"),
-        ({"batch": 1}, "batch: expected at least 2, got 1"),
-        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
+        ({"batch": 3}, "batch: expected at least 4, got 3"),
+        ({"lr": float("nan")}, "lr: expected a positive finite number, got nan"),
+        ({"lr": float("inf")}, "lr: expected a positive finite number, got inf"),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument(change, message):

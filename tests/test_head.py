@@ -147,7 +147,8 @@ def test_options_build_another_head():
 @pytest.mark.parametrize("wrong", [
     {"constraint": "norm"}, {"sign": "positive"}, {"radius": 0.0}, {"scale": -1.0}, {"positive_share": 1.5},
     {"positive_share": 0.1, "sign": "negative"}, {"positive_share": 0.1, "learn_weight": False},
-    {"initial_bias": float("nan")},
+    {"initial_bias": float("nan")}, {"positive_share": float("nan")}, {"radius": float("nan")},
+    {"scale": float("inf")},
 ])  # fmt: skip
 def test_wrong_options_are_named(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: expected .* got "):

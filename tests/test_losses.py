@@ -221,6 +221,14 @@ def test_triplet_is_batch_hard():
     torch.testing.assert_close(TripletLoss(margin=0.3)(embeddings, labels), hard[hard > 0].mean())
 
 
+@pytest.mark.parametrize("kind", [kind for kind, _, options in CASES[5:]] + [lambda head: PrototypeLoss(head, 5)])
+def test_an_empty_batch_has_loss_0(kind):
+    rows = torch.zeros(0, 8, requires_grad=True)
+    loss = kind(DissimilarityHead(8))(rows, LABELS[:0])
+    loss.backward()
+    assert loss.item() == 0 and rows.grad.shape == (0, 8)
+
+
 @pytest.mark.parametrize("kind", [InfoNCELoss, SupConLoss, NCALoss, lambda head: PrototypeLoss(head, 5)])
 def test_softmax_losses_leave_the_bias_as_it_is(kind):
     """Rounding errors must not train it: AdamW scales a gradient of 1e-17 up."""
@@ -245,5 +253,10 @@ def test_errors_name_the_argument():
         with pytest.raises(ValueError, match="labels: expected 0 to 4 for 5 classes, got"):
             PrototypeLoss(head, 5)(rows, wrong)
     for kind, name in ((NCALoss, "scale"), (SoftMarginLoss, "beta")):
-        with pytest.raises(ValueError, match=f"{name}: expected a positive number, got 0"):
-            kind(head, **{name: 0})
+        for wrong in (0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"{name}: expected a positive finite number, got {wrong}"):
+                kind(head, **{name: wrong})
+    for kind in (HingeLoss, SoftMarginLoss, lambda head, margin: TripletLoss(margin=margin)):
+        for wrong in (float("nan"), float("-inf")):
+            with pytest.raises(ValueError, match=f"margin: expected a finite number, got {wrong}"):
+                kind(head, margin=wrong)

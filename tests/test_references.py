@@ -218,6 +218,9 @@ def test_references_that_do_not_fit_are_named():
         References(rows, labels, memory=rows)
     with pytest.raises(ValueError, match="references: expected the batch's 4 rows among their 4, from row 1"):
         NCALoss(DissimilarityHead(8))(rows, labels, References(rows, labels, first_row=1))
+    six = torch.randn(6, 8)
+    with pytest.raises(ValueError, match=r"references: expected a multiple of the batch's 4 rows, .* got 6"):
+        NCALoss(DissimilarityHead(8))(six[:4], labels, References(six, torch.arange(6)))
 
 
 def test_memory_names_what_does_not_fit():

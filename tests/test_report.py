@@ -10,7 +10,7 @@ import torch
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.evaluation import cosine, evaluate, negative_euclidean, pick_queries, retrieval_metrics
 from dissim_retrieval.evaluation.histogram import RECALL_GRID
-from dissim_retrieval.evaluation.report import metric_table, metric_text, write_report
+from dissim_retrieval.evaluation.report import metric_table, metric_text, per_query_csv, write_report
 from PIL import Image
 
 FILES = {"metrics.json", "per_query.csv", "report.html", "report.png"}
@@ -67,6 +67,7 @@ def test_metrics_are_those_of_the_market_rule(images, embeddings, evaluations):
         exclude_index=torch.arange(len(images)),
     )
     assert found.pop("cmc") == evaluations[0].cmc
+    assert evaluations[0].cmc[9] == found["recall@10"] not in (0, 1), "both have the digits of float64"
     assert found == evaluations[0].metrics
     assert found["skipped"] == 1, "the identity with one image"
 
@@ -115,6 +116,35 @@ def test_pairs_are_counted_and_precision_is_exact(images, embeddings, evaluation
             if (positive >= t).double().mean() >= g - 1e-9
         )
         assert precision == pytest.approx(exact, abs=0.02)
+
+
+def test_pairs_are_counted_whatever_the_first_queries_score():
+    """The first 160 of 320 queries score below 0 only; the best scores are among the others."""
+    draw, labels = torch.Generator().manual_seed(0), torch.arange(320) // 4
+    same = (labels[:, None] == labels) & ~torch.eye(320, dtype=torch.bool)
+    table = 0.1 * torch.randn(320, 320, generator=draw) - 1.5
+    table[160:, 160:] = torch.randn(160, 160, generator=draw) + 2.0 * same[160:, 160:]
+    pixels = torch.zeros(320, 3, 1, 1, dtype=torch.uint8)
+    images = ImageSet(pixels, labels, torch.zeros_like(labels), [str(i) for i in range(80)], ["one"], "")
+    rows = torch.arange(320)[:, None]
+    found = evaluate("x", rows, lambda q, r: table[q[:, 0]][:, r[:, 0]], images, pictured_queries=[], progress=False)
+    positive, negative = table[same], table[labels[:, None] != labels]
+    assert found.same_above_0 == (positive >= 0).double().mean().item() > 0.4
+    assert found.different_above_0 == (negative >= 0).double().mean().item()
+    assert (sum(found.same), sum(found.different)) == (len(positive), len(negative))
+    order = torch.cat([positive, negative]).sort(descending=True).indices
+    hits = (order < len(positive)).double().cumsum(0)
+    precision = (hits / torch.arange(1, len(hits) + 1)).flip(0).cummax(0).values.flip(0)
+    exact = precision[torch.searchsorted(hits / len(positive), RECALL_GRID)]
+    torch.testing.assert_close(torch.tensor(found.precision, dtype=torch.float64), exact, atol=0.02, rtol=0)
+
+
+def test_l2_distance_keeps_small_distances_of_long_rows():
+    """By a matrix product, which torch.cdist takes from 26 rows on, they would be rounded to some 0.1."""
+    rows = torch.full((30, 8), 1000.0)
+    rows[:, 0] += torch.arange(30) / 64
+    expected = -(rows[:, None, 0] - rows[None, :, 0]).abs()
+    torch.testing.assert_close(negative_euclidean(rows, rows), expected, rtol=1e-6, atol=0)
 
 
 def test_ranked_lists(images, embeddings, evaluations):
@@ -193,6 +223,23 @@ def test_a_note_is_on_the_page_in_the_table_and_in_the_record(images, evaluation
     assert note in page.read_text() and metric_text(evaluations, note).startswith(f"{note}\n")
 
 
+def test_metrics_are_valid_json_with_infinite_scores(images, embeddings, tmp_path):
+    def scorer(query, reference):
+        return cosine(query, reference).where(reference[:, 0] > 0.5, -torch.inf)
+
+    found = evaluate("x", embeddings, scorer, images, pictured_queries=[1], ranked=len(images), progress=False)
+    write_report(tmp_path, [found], images, title="t", facts={})
+    record = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert record["evaluations"][0]["ranked"][0]["scores"][-1] is None
+
+
+def test_ranks_are_written_with_all_digits(images, evaluations):
+    per_query = evaluations[0].per_query
+    large = replace(evaluations[0], per_query=replace(per_query, first_rank=per_query.first_rank + 1_234_567))
+    ranks = {row["first_rank"] for row in csv.DictReader(per_query_csv([large], images).splitlines())}
+    assert "1234568" in ranks
+
+
 def test_every_query_is_in_the_table(images, evaluations, tmp_path):
     write_report(tmp_path, evaluations, images, title="t", facts={})
     with open(tmp_path / "per_query.csv", newline="") as file:
@@ -217,3 +264,7 @@ def test_errors(images, embeddings, tmp_path):
         write_report(tmp_path, [], images, title="t", facts={})
     with pytest.raises(ValueError, match="embeddings: expected one row for each of 34 images, got 3"):
         evaluate("x", embeddings[:3], cosine, images)
+    queries = replace(images, queries=images.cameras == 2)
+    message = "pictured_queries: expected image rows of queries, got 1, which is none"
+    with pytest.raises(ValueError, match=message):
+        evaluate("x", embeddings, lambda query, reference: pytest.fail("scored"), queries, pictured_queries=[1])

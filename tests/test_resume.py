@@ -95,6 +95,17 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("lr", "message"),
+    [(1e30, "a weight is not finite after step 1"), (1e37, "embedding of the validation images is not finite after")],
+)
+def test_divergence_that_a_validation_finds_is_named(tmp_path, lr, message):
+    config = replace(CONFIG, steps=1, lr=lr, weight_decay=1e30 if lr == 1e30 else 0.0)
+    with pytest.raises(FloatingPointError, match=f"{message}.* Lower lr"):
+        start(tmp_path, config=config, validation=image_set(2))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
     "options", [{"images": image_set(1)}, {"images": image_set(0, 5)}, {"validation": image_set(2)}]
 )
 def test_resume_on_other_images_raises_and_keeps_the_files(tmp_path, options):

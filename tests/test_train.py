@@ -12,6 +12,8 @@ from dissim_retrieval.data.glyphs import load_glyphs
 from dissim_retrieval.embedding import embed_images
 from dissim_retrieval.embedding_file import read_embedding_file, write_embeddings
 from dissim_retrieval.evaluation import cosine, evaluate, retrieval_metrics
+from dissim_retrieval.head import DissimilarityHead
+from dissim_retrieval.losses import PrototypeLoss
 from dissim_retrieval.models import build_backbone
 from dissim_retrieval.provenance import check_same_model
 from dissim_retrieval.train import TrainConfig, load_trained, train
@@ -106,12 +108,25 @@ def test_training_separates_unseen_identities(loss, lr, glyphs):
     [
         ("steps", 0), ("views", -2), ("identities", 0), ("checkpoint_every", 0), ("lr", -1.0), ("lr", float("nan")),
         ("flip", 1.5), ("crop", 0.0), ("color", 1.0), ("warmup", -0.1), ("clip_norm", 0.0), ("patience", 0),
-        ("memory", -1), ("seed", -1), ("precision", "float8"), ("loss", "hing"),
+        ("memory", -1), ("seed", -1), ("precision", "float8"), ("loss", "hing"), ("weight_decay", float("inf")),
+        ("clip_norm", float("inf")), ("margin", float("nan")), ("radius", float("inf")),
     ],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_raises(name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected .*, got {value!r}"):
         replace(CONFIG, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["views", "identities"])
+def test_losses_of_pairs_need_pairs(name, glyphs):
+    """Of a batch, or of it with remembered rows; prototypes and an own loss need none."""
+    config = replace(CONFIG, **{name: 1}, steps=2)
+    for loss in ("hinge", "soft_margin", "infonce", "supcon", "nca", "triplet"):
+        with pytest.raises(ValueError, match=f"^{name}: expected at least 2 with loss {loss}, .* got 1"):
+            train(replace(config, loss=loss, memory=9, warmup=1.0), glyphs, progress=False)
+    train(replace(config, loss="prototype"), glyphs, progress=False)
+    train(replace(config, loss="nca", memory=9), glyphs, progress=False)
+    train(config, glyphs, loss=PrototypeLoss(DissimilarityHead(32), len(glyphs.label_names)), progress=False)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])

@@ -42,6 +42,7 @@ class DemoConfig:
     out: Path = Path("runs/demo")
     """Folder of the report."""
     data: str = "emoji"
+    """The images: emoji or glyphs."""
     size: int = 64
     """Height of the images in pixels."""
     backbone: str = "mobilenet_v2"

@@ -89,11 +89,6 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
     )
 
 
-def read_embeddings(path: str | Path) -> Tensor:
-    """The embeddings [B, D] of `read_embedding_file`."""
-    return read_embedding_file(path).embeddings
-
-
 def read_labelled(path: str | Path, labels: str | Path | None = None) -> EmbeddingFile:
     """The content of a file of embeddings with a label for each: its own, or those of the file `labels`."""
     stored = read_embedding_file(path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,34 +67,36 @@ def fit_head(
         shrinkage: of the whitening, see `within_class_whitening`. None chooses the one of SHRINKAGES that ranks best,
             before training, a fifth of the fitted identities after whitening by the others.
         held_out: the fraction of the identities that are not fitted. On them the result is compared with cosine and
-            with within-class whitening (`HeldOutCheck`). At most 5,000 rows are held out, in sets of any size. 0 fits
-            all identities and compares nothing.
+            with within-class whitening (`HeldOutCheck`). At most 5,000 rows are held out, in sets of any size: of two
+            identities that have more together, 2,500 random ones of each; their other rows are not used. 0 fits all
+            identities and compares nothing.
         steps: optimizer steps.
         lr: maximum learning rate of the projection, for rows of mean length 1.
-        batch: rows of a step. Up to this many embeddings, each step has all of them; above, all rows of random
-            identities.
+        batch: rows of a step, at least 4. Up to this many embeddings, each step has all of them; above, all rows of
+            random identities. Of two identities that have more rows together, it has batch // 2 random ones of each.
         seed: of the held-out identities, the rotation and the batches. The same input, seed, machine and number of
             threads give the same result. Torch's own generator is not used.
 
     Returns a scorer whose `check` is the comparison; ``print(fitted.check)`` says whether it beats the baselines.
 
     Raises ValueError or TypeError, naming the argument, for embeddings that are not finite or of another shape,
-    labels without two identities or without two rows of one, and options out of range.
+    labels without two identities or without two rows of one, and options out of range; FloatingPointError if the loss
+    or the result is not finite.
 
     Cost of a step: some eight scorings of batch x batch pairs. Memory: a few times the embeddings, and two bits per
     pair of a batch.
     """
-    _check_options(loss, head, lr, projection=(projection, 1), steps=(steps, 1), batch=(batch, 2))
-    if shrinkage is not None and not shrinkage > 0:
-        raise ValueError(f"shrinkage: expected None or a positive number, got {shrinkage}.")
+    _check_options(loss, head, lr, projection=(projection, 1), steps=(steps, 1), batch=(batch, 4))
+    if shrinkage is not None and not 0 < shrinkage < math.inf:
+        raise ValueError(f"shrinkage: expected None or a positive finite number, got {shrinkage}.")
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out: expected a fraction from 0 to below 1, got {held_out}.")
     rows, identity = check_features(embeddings, labels)
     rows, identity = rows.to(device), identity.to(device)
     draw = torch.Generator().manual_seed(seed)
-    fitted = _draw_fitted(identity, held_out, draw)
+    fitted, checked = _draw_parts(identity, held_out, draw)
     if held_out:
-        for part in (fitted, ~fitted):
+        for part in (fitted, checked):
             _check_pairs(identity[part], f" in each part with held_out={held_out} (0 fits all and compares nothing)")
     fitted_rows, fitted_identity = rows[fitted], identity[fitted].unique(return_inverse=True)[1]
     if shrinkage is None:
@@ -107,7 +110,7 @@ def fit_head(
     )  # fmt: skip
     scorer.eval().requires_grad_(False)
     if held_out:
-        scorer.check = check_held_out(scorer, rows, identity, fitted, len(scorer.head.weight))
+        scorer.check = check_held_out(scorer, rows, identity, fitted, checked, len(scorer.head.weight))
     return scorer
 
 
@@ -121,8 +124,8 @@ def _check_options(loss: str, head: Mapping[str, Any] | None, lr: float, **count
     for name, (value, minimum) in counts.items():
         if value < minimum:
             raise ValueError(f"{name}: expected at least {minimum}, got {value}.")
-    if not lr > 0:
-        raise ValueError(f"lr: expected a positive number, got {lr}.")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr: expected a positive finite number, got {lr}.")
 
 
 def check_features(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
@@ -163,25 +166,47 @@ def _check_pairs(identity: Tensor, part: str = "") -> None:
         )
 
 
-def _draw_fitted(identity: Tensor, held_out: float, draw: torch.Generator) -> Tensor:
-    """bool [N]: all rows but those of a fraction of the identities, which have at most MAX_CHECKED rows."""
-    count = torch.bincount(identity).cpu()
-    order = torch.randperm(len(count), generator=draw)
-    small_enough = max(2, int((count[order].cumsum(0) <= MAX_CHECKED).sum()))
-    excluded = order[: min(round(held_out * len(count)), small_enough)]
-    return ~torch.isin(identity, excluded.to(identity.device))
+def _draw_parts(identity: Tensor, held_out: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """bool [N] each: the rows to fit, and at most MAX_CHECKED rows of the other identities, a fraction of all."""
+    by_identity = _rows_by_identity(identity)
+    order = torch.randperm(len(by_identity), generator=draw)[: round(held_out * len(by_identity))]
+    drawn = _draw_rows(by_identity, order, MAX_CHECKED, draw)
+    fitted = ~torch.isin(identity, order[: len(drawn)].to(identity.device))
+    checked = torch.zeros_like(fitted)
+    for rows in drawn:
+        checked[rows] = True
+    return fitted, checked
+
+
+def _rows_by_identity(identity: Tensor) -> Sequence[Tensor]:
+    return identity.argsort(stable=True).split(torch.bincount(identity).tolist())
+
+
+def _draw_rows(by_identity: Sequence[Tensor], order: Tensor, limit: int, draw: torch.Generator) -> list[Tensor]:
+    """All rows of the first identities of `order`, up to `limit`; of two with more, limit // 2 random rows each."""
+    chosen = [by_identity[i] for i in order.tolist()]
+    whole = int((torch.tensor([len(rows) for rows in chosen]).cumsum(0) <= limit).sum())
+    if whole >= min(2, len(chosen)):
+        return chosen[:whole]
+    return [_up_to(rows, limit // 2, draw) for rows in chosen[:2]]
+
+
+def _up_to(rows: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    if len(rows) <= count:
+        return rows
+    return rows[torch.randperm(len(rows), generator=draw)[:count].to(rows.device)]
 
 
 def _choose_shrinkage(rows: Tensor, identity: Tensor, dim: int, draw: torch.Generator) -> float:
     """The shrinkage whose start ranks a part of the identities best; SHRINKAGE if there are too few to tell."""
-    fitted = _draw_fitted(identity, CHOICE_FRACTION, draw)
-    if not (_has_pairs(identity[fitted]) and _has_pairs(identity[~fitted])):
+    fitted, checked = _draw_parts(identity, CHOICE_FRACTION, draw)
+    if not (_has_pairs(identity[fitted]) and _has_pairs(identity[checked])):
         return SHRINKAGE
     found = {}
     for shrinkage in SHRINKAGES:
         start = start_projection(rows[fitted], identity[fitted], dim, shrinkage, draw)
         with torch.no_grad():
-            found[shrinkage] = average_precisions(start, rows[~fitted], identity[~fitted]).mean().item()
+            found[shrinkage] = average_precisions(start, rows[checked], identity[checked]).mean().item()
     return max(found, key=lambda shrinkage: found[shrinkage])
 
 
@@ -225,19 +250,27 @@ def optimize(
     draw: torch.Generator,
     progress: bool = False,
 ) -> None:
-    """Minimize ``loss(embed(rows), identity)`` over the parameters of `groups`, each with its maximum "lr"."""
+    """Minimize ``loss(embed(rows), identity)`` over the parameters of `groups`, each with its maximum "lr".
+
+    Raises FloatingPointError if a loss or a parameter at the end is not finite.
+    """
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     rates = [group["lr"] for group in groups]
     schedule = OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, pct_start=0.2)
     plan = _batches(identity, batch, steps, draw)
-    for chosen in (bar := tqdm(plan, "fit", steps, disable=not progress)):
+    for step, chosen in enumerate(bar := tqdm(plan, "fit", steps, disable=not progress), 1):
         value = loss(embed(rows[chosen]), identity[chosen])
+        number = value.item()
+        if not math.isfinite(number):
+            raise FloatingPointError(f"fit: expected a finite loss in step {step}, got {number}. Lower lr.")
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         schedule.step()
-        bar.set_postfix_str(f"loss {value.item():.3f}", refresh=False)
+        bar.set_postfix_str(f"loss {number:.3f}", refresh=False)
+    if not all(parameter.isfinite().all() for group in groups for parameter in group["params"]):
+        raise FloatingPointError(f"fit: expected finite parameters, got others after step {steps}. Lower lr.")
 
 
 def _batches(identity: Tensor, batch: int, steps: int, draw: torch.Generator) -> Iterator[Tensor | slice]:
@@ -245,9 +278,7 @@ def _batches(identity: Tensor, batch: int, steps: int, draw: torch.Generator) ->
     if len(identity) <= batch:
         yield from [slice(None)] * steps
         return
-    count = torch.bincount(identity)
-    by_identity = identity.argsort(stable=True).split(count.tolist())
+    by_identity = _rows_by_identity(identity)
     for _ in range(steps):
-        order = torch.randperm(len(count), generator=draw)
-        chosen = order[: max(2, int((count.cpu()[order].cumsum(0) <= batch).sum()))]
-        yield torch.cat([by_identity[i] for i in chosen.tolist()])
+        order = torch.randperm(len(by_identity), generator=draw)
+        yield torch.cat(_draw_rows(by_identity, order, batch, draw))

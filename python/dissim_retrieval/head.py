@@ -66,8 +66,8 @@ class DissimilarityHead(nn.Module):
             if value not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
         for name, number in (("dim", dim), ("radius", radius), ("scale", scale)):
-            if number <= 0:
-                raise ValueError(f"{name}: expected a positive number, got {number}")
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name}: expected a positive finite number, got {number}")
         if not 0 <= positive_share <= 1:
             raise ValueError(f"positive_share: expected a number from 0 to 1, got {positive_share}")
         if positive_share and (sign == "negative" or not learn_weight):

@@ -18,13 +18,13 @@ class Comparison:
 
     mAP: float
     gain: float
-    standard_error: float
-    """Of the gain, over the held-out identities."""
+    standard_error: float | None
+    """Of the gain, over the held-out identities; None if only one of them has two rows."""
 
     @property
     def beaten(self) -> bool:
-        """Whether the gain is above twice its standard error."""
-        return self.gain > 2 * self.standard_error
+        """Whether the gain is known to be above twice its standard error."""
+        return self.standard_error is not None and self.gain > 2 * self.standard_error
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,25 @@ class HeldOutCheck:
 
     def __str__(self) -> str:
         parts = [
-            f"{one.gain:+.3f} (standard error {one.standard_error:.3f}) against {name}'s {one.mAP:.3f}, "
+            f"{one.gain:+.3f} (standard error {_three_digits(one.standard_error)}) against {name}'s {one.mAP:.3f}, "
             f"{'better' if one.beaten else 'not clearly better'}"
             for name, one in self.baselines.items()
         ]
         return f"mAP {self.mAP:.3f} on {self.identities} held-out identities: {'; '.join(parts)}"
 
 
-def check_held_out(scorer: Scorer, embeddings: Tensor, labels: Tensor, fitted: Tensor, dim: int) -> HeldOutCheck:
-    """Compare on the rows that are not `fitted` (bool [N]). The whitening is fitted on the others.
+def _three_digits(number: float | None) -> str:
+    return "unknown" if number is None else f"{number:.3f}"
 
-    dim: dimensions that the whitening may keep instead of all. Cost: twelve rankings of all held-out rows.
+
+def check_held_out(
+    scorer: Scorer, embeddings: Tensor, labels: Tensor, fitted: Tensor, checked: Tensor, dim: int
+) -> HeldOutCheck:
+    """Compare on the rows `checked` (bool [N]). The whitening is fitted on the rows `fitted` (bool [N]).
+
+    dim: dimensions that the whitening may keep instead of all. Cost: twelve rankings of all checked rows.
     """
-    rows, identity = embeddings[~fitted], labels[~fitted]
+    rows, identity = embeddings[checked], labels[checked]
     found = average_precisions(scorer, rows, identity)
     baselines = {"cosine": average_precisions(cosine, rows, identity)}
     whitened = []
@@ -67,7 +73,7 @@ def check_held_out(scorer: Scorer, embeddings: Tensor, labels: Tensor, fitted: T
     comparisons = {}
     for name, values in baselines.items():
         gains = found - values
-        error = gains.std().item() / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+        error = gains.std().item() / math.sqrt(len(gains)) if len(gains) > 1 else None
         comparisons[name] = Comparison(values.mean().item(), gains.mean().item(), error)
     return HeldOutCheck(len(found), len(rows), found.mean().item(), comparisons)
 

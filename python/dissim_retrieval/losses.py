@@ -3,7 +3,8 @@
 All are called as ``loss(embeddings, labels)``: embeddings [B, D], labels int64 [B] -> 0-d. A third argument,
 `References`, adds rows that the batch is compared with: those of other processes (`gather_references`) or of earlier
 batches (`CrossBatchMemory`). The mean of the losses over the processes is then the loss of one process with the whole
-batch, so data parallel training, which averages gradients over processes, has the same gradients.
+batch, so data parallel training, which averages gradients over processes, has the same gradients. Of an empty batch
+the loss is 0, to which the head's penalty is added.
 
 The softmax losses (InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss) do not depend on the head's bias and leave it as
 it is: their scores rank, but 0 is no threshold for "same". HingeLoss and SoftMarginLoss train it.
@@ -14,6 +15,7 @@ N_i those with other labels. No loss forms an N x M tensor of floats.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -86,6 +88,7 @@ class HingeLoss(_HeadLoss):
         balance: str = "classes",
     ) -> None:
         super().__init__(head)
+        check_finite(margin=margin)
         self.margin, self.num_hard_negatives, self.balance = margin, num_hard_negatives, balance
 
     def _loss(self, batch: _PairBatch) -> Tensor:
@@ -125,6 +128,7 @@ class SoftMarginLoss(_HeadLoss):
         self, head: DissimilarityHead, *, margin: float = 1.0, alpha: float = 2.0, beta: float = 40.0
     ) -> None:
         super().__init__(head)
+        check_finite(margin=margin)
         _check_positive(alpha=alpha, beta=beta)
         self.margin, self.alpha, self.beta = margin, alpha, beta
 
@@ -132,8 +136,8 @@ class SoftMarginLoss(_HeadLoss):
         hardest_positive = batch.logsumexp(-self.alpha, "same")
         hardest_negative = batch.logsumexp(self.beta, "different")
         return (
-            _log1p_exp(hardest_positive + self.alpha * self.margin).mean() / self.alpha
-            + _log1p_exp(hardest_negative + self.beta * self.margin).mean() / self.beta
+            _mean(_log1p_exp(hardest_positive + self.alpha * self.margin)) / self.alpha
+            + _mean(_log1p_exp(hardest_negative + self.beta * self.margin)) / self.beta
         )
 
 
@@ -239,7 +243,7 @@ class PrototypeLoss(_HeadLoss):
         rows, columns = self.head.transform(embeddings), self.head.transform(prototypes)
         value = fused_dissim_logsumexp(rows, columns, self.head.weight, scale=self.scale, among="all")
         own = paired_dissim_score(rows, columns[labels], self.head.weight).to(value.dtype)
-        return (value - self.scale * own).mean() + self.head.penalty() + _unused(self.head.bias)
+        return _mean(value - self.scale * own) + self.head.penalty() + _unused(self.head.bias)
 
 
 class _PairBatch(NamedTuple):
@@ -316,7 +320,19 @@ def _log1p_exp(values: Tensor) -> Tensor:
     return torch.logaddexp(values, values.new_zeros(()))
 
 
+def _mean(values: Tensor) -> Tensor:
+    """0 of no values, where `Tensor.mean` gives NaN."""
+    return values.mean() if len(values) else values.sum()
+
+
+def check_finite(**values: float) -> None:
+    """Options of a loss that may have either sign."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value}. Omit it for the default.")
+
+
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}: expected a positive number, got {value}. Choose one above 0.")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a positive finite number, got {value}. Choose one above 0.")

@@ -55,6 +55,11 @@ class References:
                 f"references: expected the batch's {count} rows among their {len(self.labels)}, from row "
                 f"{self.first_row}. Make them with gather_references from the same batch."
             )
+        if len(self.labels) % max(1, count):
+            raise ValueError(
+                f"references: expected a multiple of the batch's {count} rows, which each process has, got "
+                f"{len(self.labels)}. Make them with gather_references from the same batch; other rows are memory."
+            )
         return torch.arange(self.first_row, self.first_row + count, device=self.labels.device)
 
     def positive_counts(self) -> Tensor:

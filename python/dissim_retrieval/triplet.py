@@ -7,6 +7,7 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 
 from .interop import PMLLoss
+from .losses import check_finite
 
 
 class TripletLoss(PMLLoss):
@@ -17,5 +18,6 @@ class TripletLoss(PMLLoss):
     """
 
     def __init__(self, *, margin: float = 0.2) -> None:
+        check_finite(margin=margin)
         distance = LpDistance(p=2, normalize_embeddings=True)
         super().__init__(TripletMarginLoss(margin=margin, distance=distance), BatchHardMiner(distance=distance))

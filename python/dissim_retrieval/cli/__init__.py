@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import tyro
 from tqdm import tqdm
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
                 COMMANDS, prog="dissim", description=DESCRIPTION, args=words
             )
         if output.text:
-            print(json.dumps(output.record, indent=1, default=str) if "--json" in flags else output.text, flush=True)
+            print(_as_json(output.record) if "--json" in flags else output.text, flush=True)
     except BrokenPipeError:  # the reader of the output, for example `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -63,6 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dissim: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _as_json(record: Any) -> str:
+    return json.dumps(record, indent=1, default=str, allow_nan=False)
 
 
 def _one_line(error: Exception) -> str:

@@ -11,6 +11,11 @@ def bench(queries: int = 256, gallery: int = 1024, dim: int = 256, device: Devic
     """Compare the speed of methods that score all pairs on this machine: plain torch, torch.cdist and every backend.
 
     Gelem/s: billions of terms abs(q_d - r_d) per second, queries x gallery x dim terms per call.
+
+    Args:
+        queries: Query rows.
+        gallery: Gallery rows.
+        dim: Numbers in a row.
     """
     for name, value in {"queries": queries, "gallery": gallery, "dim": dim}.items():
         if value < 1:

@@ -72,7 +72,9 @@ def evaluate(
     metrics = {one.name: one.metrics for one in evaluations}
     lines = [metric_text(evaluations, note), str(page)]
     if trained.head is not None:
-        lines.insert(1, threshold_text(evaluations[0]))
+        # The softmax losses leave the bias as it starts: see `dissim_retrieval.losses`.
+        untrained = torch.full_like(trained.head.bias, trained.head.initial_bias)
+        lines.insert(1, threshold_text(evaluations[0], is_threshold=not torch.equal(trained.head.bias, untrained)))
     return Output("\n".join(lines), record | {"metrics": metrics})
 
 

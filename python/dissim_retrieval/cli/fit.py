@@ -38,10 +38,11 @@ def fit(
     Args:
         labels: Labels of a file that has none: an .npy file, or a text file with one label a line.
         projection: Dimensions of the projected embeddings, at most those of the embeddings.
+        loss: Loss of the score: softmax (NCALoss), supcon, soft-margin or hinge, see `dissim_retrieval.losses`.
         held_out: Fraction of the identities that are not fitted, but used for the comparison. 0: no comparison.
         steps: Optimizer steps.
         lr: Maximum learning rate of the projection.
-        batch: Rows of a step.
+        batch: Rows of a step, at least 4.
         seed: Of the held-out identities and the batches.
     """
     start = time.perf_counter()

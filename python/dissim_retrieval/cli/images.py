@@ -86,8 +86,13 @@ def load_for_run(run: Path, trained: Trained, options: ImageOptions, part: Part 
         shown, expected = ("x".join(map(str, size)) for size in (found, height_width))
         raise ValueError(f"size: expected {expected}, with which {run} was trained, got {shown}.")
     if part == "all":
-        return _all(settings.load_all(height_width, root), split.train, data["fingerprint"])
-    return _held_out(run, settings, split, data, part)
+        selection = _all(settings.load_all(height_width, root), split.train, data["fingerprint"])
+    else:
+        selection = _held_out(run, settings, split, data, part)
+    if options.skip_damaged and not settings.skip_damaged:
+        # Only now, because which identities were held out follows from all images.
+        return selection._replace(images=selection.images.without_damaged())
+    return selection
 
 
 def _settings_of_run(run: Path, trained: Trained, options: ImageOptions) -> SplitSettings:
@@ -159,4 +164,9 @@ def _settings(options: ImageOptions, default: str, *, part: Literal["train", "al
         raise ValueError(f"data: expected one of {', '.join([*OFFICIAL, *SETS])}, got {settings.data!r}.")
     if settings.data in PACKAGED and options.root is not None:
         raise ValueError(f"root: expected none with {settings.data}, which pip packages bring, got {options.root}.")
+    if settings.part == "all" and settings.train_fraction is not None:
+        raise ValueError(
+            f"train_fraction: expected none with --part all, which has no test part, got {settings.train_fraction}."
+            " Omit one of them."
+        )
     return settings

@@ -115,12 +115,13 @@ def _fit(path: Path) -> dict[str, Any]:
 
 def _run(path: Path) -> dict[str, Any]:
     config, provenance = run_folder.read_config(path)
-    checkpoint = run_folder.read_checkpoint(path) or {"steps": 0, "best": None}
-    if (path / run_folder.MODEL).exists():
+    finished, begun = (path / run_folder.MODEL).exists(), (path / run_folder.CHECKPOINT).exists()
+    if finished:
         provenance = load_trained(path).provenance  # with the digest of the weights
-    best = checkpoint["best"]
+    checkpoint: dict[str, Any] = run_folder.read_checkpoint(path) if begun else {"steps": 0, "best": None}
+    done, best = checkpoint["steps"], checkpoint["best"]
     return {
-        "steps": f"{checkpoint['steps']} of {config.steps}",
+        "steps": "finished; its checkpoint is gone" if finished and not begun else f"{done} of {config.steps}",
         "loss": config.loss,
         "best validation": "none" if best is None else f"mAP {best['mAP']:.3f} at step {best['steps']}",
         **_provenance(provenance),

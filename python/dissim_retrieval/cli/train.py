@@ -18,16 +18,21 @@ from .output import Output
 
 @dataclass(frozen=True)
 class TrainOptions(TrainConfig):
-    """A TrainConfig whose values the command checks, so that an error in one is one line."""
+    """Settings of the training."""
 
     def __post_init__(self) -> None:
-        pass
+        """Nothing: the command makes a TrainConfig of them, so that an error in one is one line."""
+
+
+@dataclass(frozen=True)
+class TrainImages(ImageOptions):
+    """The images: by default emoji of 64 pixels, with --root a folder of photos at 128 pixels."""
 
 
 def train(
     run: Run,
     /,
-    images: OmitArgPrefixes[ImageOptions],
+    images: OmitArgPrefixes[TrainImages],
     options: OmitArgPrefixes[TrainOptions],
     part: Literal["train", "all"] = "train",
     device: Device = None,
@@ -51,9 +56,11 @@ def train(
     if not is_first_process():
         return Output("", None)
     counts = {name: 0 if images is None else len(images.labels.unique()) for name, images in vars(split).items()}
-    best = (run_folder.read_checkpoint(run) or {}).get("best")
+    checkpoint = run_folder.read_checkpoint(run)
+    steps, best = checkpoint["steps"], checkpoint["best"]
     record = {
         "run": str(run),
+        "steps": steps,
         "seconds": time.perf_counter() - start,
         "identities": counts,
         "best_validation": None if best is None else {"mAP": best["mAP"], "step": best["steps"]},
@@ -61,7 +68,7 @@ def train(
     }
     validation = "" if best is None else f", validation mAP {best['mAP']:.3f} at step {best['steps']}"
     text = (
-        f"{run}: {config.steps} steps, {record['seconds']:.0f} s{validation}\nidentities: {counts['train']} to train,"
+        f"{run}: {steps} steps, {record['seconds']:.0f} s{validation}\nidentities: {counts['train']} to train,"
         f" {counts['validation']} held out for validation, {counts['test']} to test"
     )
     return Output(text, record)

@@ -32,8 +32,10 @@ _TURNS = {
 }
 
 
-def decode(path: str, size: tuple[int, int]) -> np.ndarray:
+def decode(path: str, size: tuple[int, int] | int) -> np.ndarray:
     """The image as uint8 [H, W, 3], size = (H, W), resized without keeping the aspect ratio.
+
+    A number instead of `size` is that of the longer side; the aspect ratio is kept.
 
     Turned upright by its EXIF orientation. Transparent areas become white. 16 bits of gray become the upper 8. Of an
     animation, the first frame. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than `size`,
@@ -46,7 +48,7 @@ def decode(path: str, size: tuple[int, int]) -> np.ndarray:
         return decode_opened(file, size, printable(path))
 
 
-def decode_opened(file: BinaryIO, size: tuple[int, int], name: str) -> np.ndarray:
+def decode_opened(file: BinaryIO, size: tuple[int, int] | int, name: str) -> np.ndarray:
     """The same for an open file, which errors call `name`."""
     try:
         return _decode(file, size)
@@ -68,7 +70,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _decode(file: BinaryIO, size: tuple[int, int]) -> np.ndarray:
+def _decode(file: BinaryIO, size: tuple[int, int] | int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
         image = Image.open(file, formats=_formats())
@@ -81,8 +83,11 @@ def _decode(file: BinaryIO, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(small if turn is None else small.transpose(turn))
 
 
-def _stored_size(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) before the image is turned upright to `size` = (H, W)."""
+def _stored_size(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:
+    """(width, height) before the image is turned upright to `size` = (H, W), or a number for the longer side."""
+    if isinstance(size, int):
+        width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+        return width, height
     height, width = size
     return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 

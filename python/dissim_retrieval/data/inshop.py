@@ -26,7 +26,7 @@ def load_inshop(part: Part, size: Size, root: Path | None) -> ImageSet:
     lines = [_fields(line, root / LIST) for line in (root / LIST).read_text().splitlines()[2:] if line.strip()]
     rows = [Row(f"{folder}{path}", item, query=role == "query") for path, item, role in lines if role in ROLES[part]]
     require_files(root, rows, LIST, LAYOUT)
-    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT)
+    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT, has_queries=part == "test")
 
 
 def _fields(line: str, source: Path) -> list[str]:

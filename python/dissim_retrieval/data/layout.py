@@ -54,10 +54,24 @@ def upright(size: Size) -> tuple[int, int]:
     return (size, max(1, size // 2)) if isinstance(size, int) else size
 
 
-def image_set(root: Path, rows: Sequence[Row], *, size: tuple[int, int], credit: str, layout: str) -> ImageSet:
-    """The set of these rows, identities and cameras numbered in order; `layout` is for the error message."""
+def image_set(
+    root: Path,
+    rows: Sequence[Row],
+    *,
+    size: tuple[int, int],
+    credit: str,
+    layout: str,
+    has_queries: bool = False,
+) -> ImageSet:
+    """The set of these rows, identities and cameras numbered in order; `layout` is for the error message.
+
+    has_queries: some rows are queries, the others their gallery. Otherwise every image is both.
+    """
+    for kind, query in (("query", True), ("gallery", False)):
+        if has_queries and query not in {row.query for row in rows}:
+            raise ValueError(f"root: expected {layout}, found no {kind} images in {root}.")
     if not rows:
-        raise ValueError(f"root: expected {layout}, found no such images in {root}")
+        raise ValueError(f"root: expected {layout}, found no such images in {root}.")
     identities = {identity: number for number, identity in enumerate(sorted({row.identity for row in rows}))}
     cameras = {camera: number for number, camera in enumerate(sorted({row.camera or 0 for row in rows}))}
     return ImageSet(
@@ -67,7 +81,7 @@ def image_set(root: Path, rows: Sequence[Row], *, size: tuple[int, int], credit:
         label_names=list(identities),
         camera_names=["all"] if rows[0].camera is None else [f"c{camera}" for camera in cameras],
         credit=credit,
-        queries=torch.tensor([row.query for row in rows]) if any(row.query for row in rows) else None,
+        queries=torch.tensor([row.query for row in rows]) if has_queries else None,
     )
 
 

@@ -32,4 +32,4 @@ def load_dukemtmc(part: Part, size: Size, root: Path | None) -> ImageSet:
 def _load(credit: str, part: Part, size: Size, root: Path | None) -> ImageSet:
     root = require_entries(root, FOLDERS[part], LAYOUT)
     rows = rows_of_folders(root, FOLDERS[part], "query")
-    return image_set(root, rows, size=upright(size), credit=credit, layout=LAYOUT)
+    return image_set(root, rows, size=upright(size), credit=credit, layout=LAYOUT, has_queries=part == "test")

@@ -38,7 +38,7 @@ def load_msmt17(part: Part, size: Size, root: Path | None) -> ImageSet:
         if line.strip()
     ]
     require_files(root, rows, " and ".join(LISTS[part]), LAYOUT)
-    return image_set(root, rows, size=upright(size), credit=CREDIT, layout=LAYOUT)
+    return image_set(root, rows, size=upright(size), credit=CREDIT, layout=LAYOUT, has_queries=part == "test")
 
 
 def _row(line: str, part: Part, folder: str, query: bool, source: Path) -> Row:

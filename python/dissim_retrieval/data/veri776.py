@@ -22,4 +22,4 @@ def load_veri776(part: Part, size: Size, root: Path | None) -> ImageSet:
     """576 vehicles to train; 200 vehicles, 1,678 queries and 11,579 gallery images to test. Square by default."""
     root = require_entries(root, FOLDERS[part], LAYOUT)
     rows = rows_of_folders(root, FOLDERS[part], "image_query")
-    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT)
+    return image_set(root, rows, size=square(size), credit=CREDIT, layout=LAYOUT, has_queries=part == "test")

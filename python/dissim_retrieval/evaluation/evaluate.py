@@ -10,9 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data import ImageSet
+from ..references import count_equal
 from .histogram import BINS_PER_BAR, Histogram
 from .metrics import PerQueryMetrics, measure_all
-from .ranks import Retrieval, ScoreBlock, count_equal
+from .ranks import Retrieval, ScoreBlock
 from .scorers import Scorer
 
 
@@ -62,13 +63,18 @@ def evaluate(
 
     embeddings: [B, D], row i of image i. ranked: length of the ranked list of each of `pictured_queries` (image rows;
     default `pick_queries(images)`). Metrics, CMC and both mAP are those of `retrieval_metrics`.
-    Cost: all pairs are scored twice, for the ranks and for the histogram. Memory: about 50 * block * B bytes, and
-    for a classifier that of `retrieval_metrics`.
+    Cost: all pairs are scored twice, for the ranks and for the histogram, and those of `block` queries once more.
+    Memory: about 50 * block * B bytes, and for a classifier that of `retrieval_metrics`.
     """
     if len(embeddings) != len(images):
         raise ValueError(f"embeddings: expected one row for each of {len(images)} images, got {len(embeddings)}.")
-    pictured = pick_queries(images) if pictured_queries is None else list(pictured_queries)
     query_rows, gallery_rows = _sides(images)
+    pictured = pick_queries(images) if pictured_queries is None else list(pictured_queries)
+    for row in pictured:
+        if row not in query_rows:
+            raise ValueError(
+                f"pictured_queries: expected image rows of queries, got {row}, which is none. Use pick_queries."
+            )
     cameras = images.cameras if _many_cameras(images) else None
     retrieval = Retrieval.of(
         embeddings[query_rows],
@@ -82,17 +88,16 @@ def evaluate(
     )
     per_query = measure_all(retrieval, block)
     metrics = per_query.summary()
-    histogram: Histogram | None = None
-    lists: dict[int, RankedList] = {}
     blocks = -(-len(query_rows) // block)
+    # Not of the first queries only: they may show one identity, whose scores differ from those of the others.
+    histogram = Histogram(_candidate_scores(retrieval, range(0, len(query_rows), blocks)))
+    lists: dict[int, RankedList] = {}
     for part in tqdm(retrieval.scores(block), f"evaluate {name}", blocks, disable=None if progress else True):
-        histogram = histogram or Histogram(part.scores[part.candidate])
         histogram.add(part)
         for place, row in enumerate(query_rows[part.rows.start : part.rows.stop].tolist()):
             if row in pictured:
                 lists[row] = _ranked_list(part, place, row, gallery_rows, ranked)
 
-    assert histogram is not None  # summary raises if there is no query
     same_above_0, different_above_0 = histogram.fractions_above_0()
     return Evaluation(
         name=name,
@@ -122,6 +127,12 @@ def pick_queries(images: ImageSet, *, count: int = 8, seed: int = 0) -> list[int
         if len(chosen) < count and same_label[place] > same_key[place]:
             chosen.setdefault(int(images.labels[query_rows[place]]), int(query_rows[place]))
     return list(chosen.values())
+
+
+def _candidate_scores(retrieval: Retrieval, queries: range) -> Tensor:
+    """The scores of all candidates of these queries."""
+    block = next(retrieval.scores(len(queries), queries))
+    return block.scores[block.candidate]
 
 
 def _ranked_list(block: ScoreBlock, place: int, row: int, gallery_rows: Tensor, length: int) -> RankedList:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,21 +14,26 @@ BINS, BINS_PER_BAR = 4000, 50
 
 
 class Histogram:
-    """Counts of same and different pairs by score, in bins over the given scores."""
+    """Counts of same and different pairs by score, in bins over the scores of a sample of the pairs.
 
-    def __init__(self, scores: Tensor) -> None:
-        finite = scores[scores.isfinite()].double()
+    The outer bins include scores beyond them.
+    """
+
+    def __init__(self, sample: Tensor) -> None:
+        finite = sample[sample.isfinite()].double()
         low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)
         margin = 0.05 * (high - low) or 1.0
-        width = (high - low + 2 * margin) / (BINS - 1)
-        # multiples of the width, so that 0 is an edge and the counts above it are exact
-        self.edges = torch.arange(BINS + 1, dtype=torch.float64).add(math.floor((low - margin) / width)).mul(width)
+        self.edges = torch.linspace(low - margin, high + margin, BINS + 1, dtype=torch.float64)
         self.same = torch.zeros(BINS, dtype=torch.int64)
         self.different = torch.zeros(BINS, dtype=torch.int64)
+        self._same_above_0 = self._different_above_0 = 0
 
     def add(self, block: ScoreBlock) -> None:
-        self.same += self._count(block.scores[block.match])
-        self.different += self._count(block.scores[block.candidate & ~block.match])
+        same, different = block.scores[block.match], block.scores[block.candidate & ~block.match]
+        self.same += self._count(same)
+        self.different += self._count(different)
+        self._same_above_0 += int((same >= 0).sum())
+        self._different_above_0 += int((different >= 0).sum())
 
     def _count(self, scores: Tensor) -> Tensor:
         inner = self.edges[1:-1].to(scores.device)
@@ -39,11 +42,10 @@ class Histogram:
 
     def fractions_above_0(self) -> tuple[float, float]:
         """Of the same and of the different pairs, the fraction that scores 0 or more."""
-        first = int(torch.searchsorted(self.edges, 0.0))
-        same, different = (
-            counts[first:].sum().item() / max(1, counts.sum().item()) for counts in (self.same, self.different)
+        return (
+            self._same_above_0 / max(1, int(self.same.sum())),
+            self._different_above_0 / max(1, int(self.different.sum())),
         )
-        return same, different
 
     def interpolated_precision(self) -> Tensor:
         """For each recall of RECALL_GRID, the best precision of "same if score >= t" with at least that recall.

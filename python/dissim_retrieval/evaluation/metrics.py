@@ -59,12 +59,12 @@ class PerQueryMetrics:
             "R-precision": self.r_precision,
         }
         values = {name: column[valid].mean().item() for name, column in means.items()}
-        cmc = torch.bincount(first.clamp(max=max_rank + 1), minlength=max_rank + 2)[1:-1].cumsum(0) / len(first)
+        cmc = torch.bincount(first.clamp(max=max_rank + 1), minlength=max_rank + 2)[1:-1].cumsum(0).double()
         return {
             **{f"recall@{k}": (first <= k).double().mean().item() for k in recall_at},
             "mAP": values[f"mAP_{map_convention}"],
             **values,
-            "cmc": cmc.tolist(),
+            "cmc": (cmc / len(first)).tolist(),
             "queries": int(valid.sum()),
             "skipped": int((~valid).sum()),
         }

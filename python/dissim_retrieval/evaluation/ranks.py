@@ -18,6 +18,7 @@ from torch import Tensor
 from dissim_kernels import fused_dissim_rank
 
 from ..arrays import ArrayLike, as_indices, as_rows
+from ..references import count_equal
 from .scorers import PairClassifier, Scorer
 
 #: Queries that are ranked together have about this many matches; `fused_dissim_rank` needs 200 bytes for each.
@@ -151,16 +152,17 @@ class Retrieval:
 
     @torch.no_grad()
     def scores(self, block: int, among: range | None = None) -> Iterator[ScoreBlock]:
-        """Score `block` queries at a time against the whole gallery. among: these queries only."""
+        """Score `block` queries at a time against the whole gallery. among: these queries only, with any step."""
         among = range(len(self.query)) if among is None else among
         gallery = len(self.reference)
         columns = torch.arange(gallery, device=self.reference_labels.device)
-        for start in range(among.start, among.stop, block):
-            rows = slice(start, min(start + block, among.stop))
+        for start in range(0, len(among), block):
+            part = among[start : start + block]
+            rows = slice(part.start, part.stop, part.step)
             scores = self.scorer(self.query[rows], self.reference)
-            if scores.shape != (rows.stop - start, gallery):
+            if scores.shape != (len(part), gallery):
                 raise ValueError(
-                    f"scorer: expected scores [n, M] = {[rows.stop - start, gallery]}, got {list(scores.shape)}. "
+                    f"scorer: expected scores [n, M] = {[len(part), gallery]}, got {list(scores.shape)}. "
                     "It takes query [n, D] and reference [M, D]."
                 )
             same = self.query_labels[rows, None] == self.reference_labels
@@ -172,13 +174,7 @@ class Retrieval:
             unranked = (scores.isnan() & candidate).any(1)
             if unranked.any():
                 raise ValueError(
-                    f"scorer: expected numbers, got a NaN score for query {start + int(unranked.long().argmax())}. "
+                    f"scorer: expected numbers, got a NaN score for query {part[int(unranked.long().argmax())]}. "
                     "Look for rows of query and reference that are not finite."
                 )
-            yield ScoreBlock(range(start, rows.stop), scores, candidate, same & candidate)
-
-
-def count_equal(values: Tensor, among: Tensor) -> Tensor:
-    """How many entries of `among` equal each value."""
-    ordered = among.sort().values
-    return torch.searchsorted(ordered, values, right=True) - torch.searchsorted(ordered, values)
+            yield ScoreBlock(part, scores, candidate, same & candidate)

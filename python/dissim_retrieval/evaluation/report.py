@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from base64 import b64encode
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -66,8 +67,10 @@ def write_report(
     record["recall_grid"] = RECALL_GRID.tolist()
     arrays = ("queries", "per_query")  # they are in per_query.csv
     record["evaluations"] = [{k: v for k, v in asdict(one).items() if k not in arrays} for one in evaluations]
+    for shown in (shown for one in record["evaluations"] for shown in one["ranked"]):
+        shown["scores"] = [score if math.isfinite(score) else None for score in shown["scores"]]  # JSON has no inf
     with atomic_write(out_dir / "metrics.json") as file:
-        file.write(json.dumps(record, indent=1, default=str).encode())
+        file.write(json.dumps(record, indent=1, default=str, allow_nan=False).encode())
     with atomic_write(out_dir / "per_query.csv") as file:
         file.write(per_query_csv(evaluations, images).encode())
     with atomic_write(out_dir / "report.png") as file:
@@ -130,17 +133,23 @@ def per_query_csv(evaluations: list[Evaluation], images: ImageSet) -> str:
     for evaluation in evaluations:
         columns = [getattr(evaluation.per_query, name).tolist() for name in names]
         for row, (matches, *values) in zip(evaluation.queries.tolist(), zip(*columns, strict=True), strict=True):
-            cells = [f"{value:.6g}" for value in values] if matches else [""] * len(values)
+            cells = list(map(_cell, values)) if matches else [""] * len(values)
             label = images.label_names[int(images.labels[row])]
             writer.writerow([evaluation.name, images.ids[row], label, matches, *cells])
     return text.getvalue()
 
 
-def threshold_text(evaluation: Evaluation) -> str:
-    """What a score of 0, the threshold of a pair classifier, means."""
+def _cell(value: float) -> str:
+    """Six digits of a float, all of an integer."""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def threshold_text(evaluation: Evaluation, *, is_threshold: bool) -> str:
+    """How many pairs score 0 or more, which is the threshold of a classifier whose bias was trained."""
     return (
         f"{evaluation.name}: {100 * evaluation.same_above_0:.1f} % of the pairs of one identity and"
-        f" {100 * evaluation.different_above_0:.1f} % of the pairs of two score 0 or more, which means the same."
+        f" {100 * evaluation.different_above_0:.1f} % of the pairs of two score 0 or more"
+        f"{', which means the same' if is_threshold else ''}."
     )
 
 

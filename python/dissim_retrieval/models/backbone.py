@@ -17,11 +17,9 @@ class Preprocessing:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     size: tuple[int, int] | None = None
     """Height and width in pixels that the weights were trained with; None if they have no preference."""
-    interpolation: str = "bicubic"
-    """How images are resized to that size."""
 
 
-IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224), "bilinear")
+IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
 
 
 class Backbone(nn.Module):

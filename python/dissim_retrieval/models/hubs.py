@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from ..extras import install_extra
 from .backbone import Preprocessing
 
-INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
-
 
 def from_hub(hub: str, name: str, pretrained: bool) -> tuple[nn.Module, int, Preprocessing]:
     """The network `name` of timm, torchvision or hf (transformers), the number of its features, its preprocessing."""
@@ -38,7 +36,7 @@ def _from_timm(timm: Any, name: str, pretrained: bool) -> tuple[nn.Module, Prepr
     network = timm.create_model(name, pretrained=pretrained, num_classes=0)
     data = timm.data.resolve_model_data_config(network)
     height, width = data["input_size"][-2:]
-    return network, Preprocessing(data["mean"], data["std"], (height, width), data["interpolation"])
+    return network, Preprocessing(data["mean"], data["std"], (height, width))
 
 
 def _from_torchvision(models: Any, name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
@@ -49,8 +47,7 @@ def _from_torchvision(models: Any, name: str, pretrained: bool) -> tuple[nn.Modu
     network.set_submodule(last, nn.Identity())
     transform = weights.transforms()
     height, width = (*transform.crop_size, *transform.crop_size)[:2]
-    interpolation = transform.interpolation.value
-    return network, Preprocessing(tuple(transform.mean), tuple(transform.std), (height, width), interpolation)
+    return network, Preprocessing(tuple(transform.mean), tuple(transform.std), (height, width))
 
 
 def _from_transformers(transformers: Any, name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
@@ -66,10 +63,7 @@ def _from_transformers(transformers: Any, name: str, pretrained: bool) -> tuple[
     size = settings.get("crop_size") or settings["size"]
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
-    interpolation = INTERPOLATIONS[settings.get("resample", 3)]
-    preprocessing = Preprocessing(
-        tuple(settings["image_mean"]), tuple(settings["image_std"]), (height, width), interpolation
-    )
+    preprocessing = Preprocessing(tuple(settings["image_mean"]), tuple(settings["image_std"]), (height, width))
     return PooledOutput(getattr(model, "vision_model", model)), preprocessing
 
 

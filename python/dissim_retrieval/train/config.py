@@ -27,9 +27,11 @@ class TrainConfig:
     dim: int = 512
     """Width of the embeddings."""
     steps: int = 150
+    """Optimizer steps, each on a batch."""
     identities: int = 64
     """Identities in a batch, each with `views` images."""
     views: int = 2
+    """Images of each identity in a batch. Without a memory, the losses of pairs need at least 2, and 2 identities."""
     flip: float = 0.5
     """Share of the training images that are mirrored."""
     crop: float = 1.0
@@ -59,26 +61,43 @@ class TrainConfig:
     patience: int | None = None
     """Stop after this many validations without a higher mAP."""
     seed: int = 0
+    """Of the new weights, the batches, the augmentation and dropout."""
     triplet_margin: float = 0.2
     """Margin of the triplet loss, in L2 distances of normalized embeddings."""
     margin: float = 1.0
+    """Of the hinge loss: a pair of one identity has no loss from this score on, one of two identities from minus this
+    score down."""
     num_hard_negatives: int | None = 2
+    """Of the hinge loss: highest-scoring negatives of each image that count; None: all."""
     balance: Literal["classes", "pairs"] = "classes"
+    """Of the hinge loss. classes: positives and negatives each have half of the weight; pairs: every pair has the
+    same."""
     constraint: Literal["project", "cap", "penalty", "none"] = "project"
+    """Of the L2 norm of the classifier's weights. project: set to the radius after each step; cap: reduced to it;
+    penalty: (norm - radius)**2 is added to the loss."""
     radius: float = 1.0
+    """That norm, also of the first weights."""
     sign: Literal["free", "negative"] = "free"
+    """negative: no weight of the classifier above 0, so that its score is minus a weighted L1 distance."""
     normalize: bool = True
+    """Whether the classifier scores normalized embeddings."""
     scale: float = 8.0
+    """Length of the normalized embeddings."""
     learn_weight: bool = True
+    """False keeps the classifier's weights as they start: minus an L1 distance. Its bias is trained."""
     positive_share: float = 0.0
+    """Share of the classifier's weights that start positive."""
     initial_bias: float = 1.0
+    """The classifier's bias at the start, which is the score of equal embeddings."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            _check(name, finite, "a finite number", value)
         for name in ("dim", "steps", "identities", "views", "checkpoint_every", "validate_every"):
             _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("lr", "head_lr"):
-            value = getattr(self, name)
-            _check(name, math.isfinite(value) and value > 0, "a positive number", value)
+            _check(name, getattr(self, name) > 0, "a positive number", getattr(self, name))
         for name in ("flip", "erase", "warmup"):
             _check(name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1", getattr(self, name))
         _check("crop", 0 < self.crop <= 1, "a number above 0, at most 1", self.crop)

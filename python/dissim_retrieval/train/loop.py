@@ -68,7 +68,7 @@ def train(
     config, images, machine and torch.get_num_threads(). The caller's random state is restored.
 
     Raises:
-        FloatingPointError: the loss or a weight is not finite. The last checkpoint stays as it is.
+        FloatingPointError: the loss, a weight or a validation embedding is not finite. The last checkpoint stays.
         ValueError: a setting or an image set that cannot be trained on; a folder with another run.
     """
     processes = join_processes(device)
@@ -164,7 +164,9 @@ def _run(
             last = state.steps == config.steps
             mean_ap = None
             if validation is not None and (last or state.steps % config.validate_every == 0):
-                mean_ap = processes.broadcast(_validate(objective, validation, workers) if processes.rank == 0 else 0)
+                _check_weights(state, folder)
+                own = _validate(state, validation, workers, folder) if processes.rank == 0 else 0
+                mean_ap = processes.broadcast(own)
                 state.validated(mean_ap)
                 logger.info("step %d: loss %.4f, validation mAP %.4f", state.steps, value, mean_ap)
             state.finished = last or state.out_of_patience
@@ -172,24 +174,27 @@ def _run(
                 rate = state.optimizer.param_groups[0]["lr"]
                 log.write(state.steps, value, rate, mean_ap, round(time.perf_counter() - begin, 4))
             if state.finished or state.steps % config.checkpoint_every == 0:
-                _checkpoint(state, folder)
+                _check_weights(state, folder)
+                if folder is not None:
+                    run_folder.write_checkpoint(folder, state.state_dict())
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             bar.update()
             if state.finished:
                 break
 
 
-def _checkpoint(state: TrainingState, folder: Path | None) -> None:
-    content = state.state_dict()
-    if not is_finite(content):
+def _check_weights(state: TrainingState, folder: Path | None) -> None:
+    if not is_finite(state.state_dict()):
         raise FloatingPointError(_diverged(state, f"a weight is not finite after step {state.steps}", folder))
-    if folder is not None:
-        run_folder.write_checkpoint(folder, content)
 
 
-def _validate(objective: Objective, images: ImageSet, workers: int | None) -> float:
+def _validate(state: TrainingState, images: ImageSet, workers: int | None, folder: Path | None) -> float:
     """mAP of the head, or of the cosine without one, on all images."""
+    objective = state.objective
     rows = embed_images(objective.backbone, images, workers=workers, progress=False)
+    if not rows.isfinite().all():  # finite weights may overflow
+        what = f"an embedding of the validation images is not finite after step {state.steps}"
+        raise FloatingPointError(_diverged(state, what, folder))
     scorer = cosine if objective.head is None else copy.deepcopy(objective.head).cpu().float()
     with torch.no_grad():
         return evaluate("validation", rows, scorer, images, pictured_queries=[], progress=False).metrics["mAP_mean"]

@@ -90,6 +90,7 @@ class Objective(nn.Module):
 
 def _build_loss(config: TrainConfig, num_identities: int) -> nn.Module:
     """The loss that the config names, with a new head."""
+    _check_pairs(config)
     if config.loss == "triplet":
         from ..triplet import TripletLoss  # here, because pytorch-metric-learning takes a second to import
 
@@ -100,3 +101,16 @@ def _build_loss(config: TrainConfig, num_identities: int) -> nn.Module:
     if config.loss != "hinge":
         return LOSSES[config.loss](head)
     return HingeLoss(head, margin=config.margin, num_hard_negatives=config.num_hard_negatives, balance=config.balance)
+
+
+def _check_pairs(config: TrainConfig) -> None:
+    """Without pairs of one identity and of two, the losses of pairs are 0 and nothing would be learned."""
+    has_memory = config.memory > 0 and config.warmup < 1
+    if config.loss == "prototype" or has_memory:
+        return
+    for name, kind in (("identities", "two identities"), ("views", "one identity")):
+        if getattr(config, name) < 2:
+            raise ValueError(
+                f"{name}: expected at least 2 with loss {config.loss}, which needs pairs of {kind}, got"
+                f" {getattr(config, name)}. Choose more, or the loss prototype."
+            )
