@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,17 +47,26 @@ def paired_difference(first: Table, second: Table, *, draws: int = DRAWS, seed: 
             raise ValueError(f"first, second: expected the same identities in run {run}")
         place = np.searchsorted(identities, names)
         difference[row, place], present[row, place] = ours - others, 1
-    draw = np.random.default_rng(seed)
-    of_runs = _run_counts(runs, draws, draw)
-    of_identities = draw.multinomial(len(identities), np.full(len(identities), 1 / len(identities)), size=draws)
-    sums, counts = (((of_runs @ matrix) * of_identities).sum(1) for matrix in (difference, present))
+    of_runs, of_identities = _counts(tuple(runs), len(identities), draws, seed)
+    sums, counts = ((of_runs * (of_identities @ matrix.T)).sum(1) for matrix in (difference, present))
     drawn = counts > 0
     means = sums[drawn] / counts[drawn]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(difference.sum() / present.sum(), low, high)
 
 
-def _run_counts(runs: list[tuple[int, int]], draws: int, draw: np.random.Generator) -> np.ndarray:
+@lru_cache(maxsize=2)  # the same for all pairs of methods of a group
+def _counts(
+    runs: tuple[tuple[int, int], ...], identities: int, draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often each draw has each run, [draws, runs], and each identity, [draws, identities]."""
+    draw = np.random.default_rng(seed)
+    of_runs = _run_counts(runs, draws, draw)
+    of_identities = draw.multinomial(identities, np.full(identities, 1 / identities), size=draws)
+    return of_runs, of_identities.astype(float)
+
+
+def _run_counts(runs: Sequence[tuple[int, int]], draws: int, draw: np.random.Generator) -> np.ndarray:
     """How often each draw has each run, [draws, runs]."""
     splits = sorted({split for split, _ in runs})
     split_counts = draw.multinomial(len(splits), np.full(len(splits), 1 / len(splits)), size=draws)

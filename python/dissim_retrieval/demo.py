@@ -46,6 +46,7 @@ class DemoConfig:
     size: int = 64
     """Height of the images in pixels."""
     backbone: str = "mobilenet_v2"
+    """efficientnet_lite0, mobilenet_v2 or small."""
     steps: int = 100
     """Optimizer steps of each training."""
     seed: int = 0
