@@ -40,8 +40,7 @@ VENDORS = [
 
 
 def load_emoji7(size: int, folder: Path) -> ImageSet:
-    """Every emoji of at least two vendors, on white, size x size: 1,857 emoji, 9,750 images,
-    in 22 s at 64 pixels.
+    """Every emoji of at least two vendors, on white, size x size: 1,857 emoji and 9,750 images, in 22 s at 64 pixels.
 
     Excluded are skin-tone variants, and emoji of which a vendor's picture equals that of an earlier one. `folder`
     keeps the downloaded packages. Without npm: RuntimeError.

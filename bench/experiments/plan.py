@@ -10,7 +10,7 @@ class Amounts:
     """How much is done, the same for every method of every experiment."""
 
     trials: int = 10
-    """Trials of a method's settings, at most; twice as many with a frozen backbone, where a fit takes seconds."""
+    """Trials of a method's settings, at most; FROZEN_TRIALS times as many with a frozen backbone."""
     splits: int = 3
     seeds: int = 5
     queries: int = 2000
@@ -21,6 +21,7 @@ class Amounts:
     """Steps of each training, for a quick trial. None: those of the group."""
 
 
+#: A fit on a frozen backbone takes seconds, so there is time for more trials.
 FROZEN_TRIALS = 2
 QUICK = Amounts(trials=2, splits=1, seeds=1, queries=50, identities=60, steps=2)
 
