@@ -160,17 +160,24 @@ def test_diverged_fits_count_and_are_not_chosen(tmp_path, monkeypatch):
             raise FloatingPointError("the loss is inf")
         return Fitted(lambda features: features.rows, cosine)
 
-    method = runner.Method(fit, {"lr": Choice((1, 2), 1)})
+    methods = {"m": runner.Method(fit, {"lr": Choice((1, 2), 1)}, ours=True), "cosine": METHODS["cosine"]}
     parts = Parts(synthetic(), GROUP.protocol, AMOUNTS)
-    with records.appending(tmp_path / "r.jsonl", runner.make_plan(GROUP, {"m": method}, AMOUNTS, "")) as found:
-        for cell in runner.pending(found)[:2]:
-            runner.do(cell, GROUP, method, parts, found)
-        assert [e["mAP"] is None for e in found.of("trial")] == [True, False]
+    with records.appending(tmp_path / "r.jsonl", runner.make_plan(GROUP, methods, AMOUNTS, "")) as found:
+        for cell in runner.pending(found)[:3]:
+            runner.do(cell, GROUP, methods[cell.method], parts, found)
+        assert [e["mAP"] is None for e in found.of("trial")] == [True, False, False]
         assert found.of("trial")[0]["failure"] == "the loss is inf" and found.tuned("m")[0] == {"lr": 2}
         monkeypatch.setattr(found, "tuned", lambda name: ({"lr": 1}, 0.5))
-        runner.do(runner.pending(found)[0], GROUP, method, parts, found)
-    [run] = found.of("run")
-    assert run["failure"] == "the loss is inf" and 0 < sum(run["AP"]) / len(run["AP"]) < 0.2 * records.UNITS
+        for cell in runner.pending(found)[:2]:
+            runner.do(cell, GROUP, methods[cell.method], parts, found)
+        assert "1 of 4 runs, 20 test identities" in tables.to_markdown("name", [found])
+        assert "1 fits diverged, and count as equal scores." in tables.to_markdown("name", [found])
+    run, other = found.of("run")
+    assert (
+        other["failure"] is None
+        and run["failure"] == "the loss is inf"
+        and 0 < sum(run["AP"]) / len(run["AP"]) < 0.2 * records.UNITS
+    )
 
 
 # --- Parts ---------------------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ def _section(records: Records) -> str:
         f"Differences are to {found.reference}"
         + (", the best on validation identities of those without learned weights." if tuned else ".")
     )
+    if diverged := sum(entry.get("failure") is not None for entry in records.of("run")):
+        facts += f" {diverged} fits diverged, and count as equal scores."
     titles = ["", "mAP", "difference", "R@1", "difference"]
     if tuned:
         titles += ["validation mAP", "trials", "settings"]
