@@ -16,11 +16,15 @@ ROOT = Path(__file__).parents[1]
 def experiment(precision, *, seeds=5):
     """Results of the demo's methods on 200 identities with these mean average precisions."""
     compared = {name: {"ours": name == "hinge, w", "trials": [{"lr": 0.1}, {"lr": 0.2}]} for name in joint.IN_DEMO}
-    amounts = {"splits": 3, "seeds": 5}
+    amounts = {"candidates": 2, "splits": 3, "seeds": 5}
     plan = {"key": "emoji-small", "data": "emoji", "backbone": "small", "amounts": amounts, "compared": compared}
     entries = [{"kind": "part", "name": "test", "identities": list(range(200))}]
     for name, mean in zip(joint.IN_DEMO, precision, strict=True):
-        entries += [{"kind": "trial", "method": name, "trial": trial, "mAP": 0.5 + trial / 10} for trial in range(2)]
+        entries += [
+            {"kind": "trial", "method": name, "trial": trial, "split": split, "mAP": 0.5 + trial / 10}
+            for trial in range(2)
+            for split in range(3)
+        ]
         values = [round((mean + 0.1 * (row % 2)) * records.UNITS) for row in range(200)]
         entries += [
             {"kind": "run", "method": name, "split": split, "seed": seed, "part": "test", "AP": values, "R1": values}

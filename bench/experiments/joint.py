@@ -30,7 +30,7 @@ Settings = Mapping[str, Any]
 
 #: Learning rates of a pretrained backbone, and of one that starts from random weights.
 PRETRAINED, FROM_SCRATCH = Log(3e-4, 5e-3, 1e-3), Log(1e-3, 1.5e-2, 1e-3)
-MARGIN_LOSS = {"head_lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(2, 60, 8), "initial_bias": Linear(-0.5, 3.5, 1)}
+MARGIN_LOSS = {"head_lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(2, 60, 8), "initial_bias": Linear(0.5, 3.5, 1)}
 #: The spaces of the losses, the same for every score. `methods` adds the learning rate of the backbone.
 SPACES: dict[str, dict[str, Range]] = {
     "hinge": MARGIN_LOSS,

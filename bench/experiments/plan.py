@@ -11,6 +11,9 @@ class Amounts:
 
     trials: int = 10
     """Trials of a method's settings, at most; FROZEN_TRIALS times as many with a frozen backbone."""
+    candidates: int = 3
+    """A method's best trials on TUNING_SPLIT. They are fitted on the other splits too, and the best mean is chosen.
+    With 1, the best trial is chosen without that."""
     splits: int = 3
     seeds: int = 5
     queries: int = 2000
@@ -21,6 +24,8 @@ class Amounts:
     """Steps of each training, for a quick trial. None: those of the group."""
 
 
+#: The split of all trials.
+TUNING_SPLIT = 0
 #: A fit on a frozen backbone takes seconds, so there is time for more trials.
 FROZEN_TRIALS = 2
 QUICK = Amounts(trials=2, splits=1, seeds=1, queries=50, identities=60, steps=2)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .plan import TUNING_SPLIT
 
 #: Values of identities are stored as integers, in units of 1 / UNITS.
 UNITS = 10_000
@@ -51,25 +54,61 @@ class Records:
     def methods(self) -> list[str]:
         return list(self.plan["compared"])
 
-    def trials(self, method: str) -> dict[int, dict[str, Any]]:
-        """Trial number -> its entry."""
-        return {entry["trial"]: entry for entry in self.of("trial") if entry["method"] == method}
+    def planned_trials(self, method: str) -> list[dict[str, Any]]:
+        """The settings of a method's trials."""
+        return self.plan["compared"][method]["trials"]
 
-    def untuned(self) -> list[str]:
-        """The methods whose trials are not complete."""
-        return [name for name in self.methods if len(self.trials(name)) < len(self.plan["compared"][name]["trials"])]
+    def trials(self, method: str, split: int = TUNING_SPLIT) -> dict[int, float]:
+        """Trial number -> validation mAP on a split; -1 for a fit that diverged."""
+        done = [entry for entry in self.of("trial") if (entry["method"], entry["split"]) == (method, split)]
+        return {entry["trial"]: -1.0 if entry["mAP"] is None else entry["mAP"] for entry in done}
 
-    def tuned(self, method: str) -> tuple[dict[str, Any], float | None]:
-        """The settings with the highest validation mAP and that mAP; without tuning, no settings and None."""
-        planned, done = self.plan["compared"][method]["trials"], self.trials(method)
+    def candidates(self, method: str) -> list[int]:
+        """The trials that are best on TUNING_SPLIT, the best first, without those that diverged."""
+        planned, done = self.planned_trials(method), self.trials(method)
         if len(done) < len(planned):
             raise RuntimeError(f"{method}: {len(done)} of {len(planned)} trials are done")
+        converged = sorted((trial for trial in done if done[trial] >= 0), key=lambda trial: (-done[trial], trial))
+        return converged[: self.plan["amounts"]["candidates"]]
+
+    @property
+    def tuning_splits(self) -> range:
+        """The splits whose validation identities choose settings. A single candidate leaves nothing to choose."""
+        amounts = self.plan["amounts"]
+        return range(amounts["splits"] if amounts["candidates"] > 1 else 1)
+
+    def untuned(self) -> list[str]:
+        """The methods whose trials, or whose candidates on the tuning splits, are not complete."""
+        return [name for name in self.methods if self.planned_trials(name) and self._means(name) is None]
+
+    def tuned(self, method: str) -> tuple[dict[str, Any], float | None]:
+        """The settings with the highest validation mAP, the mean of the tuning splits, and that mAP.
+
+        Without tuning, no settings and None.
+        """
+        planned = self.planned_trials(method)
         if not planned:
             return {}, None
-        best = max(range(len(planned)), key=lambda trial: -1 if done[trial]["mAP"] is None else done[trial]["mAP"])
-        if done[best]["mAP"] is None:
-            raise RuntimeError(f"{method}: every trial failed")
-        return planned[best], done[best]["mAP"]
+        means = self._means(method)
+        if means == {}:
+            raise RuntimeError(f"{method}: every trial diverged")
+        if means is None:
+            raise RuntimeError(f"{method}: its best trials are not fitted on all splits yet")
+        best = max(means, key=means.__getitem__)
+        if means[best] < 0:
+            raise RuntimeError(f"{method}: each of the best trials diverged on some split")
+        return planned[best], means[best]
+
+    def _means(self, method: str) -> dict[int, float] | None:
+        """Candidate -> mean validation mAP, -1 if it diverged on a split; None until all are there."""
+        if len(self.trials(method)) < len(self.planned_trials(method)):
+            return None
+        candidates = self.candidates(method)
+        splits = [self.trials(method, split) for split in self.tuning_splits]
+        if any(trial not in done for done in splits for trial in candidates):
+            return None
+        columns = {trial: [done[trial] for done in splits] for trial in candidates}
+        return {trial: -1.0 if min(values) < 0 else statistics.fmean(values) for trial, values in columns.items()}
 
     def runs(self, method: str) -> dict[tuple[int, int], Run]:
         """(split, seed) -> result."""

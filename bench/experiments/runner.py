@@ -16,7 +16,7 @@ from dissim_retrieval.evaluation import cosine
 from .. import machine
 from . import factors, frozen, joint
 from .data import Part, Parts
-from .plan import FROZEN_TRIALS, Amounts, Group
+from .plan import FROZEN_TRIALS, TUNING_SPLIT, Amounts, Group
 from .records import UNITS, Records
 from .trial import Fitted, Method, Values, measure_part
 from .tuning import settings_to_try
@@ -32,20 +32,23 @@ METHODS = {
 }
 #: Seed of the trials. Runs have 0, 1, ...
 TUNING_SEED = 1000
-TUNING_SPLIT = 0
 
 
 class Cell(NamedTuple):
-    """One fit: a trial of a method's settings, or a run of its best settings."""
+    """One fit: a trial of a method's settings, one of its best trials on another split, or a run of its settings."""
 
     method: str
     trial: int | None = None
+    rank: int | None = None
+    """Of the trial among those on TUNING_SPLIT, 0 for the best. The trial is known when all of them are done."""
     split: int = TUNING_SPLIT
     seed: int = TUNING_SEED
 
     def __str__(self) -> str:
         if self.trial is not None:
             return f"{self.method}: trial {self.trial}"
+        if self.rank is not None:
+            return f"{self.method}: split {self.split}, trial of rank {self.rank}"
         return f"{self.method}: split {self.split}, seed {self.seed}"
 
 
@@ -62,22 +65,38 @@ def make_plan(group: Group, methods: Mapping[str, Method], amounts: Amounts, fin
 
 
 def pending(records: Records) -> list[Cell]:
-    """The cells that are not done, in order: all trials, then the runs, with all methods of a run together.
+    """The cells that are not done, in order: all trials, the best on other splits, then the runs.
 
-    So a program that is stopped has complete comparisons for the runs that it did.
+    The runs have all methods of a split and seed together, so a program that is stopped has complete comparisons.
     """
     amounts, cells = records.plan["amounts"], []
     for name in records.methods:
         done = records.trials(name)
-        planned = range(len(records.plan["compared"][name]["trials"]))
-        cells += [Cell(name, trial) for trial in planned if trial not in done]
+        cells += [Cell(name, trial) for trial in range(len(records.planned_trials(name))) if trial not in done]
+    for name in records.methods:
+        cells += _pending_candidates(name, records)
     finished = {(entry["method"], entry["split"], entry["seed"]) for entry in records.of("run")}
     for seed in range(amounts["seeds"]):
         for split in range(amounts["splits"]):
             for name in records.methods:
                 if (name, split, seed) not in finished:
-                    cells.append(Cell(name, None, split, seed))
+                    cells.append(Cell(name, split=split, seed=seed))
     return cells
+
+
+def _pending_candidates(method: str, records: Records) -> list[Cell]:
+    planned = len(records.planned_trials(method))
+    complete = len(records.trials(method)) == planned
+    candidates = (
+        records.candidates(method) if complete else [None] * min(planned, records.plan["amounts"]["candidates"])
+    )
+    return [
+        Cell(method, None, rank, split)
+        for split in records.tuning_splits
+        if split != TUNING_SPLIT
+        for rank, trial in enumerate(candidates)
+        if trial not in records.trials(method, split)
+    ]
 
 
 def expected_seconds(cell: Cell, records: Records) -> float | None:
@@ -89,8 +108,9 @@ def expected_seconds(cell: Cell, records: Records) -> float | None:
 def do(cell: Cell, group: Group, method: Method, parts: Parts, records: Records) -> float:
     """Fit and measure one cell, append its record, and return its core-seconds."""
     begin = time.process_time()
-    if cell.trial is not None:
-        settings = records.plan["compared"][cell.method]["trials"][cell.trial]
+    trial = cell.trial if cell.rank is None else records.candidates(cell.method)[cell.rank]
+    if trial is not None:
+        settings = records.planned_trials(cell.method)[trial]
         part, failure = parts.validation(cell.split), None
         try:
             values = measure_part(method.fit(group, parts.train(cell.split), settings, cell.seed), part)
@@ -102,8 +122,9 @@ def do(cell: Cell, group: Group, method: Method, parts: Parts, records: Records)
             scores, failure = {"mAP": None, "R1": None}, str(error)
         seconds = time.process_time() - begin
         records.append(
-            "trial", method=cell.method, trial=cell.trial, **scores, failure=failure, seconds=round(seconds, 2)
-        )
+            "trial", method=cell.method, trial=trial, split=cell.split, **scores, failure=failure,
+            seconds=round(seconds, 2),
+        )  # fmt: skip
         return seconds
     settings, _ = records.tuned(cell.method)
     part = parts.test(records) if group.tuned else parts.validation(cell.split)

@@ -38,6 +38,11 @@ def _section(records: Records) -> str:
         f"Differences are to {found.reference}"
         + (", the best on validation identities of those without learned weights." if tuned else ".")
     )
+    if tuned:
+        chosen_on = (
+            "the validation identities of all splits" if len(records.tuning_splits) > 1 else "those of split 0"
+        )
+        facts += f" Settings are chosen on {chosen_on}."
     if diverged := sum(entry.get("failure") is not None for entry in records.of("run")):
         facts += f" {diverged} fits diverged, and count as equal scores."
     titles = ["", "mAP", "difference", "R@1", "difference"]
