@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dissim_retrieval.evaluation import cosine, retrieval_metrics
 from synthetic_features import GROUP, synthetic
 
 from bench.experiments import __main__ as program
-from bench.experiments import frozen, joint, records, runner, summary, tables
+from bench.experiments import frozen, joint, processes, records, runner, summary, tables
 from bench.experiments.bootstrap import paired_difference
 from bench.experiments.comparison import compare
 from bench.experiments.data import Part, Parts, random_identities
@@ -64,7 +65,7 @@ def test_interrupted_and_resumed_does_each_cell_once(tiny, tmp_path, monkeypatch
     trials, candidates, runs = 1 + 3 * 3, 1 + 3 * 2, 4 * 2 * 2
     assert len(cells(whole)) == trials + candidates + runs
 
-    done, real = [], runner.do
+    done, real = [], runner.measured
 
     def interrupted(cell, *arguments):
         if len(done) in (4, 13):
@@ -73,7 +74,7 @@ def test_interrupted_and_resumed_does_each_cell_once(tiny, tmp_path, monkeypatch
         done.append(cell)
         return real(cell, *arguments)
 
-    monkeypatch.setattr(program, "do", interrupted)
+    monkeypatch.setattr(program, "measured", interrupted)
     assert tiny() == 130
     path = tmp_path / "out" / "frozen" / "synthetic-none.jsonl"
     path.write_text(path.read_text() + '{"kind":"trial","method":"cos')  # killed while it wrote
@@ -84,6 +85,21 @@ def test_interrupted_and_resumed_does_each_cell_once(tiny, tmp_path, monkeypatch
     for suffix in ("frozen.md", "frozen.png"):
         assert (tmp_path / "out" / suffix).exists()
     assert tiny() == 0 and len(done) == len(cell_list) + 2  # everything is done
+
+
+def test_several_processes_have_the_results_of_one(tiny, tmp_path):
+    assert tiny(output="one") == 0 and tiny("--processes", "3", output="several") == 0
+    one, several = (sorted(map(str, without_times(results(tmp_path / name)))) for name in ("one", "several"))
+    assert one == several
+
+
+def test_a_process_that_ends_without_a_result_is_an_error():
+    def compute(task):
+        return os._exit(3) if task == "second" else task
+
+    found = processes.results(["first", "second"], compute, 2)
+    with pytest.raises(RuntimeError, match="second: its process ended without a result, with exit code 3"):
+        list(found)
 
 
 def test_budget_ends_the_program_which_continues_later(tiny, tmp_path, capsys):
@@ -143,14 +159,17 @@ def test_diverged_fits_count_and_are_not_chosen(tmp_path, monkeypatch):
     parts = Parts(synthetic(), GROUP.protocol, AMOUNTS)
     with records.appending(tmp_path / "r.jsonl", runner.make_plan(GROUP, methods, AMOUNTS, "")) as found:
         for cell in runner.pending(found)[:3]:
-            runner.do(cell, GROUP, methods[cell.method], parts, found)
+            for entry in runner.measured(cell, GROUP, methods[cell.method], parts, found):
+                found.append(entry)
         for cell in runner.pending(found)[:2]:
-            runner.do(cell, GROUP, methods[cell.method], parts, found)
+            for entry in runner.measured(cell, GROUP, methods[cell.method], parts, found):
+                found.append(entry)
         assert [e["mAP"] is None for e in found.of("trial")] == [True, False, False, False, False]
         assert found.of("trial")[0]["failure"] == "the loss is inf" and found.tuned("m")[0] == {"lr": 2}
         monkeypatch.setattr(found, "tuned", lambda name: ({"lr": 1}, 0.5))
         for cell in runner.pending(found)[:2]:
-            runner.do(cell, GROUP, methods[cell.method], parts, found)
+            for entry in runner.measured(cell, GROUP, methods[cell.method], parts, found):
+                found.append(entry)
         assert "1 of 4 runs, 20 test identities" in tables.to_markdown("name", [found])
         assert "1 fits diverged, and count as equal scores." in tables.to_markdown("name", [found])
     run, other = found.of("run")

@@ -9,11 +9,14 @@ error, 2 for wrong arguments, 130 if interrupted.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,8 +24,9 @@ from .. import files
 from . import evidence, plots, records, summary, tables
 from .data import Parts, load_content
 from .plan import EXPERIMENTS, QUICK, Amounts, Group
+from .processes import results
 from .records import Records
-from .runner import METHODS, Cell, do, expected_seconds, make_plan, pending, start_session
+from .runner import METHODS, Cell, expected_seconds, make_plan, measured, pending, start_session
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "experiments"
@@ -34,8 +38,8 @@ CACHE = ROOT / "runs" / "experiments"
 class Session:
     """The groups of one call of the program, their data and open files, and what was spent."""
 
-    def __init__(self, groups: list[Group], amounts: Amounts, output: Path, stack: ExitStack) -> None:
-        self.groups, self.spent = groups, 0.0
+    def __init__(self, groups: list[Group], amounts: Amounts, output: Path, processes: int, stack: ExitStack) -> None:
+        self.groups, self.processes, self.spent = groups, processes, 0.0
         self.parts: dict[str, Parts] = {}
         self.records: dict[str, Records] = {}
         self.started: set[str] = set()
@@ -53,10 +57,9 @@ class Session:
         """
         for group in self.groups:
             found = self.records[group.key]
-            for name in found.methods if group.frozen else found.methods[:1]:
-                cell = next((cell for cell in pending(found) if cell.method == name), None)
-                if cell is not None and not found.seconds(name):
-                    self._do(group, cell)
+            names = found.methods if group.frozen else found.methods[:1]
+            first = {cell.method: cell for cell in reversed(pending(found))}
+            self._do(group, [first[name] for name in names if not found.seconds(name)])
 
     def estimate(self) -> str:
         """What is left, in core-hours, by the records of the methods, or of their group, so far."""
@@ -73,20 +76,40 @@ class Session:
         """Do what is left, until the budget would be exceeded. Whether everything is done."""
         for group in self.groups:
             found = self.records[group.key]
-            for cell in pending(found):
-                if self.spent + (expected_seconds(cell, found) or 0) > hours * 3600:
+            while cells := pending(found):
+                stage = [cell for cell in cells if cell.stage == cells[0].stage]
+                if self._do(group, stage, hours) < len(stage):
                     return False
-                self._do(group, cell)
         return True
 
-    def _do(self, group: Group, cell: Cell) -> None:
+    def _do(self, group: Group, cells: list[Cell], hours: float = math.inf) -> int:
+        """Do cells of one stage while the budget allows it. How many were done."""
         found = self.records[group.key]
-        if group.key not in self.started:
-            start_session(found)
-            self.started.add(group.key)
-        seconds = do(cell, group, METHODS[group.methods][cell.method], self.parts[group.key], found)
-        self.spent += seconds
-        say(f"[{self.spent / 3600:.2f} h] {group.key}: {cell}: {seconds:.1f} s")
+        expected: dict[Cell, float] = {}  # seconds of the cells in progress
+        done = 0
+
+        def affordable() -> Iterator[Cell]:
+            for cell in cells:
+                expected[cell] = expected_seconds(cell, found) or 0.0
+                if self.spent + sum(expected.values()) > hours * 3600:
+                    return
+                yield cell
+
+        def compute(cell: Cell) -> list[dict[str, Any]]:
+            return measured(cell, group, METHODS[group.methods][cell.method], self.parts[group.key], found)
+
+        for cell, entries in results(affordable(), compute, self.processes):
+            if group.key not in self.started:
+                start_session(found)
+                self.started.add(group.key)
+            for entry in entries:
+                found.append(entry)
+            seconds = entries[-1]["seconds"]
+            del expected[cell]
+            self.spent += seconds
+            done += 1
+            say(f"[{self.spent / 3600:.2f} h] {group.key}: {cell}: {seconds:.1f} s")
+        return done
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,14 +135,14 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--set, --backbone: expected those of {options.name}, got {options.set}, {options.backbone}."
         )
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     amounts = QUICK if options.quick else Amounts()
     if amounts.steps is not None:
         groups = [replace(group, steps=amounts.steps) for group in groups]
     if options.dry_run:
         return _list(groups, amounts, options.output)
     with ExitStack() as stack:
-        session = Session(groups, amounts, options.output, stack)
+        session = Session(groups, amounts, options.output, options.processes, stack)
         session.measure_costs()
         say(session.estimate())
         say(f"budget of this call: {options.hours:g} core-hours")
@@ -176,15 +199,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", choices=["emoji", "emoji7", "glyphs"], help="only this image set")
     parser.add_argument("--backbone", help="only this backbone")
     parser.add_argument("--hours", type=float, default=20.0, help="core-hours of this call, at most")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of PyTorch. Two sets in parallel use two cores better"
-    )
+    parser.add_argument("--processes", type=int, default=1, help="fits at the same time, each with one thread")
     parser.add_argument("--dry-run", action="store_true", help="list what is left to do")
     parser.add_argument("--quick", action="store_true", help="a smoke test on few images; writes to runs/experiments")
     parser.add_argument("--output", type=Path, help="folder of the results")
     options = parser.parse_args(arguments)
-    if not options.hours >= 0 or options.threads < 1:
-        parser.error(f"expected --hours from 0 and --threads from 1, got {options.hours} and {options.threads}")
+    if not options.hours >= 0 or options.processes < 1:
+        parser.error(f"expected --hours from 0, --processes from 1, got {options.hours}, {options.processes}")
     if options.output is None:
         options.output = CACHE / "quick" if options.quick else RESULTS
     return options

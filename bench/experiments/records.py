@@ -38,9 +38,10 @@ class Records:
         self.plan, self.entries = plan, entries
         self._file: Any = None
 
-    def append(self, kind: str, **values: Any) -> None:
-        """Add one entry and wait until the disk has it."""
-        entry = {"kind": kind, **values}
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add one entry and wait until the disk has it. A part that is there already is not added again."""
+        if entry["kind"] == "part" and entry["name"] in {part["name"] for part in self.of("part")}:
+            return
         self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

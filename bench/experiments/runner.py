@@ -1,4 +1,4 @@
-"""What is left to do in a group, in which order, what it costs, and doing it."""
+"""What is left to do in a group, in which order, what it costs, and the entries that come of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dissim_retrieval.evaluation import cosine
 
 from .. import machine
 from . import factors, frozen, joint
-from .data import Part, Parts
+from .data import Parts
 from .plan import FROZEN_TRIALS, TUNING_SPLIT, Amounts, Group
 from .records import UNITS, Records
-from .trial import Fitted, Method, Values, measure_part
+from .trial import Fitted, Method, measure_part
 from .tuning import settings_to_try
 
 JOINT = joint.methods(joint.PRETRAINED)
@@ -44,10 +44,17 @@ class Cell(NamedTuple):
     split: int = TUNING_SPLIT
     seed: int = TUNING_SEED
 
-    def __str__(self) -> str:
+    @property
+    def stage(self) -> str:
+        """The cells of a stage can be done in any order, when those of the stages before are complete."""
         if self.trial is not None:
+            return "trial"
+        return "run" if self.rank is None else "candidate"
+
+    def __str__(self) -> str:
+        if self.stage == "trial":
             return f"{self.method}: trial {self.trial}"
-        if self.rank is not None:
+        if self.stage == "candidate":
             return f"{self.method}: split {self.split}, trial of rank {self.rank}"
         return f"{self.method}: split {self.split}, seed {self.seed}"
 
@@ -105,27 +112,31 @@ def expected_seconds(cell: Cell, records: Records) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def do(cell: Cell, group: Group, method: Method, parts: Parts, records: Records) -> float:
-    """Fit and measure one cell, append its record, and return its core-seconds."""
+def measured(cell: Cell, group: Group, method: Method, parts: Parts, records: Records) -> list[dict[str, Any]]:
+    """Fit and measure one cell: its entries for the records."""
+    return (_run if cell.stage == "run" else _trial)(cell, group, method, parts, records)
+
+
+def _trial(cell: Cell, group: Group, method: Method, parts: Parts, records: Records) -> list[dict[str, Any]]:
     begin = time.process_time()
     trial = cell.trial if cell.rank is None else records.candidates(cell.method)[cell.rank]
-    if trial is not None:
-        settings = records.planned_trials(cell.method)[trial]
-        part, failure = parts.validation(cell.split), None
-        try:
-            values = measure_part(method.fit(group, parts.train(cell.split), settings, cell.seed), part)
-            scores = {
-                "mAP": round(values.precision.mean().item(), 5),
-                "R1": round(values.recall_at_1.mean().item(), 5),
-            }
-        except FloatingPointError as error:  # training diverged with these settings; another trial may not
-            scores, failure = {"mAP": None, "R1": None}, str(error)
-        seconds = time.process_time() - begin
-        records.append(
-            "trial", method=cell.method, trial=trial, split=cell.split, **scores, failure=failure,
-            seconds=round(seconds, 2),
-        )  # fmt: skip
-        return seconds
+    settings = records.planned_trials(cell.method)[trial]
+    precision = recall = failure = None
+    try:
+        fitted = method.fit(group, parts.train(cell.split), settings, cell.seed)
+        values = measure_part(fitted, parts.validation(cell.split))
+        precision, recall = (round(column.mean().item(), 5) for column in values[1:])
+    except FloatingPointError as error:  # training diverged with these settings; another trial may not
+        failure = str(error)
+    entry = {
+        "kind": "trial", "method": cell.method, "trial": trial, "split": cell.split, "mAP": precision, "R1": recall,
+        "failure": failure, "seconds": round(time.process_time() - begin, 2),
+    }  # fmt: skip
+    return [entry]
+
+
+def _run(cell: Cell, group: Group, method: Method, parts: Parts, records: Records) -> list[dict[str, Any]]:
+    begin = time.process_time()
     settings, _ = records.tuned(cell.method)
     part = parts.test(records) if group.tuned else parts.validation(cell.split)
     failure = None
@@ -134,26 +145,17 @@ def do(cell: Cell, group: Group, method: Method, parts: Parts, records: Records)
     except FloatingPointError as error:  # it counts as a method whose scores are all equal
         fitted, failure = Fitted(lambda content: torch.ones(len(content.labels), 1), cosine), str(error)
     values = measure_part(fitted, part)
-    seconds = time.process_time() - begin
-    _append_run(records, cell, part, values, failure, seconds)
-    return seconds
+    precision, recall = (np.rint(column.numpy() * UNITS).astype(int).tolist() for column in values[1:])
+    entry = {
+        "kind": "run", "method": cell.method, "split": cell.split, "seed": cell.seed, "part": part.name,
+        "AP": precision, "R1": recall, "failure": failure, "seconds": round(time.process_time() - begin, 2),
+    }  # fmt: skip
+    identities = values.identities.tolist()
+    return [{"kind": "part", "name": part.name, "identities": identities, "queries": len(part.queries)}, entry]
 
 
 def start_session(records: Records) -> None:
     """Append the machine that the next records come from."""
     facts = machine.describe()
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    records.append("machine", summary=machine.environment_summary(facts), datetime=now)
-
-
-def _append_run(
-    records: Records, cell: Cell, part: Part, values: Values, failure: str | None, seconds: float
-) -> None:
-    if part.name not in {entry["name"] for entry in records.of("part")}:
-        identities = values.identities.tolist()
-        records.append("part", name=part.name, identities=identities, queries=len(part.queries))
-    precision, recall = (np.rint(column.numpy() * UNITS).astype(int).tolist() for column in values[1:])
-    records.append(
-        "run", method=cell.method, split=cell.split, seed=cell.seed, part=part.name, AP=precision, R1=recall,
-        failure=failure, seconds=round(seconds, 2),
-    )  # fmt: skip
+    records.append({"kind": "machine", "summary": machine.environment_summary(facts), "datetime": now})
