@@ -86,7 +86,7 @@ class ImageSet(Dataset):
             return map(self.read, plan)
         return map_rows(self.images.__getitem__, plan, default_workers(plan) if workers is None else workers)
 
-    def without_damaged(self, *, workers: int | None = None) -> ImageSet:
+    def without_damaged(self) -> ImageSet:
         """The set without the files that cannot be decoded, which are counted in one warning.
 
         Decodes every image once: about as long as embedding them.
@@ -94,7 +94,7 @@ class ImageSet(Dataset):
         if not isinstance(self.images, ImageFiles):
             return self
         plan = torch.arange(len(self)).split(64)
-        reports = map_rows(self.images.damage, plan, default_workers(plan) if workers is None else workers)
+        reports = map_rows(self.images.damage, plan, default_workers(plan))
         damage = [text for part in reports for text in part]
         bad = [text for text in damage if text]
         if bad:
