@@ -95,8 +95,9 @@ def test_bench_lists_every_implementation(capsys):
 def test_bench_raises_for_wrong_results(monkeypatch):
     wrong = lambda *inputs, **options: torch.zeros(8, 9)  # noqa: E731
     monkeypatch.setattr("dissim_retrieval.speed.fused_dissim_score", wrong)
+    monkeypatch.setattr("dissim_retrieval.speed.SECONDS", 0.01)
     with pytest.raises(RuntimeError, match=r"fused, \w+: wrong by"):
-        compare_speed(queries=8, gallery=9, dim=5, seconds=0.01)
+        compare_speed(queries=8, gallery=9, dim=5)
 
 
 def test_info_lists_versions_backends_and_gpu(capsys):
@@ -299,6 +300,13 @@ def test_help_explains_every_option(name, capsys):
 def test_settings_that_cannot_be_are_an_error_in_one_line(option, value, message, capsys):
     assert run("train", "run", *DATA, *TRAINING, option, value) == 1
     assert capsys.readouterr().err == f"dissim: {message}\n"
+
+
+def test_the_demo_has_no_images_of_folders(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("demo", "--data", "folder")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "--data" in error and "emoji" in error and "glyphs" in error
 
 
 def test_a_value_that_cannot_be_read_is_wrong_usage(capsys):

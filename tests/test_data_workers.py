@@ -71,11 +71,12 @@ def test_a_damaged_image_raises_one_line_with_its_name(photos, tmp_path, workers
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_images_are_skipped_and_told_on_request(photos, tmp_path, caplog, workers):
+def test_damaged_images_are_skipped_and_told_on_request(photos, tmp_path, caplog, monkeypatch, workers):
     for path in photos.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "05.png").write_bytes(b"")
-    whole = load_unlabelled(tmp_path, 4).without_damaged(workers=workers)
+    monkeypatch.setattr("dissim_retrieval.data.image_set.default_workers", lambda plan: workers)
+    whole = load_unlabelled(tmp_path, 4, skip_damaged=True)
     assert len(whole) == COUNT - 1 and "05.png" not in whole.ids
     assert whole.read(range(5, 7))[:, 0, 0, 0].tolist() == [6, 7]
     [line] = [record.getMessage() for record in caplog.records]

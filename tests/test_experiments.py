@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from dissim_retrieval.data import ImageSet
+from dissim_retrieval.demo import DemoConfig
 from dissim_retrieval.evaluation import cosine, retrieval_metrics
 from synthetic_features import GROUP, synthetic
 
@@ -17,7 +18,8 @@ from bench.experiments import __main__ as program
 from bench.experiments import frozen, joint, processes, records, runner, summary, tables
 from bench.experiments.bootstrap import paired_difference
 from bench.experiments.comparison import compare
-from bench.experiments.data import Part, Parts, random_identities
+from bench.experiments.data import Features, Part, Parts
+from bench.experiments.method_sets import METHOD_SETS
 from bench.experiments.plan import EXPERIMENTS, Amounts
 from bench.experiments.trial import Fitted, measure_part
 from bench.experiments.tuning import Choice, Log, settings_to_try
@@ -222,11 +224,16 @@ def test_parts_share_no_identity_and_no_split_sees_a_test_identity():
     assert trained[0] != trained[1] != trained[2]
 
 
-def test_identities_are_drawn_as_image_sets_draw_them():
-    labels = torch.arange(30).repeat(2)
-    images = ImageSet(torch.zeros(60, 3, 1, 1, dtype=torch.uint8), labels, labels * 0, list("x" * 30), ["c"], "")
-    expected = images.split_labels(0.3, seed=5)[0].labels
-    assert torch.equal(labels[random_identities(labels, 0.3, 5)], expected)
+def test_the_test_half_of_experiments_and_demo_is_that_of_the_committed_results():
+    """The emoji have two images of each of 1,870 identities."""
+    labels = torch.arange(1870).repeat(2)
+    images = ImageSet(torch.zeros(3740, 3, 1, 1, dtype=torch.uint8), labels, labels * 0, ["x"] * 1870, ["c"], "")
+    _, unseen = images.split_labels(seed=DemoConfig().seed)
+    drawn = unseen.labels.unique()
+    content = Features(torch.zeros(3740, 1), labels, labels * 0, ["c"])
+    assert torch.equal(Parts(content, GROUP.protocol, AMOUNTS)._test.labels.unique(), drawn)
+    committed = [part for path in RESULTS.glob("*/emoji-*.jsonl") for part in records.read(path).of("part")]
+    assert committed and all(part["identities"] == drawn.tolist() for part in committed)
 
 
 def test_unseen_camera_is_in_no_training_image_and_only_in_queries():
@@ -378,4 +385,10 @@ def test_summary_compares_the_choices_of_validation(tiny, tmp_path):
 def test_groups_have_files_of_their_own():
     keys = [(group.experiment, group.key) for groups in EXPERIMENTS.values() for group in groups]
     assert len(set(keys)) == len(keys)
-    assert all(group.methods in runner.METHODS for groups in EXPERIMENTS.values() for group in groups)
+
+
+def test_a_set_of_methods_is_in_every_table():
+    assert METHOD_SETS.keys() == runner.METHODS.keys()
+    assert {group.methods for groups in EXPERIMENTS.values() for group in groups} == METHOD_SETS.keys()
+    for name, one in METHOD_SETS.items():
+        assert {method for pair in one.pairs for method in pair} <= runner.METHODS[name].keys()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dissim_retrieval.models import BACKBONES, MODULES, Preprocessing, build_backbone, freeze_stages, stages
+from dissim_retrieval.models import BACKBONES, HUBS, Preprocessing, build_backbone, freeze_stages, stages
 from torch import nn
 
 
@@ -73,7 +73,7 @@ class NoConnection(Exception):
     """As some libraries for downloads have: no OSError."""
 
 
-@pytest.mark.parametrize(("hub", "module"), MODULES.items())
+@pytest.mark.parametrize(("hub", "module"), [(hub, module) for hub, (module, _) in HUBS.items()])
 def test_weights_that_cannot_be_downloaded_are_named_with_what_to_do(hub, module, monkeypatch):
     def load(*arguments, **options):
         raise NoConnection("Name or service not known.\nsecond line")
@@ -96,7 +96,7 @@ def test_a_transformers_model_in_a_folder(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     backbone = build_backbone(f"hf:{tmp_path}", 8).eval()
     assert backbone(torch.rand(2, 3, 28, 28)).shape == (2, 8)
-    assert backbone.preprocessing == Preprocessing((0.4,) * 3, (0.2,) * 3, (28, 28), "bilinear")
+    assert backbone.preprocessing == Preprocessing((0.4,) * 3, (0.2,) * 3, (28, 28))
     assert len(stages(backbone)) == 4
 
 
@@ -119,6 +119,8 @@ def test_stages_of_any_network():
     assert not any(p.requires_grad for p in net.parameters())
     with pytest.raises(ValueError, match=r'freeze: expected "all" or a number from 0 to 2, .* got 3'):
         freeze_stages(net, 3)
+    with pytest.raises(ValueError, match=r"freeze: expected .* got 'first'"):
+        freeze_stages(net, "first")
 
 
 def test_an_image_size_that_a_backbone_cannot_take_raises():

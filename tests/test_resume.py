@@ -1,6 +1,7 @@
 """Interrupted training: killed at random moments, with damaged files, or continued on something else."""
 
 import csv
+import json
 from dataclasses import replace
 from uuid import uuid4
 
@@ -144,6 +145,21 @@ def test_a_damaged_file_is_named(tmp_path, name, read, keep):
     with pytest.raises(ValueError, match=rf"{name}: expected .*, got a damaged file") as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [start, lambda folder: load_trained(folder, backbone=network())])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"loss": "softmax"}, "loss: expected one of hinge, .* got 'softmax'"), ({"los": "nca"}, ".* argument 'los'")],
+)
+def test_settings_of_another_version_are_named(tmp_path, read, change, reason):
+    start(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["config"] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"config.json: expected .* of another version \({reason}\)\. Restore it"):
+        read(tmp_path)
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):

@@ -109,6 +109,7 @@ def test_training_separates_unseen_identities(loss, lr, glyphs):
         ("steps", 0), ("views", -2), ("identities", 0), ("checkpoint_every", 0), ("lr", -1.0), ("lr", float("nan")),
         ("flip", 1.5), ("crop", 0.0), ("color", 1.0), ("warmup", -0.1), ("clip_norm", 0.0), ("patience", 0),
         ("memory", -1), ("seed", -1), ("precision", "float8"), ("loss", "hing"), ("weight_decay", float("inf")),
+        ("num_hard_negatives", -1), ("balance", "class"), ("constraint", "norm"), ("sign", "positive"),
         ("clip_norm", float("inf")), ("margin", float("nan")), ("radius", float("inf")),
     ],
 )  # fmt: skip

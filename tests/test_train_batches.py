@@ -59,6 +59,15 @@ def test_more_identities_than_there_are_lowers_the_number(caplog):
     assert "64 in a batch were asked for, the images have 12" in caplog.text
 
 
+def test_identities_of_one_image_each_are_told(caplog):
+    with caplog.at_level(logging.WARNING):
+        batches(torch.arange(12), views=1)
+        batches(torch.tensor([0, 1, 2, 2]))
+        assert not [record for record in caplog.records if "images:" in record.message]
+        batches(torch.arange(12), views=2)
+    assert "images: none of the 12 identities has two images, so their views repeat the same image" in caplog.text
+
+
 @pytest.mark.parametrize("labels", [torch.zeros(5, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)])
 def test_fewer_than_two_identities_raises(labels):
     with pytest.raises(ValueError, match=f"at least 2 identities to train on, got {min(len(labels), 1)} with"):

@@ -1,6 +1,7 @@
 """The accuracy experiments: `python -m bench.experiments NAME`. docs/experiments.md says what they compare, and how.
 
 plan.py       every experiment: its image sets, backbones, protocols and amounts
+method_sets.py the sets of methods, and what the tables need to know of each
 emoji7.py     emoji of seven vendors, which npm downloads
 data.py       images or stored features, and their parts for training, validation and testing
 tuning.py     the ranges of the settings, and the trials drawn from them

@@ -28,7 +28,7 @@ class Interval(NamedTuple):
         return "ahead" if self.low > 0 else "behind" if self.high < 0 else "not distinguishable"
 
 
-def paired_difference(first: Table, second: Table, *, draws: int = DRAWS, seed: int = 0) -> Interval:
+def paired_difference(first: Table, second: Table) -> Interval:
     """The mean of first - second over runs and identities, and the interval of LEVEL.
 
     Both tables must have the same runs (split, seed) and identities. Differences are taken within a run and an
@@ -47,7 +47,7 @@ def paired_difference(first: Table, second: Table, *, draws: int = DRAWS, seed: 
             raise ValueError(f"first, second: expected the same identities in run {run}")
         place = np.searchsorted(identities, names)
         difference[row, place], present[row, place] = ours - others, 1
-    of_runs, of_identities = _counts(tuple(runs), len(identities), draws, seed)
+    of_runs, of_identities = _counts(tuple(runs), len(identities))
     sums, counts = ((of_runs * (of_identities @ matrix.T)).sum(1) for matrix in (difference, present))
     drawn = counts > 0
     means = sums[drawn] / counts[drawn]
@@ -56,21 +56,19 @@ def paired_difference(first: Table, second: Table, *, draws: int = DRAWS, seed: 
 
 
 @lru_cache(maxsize=2)  # the same for all pairs of methods of a group
-def _counts(
-    runs: tuple[tuple[int, int], ...], identities: int, draws: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """How often each draw has each run, [draws, runs], and each identity, [draws, identities]."""
-    draw = np.random.default_rng(seed)
-    of_runs = _run_counts(runs, draws, draw)
-    of_identities = draw.multinomial(identities, np.full(identities, 1 / identities), size=draws)
+def _counts(runs: tuple[tuple[int, int], ...], identities: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each draw has each run, [DRAWS, runs], and each identity, [DRAWS, identities]."""
+    draw = np.random.default_rng(0)
+    of_runs = _run_counts(runs, draw)
+    of_identities = draw.multinomial(identities, np.full(identities, 1 / identities), size=DRAWS)
     return of_runs, of_identities.astype(float)
 
 
-def _run_counts(runs: Sequence[tuple[int, int]], draws: int, draw: np.random.Generator) -> np.ndarray:
-    """How often each draw has each run, [draws, runs]."""
+def _run_counts(runs: Sequence[tuple[int, int]], draw: np.random.Generator) -> np.ndarray:
+    """How often each draw has each run, [DRAWS, runs]."""
     splits = sorted({split for split, _ in runs})
-    split_counts = draw.multinomial(len(splits), np.full(len(splits), 1 / len(splits)), size=draws)
-    counts = np.zeros((draws, len(runs)))
+    split_counts = draw.multinomial(len(splits), np.full(len(splits), 1 / len(splits)), size=DRAWS)
+    counts = np.zeros((DRAWS, len(runs)))
     for number, split in enumerate(splits):
         rows = [row for row, run in enumerate(runs) if run[0] == split]
         seeds = draw.multinomial(split_counts[:, number] * len(rows), np.full(len(rows), 1 / len(rows)))

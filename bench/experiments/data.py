@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from dissim_retrieval.data import ImageSet, load_images
+from dissim_retrieval.data.image_set import random_identities
 from dissim_retrieval.embedding import embed_images
 from dissim_retrieval.models import build_backbone
 from safetensors.torch import load_file, save
@@ -97,13 +98,6 @@ class Parts:
         draw = torch.Generator().manual_seed(TEST_SEED)
         drawn = torch.randperm(len(queries), generator=draw)[: self.amounts.queries].sort().values
         return Part(name, content, queries[drawn], gallery, self.protocol == "other cameras")
-
-
-def random_identities(labels: Tensor, share: float, seed: int) -> Tensor:
-    """bool [N]: the rows of a share of the identities, drawn as `ImageSet.split_labels` draws them."""
-    present = labels.unique()
-    order = torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))
-    return torch.isin(labels, present[order[: round(share * len(present))]])
 
 
 def load_content(group: Group, amounts: Amounts, cache_folder: Path) -> tuple[Content, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .method_sets import METHOD_SETS
+
 
 @dataclass(frozen=True)
 class Amounts:
@@ -37,7 +39,7 @@ class Group:
 
     experiment: str
     methods: str
-    """A key of METHODS in runner.py."""
+    """A key of METHOD_SETS."""
     data: str
     backbone: str
     size: int
@@ -52,12 +54,12 @@ class Group:
     @property
     def frozen(self) -> bool:
         """Whether the methods get features of a frozen backbone instead of images."""
-        return self.methods in ("frozen", "cameras")
+        return METHOD_SETS[self.methods].frozen
 
     @property
     def tuned(self) -> bool:
         """Whether settings are tuned and the test part is used. If not, methods are compared on validation parts."""
-        return self.methods != "factors"
+        return METHOD_SETS[self.methods].tuned
 
     @property
     def key(self) -> str:

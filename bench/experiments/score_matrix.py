@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from dissim_retrieval.evaluation import cosine
 from torch import Tensor, nn
 
 
@@ -22,8 +23,7 @@ class CosineScore(nn.Module):
 
     def forward(self, query: Tensor, reference: Tensor) -> Tensor:
         """[N, D], [M, D] -> [N, M]."""
-        cosines = F.normalize(query, dim=-1) @ F.normalize(reference, dim=-1).T
-        return self.bias + self.scale * (cosines - 1)
+        return self.bias + self.scale * (cosine(query, reference) - 1)
 
 
 class ScoreMatrixLoss(nn.Module):

@@ -5,16 +5,13 @@ from __future__ import annotations
 from ..report import grid
 from .bootstrap import Interval
 from .comparison import Row, compare
+from .method_sets import METHOD_SETS
 from .records import Records
 
 TITLES = [
     "images", "backbone", "learned weights: mAP / R@1", "best other method: mAP / R@1", "difference in mAP",
     "difference in R@1", "runs",
 ]  # fmt: skip
-KINDS = {
-    "frozen": "frozen", "cameras": "frozen, cameras known", "joint": "trained",
-    "joint, from scratch": "trained from scratch", "demo": "trained as in the demo",
-}  # fmt: skip
 
 
 def to_markdown(groups: list[Records]) -> str:
@@ -30,7 +27,7 @@ def _row(records: Records) -> list[str] | None:
         return None
     ours, [other] = found.best_of_ours, [row for row in found.rows if row.method == found.reference]
     images = plan["data"] if plan["protocol"] == "unseen identities" else f"{plan['data']}, {plan['protocol']}"
-    backbone = f"{plan['backbone']}, {KINDS[plan['methods']]}"
+    backbone = f"{plan['backbone']}, {METHOD_SETS[plan['methods']].kind}"
     gains = _difference(ours.precision_gain), _difference(ours.recall_gain)
     return [images, backbone, _values(ours), _values(other), *gains, str(found.runs)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,12 @@ class DemoConfig:
 
     out: Path = Path("runs/demo")
     """Folder of the report."""
-    data: str = "emoji"
-    """The images: emoji or glyphs."""
+    data: Literal["emoji", "glyphs"] = "emoji"
+    """The images."""
     size: int = 64
     """Height of the images in pixels."""
     backbone: str = "mobilenet_v2"
-    """efficientnet_lite0, mobilenet_v2 or small."""
+    """As of `dissim train`: efficientnet_lite0, mobilenet_v2, small, timm:NAME, torchvision:NAME or hf:NAME."""
     steps: int = 100
     """Optimizer steps of each training."""
     seed: int = 0

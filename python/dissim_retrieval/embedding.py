@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import ImageSet
+from .logs import hide_bar
 
 
 @torch.no_grad()
@@ -22,12 +23,8 @@ def embed_images(
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     try:
-        parts = [
-            embed(backbone, pixels_like(backbone, pixels)).float().cpu()
-            for pixels in tqdm(
-                images.batches(plan, workers=workers), "Embedding", len(plan), disable=None if progress else True
-            )
-        ]
+        shown = tqdm(images.batches(plan, workers=workers), "Embedding", len(plan), disable=hide_bar(progress))
+        parts = [embed(backbone, pixels_like(backbone, pixels)).float().cpu() for pixels in shown]
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -19,11 +19,12 @@ from .losses import HingeLoss, NCALoss, SoftMarginLoss, SupConLoss
 from .projected import ProjectedHead
 from .whitening import SHRINKAGES, within_class_whitening
 
-#: The losses of `fit_head`. "softmax" is NCALoss, whose memory does not grow with the rows of an identity.
+#: The losses of `fit_head`, by their names in TrainConfig. The memory of NCALoss does not grow with the rows of an
+#: identity. The inverse temperature is that of the head, its `scale`.
 LOSSES: dict[str, Callable[[DissimilarityHead], nn.Module]] = {
-    "softmax": lambda head: NCALoss(head, scale=1.0),
+    "nca": lambda head: NCALoss(head, scale=1.0),
     "supcon": lambda head: SupConLoss(head, scale=1.0),
-    "soft-margin": SoftMarginLoss,
+    "soft_margin": SoftMarginLoss,
     "hinge": HingeLoss,
 }
 #: Maximum learning rate of the classifier.
@@ -41,9 +42,8 @@ def fit_head(
     labels: ArrayLike,
     *,
     projection: int = 256,
-    loss: str = "softmax",
+    loss: str = "nca",
     head: Mapping[str, Any] | None = None,
-    shrinkage: float | None = None,
     held_out: float = 0.2,
     steps: int = 40,
     lr: float = 3e-3,
@@ -55,17 +55,16 @@ def fit_head(
     """Learn a projection and a DissimilarityHead on embeddings of a frozen backbone (CLIP, DINOv2 or any other).
 
     The projection starts as within-class whitening, the head as minus an L1 distance. Both are then trained on all
-    pairs of a batch at once, without an N x M matrix (AdamW, one-cycle schedule).
+    pairs of a batch at once, without an N x M matrix (AdamW, one-cycle schedule). The shrinkage of the whitening is
+    the one of SHRINKAGES that ranks a fifth of the fitted identities best, after whitening by the others.
 
     Args:
         embeddings: [N, D] numbers: a tensor, NumPy array or list. They are converted to float32.
         labels: [N] identities, integers or strings.
         projection: dimensions of the projected rows. At most D are used.
-        loss: a name of LOSSES: "softmax" (NCALoss), "supcon", "soft-margin" or "hinge".
+        loss: a name of LOSSES: "nca", "supcon", "soft_margin" or "hinge", see `dissim_retrieval.losses`.
         head: options of the DissimilarityHead. ``{"learn_weight": False}`` learns the projection alone, for a
             plain L1 distance.
-        shrinkage: of the whitening, see `within_class_whitening`. None chooses the one of SHRINKAGES that ranks best,
-            before training, a fifth of the fitted identities after whitening by the others.
         held_out: the fraction of the identities that are not fitted. On them the result is compared with cosine and
             with within-class whitening (`HeldOutCheck`). At most 5,000 rows are held out, in sets of any size: of two
             identities that have more together, 2,500 random ones of each; their other rows are not used. 0 fits all
@@ -87,8 +86,6 @@ def fit_head(
     pair of a batch.
     """
     _check_options(loss, head, lr, projection=(projection, 1), steps=(steps, 1), batch=(batch, 4))
-    if shrinkage is not None and not 0 < shrinkage < math.inf:
-        raise ValueError(f"shrinkage: expected None or a positive finite number, got {shrinkage}.")
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out: expected a fraction from 0 to below 1, got {held_out}.")
     rows, identity = check_features(embeddings, labels)
@@ -99,8 +96,7 @@ def fit_head(
         for part in (fitted, checked):
             _check_pairs(identity[part], f" in each part with held_out={held_out} (0 fits all and compares nothing)")
     fitted_rows, fitted_identity = rows[fitted], identity[fitted].unique(return_inverse=True)[1]
-    if shrinkage is None:
-        shrinkage = _choose_shrinkage(fitted_rows, fitted_identity, projection, draw)
+    shrinkage = _choose_shrinkage(fitted_rows, fitted_identity, projection, draw)
     scorer = start_projection(fitted_rows, fitted_identity, projection, shrinkage, draw, head)
     trained_loss = LOSSES[loss](scorer.head)
     groups = parameter_groups(scorer, trained_loss, fitted_rows, lr)

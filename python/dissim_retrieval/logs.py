@@ -22,5 +22,10 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def hide_bar(wanted: bool = True) -> bool | None:
+    """`disable` of a tqdm bar: None, shown on a terminal only, if it is wanted and this is the first process."""
+    return None if wanted and is_first_process() else True
+
+
 def _of_first_process(record: logging.LogRecord) -> bool:
     return is_first_process()

@@ -14,6 +14,9 @@ from tqdm import tqdm
 
 from dissim_kernels import available_backends, fused_dissim_score
 
+#: For which each method is timed, at least.
+SECONDS = 1.0
+
 
 class Speed(NamedTuple):
     """The result of one method: rate in Gelem/s (billions of terms |q_d - r_d| per second), largest error against
@@ -32,9 +35,7 @@ def environment_summary() -> str:
     return f"{platform.machine()} {device}, {threads}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def compare_speed(
-    *, queries: int = 256, gallery: int = 1024, dim: int = 256, device: str = "cpu", seconds: float = 1.0
-) -> list[Speed]:
+def compare_speed(*, queries: int, gallery: int, dim: int, device: str = "cpu") -> list[Speed]:
     """Time the score of all pairs, float32, by plain torch, by torch.cdist and by every backend.
 
     Plain torch stores queries * gallery * dim numbers. torch.cdist supports weights of one sign only, as used here.
@@ -59,14 +60,11 @@ def compare_speed(
     size = (query.abs() @ -weight)[:, None] + reference.abs() @ -weight + bias  # bounds the sum of |terms|
     bound = (dim + 4) * torch.finfo(torch.float32).eps * size
     return [
-        _measure(name, method, exact, bound, dim, seconds)
-        for name, method in tqdm(methods.items(), "bench", disable=None)
+        _measure(name, method, exact, bound, dim) for name, method in tqdm(methods.items(), "bench", disable=None)
     ]
 
 
-def _measure(
-    name: str, method: Callable[[], Tensor], exact: Tensor, bound: Tensor, dim: int, seconds: float
-) -> Speed:
+def _measure(name: str, method: Callable[[], Tensor], exact: Tensor, bound: Tensor, dim: int) -> Speed:
     try:
         error = (method() - exact).abs()
     except RuntimeError as reason:
@@ -76,5 +74,5 @@ def _measure(
     from torch.utils.benchmark import Timer  # here, because it takes a second to import
 
     timer = Timer("method()", globals={"method": method}, num_threads=torch.get_num_threads())
-    time = timer.blocked_autorange(min_run_time=seconds).median
+    time = timer.blocked_autorange(min_run_time=SECONDS).median
     return Speed(name, exact.numel() * dim / time / 1e9, error.max().item())

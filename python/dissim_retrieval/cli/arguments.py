@@ -56,7 +56,8 @@ class ImageOptions:
     train_fraction: float | None = None
     """Fraction of the identities in the training part; the others are for testing. folder: 1; emoji, glyphs: 0.5."""
     val_fraction: float | None = None
-    """Fraction of the training identities that is held out for validation. folder: 0.1; other sets: 0."""
+    """Fraction of the training identities with two or more images that is held out for validation. folder: 0.1; other
+    sets: 0."""
     split_seed: int | None = None
     """Seed of both choices. Default: 0."""
     skip_damaged: SkipDamaged = False

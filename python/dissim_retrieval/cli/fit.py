@@ -23,7 +23,7 @@ def fit(
     *,
     labels: Path | None = None,
     projection: int = 256,
-    loss: Literal["softmax", "supcon", "soft-margin", "hinge"] = "softmax",
+    loss: Literal["nca", "supcon", "soft_margin", "hinge"] = "nca",
     held_out: float = 0.2,
     steps: int = 40,
     lr: float = 3e-3,
@@ -38,7 +38,7 @@ def fit(
     Args:
         labels: Labels of a file that has none: an .npy file, or a text file with one label a line.
         projection: Dimensions of the projected embeddings, at most those of the embeddings.
-        loss: Loss of the score: softmax (NCALoss), supcon, soft-margin or hinge, see `dissim_retrieval.losses`.
+        loss: Loss of the score, see `dissim_retrieval.losses`.
         held_out: Fraction of the identities that are not fitted, but used for the comparison. 0: no comparison.
         steps: Optimizer steps.
         lr: Maximum learning rate of the projection.

@@ -84,8 +84,9 @@ def load_split(
     as they are. From the others, `train_fraction` of the identities are for training and the rest for testing. None:
     half of "emoji" and "glyphs"; all of "folder", which then has no test part.
 
-    val_fraction: the fraction of the training identities that is held out for validation (`split.hold_out`). None: a
-    tenth if there is no test part, otherwise none. Sets with fewer than 20 training identities hold none out.
+    val_fraction: the fraction of the training identities with two or more images that is held out for validation
+    (`split.hold_out`). None: a tenth if there is no test part, otherwise none. Sets with fewer than 20 such
+    identities hold none out.
     """
     load = partial(load_images, size=size, root=root, skip_damaged=skip_damaged)
     base, _, part = name.partition("-")

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..extras import install_extra
-from ..logs import is_first_process
+from ..logs import hide_bar
 from .image_set import ImageSet, drop_ambiguous, stack_pictures
 
 # (camera, package, folder of its SVG files)
@@ -20,7 +20,7 @@ CREDIT = "Twemoji, CC BY 4.0 (Twitter and contributors); OpenMoji, CC BY-SA 4.0 
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 
 
-def load_emoji(size: int, progress: bool = True) -> ImageSet:
+def load_emoji(size: int) -> ImageSet:
     """Every emoji that all vendors have, on white, size x size: about 1,850 emoji, in 7 s at 64 pixels.
 
     Excluded are skin-tone variants (near duplicates of the plain emoji), and emoji of which a vendor's picture equals
@@ -28,11 +28,10 @@ def load_emoji(size: int, progress: bool = True) -> ImageSet:
     """
     files = [_svg_files(package, folder) for _, package, folder in VENDORS]
     common = sorted(set.intersection(*(set(vendor) for vendor in files)))
-    hidden = None if progress and is_first_process() else True  # None: shown on a terminal
     drawn = [
         {
             name: draw_svg(paths[name].read_text(), size)
-            for name in tqdm(common, desc=f"Drawing {camera}", disable=hidden)
+            for name in tqdm(common, desc=f"Drawing {camera}", disable=hide_bar())
         }
         for (camera, _, _), paths in zip(VENDORS, files, strict=True)
     ]

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ..extras import install_extra
-from ..logs import is_first_process
+from ..logs import hide_bar
 from .image_set import ImageSet, drop_ambiguous, stack_pictures
 
 CREDIT = "DejaVu fonts (Bitstream Vera and Arev licenses); STIX General fonts (STIX license)."
@@ -33,8 +33,8 @@ def load_glyphs(size: int, letters: Collection[str] | None = None, progress: boo
     # their text faces: not Display and not STIXNonUni/STIXSiz, whose glyphs are partial or mathematical
     wanted = re.compile(r"DejaVu(Sans|SansMono|Serif)\b|STIXGeneral")
     fonts = [font for font in sorted(folder.glob("*.ttf")) if wanted.match(font.stem)]
-    hidden = None if progress and is_first_process() else True  # None: shown on a terminal
-    drawn = [_draw(font, size, letters) for font in tqdm(fonts, desc="Drawing letters", disable=hidden)]
+    shown = tqdm(fonts, desc="Drawing letters", disable=hide_bar(progress))
+    drawn = [_draw(font, size, letters) for font in shown]
     in_fonts = Counter(letter for glyphs in drawn for letter in glyphs)
     names = [name for name in drop_ambiguous(drawn) if in_fonts[name] > 1]
     if not names:

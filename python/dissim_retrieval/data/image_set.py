@@ -86,7 +86,7 @@ class ImageSet(Dataset):
             return map(self.read, plan)
         return map_rows(self.images.__getitem__, plan, default_workers(plan) if workers is None else workers)
 
-    def without_damaged(self, *, workers: int | None = None) -> ImageSet:
+    def without_damaged(self) -> ImageSet:
         """The set without the files that cannot be decoded, which are counted in one warning.
 
         Decodes every image once: about as long as embedding them.
@@ -94,7 +94,7 @@ class ImageSet(Dataset):
         if not isinstance(self.images, ImageFiles):
             return self
         plan = torch.arange(len(self)).split(64)
-        reports = map_rows(self.images.damage, plan, default_workers(plan) if workers is None else workers)
+        reports = map_rows(self.images.damage, plan, default_workers(plan))
         damage = [text for part in reports for text in part]
         bad = [text for text in damage if text]
         if bad:
@@ -119,10 +119,7 @@ class ImageSet(Dataset):
         """(train, test) with no identity in both. train has round(train_fraction * identities), chosen at random."""
         if not 0 < train_fraction < 1:
             raise ValueError(f"train_fraction: expected a number between 0 and 1, got {train_fraction}")
-        present = self.labels.unique()
-        order = torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))
-        train_ids = present[order[: round(train_fraction * len(present))]]
-        in_train = torch.isin(self.labels, train_ids)
+        in_train = random_identities(self.labels, train_fraction, seed)
         return self.take(in_train), self.take(~in_train)
 
     @cached_property
@@ -150,6 +147,13 @@ class ImageSet(Dataset):
             "size": list(self.size),
             "fingerprint": self.fingerprint,
         }
+
+
+def random_identities(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """bool [B]: the rows of round(fraction * identities) of the identities, chosen at random by the seed."""
+    present = labels.unique()
+    order = torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))
+    return torch.isin(labels, present[order[: round(fraction * len(present))]])
 
 
 def _as_pixels(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from .image_set import ImageSet
 
 logger = get_logger(__name__)
 
-#: Smaller sets hold no identities out for validation.
+#: With fewer identities of two or more images, a set holds none out for validation.
 MIN_IDENTITIES = 20
 
 
@@ -25,17 +25,17 @@ class Split:
 
 
 def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet | None]:
-    """(train, validation): `fraction` of the identities, chosen at random by the seed, are for validation.
+    """(train, validation): of the identities with two or more images, `fraction` is for validation, by the seed.
 
-    Only identities with two or more images are chosen, since others cannot be retrieved. validation is None if there
-    are fewer than MIN_IDENTITIES identities, or none to choose.
+    The rest of them and the identities with one image, which cannot be retrieved, are for training. validation is
+    None if fewer than MIN_IDENTITIES identities have two or more images.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"val_fraction: expected a number from 0 to below 1, got {fraction}")
     counts = images.labels.bincount()
     several = torch.nonzero(counts > 1)[:, 0]
+    number = round(fraction * len(several)) if len(several) >= MIN_IDENTITIES else 0
     present = int((counts > 0).sum())
-    number = min(round(fraction * present), len(several)) if present >= MIN_IDENTITIES else 0
     logger.info("%s: %d identities to train, %d for validation", images.name, present - number, number)
     if number == 0:
         return images, None

@@ -10,11 +10,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data import ImageSet
+from ..logs import hide_bar
 from ..references import count_equal
 from .histogram import BINS_PER_BAR, Histogram
 from .metrics import PerQueryMetrics, measure_all
 from .ranks import Retrieval, ScoreBlock
 from .scorers import Scorer
+
+#: Queries that are scored together.
+BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,6 @@ def evaluate(
     *,
     ranked: int = 8,
     pictured_queries: Sequence[int] | None = None,
-    block: int = 128,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a scorer: each query of `images` against its gallery, or each image against all others.
@@ -63,8 +66,8 @@ def evaluate(
 
     embeddings: [B, D], row i of image i. ranked: length of the ranked list of each of `pictured_queries` (image rows;
     default `pick_queries(images)`). Metrics, CMC and both mAP are those of `retrieval_metrics`.
-    Cost: all pairs are scored twice, for the ranks and for the histogram, and those of `block` queries once more.
-    Memory: about 50 * block * B bytes, and for a classifier that of `retrieval_metrics`.
+    Cost: all pairs are scored twice, for the ranks and for the histogram, and those of BLOCK queries once more.
+    Memory: about 50 * BLOCK * B bytes, and for a classifier that of `retrieval_metrics`.
     """
     if len(embeddings) != len(images):
         raise ValueError(f"embeddings: expected one row for each of {len(images)} images, got {len(embeddings)}.")
@@ -86,13 +89,13 @@ def evaluate(
         reference_cameras=None if cameras is None else cameras[gallery_rows],
         exclude_index=query_rows if images.queries is None else None,
     )
-    per_query = measure_all(retrieval, block)
+    per_query = measure_all(retrieval, BLOCK)
     metrics = per_query.summary()
-    blocks = -(-len(query_rows) // block)
+    blocks = -(-len(query_rows) // BLOCK)
     # Not of the first queries only: they may show one identity, whose scores differ from those of the others.
     histogram = Histogram(_candidate_scores(retrieval, range(0, len(query_rows), blocks)))
     lists: dict[int, RankedList] = {}
-    for part in tqdm(retrieval.scores(block), f"evaluate {name}", blocks, disable=None if progress else True):
+    for part in tqdm(retrieval.scores(BLOCK), f"evaluate {name}", blocks, disable=hide_bar(progress)):
         histogram.add(part)
         for place, row in enumerate(query_rows[part.rows.start : part.rows.stop].tolist()):
             if row in pictured:

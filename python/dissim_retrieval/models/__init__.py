@@ -8,7 +8,7 @@ from __future__ import annotations
 from .backbone import Backbone, Preprocessing
 from .efficientnet import efficientnet_lite0
 from .freezing import freeze_stages, stages
-from .hubs import MODULES, from_hub
+from .hubs import HUBS, from_hub
 from .mobilenet import mobilenet_v2
 from .small import small
 
@@ -30,9 +30,9 @@ def build_backbone(name: str, dim: int | None, *, pretrained: bool = True) -> Ba
     hub, separator, model = name.partition(":")
     if name in BACKBONES:
         features, width, preprocessing = BACKBONES[name](pretrained)
-    elif separator and hub in MODULES and model:
+    elif separator and hub in HUBS and model:
         features, width, preprocessing = from_hub(hub, model, pretrained)
     else:
-        known = ", ".join([*BACKBONES, *(f"{hub}:NAME" for hub in MODULES)])
+        known = ", ".join([*BACKBONES, *(f"{hub}:NAME" for hub in HUBS)])
         raise ValueError(f"backbone: expected one of {known}, got {name!r}.")
     return Backbone(features, width, dim, preprocessing)

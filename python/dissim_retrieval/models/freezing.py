@@ -44,7 +44,7 @@ def freeze_stages(network: nn.Module, freeze: int | Literal["all"]) -> list[nn.M
     Parameters outside the stages, like the position embedding of a vision transformer, are frozen with the first one.
     """
     parts = stages(network)
-    if freeze != "all" and not 0 <= freeze <= len(parts):
+    if freeze not in ("all", *range(len(parts) + 1)):
         raise ValueError(
             f'freeze: expected "all" or a number from 0 to {len(parts)}, the stages of this backbone, got {freeze!r}.'
         )

@@ -18,9 +18,10 @@ from .backbone import Preprocessing
 
 def from_hub(hub: str, name: str, pretrained: bool) -> tuple[nn.Module, int, Preprocessing]:
     """The network `name` of timm, torchvision or hf (transformers), the number of its features, its preprocessing."""
-    module = _import(MODULES[hub], f"{hub}:{name}")
+    package, load = HUBS[hub]
+    module = _import(package, f"{hub}:{name}")
     try:
-        network, preprocessing = LOADERS[hub](module, name, pretrained)
+        network, preprocessing = load(module, name, pretrained)
     except Exception as error:  # the packages' downloads raise errors of many types
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(
@@ -80,8 +81,12 @@ class PooledOutput(nn.Module):
         return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
 
-LOADERS = {"timm": _from_timm, "torchvision": _from_torchvision, "hf": _from_transformers}
-MODULES = {"timm": "timm", "torchvision": "torchvision.models", "hf": "transformers"}
+#: hub -> its module, and loader(module, name, pretrained)
+HUBS = {
+    "timm": ("timm", _from_timm),
+    "torchvision": ("torchvision.models", _from_torchvision),
+    "hf": ("transformers", _from_transformers),
+}
 
 
 def _import(module: str, name: str) -> Any:

@@ -19,7 +19,8 @@ class IdentityBatches(Sequence[Tensor]):
     """Batch `step` has `views` images of each of `identities` identities: int64 rows [identities * views].
 
     The images of an identity are neighbors. Identities are taken from a random order of all; after the last ones
-    that fill a batch, a new order begins. Images are drawn without repetition, as far as an identity has enough.
+    that fill a batch, a new order begins. Images are drawn without repetition, as far as an identity has enough; if
+    none has two, a logged warning says so.
     Each batch depends on (seed, step) only. Any `DataLoader` takes an object of this class as `batch_sampler`.
 
     Args:
@@ -41,6 +42,9 @@ class IdentityBatches(Sequence[Tensor]):
         if identities > present:
             logger.warning("identities: %d in a batch were asked for, the images have %d: it is %d now.",
                            identities, present, present)  # fmt: skip
+        if views > 1 and max(map(len, self._rows)) == 1:
+            logger.warning("images: none of the %d identities has two images, so their views repeat the same image.",
+                           present)  # fmt: skip
         self.num_identities = present
         self.identities, self.views, self.seed = min(identities, present), views, seed
         self._steps = range(steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,14 @@ class TrainConfig:
         _check("weight_decay", self.weight_decay >= 0, "0 or a positive number", self.weight_decay)
         _check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "None or above 0", self.clip_norm)
         _check("patience", self.patience is None or self.patience >= 1, "None or at least 1", self.patience)
+        hardest = self.num_hard_negatives
+        _check("num_hard_negatives", hardest is None or hardest >= 0, "None or at least 0", hardest)
         _check("memory", self.memory >= 0, "0 or a number of embeddings", self.memory)
         _check("seed", self.seed >= 0, "0 or a positive number", self.seed)
-        hints = get_type_hints(type(self))
-        for name in ("loss", "precision"):
-            known = get_args(hints[name])
-            _check(name, getattr(self, name) in known, f"one of {', '.join(known)}", getattr(self, name))
+        for name, hint in get_type_hints(TrainConfig).items():
+            if get_origin(hint) is Literal:
+                known = get_args(hint)
+                _check(name, getattr(self, name) in known, f"one of {', '.join(known)}", getattr(self, name))
 
 
 def _check(name: str, valid: bool, expected: str, value: object) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..data import ImageSet
 from ..embedding import embed_images, pixels_like
 from ..evaluation import cosine, evaluate
-from ..logs import get_logger
+from ..logs import get_logger, hide_bar
 from ..models import Backbone, build_backbone
 from ..provenance import check_same_data
 from . import run_folder
@@ -94,7 +94,7 @@ def train(
         title = progress if isinstance(progress, str) else config.loss
         with tqdm(
             total=config.steps, initial=state.steps, desc=f"train {title}", position=line,
-            disable=None if progress and first else True,
+            disable=hide_bar(bool(progress)),
         ) as bar:  # fmt: skip
             if not state.finished:
                 _run(state, batches, images, validation, folder if first else None, processes, workers, bar)

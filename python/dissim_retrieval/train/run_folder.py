@@ -110,5 +110,8 @@ class Log:
 
 
 def _damaged(path: Path, expected: str, error: Exception) -> str:
-    first_line = str(error).split("\n")[0] or type(error).__name__
-    return f"{path}: expected {expected}, got a damaged file ({first_line}). Restore it, or train in a new folder."
+    reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+    return (
+        f"{path}: expected {expected}, got a damaged file or one of another version ({reason}). Restore it, or train"
+        " in a new folder."
+    )

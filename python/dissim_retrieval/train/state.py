@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .objective import Objective
 
+#: What a checkpoint has: the attributes that have a state of their own, and those that are values.
+PARTS, VALUES = ("objective", "optimizer", "scaler"), ("steps", "finished", "validations", "best")
+
 
 class TrainingState:
     """Objective, optimizer, and what is known so far. The objective is on its device."""
@@ -59,18 +62,14 @@ class TrainingState:
             patience is not None and self.best is not None and self.validations - self.best["validation"] >= patience
         )
 
-    def _parts(self) -> dict[str, Any]:
-        names = ("objective", "optimizer", "scaler")
-        return {name: getattr(self, name) for name in names}
-
     def state_dict(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("steps", "finished", "validations", "best")}
-        return {name: part.state_dict() for name, part in self._parts().items()} | own
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        return parts | {name: getattr(self, name) for name in VALUES}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        for name in ("steps", "finished", "validations", "best"):
+        for name in PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        for name in VALUES:
             setattr(self, name, state[name])
 
 

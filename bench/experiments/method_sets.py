@@ -1,0 +1,59 @@
+"""The sets of methods that are compared with each other: what the tables need to know of each.
+
+The methods themselves are in METHODS of runner.py, so that tables can be written without them. A new set is an entry
+here and one there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class MethodSet:
+    """A set of methods."""
+
+    kind: str
+    """How the backbone is used, for the summary."""
+    frozen: bool = False
+    """Whether the methods get features of a frozen backbone instead of images."""
+    tuned: bool = True
+    """Whether settings are tuned and the test part is used. If not, methods are compared on validation parts."""
+    pairs: Pairs = ()
+    """Methods that differ in one thing: what learned weights, the score or the loss change."""
+
+
+_BIAS_OF_PAIRS, _W_OF_PAIRS = "projection, cosine, bias of camera pairs", "projection, w, w and bias of camera pairs"
+_JOINT_PAIRS: Pairs = (
+    *((f"{loss}, {a}", f"{loss}, {b}") for loss in ("hinge", "log-sum-exp", "softmax")
+      for a, b in combinations(("w", "L1", "cosine"), 2)),
+    *((f"{loss}, w", "hinge, w") for loss in ("log-sum-exp", "softmax")),
+)  # fmt: skip
+METHOD_SETS = {
+    "frozen": MethodSet(
+        "frozen",
+        frozen=True,
+        pairs=(
+            *((f"projection, {a}", f"projection, {b}") for a, b in combinations(("w", "L1", "cosine"), 2)),
+            *((name, "within-class whitening (LDA)") for name in ("projection, w", "projection, cosine", "w alone")),
+        ),
+    ),
+    "cameras": MethodSet(
+        "frozen, cameras known",
+        frozen=True,
+        pairs=(
+            *((f"projection, {score}, cameras centered", f"projection, {score}") for score in ("w", "cosine")),
+            (_W_OF_PAIRS, "projection, w"),
+            (_BIAS_OF_PAIRS, "projection, cosine"),
+            (_W_OF_PAIRS, _BIAS_OF_PAIRS),
+            (_W_OF_PAIRS, "projection, w, cameras centered"),
+        ),
+    ),
+    "joint": MethodSet("trained", pairs=_JOINT_PAIRS),
+    "joint, from scratch": MethodSet("trained from scratch", pairs=_JOINT_PAIRS),
+    "demo": MethodSet("trained as in the demo", pairs=(("hinge, w", "hinge, L1"), ("hinge, w", "multi-similarity"))),
+    "factors": MethodSet("trained, one option changed", tuned=False),
+}
