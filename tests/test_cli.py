@@ -134,7 +134,7 @@ def test_info_describes_runs_without_a_checkpoint(capsys):
 
 
 @pytest.mark.parametrize(
-    ("loss", "end"), [("soft_margin", " 0 or more, which means the same."), ("nca", " 0 or more.")]
+    ("loss", "end"), [("soft_margin", " 0 or more, which means the same."), ("softmax", " 0 or more.")]
 )
 def test_0_is_a_threshold_after_losses_that_train_the_bias(loss, end, capsys):
     assert run("train", "run", *DATA, *TRAINING, "--loss", loss) == 0

@@ -256,7 +256,7 @@ GOOD = features(identities=20)
         ({"labels": torch.arange(80)}, "labels: expected two or more identities.* with at most 1"),
         ({"held_out": 0.01}, "labels: expected two or more identities.*in each part with held_out=0.01"),
         ({"held_out": 1.0}, "held_out: expected a fraction from 0 to below 1, got 1.0"),
-        ({"loss": "triplet"}, "loss: expected one of nca, supcon, soft_margin, hinge, got 'triplet'"),
+        ({"loss": "triplet"}, "loss: expected one of softmax, supcon, soft_margin, hinge, got 'triplet'"),
         ({"head": {"learn": False}}, "head: expected options of DissimilarityHead .constraint, .* got 'learn'"),
         ({"head": {"sign": "positive"}}, "sign: expected one of free, negative, got 'positive'"),
         ({"projection": 0}, "projection: expected at least 1, got 0"),

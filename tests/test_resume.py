@@ -150,7 +150,7 @@ def test_a_damaged_file_is_named(tmp_path, name, read, keep):
 @pytest.mark.parametrize("read", [start, lambda folder: load_trained(folder, backbone=network())])
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"loss": "softmax"}, "loss: expected one of hinge, .* got 'softmax'"), ({"los": "nca"}, ".* argument 'los'")],
+    [({"loss": "nca"}, "loss: expected one of hinge, .* got 'nca'"), ({"los": "hinge"}, ".* argument 'los'")],
 )
 def test_settings_of_another_version_are_named(tmp_path, read, change, reason):
     start(tmp_path)

@@ -122,11 +122,11 @@ def test_a_setting_that_cannot_be_raises(name, value):
 def test_losses_of_pairs_need_pairs(name, glyphs):
     """Of a batch, or of it with remembered rows; prototypes and an own loss need none."""
     config = replace(CONFIG, **{name: 1}, steps=2)
-    for loss in ("hinge", "soft_margin", "infonce", "supcon", "nca", "triplet"):
+    for loss in ("hinge", "soft_margin", "infonce", "supcon", "softmax", "triplet"):
         with pytest.raises(ValueError, match=f"^{name}: expected at least 2 with loss {loss}, .* got 1"):
             train(replace(config, loss=loss, memory=9, warmup=1.0), glyphs, progress=False)
     train(replace(config, loss="prototype"), glyphs, progress=False)
-    train(replace(config, loss="nca", memory=9), glyphs, progress=False)
+    train(replace(config, loss="softmax", memory=9), glyphs, progress=False)
     train(config, glyphs, loss=PrototypeLoss(DissimilarityHead(32), len(glyphs.label_names)), progress=False)
 
 
@@ -144,7 +144,7 @@ def test_the_learning_rate_rises_and_falls():
     assert [rate_factor(0, 1, warmup) for warmup in (0, 1)] == [1, 1]
 
 
-@pytest.mark.parametrize("loss", ["soft_margin", "infonce", "supcon", "nca", "prototype"])
+@pytest.mark.parametrize("loss", ["soft_margin", "infonce", "supcon", "softmax", "prototype"])
 def test_every_loss_trains_a_head(loss, glyphs):
     """The labels of a part of a set are not consecutive; the loss gets consecutive ones."""
     part = glyphs.take(glyphs.labels >= 20)

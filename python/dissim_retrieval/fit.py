@@ -22,7 +22,7 @@ from .whitening import SHRINKAGES, within_class_whitening
 #: The losses of `fit_head`, by their names in TrainConfig. The memory of NCALoss does not grow with the rows of an
 #: identity. The inverse temperature is that of the head, its `scale`.
 LOSSES: dict[str, Callable[[DissimilarityHead], nn.Module]] = {
-    "nca": lambda head: NCALoss(head, scale=1.0),
+    "softmax": lambda head: NCALoss(head, scale=1.0),
     "supcon": lambda head: SupConLoss(head, scale=1.0),
     "soft_margin": SoftMarginLoss,
     "hinge": HingeLoss,
@@ -42,7 +42,7 @@ def fit_head(
     labels: ArrayLike,
     *,
     projection: int = 256,
-    loss: str = "nca",
+    loss: str = "softmax",
     head: Mapping[str, Any] | None = None,
     held_out: float = 0.2,
     steps: int = 40,
@@ -62,7 +62,7 @@ def fit_head(
         embeddings: [N, D] numbers: a tensor, NumPy array or list. They are converted to float32.
         labels: [N] identities, integers or strings.
         projection: dimensions of the projected rows. At most D are used.
-        loss: a name of LOSSES: "nca", "supcon", "soft_margin" or "hinge", see `dissim_retrieval.losses`.
+        loss: a name of LOSSES: "softmax", "supcon", "soft_margin" or "hinge", see `dissim_retrieval.losses`.
         head: options of the DissimilarityHead. ``{"learn_weight": False}`` learns the projection alone, for a
             plain L1 distance.
         held_out: the fraction of the identities that are not fitted. On them the result is compared with cosine and

@@ -23,7 +23,7 @@ def fit(
     *,
     labels: Path | None = None,
     projection: int = 256,
-    loss: Literal["nca", "supcon", "soft_margin", "hinge"] = "nca",
+    loss: Literal["softmax", "supcon", "soft_margin", "hinge"] = "softmax",
     held_out: float = 0.2,
     steps: int = 40,
     lr: float = 3e-3,

@@ -16,7 +16,7 @@ class TrainConfig:
     CPU core.
     """
 
-    loss: Literal["hinge", "soft_margin", "infonce", "supcon", "nca", "prototype", "triplet"] = "hinge"
+    loss: Literal["hinge", "soft_margin", "infonce", "supcon", "softmax", "prototype", "triplet"] = "hinge"
     """Trains backbone and pair classifier, see `dissim_retrieval.losses`. triplet is the batch-hard baseline, which
     has no classifier."""
     backbone: str = "efficientnet_lite0"

@@ -13,7 +13,7 @@ from ..memory import CrossBatchMemory
 from ..models import freeze_stages
 from .config import TrainConfig
 
-LOSSES = {"soft_margin": SoftMarginLoss, "infonce": InfoNCELoss, "supcon": SupConLoss, "nca": NCALoss}
+LOSSES = {"soft_margin": SoftMarginLoss, "infonce": InfoNCELoss, "supcon": SupConLoss, "softmax": NCALoss}
 
 
 class Objective(nn.Module):
