@@ -437,7 +437,7 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.add(query, list("abcdefg")), r"ids: expected int64 \[7\].* as in this index"),
         (lambda: names.add(query), "ids: expected str, as in this index, got None"),
         (lambda: names.add(query[:1], ["\udcff"]), "not valid Unicode"),
-        (lambda: index.add(query / 0, torch.arange(7)), "embeddings: .* got NaN or Inf in row 0"),
+        (lambda: index.add(query / 0, torch.arange(7)), "embeddings: .* NaN or Inf in 7 of 7 rows, first in row 0"),
         (lambda: index.add(query, metadata={"label": ["x"]}), "metadata: expected 7 values of 'label'.* got 1"),
         (lambda: index.add(query, metadata={"number": ["x"] * 7}), "metadata: expected int64 in 'number'"),
         (lambda: index.add(query, metadata={"embedding": [1] * 7}), "metadata: expected names of letters"),
@@ -455,5 +455,5 @@ def test_errors_say_what_to_do(head, gallery, query):
 
 def test_rows_that_half_precision_cannot_hold_are_named():
     index = DissimilarityIndex(DissimilarityHead(6, normalize=False).half())
-    with pytest.raises(ValueError, match=r"embeddings: .* NaN or Inf in row 1. The index stores torch.float16"):
+    with pytest.raises(ValueError, match=r"in 1 of 2 rows, first in row 1. The index stores torch.float16"):
         index.add(torch.tensor([1.0, 1e6])[:, None].expand(2, 6))

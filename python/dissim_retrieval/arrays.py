@@ -40,6 +40,17 @@ def as_rows(name: str, value: ArrayLike, like: Tensor | None = None) -> Tensor:
     raise TypeError(f"{name}: expected a tensor, NumPy array or list of rows of numbers, got {got}.")
 
 
+def check_rows_finite(name: str, rows: Tensor, remedy: str = "Leave these rows out, or embed them again.") -> None:
+    """Raise ValueError if a number of rows [N, D] is NaN or infinite."""
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        bad = (~finite).nonzero()[:, 0]
+        raise ValueError(
+            f"{name}: expected finite numbers, got NaN or Inf in {len(bad)} of {len(rows)} rows, first in row"
+            f" {int(bad[0])}. {remedy}"
+        )
+
+
 def as_indices(name: str, value: ArrayLike, device: torch.device | None = None) -> Tensor:
     """Labels, cameras or positions as int64. A tensor must have this dtype; arrays and lists may have any integers.
 

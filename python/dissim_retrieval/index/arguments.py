@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..arrays import as_array, as_tensor
+from ..arrays import as_array, as_tensor, check_rows_finite
 from ..head import DissimilarityHead
 
 INT_IDS, STR_IDS = pa.int64(), pa.large_string()
@@ -33,15 +33,8 @@ def as_embeddings(name: str, value: Any, dim: int) -> Tensor:
     if rows.dim() != 2 or rows.shape[1] != dim:
         hint = f" Pass {name}[None] for one row." if list(rows.shape) == [dim] else ""
         raise ValueError(f"{name}: expected [rows, {dim}], as the head's weight, got {list(rows.shape)}.{hint}")
-    check_finite(name, rows, "Remove such rows: they cannot be ranked.")
+    check_rows_finite(name, rows)
     return rows
-
-
-def check_finite(name: str, rows: Tensor, remedy: str) -> None:
-    finite = rows.isfinite().all(1)
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise ValueError(f"{name}: expected finite numbers, got NaN or Inf in row {first}. {remedy}")
 
 
 @torch.no_grad()
@@ -50,7 +43,7 @@ def transformed(head: DissimilarityHead, name: str, embeddings: Any) -> Tensor:
     weight = head.weight
     rows = as_embeddings(name, embeddings, len(weight)).to(weight.device)
     rows = head.transform(rows.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
-    check_finite(name, rows, f"The index stores {weight.dtype}, which cannot hold such numbers.")
+    check_rows_finite(name, rows, f"The index stores {weight.dtype}, which cannot hold such numbers.")
     return rows
 
 
