@@ -60,6 +60,8 @@ def as_indices(name: str, value: ArrayLike, device: torch.device | None = None) 
         array = np.asarray(value)
         if array.dtype.kind not in "iu" and array.size:
             raise TypeError(f"{name}: expected integers, got {type(value).__name__} of {array.dtype}. Pass int64.")
+        if array.dtype == np.uint64 and array.size and array.max() > (largest := np.iinfo(np.int64).max):
+            raise ValueError(f"{name}: expected integers up to {largest}, got {array.max()}. Pass int64.")
         return torch.as_tensor(array.astype(np.int64), device=device)
     if value.dtype != torch.int64:
         raise TypeError(f"{name}: expected dtype int64, got {value.dtype}. Floats merge labels above 2**24.")
