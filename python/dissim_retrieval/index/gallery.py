@@ -140,11 +140,9 @@ class DissimilarityIndex:
         except (RuntimeError, AssertionError) as error:
             what = str(error).splitlines()[0]
             raise ValueError(f"device: expected a device of this machine, got {device}: {what}") from error
-        index = cls.__new__(cls)
-        index.head, index._preparation = head, preparation
-        index.provenance, index._backbone = settings.provenance, None
+        index = cls(head, quantized=quantized, clustered=clustered, provenance=settings.provenance)
         index._store = LanceStore(folder, head.weight, preparation, in_memory=in_memory, sync=sync)
-        index._snapshot, index._publishing = index._store.latest(Snapshot()), threading.Lock()
+        index._snapshot = index._store.latest(Snapshot())
         if verify:
             index.verify()
         return index

@@ -191,7 +191,7 @@ class LanceStore:
         metadata = found.select(names).take(pa.array(order))
         return Entries(snapshot.ids.take(pa.array(positions)), sequence, snapshot.take(positions), metadata)
 
-    def select(self, snapshot: Snapshot, condition: str | None, columns: list[str]) -> pa.Table:
+    def select(self, snapshot: Snapshot, condition: str, columns: list[str]) -> pa.Table:
         """The columns, and "_sequence", of the snapshot's live rows that satisfy an SQL condition."""
         self._check_process()
         try:

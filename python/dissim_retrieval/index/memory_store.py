@@ -21,8 +21,6 @@ _names = itertools.count()
 class MemoryStore:
     """Writes and reads as `LanceStore` does, without a folder."""
 
-    path = None
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._keys = itertools.count()
@@ -103,7 +101,7 @@ class MemoryStore:
         }
         return pa.table(columns) if columns else pa.table({"": pa.nulls(len(snapshot.ids))}).select([])
 
-    def select(self, snapshot: Snapshot, condition: str | None, columns: list[str]) -> pa.Table:
+    def select(self, snapshot: Snapshot, condition: str, columns: list[str]) -> pa.Table:
         """The columns, and "_sequence", of the live rows that satisfy an SQL condition."""
         dataset = snapshot.cache.get("dataset")
         if dataset is None:
