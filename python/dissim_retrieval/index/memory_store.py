@@ -12,8 +12,9 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from .entries import LOCK_SECONDS, Entries, to_table
-from .segments import MemoryRows, Segment, Snapshot, compaction_target
+from .entries import Entries, to_table
+from .segments import MemoryRows, Segment, Snapshot
+from .writing import LOCK_SECONDS, merge_targets
 
 _names = itertools.count()
 
@@ -40,7 +41,7 @@ class MemoryStore:
 
     def newest_to_write(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot, with small segments merged if there are many."""
-        for target in compaction_target([part.num_live for part in snapshot.segments]):
+        for target in merge_targets([part.num_live for part in snapshot.segments]):
             return self.compact(snapshot, target)
         return snapshot
 
