@@ -40,16 +40,16 @@ def check_same_data(recorded: Mapping, found: Mapping, *, argument: str, source:
             )
 
 
-def check_same_model(recorded: Mapping, found: Mapping, *, argument: str, source: object) -> None:
+def check_same_model(recorded: Mapping | None, found: Mapping | None, *, argument: str, source: object) -> None:
     """Raise if `found` was not made with the same weights as `source`, whose provenance is `recorded`.
 
-    A provenance without "model", as of embeddings from elsewhere, is not checked.
+    A provenance without "model", as of embeddings from elsewhere, and None are not checked.
     """
-    before, now = recorded.get("model"), found.get("model")
+    before, now = (recorded or {}).get("model"), (found or {}).get("model")
     if before and now and before != now:
         raise ValueError(
-            f"{argument}: expected embeddings by the model of {source} ({before[:12]}), got those of another model"
-            f" ({now[:12]}). Embed the images with this model."
+            f"{argument}: expected embeddings by the model of {source} ({str(before)[:12]}), got those of another"
+            f" model ({str(now)[:12]}). Embed the images with this model."
         )
 
 

@@ -394,7 +394,7 @@ class DissimilarityIndex:
         return scan.as_query(self.head, query)
 
     def _check_provenance(self, provenance: Mapping[str, Any] | None) -> None:
-        check_same_model(self.provenance or {}, provenance or {}, argument="provenance", source="the index")
+        check_same_model(self.provenance, provenance, argument="provenance", source="the index")
 
     def _new_ids(self, ids: Any, count: int, snapshot: Snapshot) -> pa.Array:
         kind = None if snapshot.schema is None else snapshot.schema.field("id").type

@@ -151,7 +151,7 @@ class RayDissimilarityIndex:
         provenance: Mapping[str, Any] | None = None,
     ) -> SearchResult:
         """As `DissimilarityIndex.search`. With `group_by`, the scores of all candidates are sent here."""
-        check_same_model(self.provenance or {}, provenance or {}, argument="provenance", source="the index")
+        check_same_model(self.provenance, provenance, argument="provenance", source="the index")
         check_k(k)
         state, rows = self._state, scan.as_query(self.head, query)
         if group_by is None:
