@@ -84,6 +84,8 @@ def test_dtypes(make, kind, dtype, head, gallery, query):
     found = index.search(query, 4)
     assert found.scores.dtype == torch.promote_types(dtype, torch.float32)
     assert index.get([100]).embeddings.dtype == dtype
+    nothing = index.get(np.empty(0, np.int64))
+    assert nothing.embeddings.dtype == index.get(np.array([100])).embeddings.dtype and nothing.ids.dtype == np.int64
     exact = DissimilarityHead(6, normalize=False).double()
     exact.load_state_dict(head.state_dict())
     with torch.no_grad():
@@ -429,7 +431,7 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.range_search(query, query[0]), "threshold: expected a number, got tensor"),
         (lambda: index.ranks(query, [0, 1], [100]), r"offsets: expected int64 \[8\], one more than queries"),
         (lambda: index.ranks(query, [0] * 7 + [2], [100]), "offsets: expected numbers that ascend from 0 to 1"),
-        (lambda: index.ranks(query, [0] * 7 + [1], [[100]]), "ids: expected a list of ids for all queries"),
+        (lambda: index.ranks(query, [0] * 7 + [1], [[100]]), r"ids: expected int64 \[n\], got list \[1\]"),
         (lambda: index.add(query, torch.arange(7).float()), r"ids: expected int64 \[7\]"),
         (lambda: index.add(query, torch.arange(6)), r"ids: expected int64 \[7\].* got int64 \[6\]"),
         (lambda: index.add(query, [1, 2, 3, 1, 5, 6, 7]), "got 1 twice"),

@@ -195,9 +195,7 @@ def _search_key(query: Query) -> Hashable:
 def _stored(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, np.ndarray]:
     """The embedding of each row."""
     wanted = list(set(ids))
-    if len(set(map(type, wanted))) > 1:  # an array of both would have the numbers as str
-        raise ValueError("id: expected ids of one type.")
-    return dict(zip(wanted, index.get(np.array(wanted)).embeddings, strict=True)) if wanted else {}
+    return dict(zip(wanted, index.get(np.array(wanted, object)).embeddings, strict=True)) if wanted else {}
 
 
 def _metadata(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
