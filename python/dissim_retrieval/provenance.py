@@ -2,7 +2,8 @@
 
 A provenance is a dict that can be saved as JSON. `train` makes it; embeddings files and indexes store that of the run
 they were made with. Its keys: data, validation (`ImageSet.provenance()` each), split, transform, backbone, and model,
-the digest of the weights of backbone and classifier.
+the digest of the weights of backbone and classifier. That of embeddings from elsewhere may lack any of them, or have
+them in another form.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ def weights_digest(**modules: nn.Module | None) -> str:
             digest.update(f"{prefix}.{name} {value.dtype} {list(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def image_size(provenance: Mapping) -> tuple[int, int] | None:
+    """Height and width of the images that the network takes; None if they are not recorded."""
+    transform = provenance.get("transform")
+    match transform.get("size") if isinstance(transform, Mapping) else None:
+        case [int(height), int(width)]:
+            return height, width
+    return None
 
 
 def check_same_data(recorded: Mapping, found: Mapping, *, argument: str, source: object) -> None:

@@ -158,8 +158,8 @@ class ServedGallery:
             answers = [answer._replace(metadata=[metadata[id] for id in answer.ids]) for answer in answers]
         return answers
 
-    def _read_files(self, ids: list[str]) -> list[str | None]:
-        """The file that each row names."""
+    def _read_files(self, ids: list[str]) -> list[Any]:
+        """What each row has in the column "file"."""
         wanted = list(set(ids))
         files = self._newest().get(wanted).metadata.get("file", [None] * len(wanted))
         known = dict(zip(wanted, files, strict=True))
