@@ -13,7 +13,7 @@ import dissim_retrieval
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval import cli
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex, cli
 from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
 from dissim_retrieval.embedding_file import read_embedding_file
@@ -150,6 +150,30 @@ def test_train_tells_the_steps_that_were_done(capsys):
     assert run("train", "run", "--part", "all", *DATA, *TRAINING, *patience, "--json") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["steps"] == record["best_validation"]["step"] + 1 < 30
+
+
+@pytest.mark.parametrize(
+    ("provenance", "lines"),
+    [
+        ({"model": "4f1c"}, ["weights 4f1c"]),
+        ({"model": 7, "backbone": "my network"}, ["weights 7", "backbone my network"]),
+        ({"data": {"name": "faces"}, "transform": {}}, ["trained on {'name': 'faces'}"]),
+        ({"validation": "faces", "split": "by hand", "fit": "4f1c"}, ["held out faces", "split by hand"]),
+        ({"transform": {"size": 20}}, ["image size {'size': 20}"]),
+        ({"backbone": {"name": None, "class": "Net"}, "transform": {"size": [20, 16]}}, ["backbone Net"]),
+        ({"by": "hand"}, []),
+    ],
+)
+def test_what_another_program_recorded_is_shown(provenance, lines, capsys):
+    np.savez("x.npz", embeddings=np.ones((1, 4), np.float32), provenance=np.array(json.dumps(provenance)))
+    index = DissimilarityIndex.create("g.dissim", DissimilarityHead(4), provenance=provenance)
+    index.add(torch.ones(1, 4), ["a"], {"file": [5]})
+    for path in ("x.npz", "g.dissim"):
+        assert run("info", path) == 0
+        shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert set(lines) <= set(shown) and not any(line.startswith("made by") for line in shown)
+    assert run("search", "g.dissim", "x.npz", "--html", "page.html") == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["query", "rank", "score", "id"]
 
 
 def test_fit_tells_whether_it_beats_the_baselines(capsys):

@@ -84,6 +84,8 @@ def test_dtypes(make, kind, dtype, head, gallery, query):
     found = index.search(query, 4)
     assert found.scores.dtype == torch.promote_types(dtype, torch.float32)
     assert index.get([100]).embeddings.dtype == dtype
+    nothing = index.get(np.empty(0, np.int64))
+    assert nothing.embeddings.dtype == index.get(np.array([100])).embeddings.dtype and nothing.ids.dtype == np.int64
     exact = DissimilarityHead(6, normalize=False).double()
     exact.load_state_dict(head.state_dict())
     with torch.no_grad():
@@ -429,7 +431,7 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.range_search(query, query[0]), "threshold: expected a number, got tensor"),
         (lambda: index.ranks(query, [0, 1], [100]), r"offsets: expected int64 \[8\], one more than queries"),
         (lambda: index.ranks(query, [0] * 7 + [2], [100]), "offsets: expected numbers that ascend from 0 to 1"),
-        (lambda: index.ranks(query, [0] * 7 + [1], [[100]]), "ids: expected a list of ids for all queries"),
+        (lambda: index.ranks(query, [0] * 7 + [1], [[100]]), r"ids: expected int64 \[n\], got list \[1\]"),
         (lambda: index.add(query, torch.arange(7).float()), r"ids: expected int64 \[7\]"),
         (lambda: index.add(query, torch.arange(6)), r"ids: expected int64 \[7\].* got int64 \[6\]"),
         (lambda: index.add(query, [1, 2, 3, 1, 5, 6, 7]), "got 1 twice"),
@@ -437,7 +439,7 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.add(query, list("abcdefg")), r"ids: expected int64 \[7\].* as in this index"),
         (lambda: names.add(query), "ids: expected str, as in this index, got None"),
         (lambda: names.add(query[:1], ["\udcff"]), "not valid Unicode"),
-        (lambda: index.add(query / 0, torch.arange(7)), "embeddings: .* got NaN or Inf in row 0"),
+        (lambda: index.add(query / 0, torch.arange(7)), "embeddings: .* NaN or Inf in 7 of 7 rows, first in row 0"),
         (lambda: index.add(query, metadata={"label": ["x"]}), "metadata: expected 7 values of 'label'.* got 1"),
         (lambda: index.add(query, metadata={"number": ["x"] * 7}), "metadata: expected int64 in 'number'"),
         (lambda: index.add(query, metadata={"embedding": [1] * 7}), "metadata: expected names of letters"),
@@ -455,5 +457,5 @@ def test_errors_say_what_to_do(head, gallery, query):
 
 def test_rows_that_half_precision_cannot_hold_are_named():
     index = DissimilarityIndex(DissimilarityHead(6, normalize=False).half())
-    with pytest.raises(ValueError, match=r"embeddings: .* NaN or Inf in row 1. The index stores torch.float16"):
+    with pytest.raises(ValueError, match=r"in 1 of 2 rows, first in row 1. The index stores torch.float16"):
         index.add(torch.tensor([1.0, 1e6])[:, None].expand(2, 6))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from dissim_retrieval.evaluation import retrieval_metrics
@@ -212,6 +213,8 @@ def test_errors_name_the_argument():
     good = (rows(2), rows(2), by_table(table), labels, labels)
     with pytest.raises(TypeError, match="query_labels: expected dtype int64"):
         retrieval_metrics(*good[:3], labels.float(), labels)
+    with pytest.raises(ValueError, match=r"reference_labels: expected integers up to .*, got 9223372036854775808"):
+        retrieval_metrics(*good[:4], np.array([0, 2**63], np.uint64))
     with pytest.raises(ValueError, match=r"reference_labels: expected shape \[2\]"):
         retrieval_metrics(*good[:4], labels[:1])
     with pytest.raises(ValueError, match="reference_cameras: expected cameras"):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval import DissimilarityHead, DissimilarityIndex
+from dissim_retrieval import BackboneWeights, DissimilarityHead, DissimilarityIndex
 from dissim_retrieval.index import lance_store
 from filelock import FileLock
 from photo_gallery import BEARER, LOCAL, TOKEN, make_gallery, problem, write_photos
@@ -138,6 +138,8 @@ REQUESTS = [
     ({"embedding": [0.0] * 7}, 400, "embedding: expected 8 numbers, got 7."),
     ({"embedding": []}, 400, "embedding: expected 8 numbers, got 0."),
     ({"embedding": ["x"] * 8}, 400, "embedding.0"),
+    ({"embedding": ["1"] * 8}, 400, "embedding.0"),
+    ({"embedding": [True] * 8}, 400, "embedding.0"),
     ({"embedding": [1e300] * 8}, 400, "expected finite numbers"),
     (NAN, 400, "embedding.0: Input should be a finite number."),
     (NAN.replace("NaN", "Infinity"), 400, "finite"),
@@ -251,6 +253,27 @@ def test_a_gallery_without_a_network_says_so(made, tmp_path):
         assert found_ids(client.post("/api/search", json={"id": "id2/a.png"}))
 
 
+@pytest.mark.parametrize(
+    ("provenance", "name", "why"),
+    [
+        ({"model": "4f1c"}, "small", "without a network"),
+        ({"transform": "resized"}, "small", "without a network"),
+        ({"transform": {"size": 20}}, "small", "without a network"),
+        ({"fit": "4f1c"}, "small", "without a network"),
+        ({"transform": {"size": [20, 16]}}, "small", "got one whose weights are not those of small"),
+        ({"transform": {"size": [20, 16]}}, "my network", "backbone: expected one of"),
+    ],
+)
+def test_a_gallery_of_another_program_is_searched_by_id(provenance, name, why, tmp_path):
+    weights = BackboneWeights(name, {"weight": torch.ones(1)})
+    index = DissimilarityIndex.create(tmp_path / "g", DissimilarityHead(2), provenance=provenance, backbone=weights)
+    index.add(torch.rand(2, 2), ["a", "b"], {"file": [1, 2]})
+    with TestClient(create_app(tmp_path / "g"), base_url=LOCAL) as client:
+        assert why in client.get("/api/info").json()["image_search"]
+        assert found_ids(client.post("/api/search", json={"id": "a", "k": 1})) == ["a"]
+        problem(client.get("/api/thumbnail", params={"id": "a"}), 404)
+
+
 # --- write ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +312,10 @@ def test_an_image_is_added(writer, made):
         ({"embeddings": [[0.0] * 8], "ids": [1]}, "expected str"),
         ({"embeddings": [[0.0] * 8, [0.0] * 3], "ids": ["a", "b"]}, "rows of 8 numbers, got 3"),
         ({"embeddings": [[0.0] * 8], "ids": ["a", "b"]}, "ids: expected str [1]"),
+        ({"embeddings": [[0.0] * 8] * 2, "ids": ["a", 1]}, "got int and str [2]"),
+        ({"embeddings": [[True] * 8], "ids": ["a"]}, "embeddings.0.0"),
+        ({"embeddings": [[0.0] * 8], "ids": ["a"], "metadata": {"label": [True]}}, "metadata: expected int64"),
+        ({"embeddings": [[0.0] * 8], "ids": ["a"], "metadata": {"label": [1 << 70]}}, "metadata: expected int64"),
         ({"embeddings": [[0.0] * 8], "ids": ["a"], "metadata": {"label": ["x"]}}, "metadata"),
         ({"embeddings": [[0.0] * 8], "ids": ["a"], "metadata": {"label": [[1, 2]]}}, "metadata"),
         ({"embeddings": [[0.0] * 8], "ids": ["etc/x.png"], "metadata": {"file": ["/etc/x.png"]}}, "got 'file'"),
@@ -320,7 +347,10 @@ def test_a_gallery_whose_ids_are_numbers(tmp_path):
         assert found_ids(client.post("/api/search", json={"id": 1, "k": 1})) == [1]
         assert client.delete("/api/items", params={"id": 1}).json()["ids"] == [1]
         assert client.get("/api/items").json()["ids"] == [0, 2]
-        assert "expected numbers" in problem(client.delete("/api/items", params={"id": "x"}), 400)
+        for other in ("x", "1_0", " 0", "+0"):
+            assert "expected numbers" in problem(client.delete("/api/items", params={"id": other}), 400)
+        mixed = {"embeddings": [[1, 2], [2, -1]], "ids": [7, "a"]}
+        assert "got int and str [2]" in problem(client.post("/api/items", json=mixed), 400)
 
 
 def test_writes_of_another_process_are_seen_within_a_second(client, writer, monkeypatch):

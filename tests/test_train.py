@@ -275,6 +275,9 @@ def test_provenance_tells_data_transform_backbone_and_weights(glyphs, tmp_path):
     check_same_model(facts, {}, argument="embeddings", source="run")
     with pytest.raises(ValueError, match=r"embeddings: expected embeddings by the model of run \(\w{12}\), got"):
         check_same_model(facts, other.provenance, argument="embeddings", source="run")
+    check_same_model(None, facts, argument="embeddings", source="run")
+    with pytest.raises(ValueError, match=r"by the model of run \(1\), got those of another model \(2\)"):
+        check_same_model({"model": 1}, {"model": 2}, argument="embeddings", source="run")
 
 
 def test_embedding_files_tell_ids_labels_and_provenance(glyphs, tmp_path):
@@ -283,11 +286,17 @@ def test_embedding_files_tell_ids_labels_and_provenance(glyphs, tmp_path):
     write_embeddings(tmp_path / "e.npz", rows, images, provenance={"model": "abc"})
     content = read_embedding_file(tmp_path / "e.npz")
     assert torch.equal(content.embeddings, rows) and content.ids == images.ids
-    assert np.array_equal(content.labels, images.labels) and np.array_equal(content.cameras, images.cameras)
+    assert np.array_equal(content.labels, images.labels)
+    with np.load(tmp_path / "e.npz") as arrays:
+        assert np.array_equal(arrays["cameras"], images.cameras)
+        assert arrays["camera_names"].tolist() == images.camera_names
     assert content.provenance == {"model": "abc", "embedded": images.provenance()}
     np.savez(tmp_path / "plain.npz", embeddings=rows.numpy())
     plain = read_embedding_file(tmp_path / "plain.npz")
     assert plain.ids is None and plain.labels is None and plain.provenance == {}
+    np.savez(tmp_path / "list.npz", embeddings=rows.numpy(), provenance=np.array("[1]"))
+    with pytest.raises(ValueError, match=r"expected a JSON object in the array 'provenance' .* got \[1\]"):
+        read_embedding_file(tmp_path / "list.npz")
     np.savez(tmp_path / "short.npz", embeddings=rows.numpy(), labels=np.arange(4))
     with pytest.raises(ValueError, match=r"expected labels \[5\], one for each embedding, got \[4\]"):
         read_embedding_file(tmp_path / "short.npz")

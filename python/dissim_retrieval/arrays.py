@@ -40,6 +40,17 @@ def as_rows(name: str, value: ArrayLike, like: Tensor | None = None) -> Tensor:
     raise TypeError(f"{name}: expected a tensor, NumPy array or list of rows of numbers, got {got}.")
 
 
+def check_rows_finite(name: str, rows: Tensor, remedy: str = "Leave these rows out, or embed them again.") -> None:
+    """Raise ValueError if a number of rows [N, D] is NaN or infinite."""
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        bad = (~finite).nonzero()[:, 0]
+        raise ValueError(
+            f"{name}: expected finite numbers, got NaN or Inf in {len(bad)} of {len(rows)} rows, first in row"
+            f" {int(bad[0])}. {remedy}"
+        )
+
+
 def as_indices(name: str, value: ArrayLike, device: torch.device | None = None) -> Tensor:
     """Labels, cameras or positions as int64. A tensor must have this dtype; arrays and lists may have any integers.
 
@@ -49,6 +60,8 @@ def as_indices(name: str, value: ArrayLike, device: torch.device | None = None) 
         array = np.asarray(value)
         if array.dtype.kind not in "iu" and array.size:
             raise TypeError(f"{name}: expected integers, got {type(value).__name__} of {array.dtype}. Pass int64.")
+        if array.dtype == np.uint64 and array.size and array.max() > (largest := np.iinfo(np.int64).max):
+            raise ValueError(f"{name}: expected integers up to {largest}, got {array.max()}. Pass int64.")
         return torch.as_tensor(array.astype(np.int64), device=device)
     if value.dtype != torch.int64:
         raise TypeError(f"{name}: expected dtype int64, got {value.dtype}. Floats merge labels above 2**24.")

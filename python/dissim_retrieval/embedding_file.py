@@ -28,8 +28,6 @@ class EmbeddingFile:
     """Of the images, as `ImageSet.ids`."""
     labels: np.ndarray | None = None
     """[B]: numbers or names."""
-    cameras: np.ndarray | None = None
-    """[B]: numbers or names."""
     provenance: dict = field(default_factory=dict)
     """Of the run that made them, and of the images: see `dissim_retrieval.provenance`."""
 
@@ -80,11 +78,12 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
         facts = json.loads(arrays["provenance"].item()) if "provenance" in arrays else {}
     except (ValueError, TypeError) as error:
         raise ValueError(f"path: expected JSON in the array 'provenance' of {path}: {error}.") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"path: expected a JSON object in the array 'provenance' of {path}, got {facts!r}.")
     return EmbeddingFile(
         torch.from_numpy(embeddings),
         ids=arrays["ids"].tolist() if "ids" in arrays else None,
         labels=arrays.get("labels"),
-        cameras=arrays.get("cameras"),
         provenance=facts,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from .arrays import ArrayLike, as_rows
+from .arrays import ArrayLike, as_rows, check_rows_finite
 from .head import OPTIONS, DissimilarityHead
 from .held_out import average_precisions, check_held_out
 from .losses import HingeLoss, NCALoss, SoftMarginLoss, SupConLoss
@@ -130,13 +130,7 @@ def check_features(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Te
     if rows.dim() != 2 or 0 in rows.shape:
         raise ValueError(f"embeddings: expected [N, D] with N and D above 0, got {list(rows.shape)}.")
     rows = rows.detach().float()
-    finite = rows.isfinite().all(1)
-    if not finite.all():
-        first = int(finite.long().argmin())
-        raise ValueError(
-            f"embeddings: expected finite numbers, got NaN or Inf in {int((~finite).sum())} of {len(rows)} rows, "
-            f"first in row {first}. Leave these rows out, or embed them again."
-        )
+    check_rows_finite("embeddings", rows)
     names = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if names.shape != (len(rows),):
         raise ValueError(f"labels: expected one for each of {len(rows)} embeddings, got shape {list(names.shape)}.")

@@ -26,6 +26,7 @@ def fitted_head(index: DissimilarityIndex) -> ProjectedHead | None:
     if "fit" not in (index.provenance or {}):
         return None
     weights = index.backbone
-    assert weights is not None and weights.name == PROJECTION
+    if weights is None or weights.name != PROJECTION:
+        return None
     fitted = ProjectedHead(weights.state["mean"], weights.state["projection"], index.head)
     return fitted.to(index.head.weight.device).requires_grad_(False)

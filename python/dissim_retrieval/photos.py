@@ -20,6 +20,7 @@ from .index import BackboneWeights, DissimilarityIndex
 from .index.lance_store import write_lock
 from .logs import get_logger
 from .models import Backbone, build_backbone
+from .provenance import image_size
 from .train import Trained
 
 logger = get_logger(__name__)
@@ -28,7 +29,10 @@ logger = get_logger(__name__)
 def new_gallery(trained: Trained) -> DissimilarityIndex:
     """An empty gallery for the embeddings of a trained model, in memory on the CPU."""
     if trained.head is None:
-        raise ValueError("loss: expected a run with a pair classifier, got one with --loss triplet, which has none.")
+        raise ValueError(
+            "loss: expected a run with a pair classifier, got one without, because its loss has none. Train with"
+            " a loss that has one, such as hinge."
+        )
     name = trained.provenance["backbone"]["name"]
     backbone = None if name is None else BackboneWeights(name, trained.backbone.state_dict())
     return DissimilarityIndex(trained.head, provenance=trained.provenance, backbone=backbone)
@@ -36,16 +40,16 @@ def new_gallery(trained: Trained) -> DissimilarityIndex:
 
 def gallery_network(index: DissimilarityIndex) -> tuple[Backbone, tuple[int, int]]:
     """The network of a gallery, on the device of the index, and the size (H, W) of its images."""
-    weights = index.backbone
-    if weights is None or index.provenance is None or weights.name == PROJECTION:
-        raise ValueError(
-            "gallery: expected one that `dissim index RUN PHOTOS` made, got one without a network. Search it with a"
-            " file of embeddings."
-        )
+    weights, size = index.backbone, image_size(index.provenance or {})
+    expected, remedy = "gallery: expected one that `dissim index RUN PHOTOS` made", "Search it with embeddings."
+    if weights is None or size is None or weights.name == PROJECTION:
+        raise ValueError(f"{expected}, got one without a network or without the size of its images. {remedy}")
     network = build_backbone(weights.name, len(index.head.weight), pretrained=False)
-    network.load_state_dict(weights.state)
-    height, width = index.provenance["transform"]["size"]
-    return network.to(index.head.weight.device).eval(), (height, width)
+    try:
+        network.load_state_dict(weights.state)
+    except RuntimeError as error:
+        raise ValueError(f"{expected}, got one whose weights are not those of {weights.name}. {remedy}") from error
+    return network.to(index.head.weight.device).eval(), size
 
 
 def embed_photos(

@@ -2,7 +2,8 @@
 
 A provenance is a dict that can be saved as JSON. `train` makes it; embeddings files and indexes store that of the run
 they were made with. Its keys: data, validation (`ImageSet.provenance()` each), split, transform, backbone, and model,
-the digest of the weights of backbone and classifier.
+the digest of the weights of backbone and classifier. That of embeddings from elsewhere may lack any of them, or have
+them in another form.
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ def weights_digest(**modules: nn.Module | None) -> str:
     return digest.hexdigest()
 
 
+def image_size(provenance: Mapping) -> tuple[int, int] | None:
+    """Height and width of the images that the network takes; None if they are not recorded."""
+    transform = provenance.get("transform")
+    match transform.get("size") if isinstance(transform, Mapping) else None:
+        case [int(height), int(width)]:
+            return height, width
+    return None
+
+
 def check_same_data(recorded: Mapping, found: Mapping, *, argument: str, source: object) -> None:
     """Raise if the images or their split are not those that `source` was made with.
 
@@ -40,16 +50,16 @@ def check_same_data(recorded: Mapping, found: Mapping, *, argument: str, source:
             )
 
 
-def check_same_model(recorded: Mapping, found: Mapping, *, argument: str, source: object) -> None:
+def check_same_model(recorded: Mapping | None, found: Mapping | None, *, argument: str, source: object) -> None:
     """Raise if `found` was not made with the same weights as `source`, whose provenance is `recorded`.
 
-    A provenance without "model", as of embeddings from elsewhere, is not checked.
+    A provenance without "model", as of embeddings from elsewhere, and None are not checked.
     """
-    before, now = recorded.get("model"), found.get("model")
+    before, now = (recorded or {}).get("model"), (found or {}).get("model")
     if before and now and before != now:
         raise ValueError(
-            f"{argument}: expected embeddings by the model of {source} ({before[:12]}), got those of another model"
-            f" ({now[:12]}). Embed the images with this model."
+            f"{argument}: expected embeddings by the model of {source} ({str(before)[:12]}), got those of another"
+            f" model ({str(now)[:12]}). Embed the images with this model."
         )
 
 

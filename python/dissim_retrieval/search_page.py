@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from .atomic import atomic_write
+from .html_page import data_uri, write_page
 from .thumbnail import thumbnail
 
 
@@ -36,15 +33,13 @@ def write_search_page(
     """Write the page, atomically. An image whose file is missing or damaged is shown by its name only."""
     files = [one.file for one in results] + [one.file for result in results for one in result.candidates]
     thumbnails = {file: _thumbnail(file) for file in dict.fromkeys(files) if file is not None}
-    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("search.html").render(
-        title=title, results=results, thumbnails=thumbnails, threshold=threshold
-    )
-    with atomic_write(path) as file:
-        file.write(page.encode())
+    write_page(
+        path, __package__, "search.html",
+        title=title, results=results, thumbnails=thumbnails, threshold=threshold,
+    )  # fmt: skip
 
 
 def _thumbnail(file: str) -> str | None:
     """The image as a data URI; None if it cannot be read."""
     content = thumbnail(file)
-    return None if content is None else f"data:image/jpeg;base64,{b64encode(content).decode()}"
+    return None if content is None else data_uri("jpeg", content)

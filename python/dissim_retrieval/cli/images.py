@@ -97,21 +97,29 @@ def load_for_run(run: Path, trained: Trained, options: ImageOptions, part: Part 
 
 def _settings_of_run(run: Path, trained: Trained, options: ImageOptions) -> SplitSettings:
     name, root = (trained.provenance["data"][key] for key in ("name", "root"))
-    recorded = trained.provenance.get("split")
+    settings = _recorded_split(trained)
     other_set = options.root is not None and root is None  # a folder, while the run's images came from a package
     default = name if name in SETS and not other_set else "folder"
-    if recorded is None or other_set or options.data not in (None, recorded["data"]):
+    if settings is None or other_set or options.data not in (None, settings.data):
         return _settings(options, default)
-    settings = SplitSettings(**recorded)
     for key, value in _given(options).items():
-        if key in ("train_fraction", "val_fraction", "split_seed") and value != recorded[key]:
+        recorded = getattr(settings, key)
+        if key in ("train_fraction", "val_fraction", "split_seed") and value != recorded:
             raise ValueError(
-                f"{key}: expected {recorded[key]}, with which {run} was trained, got {value}. With another split,"
+                f"{key}: expected {recorded}, with which {run} was trained, got {value}. With another split,"
                 " trained identities could count as held out."
             )
     if settings.official and options.data is None:
         return replace(settings, data=settings.official)  # with the test part, wherever the training part was named
     return settings
+
+
+def _recorded_split(trained: Trained) -> SplitSettings | None:
+    """The split that `dissim train` recorded; None if another caller of `train` recorded something else."""
+    try:
+        return SplitSettings(**trained.provenance["split"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _all(images: ImageSet, train: ImageSet | None, trained_fingerprint: str) -> Selection:

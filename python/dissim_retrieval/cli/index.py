@@ -64,7 +64,7 @@ def index(
             f"gallery: expected one made with {run}, got {gallery}, which was made with another model. Choose a new"
             " gallery, or replace it with --overwrite."
         )
-    check_same_model(built.provenance or {}, facts, argument="gallery", source=gallery)
+    check_same_model(built.provenance, facts, argument="gallery", source=gallery)
     before = len(built)
     if is_embedding_file(source):
         stored = read_embedding_file(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from ..embedding_file import read_embedding_file
 from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex
 from ..models import BACKBONES
+from ..photos import gallery_network
 from ..projected import ProjectedHead
 from ..train import load_trained, run_folder
 from .arguments import is_embedding_file
@@ -101,7 +103,11 @@ def _gallery(path: Path) -> dict[str, Any]:
 def _searches_with_photos(index: DissimilarityIndex) -> str:
     if fitted_head(index) is not None:
         return "no: it has a projection of embeddings"
-    return "yes" if index.backbone is not None else "no: it has no network"
+    try:
+        gallery_network(index)
+    except (ValueError, ImportError) as error:
+        return f"no: {error}"
+    return "yes"
 
 
 def _fit(path: Path) -> dict[str, Any]:
@@ -124,6 +130,7 @@ def _run(path: Path) -> dict[str, Any]:
         "steps": "finished; its checkpoint is gone" if finished and not begun else f"{done} of {config.steps}",
         "loss": config.loss,
         "best validation": "none" if best is None else f"mAP {best['mAP']:.3f} at step {best['steps']}",
+        **({} if finished else {"weights": "not finished"}),
         **_provenance(provenance),
     }
 
@@ -132,18 +139,34 @@ def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     """What made the embeddings, in words; "fit" is told by the projection."""
     if not provenance.keys() - {"fit"}:
         return {"made by": "unknown: no provenance is recorded"}
-    described: dict[str, Any] = {"weights": provenance.get("model", "not finished")[:12]}
-    for key in ("data", "validation"):
-        data = provenance.get(key)
-        if data:
-            described["trained on" if key == "data" else "held out"] = (
-                f"{data['images']} images of {data['identities']} identities, {data['name']} in {data['root']},"
-                f" fingerprint {data['fingerprint'][:12]}"
-            )
-    split = provenance.get("split")
-    if split:
-        given = (f"{name} {value}" for name, value in split.items() if value is not None)
-        described["split"] = ", ".join(given)
-    described["backbone"] = provenance["backbone"]["name"] or provenance["backbone"]["class"]
-    described["image size"] = "x".join(map(str, provenance["transform"]["size"]))
+    described: dict[str, Any] = {}
+    for key, (heading, in_words) in PROVENANCE.items():
+        recorded = provenance.get(key)
+        if recorded:
+            try:
+                described[heading] = in_words(recorded)
+            except (KeyError, TypeError, AttributeError):  # another program recorded it, in another form
+                described[heading] = recorded
     return described
+
+
+def _images(data: dict[str, Any]) -> str:
+    return (
+        f"{data['images']} images of {data['identities']} identities, {data['name']} in {data['root']}, fingerprint"
+        f" {data['fingerprint'][:12]}"
+    )
+
+
+def _settings(split: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in split.items() if value is not None)
+
+
+#: Key of a provenance -> heading, and the value in words.
+PROVENANCE: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "model": ("weights", lambda digest: digest[:12]),
+    "data": ("trained on", _images),
+    "validation": ("held out", _images),
+    "split": ("split", _settings),
+    "backbone": ("backbone", lambda backbone: backbone["name"] or backbone["class"]),
+    "transform": ("image size", lambda transform: "x".join(map(str, transform["size"]))),
+}

@@ -68,7 +68,8 @@ def _candidates(
 ) -> list[Candidate]:
     """The results of a query; an index with fewer than k rows pads them with ids None or -1 of score -inf."""
     known = [(name, score) for name, score in zip(ids, scores, strict=True) if score != float("-inf")]
-    files = index.get([name for name, _ in known]).metadata.get("file", [None] * len(known))
+    stored = index.get([name for name, _ in known]).metadata.get("file", [None] * len(known))
+    files = [file if isinstance(file, str) else None for file in stored]  # another program may mean something else
     return [
         Candidate(rank, score, name, file, None if threshold is None else score >= threshold)
         for rank, ((name, score), file) in enumerate(zip(known, files, strict=True), 1)

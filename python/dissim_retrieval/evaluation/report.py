@@ -6,16 +6,15 @@ import csv
 import io
 import json
 import math
-from base64 import b64encode
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ..atomic import atomic_write
 from ..data import ImageSet
+from ..html_page import data_uri, write_page
 from .evaluate import Evaluation
 from .histogram import RECALL_GRID
 from .metrics import PerQueryMetrics
@@ -77,24 +76,25 @@ def write_report(
         file.write(overview_png(evaluations, images, columns, table, title=title))
 
     pictured = {row for e in evaluations for one in e.ranked for row in (one.query, *one.gallery)}
-    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("report.html").render(
+    page = out_dir / "report.html"
+    write_page(
+        page,
+        __package__,
+        "report.html",
         title=title,
         note=note,
         facts=facts,
         evaluations=evaluations,
         columns=columns,
         table=table,
-        curves=_data_uri("svg+xml", curves_svg(evaluations)),
-        pictures={row: _data_uri("png", _png(images, row)) for row in pictured},
+        curves=data_uri("svg+xml", curves_svg(evaluations)),
+        pictures={row: data_uri("png", _png(images, row)) for row in pictured},
         names=[images.label_names[label] for label in images.labels.tolist()],
         cameras=[images.camera_names[camera] for camera in images.cameras.tolist()],
         official_queries=images.queries is not None,
         credit=images.credit,
     )
-    with atomic_write(out_dir / "report.html") as file:
-        file.write(page.encode())
-    return out_dir / "report.html"
+    return page
 
 
 def metric_table(evaluations: list[Evaluation]) -> tuple[list[str], Table]:
@@ -157,7 +157,3 @@ def _png(images: ImageSet, row: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(images[row].permute(1, 2, 0).numpy()).save(file, "png")
     return file.getvalue()
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{b64encode(content).decode()}"

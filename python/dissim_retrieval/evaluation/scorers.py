@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..arrays import ArrayLike, as_rows
+from ..arrays import ArrayLike, as_rows, check_rows_finite
 
 #: (query [n, D], reference [M, D]) -> scores [n, M], larger = "same".
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -49,9 +49,7 @@ def finite_rows(name: str, embeddings: ArrayLike, classifier: PairClassifier) ->
     rows = classifier.transform(as_rows(name, embeddings, classifier.weight))
     if rows.dim() != 2:
         raise ValueError(f"{name}: expected rows [N, D], got {list(rows.shape)}. Pass one row per image.")
-    infinite = ~rows.isfinite().all(1)
-    if infinite.any():
-        raise ValueError(f"{name}: expected finite numbers, got NaN or Inf in row {int(infinite.nonzero()[0])}.")
+    check_rows_finite(name, rows)
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 

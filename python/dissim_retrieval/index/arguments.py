@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..arrays import as_array, as_tensor
+from ..arrays import as_array, as_tensor, check_rows_finite
 from ..head import DissimilarityHead
 
 INT_IDS, STR_IDS = pa.int64(), pa.large_string()
@@ -33,15 +33,8 @@ def as_embeddings(name: str, value: Any, dim: int) -> Tensor:
     if rows.dim() != 2 or rows.shape[1] != dim:
         hint = f" Pass {name}[None] for one row." if list(rows.shape) == [dim] else ""
         raise ValueError(f"{name}: expected [rows, {dim}], as the head's weight, got {list(rows.shape)}.{hint}")
-    check_finite(name, rows, "Remove such rows: they cannot be ranked.")
+    check_rows_finite(name, rows)
     return rows
-
-
-def check_finite(name: str, rows: Tensor, remedy: str) -> None:
-    finite = rows.isfinite().all(1)
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise ValueError(f"{name}: expected finite numbers, got NaN or Inf in row {first}. {remedy}")
 
 
 @torch.no_grad()
@@ -50,7 +43,7 @@ def transformed(head: DissimilarityHead, name: str, embeddings: Any) -> Tensor:
     weight = head.weight
     rows = as_embeddings(name, embeddings, len(weight)).to(weight.device)
     rows = head.transform(rows.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
-    check_finite(name, rows, f"The index stores {weight.dtype}, which cannot hold such numbers.")
+    check_rows_finite(name, rows, f"The index stores {weight.dtype}, which cannot hold such numbers.")
     return rows
 
 
@@ -68,36 +61,56 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold: expected a number, got {threshold!r}.")
 
 
-def as_ids(ids: Any, count: int | None = None, type: pa.DataType | None = None) -> pa.Array:
-    """Ids as an Arrow array, int64 or string. count: the length expected; type: that of the index, None if free."""
-    if isinstance(ids, Tensor):
-        ids = ids.detach().cpu().numpy()
-    kind = "int64 or str" if type is None else "int64" if type == INT_IDS else "str"
-    expected = f"ids: expected {kind} [{'n' if count is None else count}], one per row and each once"
-    values = np.asarray(ids) if len(ids) else np.empty(0, np.int64 if type != STR_IDS else object)
-    got = f"{values.dtype} {list(values.shape)}"
-    if values.ndim != 1 or (count is not None and len(values) != count):
+def as_ids(
+    ids: Any, count: int | None = None, id_type: pa.DataType | None = None, *, repeated: bool = False
+) -> pa.Array:
+    """Ids as an Arrow array, int64 or string.
+
+    count: the length expected; id_type: that of the index, None if free; repeated: whether an id may be there twice.
+    """
+    kind = "int64 or str" if id_type is None else "int64" if id_type == INT_IDS else "str"
+    expected = f"ids: expected {kind} [{'n' if count is None else count}]"
+    expected += "" if repeated else ", one per row and each once"
+    values, got = _id_values(ids)
+    kinds = {_id_type(kind) for kind in set(map(type, values or ()))}
+    if values is None or len(kinds) > 1 or None in kinds or (count is not None and len(values) != count):
         raise ValueError(f"{expected}, got {got}.")
-    if values.dtype.kind in "iu":
-        made = INT_IDS
-        if len(values) and int(values.max()) > MAX_ID:
-            raise ValueError(f"{expected}, got {int(values.max())}, which int64 cannot hold.")
-        array = pa.array(values.astype(np.int64))
-    elif values.dtype.kind in "UO" and all(isinstance(value, str) for value in values):
-        made = STR_IDS
-        try:
-            array = pa.array(values.tolist(), STR_IDS)
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{expected}, got {error.object!r}, which is not valid Unicode.") from error
-    else:
-        raise ValueError(f"{expected}, got {got}.")
-    if type is not None and made != type:
+    made = kinds.pop() if values else id_type or INT_IDS
+    if id_type is not None and made != id_type:
         raise ValueError(f"{expected}, as in this index, got {got}.")
-    counts = array.value_counts()
-    if len(counts) < len(array):
+    try:
+        array = pa.array(values, made)
+    except OverflowError as error:
+        raise ValueError(f"{expected}, got {max(values, key=abs)}, which int64 cannot hold.") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{expected}, got {error.object!r}, which is not valid Unicode.") from error
+    if not repeated and len(counts := array.value_counts()) < len(array):
         twice = next(one["values"] for one in counts.to_pylist() if one["counts"] > 1)
         raise ValueError(f"{expected}, got {twice!r} twice.")
     return array
+
+
+def _id_values(ids: Any) -> tuple[list[Any] | None, str]:
+    """Ids as a list of Python's values, None if they are no list, and what they are in words.
+
+    A list is not made an array, because NumPy changes values then: of [1, "a"] it makes text, of [True, 2] numbers.
+    """
+    if hasattr(ids, "__array__"):  # of torch, NumPy, pandas or Arrow
+        array = ids if isinstance(ids, Tensor) else np.asarray(ids)
+        got = f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
+        return (array.tolist() if array.ndim == 1 else None), got
+    if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
+        return None, type(ids).__name__
+    values = [value.item() if getattr(value, "ndim", None) == 0 else value for value in ids]
+    names = sorted({type(value).__name__ for value in values}) or ["list"]
+    return values, f"{' and '.join(names)} [{len(values)}]"
+
+
+def _id_type(kind: type) -> pa.DataType | None:
+    """The type of ids of a Python type; None if there are no such ids."""
+    if issubclass(kind, str):
+        return STR_IDS
+    return INT_IDS if issubclass(kind, int) and kind is not bool else None
 
 
 def as_metadata(metadata: Mapping[str, Sequence[Any]] | None, count: int, known: pa.Schema | None) -> pa.Table:
@@ -124,10 +137,30 @@ def _column(name: str, values: Any, wanted: pa.DataType | None) -> pa.Array:
         array = pa.array(as_array(values) if isinstance(values, np.ndarray) else values, from_pandas=False)
         if pa.types.is_null(array.type):
             array = array.cast(wanted or pa.string())
+        if wanted is not None and not _is_cast(array.type, wanted):
+            raise TypeError(str(array.type))
         if wanted is not None:
             array = array.cast(wanted)
-    except (pa.ArrowException, TypeError, ValueError, UnicodeEncodeError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"metadata: expected {what} in {name!r}, got {str(error).splitlines()[0]}.") from error
     if pa.types.is_nested(array.type) or pa.types.is_binary(array.type):
         raise ValueError(f"metadata: expected {what} in {name!r}, got {array.type}.")
     return array
+
+
+def _is_cast(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of a column may be cast. Arrow would also make 1 of True, True of 5 and text of numbers.
+
+    Text may be cast to times, because JSON has none.
+    """
+    if pa.types.is_temporal(wanted):
+        return pa.types.is_temporal(given) or _is_text(given)
+    return any(kind(given) and kind(wanted) for kind in (pa.types.is_boolean, _is_number, _is_text))
+
+
+def _is_number(type: pa.DataType) -> bool:
+    return pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type)
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type)

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from .checksum import row_checksums
 
-#: How long a writer waits for another one.
-LOCK_SECONDS = 10
-
 
 class Entries(NamedTuple):
     """Rows to write, or rows that were read. All parts have the same length."""

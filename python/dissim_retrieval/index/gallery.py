@@ -140,11 +140,9 @@ class DissimilarityIndex:
         except (RuntimeError, AssertionError) as error:
             what = str(error).splitlines()[0]
             raise ValueError(f"device: expected a device of this machine, got {device}: {what}") from error
-        index = cls.__new__(cls)
-        index.head, index._preparation = head, preparation
-        index.provenance, index._backbone = settings.provenance, None
+        index = cls(head, quantized=quantized, clustered=clustered, provenance=settings.provenance)
         index._store = LanceStore(folder, head.weight, preparation, in_memory=in_memory, sync=sync)
-        index._snapshot, index._publishing = index._store.latest(Snapshot()), threading.Lock()
+        index._snapshot = index._store.latest(Snapshot())
         if verify:
             index.verify()
         return index
@@ -193,7 +191,8 @@ class DissimilarityIndex:
             ids: int64 or str [B], which the index does not have yet. Without ids, they are numbers that go on after
                 the largest.
             metadata: columns {name: B values} of bool, numbers, str or times, for `filter` and `group_by`. Rows have
-                null in columns that are not given for them.
+                null in columns that are not given for them. A column keeps the type of its first values: numbers,
+                text and bools are not converted to each other.
         """
         self._check_provenance(provenance)
         rows = self._prepare("embeddings", embeddings)
@@ -290,7 +289,7 @@ class DissimilarityIndex:
         """Which of these ids, each given once, the index has: bool [B]."""
         snapshot = self._snapshot
         if snapshot.schema is None:
-            return np.zeros(len(ids), bool)
+            return np.zeros(len(as_ids(ids)), bool)
         return snapshot.locate(as_ids(ids, None, snapshot.schema.field("id").type)) >= 0
 
     @property
@@ -316,10 +315,9 @@ class DissimilarityIndex:
         snapshot = self._snapshot
         found = self._known(snapshot, ids)
         if not len(found):
-            columns: dict[str, list] = {
-                name: [] for name in (snapshot.schema.names if snapshot.schema else ()) if name != "id"
-            }
-            return StoredRows(ids, like(self.head.weight.detach()[None][:0], ids), columns)
+            empty = (snapshot.schema or pa.schema([("id", INT_IDS)])).empty_table()
+            names, metadata = empty.column("id").combine_chunks(), empty.drop_columns(["id"])
+            return stored_rows(Entries(names, found, self.head.weight.detach()[None][:0], metadata), ids)
         return stored_rows(self._store.read(snapshot, found), ids)
 
     @torch.no_grad()
@@ -396,7 +394,7 @@ class DissimilarityIndex:
         return scan.as_query(self.head, query)
 
     def _check_provenance(self, provenance: Mapping[str, Any] | None) -> None:
-        check_same_model(self.provenance or {}, provenance or {}, argument="provenance", source="the index")
+        check_same_model(self.provenance, provenance, argument="provenance", source="the index")
 
     def _new_ids(self, ids: Any, count: int, snapshot: Snapshot) -> pa.Array:
         kind = None if snapshot.schema is None else snapshot.schema.field("id").type

@@ -26,11 +26,12 @@ from lance.optimize import Compaction
 from torch import Tensor
 
 from .checksum import row_checksums
-from .entries import LOCK_SECONDS, Entries, arrow_view, from_arrow, to_table
+from .entries import Entries, arrow_view, from_arrow, to_table
 from .preparation import PREPARATIONS, Preparation
 from .prepared_files import PreparedFiles, remove_unused
-from .segments import BLOCK_VALUES, MemoryRows, Segment, Snapshot, StreamedRows, compaction_target
+from .segments import BLOCK_VALUES, MemoryRows, Segment, Snapshot, StreamedRows
 from .settings import damaged, folder_identity, sync
+from .writing import LOCK_SECONDS, merge_targets
 
 OWN_COLUMNS = ("embedding", "_sequence", "_checksum")
 #: Earlier versions are kept this long, for readers that have not called refresh().
@@ -130,29 +131,42 @@ class LanceStore:
             schema = pa.schema([field for field in dataset.schema if field.name not in OWN_COLUMNS])
         return Snapshot(dataset.version, tuple(part for part in segments if part.num_live), schema, dataset)
 
-    def _segment(self, fragment: LanceFragment, known: dict) -> Segment:
+    def _segment(self, fragment: LanceFragment, known: dict[tuple, Segment]) -> Segment:
+        """The segment of a fragment. known: those of an earlier version, by their keys."""
         key = (fragment.fragment_id, *(file.path for file in fragment.data_files()))
         before = known.get(key)
-        if before is not None and self.in_memory and before.num_live == fragment.count_rows():
+        if before is None:
+            return self._new_segment(fragment, key)
+        if self.in_memory and before.num_live == fragment.count_rows():
             return before
-        if before is not None:
-            sequence = _int64(fragment.to_table(columns=["_sequence"]), "_sequence")
-            before = before.without(~np.isin(before.sequence, sequence))
-            return before if self.in_memory else replace(before, vectors=self._streamed(fragment, before.sequence))
+        return self._changed_segment(fragment, before)
+
+    def _changed_segment(self, fragment: LanceFragment, before: Segment) -> Segment:
+        """A segment without the rows that were deleted since, and on disk with the fragment's present files."""
+        sequence = _int64(fragment.to_table(columns=["_sequence"]), "_sequence")
+        segment = before.without(~np.isin(before.sequence, sequence))
+        return segment if self.in_memory else replace(segment, vectors=self._streamed(fragment, segment.sequence))
+
+    def _new_segment(self, fragment: LanceFragment, key: tuple) -> Segment:
+        """A segment in the order of its sequence numbers, which may be another than that of the fragment."""
         table = fragment.to_table(columns=["_sequence", "id"], **self._deleted_too)
-        sequence = _int64(table, "_sequence")
-        order = None if (np.diff(sequence) > 0).all() else sequence.argsort()
-        table = table if order is None else table.take(pa.array(order))
-        sequence, ids = _int64(table, "_sequence"), table.column("id").combine_chunks()
+        sequence, order = _int64(table, "_sequence"), None
+        if not (np.diff(sequence) > 0).all():
+            order = sequence.argsort()
+            table, sequence = table.take(pa.array(order)), sequence[order]
+        ids = table.column("id").combine_chunks()
         if not self.in_memory:
             return Segment(key, sequence, ids, self._streamed(fragment, sequence))
-        rows = self._all_rows(fragment, len(sequence))
-        rows = rows if order is None else rows[torch.from_numpy(order).to(rows.device)]
-        prepared = self._prepared and self._prepared.read(key[1], len(rows))
-        segment = Segment(key, sequence, ids, MemoryRows(rows, prepared))
-        if not self._deleted_too or table["_rowid"].null_count == 0:
-            return segment
-        return segment.without(table["_rowid"].is_null().to_numpy())
+        segment = Segment(key, sequence, ids, self._memory_rows(fragment, key, len(sequence), order))
+        deleted = table["_rowid"].is_null().to_numpy() if self._deleted_too else np.zeros(len(sequence), bool)
+        return segment.without(deleted) if deleted.any() else segment
+
+    def _memory_rows(self, fragment: LanceFragment, key: tuple, count: int, order: np.ndarray | None) -> MemoryRows:
+        rows = self._all_rows(fragment, count)
+        if order is not None:
+            rows = rows[torch.from_numpy(order).to(rows.device)]
+        prepared = None if self._prepared is None else self._prepared.read(key[1], count)
+        return MemoryRows(rows, prepared)
 
     @property
     def _deleted_too(self) -> dict[str, Any]:
@@ -191,7 +205,7 @@ class LanceStore:
         metadata = found.select(names).take(pa.array(order))
         return Entries(snapshot.ids.take(pa.array(positions)), sequence, snapshot.take(positions), metadata)
 
-    def select(self, snapshot: Snapshot, condition: str | None, columns: list[str]) -> pa.Table:
+    def select(self, snapshot: Snapshot, condition: str, columns: list[str]) -> pa.Table:
         """The columns, and "_sequence", of the snapshot's live rows that satisfy an SQL condition."""
         self._check_process()
         try:
@@ -249,7 +263,7 @@ class LanceStore:
     def newest_to_write(self, snapshot: Snapshot) -> Snapshot:
         """The newest version; merges small fragments first if there are many. A write starts with it."""
         snapshot = self.latest(snapshot)
-        for target in compaction_target([segment.num_live for segment in snapshot.segments]):
+        for target in merge_targets([segment.num_live for segment in snapshot.segments]):
             if self._compact(snapshot, target, threshold=0.1):
                 return self._complete(self.latest(snapshot))
         return snapshot

@@ -12,16 +12,15 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from .entries import LOCK_SECONDS, Entries, to_table
-from .segments import MemoryRows, Segment, Snapshot, compaction_target
+from .entries import Entries, to_table
+from .segments import MemoryRows, Segment, Snapshot
+from .writing import LOCK_SECONDS, merge_targets
 
 _names = itertools.count()
 
 
 class MemoryStore:
     """Writes and reads as `LanceStore` does, without a folder."""
-
-    path = None
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,7 +41,7 @@ class MemoryStore:
 
     def newest_to_write(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot, with small segments merged if there are many."""
-        for target in compaction_target([part.num_live for part in snapshot.segments]):
+        for target in merge_targets([part.num_live for part in snapshot.segments]):
             return self.compact(snapshot, target)
         return snapshot
 
@@ -103,7 +102,7 @@ class MemoryStore:
         }
         return pa.table(columns) if columns else pa.table({"": pa.nulls(len(snapshot.ids))}).select([])
 
-    def select(self, snapshot: Snapshot, condition: str | None, columns: list[str]) -> pa.Table:
+    def select(self, snapshot: Snapshot, condition: str, columns: list[str]) -> pa.Table:
         """The columns, and "_sequence", of the live rows that satisfy an SQL condition."""
         dataset = snapshot.cache.get("dataset")
         if dataset is None:

@@ -50,9 +50,7 @@ def ranks(ask: Ask, query: Query, offsets: Any, ids: Any, type: pa.DataType | No
 
 def _as_listed(offsets: Any, ids: Any, queries: int, type: pa.DataType | None) -> tuple[Tensor, pa.Array, np.ndarray]:
     """Offsets, the listed ids, each once, and the place of every listed id among them."""
-    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    if np.ndim(ids) != 1:
-        raise ValueError(f"ids: expected a list of ids for all queries, got {np.ndim(ids)} dimensions.")
+    values = as_ids(ids, None, type, repeated=True).dictionary_encode()
     bounds = as_tensor(offsets).cpu()
     if bounds.dtype != torch.int64 or bounds.shape != (queries + 1,):
         raise ValueError(
@@ -60,8 +58,7 @@ def _as_listed(offsets: Any, ids: Any, queries: int, type: pa.DataType | None) -
         )
     if bounds[0] != 0 or bounds[-1] != len(values) or (bounds.diff() < 0).any():
         raise ValueError(f"offsets: expected numbers that ascend from 0 to {len(values)}, the number of ids.")
-    number = {value: place for place, value in enumerate(dict.fromkeys(values))}
-    return bounds, as_ids(list(number), None, type), np.array([number[value] for value in values], np.int64)
+    return bounds, values.dictionary, values.indices.to_numpy().astype(np.int64)
 
 
 def listed(snapshot: Snapshot, query: Query, numbers: Tensor, ids: pa.Array, place: np.ndarray) -> Pairs:

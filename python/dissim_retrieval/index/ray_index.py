@@ -151,7 +151,7 @@ class RayDissimilarityIndex:
         provenance: Mapping[str, Any] | None = None,
     ) -> SearchResult:
         """As `DissimilarityIndex.search`. With `group_by`, the scores of all candidates are sent here."""
-        check_same_model(self.provenance or {}, provenance or {}, argument="provenance", source="the index")
+        check_same_model(self.provenance, provenance, argument="provenance", source="the index")
         check_k(k)
         state, rows = self._state, scan.as_query(self.head, query)
         if group_by is None:
@@ -218,12 +218,14 @@ class RayDissimilarityIndex:
         if not self._actors:
             raise RuntimeError("index: expected an open index, got one that was closed. Open it again.")
         ray, busy = self._ray, state.busy
-        shared = ray.put(arguments)
+        if each is None:
+            shared = ray.put(arguments)
+            every = [shared] * len(busy)
+        else:
+            every = [(*arguments, one) for one in each]
         calls = [
-            self._actors[number].call.remote(
-                state.shares[number], name, shared if each is None else (*arguments, each[place])
-            )
-            for place, number in enumerate(busy)
+            self._actors[number].call.remote(state.shares[number], name, of_shard)
+            for number, of_shard in zip(busy, every, strict=True)
         ]
         late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout)[1] if calls else []
         if late:

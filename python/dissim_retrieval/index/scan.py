@@ -158,7 +158,7 @@ class Pairs(NamedTuple):
     positions: Tensor
 
 
-def above(query: Query, snapshot: Snapshot, threshold: float, chosen: np.ndarray | None = None) -> Pairs:
+def above(query: Query, snapshot: Snapshot, threshold: float, chosen: np.ndarray | None) -> Pairs:
     """The rows that score `threshold` or more, in any order."""
     found = [no_pairs(query)]
     for block in score_blocks(query, snapshot, chosen):

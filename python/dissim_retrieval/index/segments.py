@@ -237,17 +237,3 @@ class Snapshot:
         back[order] = np.arange(len(order))
         rows = torch.cat(parts)
         return rows[torch.from_numpy(back).to(rows.device)]
-
-
-def compaction_target(sizes: list[int]) -> Iterator[int]:
-    """Sizes below which segments should be merged, smallest first: those with 16 or more segments below them.
-
-    Merging by size class rewrites a row a few times only, and leaves few segments.
-    """
-    for target in (1 << 10, 1 << 14, 1 << 18, 1 << 20):
-        if sum(size < target for size in sizes) >= MAX_SEGMENTS_BELOW:
-            yield target
-
-
-#: Segments below a size class before they are merged.
-MAX_SEGMENTS_BELOW = 16

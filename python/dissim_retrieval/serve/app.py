@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -200,10 +201,9 @@ async def _typed(gallery: ServedGallery, ids: list[str]) -> list[Any]:
     columns = await gallery.read(lambda index: index.columns)
     if columns.get("id") != "int64":
         return list(ids)
-    try:
-        return [int(id) for id in ids]
-    except ValueError as error:
-        raise ValueError(f"id: expected numbers, as in this gallery, got {', '.join(map(repr, ids))}.") from error
+    if not all(re.fullmatch("-?[0-9]{1,20}", id) for id in ids):  # int() takes "1_0" as well
+        raise ValueError(f"id: expected numbers, as in this gallery, got {', '.join(map(repr, ids))}.")
+    return [int(id) for id in ids]
 
 
 def _query(row: np.ndarray | None, id: Any, options: SearchOptions) -> GalleryQuery:

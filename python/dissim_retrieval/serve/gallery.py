@@ -158,8 +158,8 @@ class ServedGallery:
             answers = [answer._replace(metadata=[metadata[id] for id in answer.ids]) for answer in answers]
         return answers
 
-    def _read_files(self, ids: list[str]) -> list[str | None]:
-        """The file that each row names."""
+    def _read_files(self, ids: list[str]) -> list[Any]:
+        """What each row has in the column "file"."""
         wanted = list(set(ids))
         files = self._newest().get(wanted).metadata.get("file", [None] * len(wanted))
         known = dict(zip(wanted, files, strict=True))
@@ -195,9 +195,7 @@ def _search_key(query: Query) -> Hashable:
 def _stored(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, np.ndarray]:
     """The embedding of each row."""
     wanted = list(set(ids))
-    if len(set(map(type, wanted))) > 1:  # an array of both would have the numbers as str
-        raise ValueError("id: expected ids of one type.")
-    return dict(zip(wanted, index.get(np.array(wanted)).embeddings, strict=True)) if wanted else {}
+    return dict(zip(wanted, index.get(np.array(wanted, object)).embeddings, strict=True)) if wanted else {}
 
 
 def _metadata(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:

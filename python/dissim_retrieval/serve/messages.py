@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, Json, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, StrictInt, StrictStr, model_validator
 
 #: The largest number of results of a query.
 MAX_K = 1000
 
 Id = StrictInt | StrictStr
+#: Of an embedding: not true, nor text.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class SearchOptions(BaseModel):
@@ -34,7 +36,7 @@ class SearchOptions(BaseModel):
 class Search(SearchOptions):
     """A search by an embedding, or by the id of a row."""
 
-    embedding: Annotated[list[FiniteFloat] | None, Field(description="As the network makes it.")] = None
+    embedding: Annotated[list[Number] | None, Field(description="As the network makes it.")] = None
     id: Annotated[Id | None, Field(description="The id of a row of the gallery.")] = None
 
     @model_validator(mode="after")
@@ -70,7 +72,7 @@ class NewRows(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    embeddings: list[list[FiniteFloat]]
+    embeddings: list[list[Number]]
     ids: Annotated[list[Id] | None, Field(description="Not needed in a gallery whose ids are numbers.")] = None
     metadata: Annotated[dict[str, list[Any]], Field(description="For each column the values of all rows.")] = {}
 

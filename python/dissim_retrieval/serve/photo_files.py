@@ -8,18 +8,18 @@ from pathlib import Path
 from ..thumbnail import thumbnail
 
 
-def photo_file(id: object, file: str | None) -> Path | None:
+def photo_file(id: object, file: object) -> Path | None:
     """The photo of a row, symbolic links resolved. None if it is gone, or outside the folder that was indexed.
 
     `dissim index` gives a photo the id of its path below that folder, so the folder is `file` without the id.
     """
-    if not isinstance(id, str) or file is None or not file.endswith(f"/{id}"):
+    if not isinstance(id, str) or not isinstance(file, str) or not file.endswith(f"/{id}"):
         return None
     folder, path = Path(file.removesuffix(id)).resolve(), Path(file).resolve()
     return path if path.is_relative_to(folder) and path.is_file() else None
 
 
-def photo_thumbnail(id: object, file: str | None) -> bytes | None:
+def photo_thumbnail(id: object, file: object) -> bytes | None:
     """A JPEG of the photo of a row; None if there is none that can be read. The last thousand are kept, 8 KB each."""
     path = photo_file(id, file)
     try:

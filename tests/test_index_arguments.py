@@ -1,0 +1,122 @@
+"""What the index makes of ids and metadata: the same values, or an error. NumPy and Arrow would convert some."""
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex
+
+LARGEST = 2**63 - 1
+
+
+def index_of(ids, metadata=None):
+    index = DissimilarityIndex(DissimilarityHead(3))
+    index.add(torch.randn(len(ids), 3), ids, metadata)
+    return index
+
+
+@pytest.mark.parametrize(
+    ("ids", "stored"),
+    [
+        ([3, np.int8(1), torch.tensor(2), np.array(4)], [3, 1, 2, 4]),
+        ([np.uint64(5), np.int64(-3)], [5, -3]),  # float64 in NumPy
+        ([LARGEST, -LARGEST - 1], [LARGEST, -LARGEST - 1]),
+        (range(2), [0, 1]),
+        (np.array([1, 2], ">i4")[::-1], [2, 1]),
+        (np.array([1, 2], object), [1, 2]),
+        (pa.array([1, 2]), [1, 2]),
+        (["a", np.str_("b")], ["a", "b"]),
+        (["a\0", "a"], ["a\0", "a"]),  # an array of NumPy has no zeros at the end
+        (np.array(["a", "bc"]), ["a", "bc"]),
+        (("1", "2"), ["1", "2"]),
+    ],
+)
+def test_ids_are_stored_as_they_are(ids, stored):
+    index = index_of(ids)
+    assert index.ids().tolist() == stored and index.contains(ids).all()
+    assert index.search(torch.ones(1, 3), 9, filter=ids).ids.tolist()[0][: len(ids)] != [-1] * len(ids)
+    assert index.ranks(torch.ones(1, 3), [0, 2], [stored[0], stored[0]]).unique().numel() == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "got"),
+    [
+        ([1, "a"], r"int and str \[2\]"),
+        (["a", 1], r"int and str \[2\]"),
+        ([1.5, "a"], r"float and str \[2\]"),
+        ([1, 1.0], r"float and int \[2\]"),
+        ([True, 2], r"bool and int \[2\]"),
+        ([np.True_, 2], r"bool and int \[2\]"),
+        ([True, False], r"bool \[2\]"),
+        (np.array([True, False]), r"bool \[2\]"),
+        ([None, "a"], r"NoneType and str \[2\]"),
+        ([b"a", "b"], r"bytes and str \[2\]"),
+        (np.array([b"a", b"b"]), r"\|S1 \[2\]"),
+        (np.array([1, "a"], object), r"object \[2\]"),
+        ([[1], [2, 3]], r"list \[2\]"),
+        (torch.tensor([[1], [2]]), r"int64 \[2, 1\]"),
+        (torch.tensor([1, 2], dtype=torch.bfloat16), r"bfloat16 \[2\]"),
+        ({1, 2}, "set"),
+        ("ab", "str"),
+        (7, "int"),
+        ([2**63, 1], "9223372036854775808, which int64 cannot hold"),
+        ([2**64, -1], "18446744073709551616, which int64 cannot hold"),
+        ([-(2**63) - 1, 1], "-9223372036854775809, which int64 cannot hold"),
+        (np.array([2**63, 1], np.uint64), "9223372036854775808, which int64 cannot hold"),
+    ],
+    ids=repr,
+)
+def test_other_ids_are_an_error_wherever_they_are_passed(ids, got):
+    message = rf"ids: expected int64( or str)? \[.\].*, got {got}"
+    index, query = index_of([1, 2]), torch.ones(1, 3)
+    for call in (
+        lambda: DissimilarityIndex(index.head).add(torch.randn(2, 3), ids),
+        lambda: DissimilarityIndex(index.head).contains(ids),
+        lambda: index.update(torch.randn(2, 3), ids),
+        lambda: index.remove(ids),
+        lambda: index.get(ids),
+        lambda: index.contains(ids),
+        lambda: index.ranks(query, [0, 2], ids),
+        *([] if isinstance(ids, str) else [lambda: index.search(query, 1, filter=ids)]),  # else a condition
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert len(index) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "stored"),
+    [
+        ([1], [2.0], [1, 2]),
+        ([1.5], [2], [1.5, 2.0]),
+        (["a"], [None], ["a", None]),
+        (np.array(["a"]), ["b"], ["a", "b"]),
+        ([datetime.date(2026, 1, 2)], ["2026-01-03"], [datetime.date(2026, 1, 2), datetime.date(2026, 1, 3)]),
+        ([1], [True], None),
+        ([1], ["2"], None),
+        ([1], [2.5], None),
+        ([1], [2**70], None),
+        ([True], [5], None),
+        ([True], ["true"], None),
+        (["a"], [1], None),
+        (["a"], [True], None),
+        ([datetime.date(2026, 1, 2)], [5], None),
+    ],
+    ids=repr,
+)
+def test_values_of_a_column_keep_their_meaning(first, second, stored):
+    index = index_of(["x"], {"column": first})
+    if stored is None:
+        with pytest.raises(ValueError, match=r"metadata: expected .* in 'column', got"):
+            index.add(torch.randn(1, 3), ["y"], {"column": second})
+        assert len(index) == 1
+    else:
+        index.add(torch.randn(1, 3), ["y"], {"column": second})
+        assert index.get(["x", "y"]).metadata == {"column": stored}
+
+
+def test_a_number_beyond_int64_in_a_new_column_is_an_error():
+    with pytest.raises(ValueError, match="metadata: expected bool, numbers, str or times in 'column', got"):
+        index_of([1], {"column": [2**70]})
