@@ -142,6 +142,14 @@ def test_correctness_check_fails_wrong_ranks():
     assert not check.verdict((indices[:, :2], ranks[:, :2]), ours=True).passed
 
 
+def test_correctness_check_fails_shifted_ranks_among_many_references():
+    problem = make(Case("", "rank", 8, 40_000, 256, k=10))
+    check, (indices, ranks) = CorrectnessCheck(problem), bench.ours._rank(problem)()
+    assert check.verdict((indices, ranks), ours=True).passed
+    for shift in (-10, 10):
+        assert not check.verdict((indices, (ranks + shift).clamp(0, 39_999)), ours=True).passed
+
+
 def test_correctness_check_accepts_row_sums_in_place_of_scores():
     problem = make(TINY["score"])
     scores = bench.ours._score(problem)()
