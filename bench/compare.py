@@ -65,26 +65,7 @@ def import_trees(tree: Path) -> None:
     import dissim_kernels
 
     assert Path(dissim_kernels.__file__).is_relative_to(tree), dissim_kernels.__file__
-    add_new_names(dissim_kernels)
     sys.path[0] = str(ROOT)
-
-
-def add_new_names(package) -> None:
-    """Adds the present public names to a dissim_kernels of commit 9016173 or before.
-
-    Temporary: remove it when no comparison with such a commit is needed.
-    """
-    if hasattr(package, "quantize_references"):
-        return
-    plain_topk, quantized_topk = package.fused_dissim_topk, package.certified_dissim_topk
-
-    def topk(*arguments, quantized=None, **options):
-        if quantized is None:
-            return plain_topk(*arguments, **options)
-        return quantized_topk(*arguments, quantised=quantized, **options)[:2]
-
-    package.fused_dissim_topk = topk
-    package.quantize_references = package.quantise_references
 
 
 def work(tree: Path) -> None:

@@ -12,7 +12,9 @@ import sys
 
 import torch
 
-from .machine import commit, package_version
+from dissim_kernels.__main__ import installed
+
+from .machine import commit
 
 
 def unsupported_reason() -> str | None:
@@ -34,7 +36,7 @@ def describe() -> dict[str, object]:
         "driver": _driver(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": package_version("triton"),
+        "triton": installed("triton"),
         "nvcc": _nvcc(),
         "python": platform.python_version(),
         "commit": commit(),

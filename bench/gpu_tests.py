@@ -87,7 +87,7 @@ def run(folder: Path, seconds: float, chosen: dict[str, list[str]] | None = None
             bad = [f"{name}: pytest ended with status {status} ({log.name})"]
         return counts, [f"{name}: {line}" for line in bad]
 
-    with ThreadPoolExecutor(min(PROCESSES, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(PROCESSES, len(os.sched_getaffinity(0)))) as pool:
         found = list(pool.map(one, chosen))
     return sum((counts for counts, _ in found), Counter()), [line for _, bad in found for line in bad]
 

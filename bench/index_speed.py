@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def _made(path: Path, rows: int, dim: int) -> Tensor:
-    """An index on disk, with codes and clusters. Returns a query."""
+    """An index on disk, with codes. Returns a query."""
     drawn = problem.make(Case("", "quantized_topk", 1, rows, dim))
     head = DissimilarityHead(dim, sign="free", normalize=False)
     with torch.no_grad():

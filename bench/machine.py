@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from dissim_kernels.__main__ import installed
 
 from .toolchain import compiler
 
@@ -16,10 +17,9 @@ PACKAGES = ("faiss-cpu", "numba", "pykeops", "scikit-learn", "scipy")
 
 
 def describe() -> dict[str, object]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu(),
-        "cores": cores,
+        "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "isa": torch.ops.dissim_native.isa(),
         "isas": torch.ops.dissim_native.isas(),
@@ -28,7 +28,7 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "compiler": subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout.split("\n")[0],
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: package_version(name) for name in PACKAGES},
+        "packages": {name: installed(name) for name in PACKAGES},
         "commit": commit(),
         "load_before": load(),
     }
@@ -43,15 +43,15 @@ def environment_summary(machine: dict) -> str:
     )
 
 
-def load() -> float | None:
+def load() -> float:
     """The load average of the last minute."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return os.getloadavg()[0]
 
 
 def busy(machine: dict) -> str | None:
     """A warning if the machine was busy when the measurement began."""
     before = machine["load_before"]
-    if before is None or before < 0.25 * machine["cores"]:
+    if before < 0.25 * machine["cores"]:
         return None
     return (
         f"the machine was busy at the start (load {before:.2f} on {machine['cores']} cores): the times are unreliable"
@@ -59,21 +59,12 @@ def busy(machine: dict) -> str | None:
 
 
 def _cpu() -> str:
-    try:
-        names = [row for row in Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name")]
-        rows = dict(row.split(":", 1) for row in Path("/proc/cpuinfo").read_text().splitlines() if ":" in row)
-        fields = {key.strip(): value.strip() for key, value in rows.items()}
-        number = f"family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else ""
-        return f"{names[0].split(':', 1)[1].strip()} ({number})" if names else platform.processor()
-    except OSError:
-        return platform.processor() or platform.machine()
-
-
-def package_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    """The name of the processor; on aarch64, where Linux knows none, the architecture."""
+    rows = (row.split(":", 1) for row in Path("/proc/cpuinfo").read_text().splitlines() if ":" in row)
+    fields = {key.strip(): value.strip() for key, value in rows}
+    if "model name" not in fields:
+        return platform.machine()
+    return "{model name} (family {cpu family} model {model})".format(**fields)
 
 
 def commit() -> str:

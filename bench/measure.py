@@ -38,10 +38,10 @@ def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, min_round
     return samples
 
 
-def min_seconds(call: Callable[[], object], times: int = 3) -> float:
-    """The minimum time of a few calls after a warm-up, to choose between settings. It is not reported."""
+def min_seconds(call: Callable[[], object]) -> float:
+    """The minimum time of three calls after a warm-up, to choose between settings. It is not reported."""
     call()
-    return min(_seconds(call, 1) for _ in range(times))
+    return min(_seconds(call, 1) for _ in range(3))
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:
@@ -52,14 +52,14 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def peak_extra_bytes(call: Callable[[], object]) -> int | None:
-    """The rise of resident memory in one call, its result included. None on systems other than Linux, which cannot
-    reset the peak."""
+    """The rise of resident memory in one call, its result included. None if the system does not let a process reset
+    its peak."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)  # freed memory of an earlier call would hide the rise
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
-    except (OSError, AttributeError):
+    except OSError:
         call()
         return None
     result = call()

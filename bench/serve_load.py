@@ -180,8 +180,8 @@ def table(loads: list[Load]) -> str:
     )
 
 
-def main() -> int:
-    """Measure, print and write the results. Exit code 1 if there was an error."""
+def main() -> None:
+    """Measure, print and write the results. Exit code 1, and nothing is written, if there was an error."""
     parser = argparse.ArgumentParser(prog="python -m bench.serve_load", description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=256)
@@ -193,6 +193,8 @@ def main() -> int:
     facts |= {"rows": options.rows, "dim": options.dim, "k": K, "seconds": options.seconds}
     facts["datetime"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     loads = measure(rows=options.rows, dim=options.dim, clients=options.clients, seconds=options.seconds)
+    if errors := [error for one in loads for error in one.errors]:
+        sys.exit("FAILED: " + "\n".join(errors[:10]))
     facts["load_after"] = machine.load()
     busy = machine.busy(facts)
     head = HEAD.format(
@@ -205,10 +207,7 @@ def main() -> int:
     )
     files.replace(options.output / "serve.md", text)
     print(text)
-    errors = [error for one in loads for error in one.errors]
-    print("\n".join(errors[:10]), file=sys.stderr)
-    return 1 if errors else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

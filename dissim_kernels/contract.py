@@ -25,12 +25,14 @@ REDUCTIONS = ("mean", "sum", "none")
 OPERATOR_REMEDY = "Call the public functions of dissim_kernels, which convert their arguments."
 #: Which references count for a query, by label.
 AMONG = ("different", "same", "all")
+#: Layout of the 8-bit codes (csrc/dissim.h): rows per panel and code columns per group.
+PANEL, GROUP = 16, 8
 
 
 class Problem(NamedTuple):
     """What decides whether a backend supports a call (see dispatch.py)."""
 
-    operation: str  # "score", "topk", "quantized_topk", "clustered_topk" or "hinge"
+    operation: str  # "score", "topk", "quantized_topk", "clustered_topk", "quantize", "hinge", "logsumexp" or "rank"
     device: torch.device  # a specific device, because the devices of one machine may differ
 
 
@@ -166,7 +168,7 @@ def check_paired_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: 
 
 
 def check_matrix_inputs(query: Tensor, reference: Tensor, weight: Tensor, bias: object) -> None:
-    """Top-k and hinge loss, without a batch and with one head: query [N, D], reference [M, D], weight [D]."""
+    """Without a batch and with one head: query [N, D], reference [M, D], weight [D]."""
     check_score_inputs(query, reference, weight, bias)
     for name, tensor, dims in (("query", query, "[N, D]"), ("reference", reference, "[M, D]")):
         if tensor.dim() != 2:
@@ -199,7 +201,7 @@ def check_filters(
     query_labels: Tensor | None,
     reference_labels: Tensor | None,
 ) -> None:
-    """Filters of a search: each None or int64 [N], [N] and [M]; labels of both sides or of neither."""
+    """Filters of the references: each None or int64 [N], [N] and [M]; labels of both sides or of neither."""
     if (query_labels is None) != (reference_labels is None):
         missing = "query_labels" if query_labels is None else "reference_labels"
         raise_argument_error(missing, "labels, since the other side has them", None, "Pass both or neither.")

@@ -184,7 +184,7 @@ def _threads(threads: int | None) -> int:
                 if not value.isdecimal() or int(value) < 1:
                     _raise_error(name, "a number of threads in the environment", repr(value), "Set it to 1 or more.")
                 return min(int(value), MAX_THREADS)
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return len(os.sched_getaffinity(0))
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         _raise_error("threads", "None or an integer of at least 1", repr(threads), "Omit it to use all cores.")
     return min(threads, MAX_THREADS)

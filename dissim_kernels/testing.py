@@ -1,4 +1,4 @@
-"""What tests and benchmarks check results with: edge-case inputs, plain definitions, error bounds, assertions.
+"""What tests check results with: edge-case inputs, plain definitions, error bounds, assertions.
 
 Expected values are the plain definitions below, evaluated on float64 copies of the inputs. Tolerances are not
 constants: they are computed from the inputs, as the rounding bound (E9) and the same argument for each gradient.

@@ -33,7 +33,7 @@ def check_operators(name):
     files = [str(TESTS / f"test_{stem}.py") for stem in ("score", "topk", "hinge", "quantized_topk", "clusters")]
     files += [str(TESTS / f"test_{stem}.py") for stem in ("logsumexp", "rank")]
     script = (
-        "import sys, pytest; from dissim_kernels.backends import native; print(native.isa()); sys.exit(pytest.main())"
+        "import sys, pytest, torch, dissim_kernels\nprint(torch.ops.dissim_native.isa())\nsys.exit(pytest.main())"
     )
     arguments = ["-q", "-x", "-p", "no:cacheprovider", "-k", selected, *files]
     done = run("-c", script, *arguments, DISSIM_ISA=name, **POISON)

@@ -203,7 +203,7 @@ def test_python_m_dissim_kernels_prints_backends_with_reasons(monkeypatch, capsy
     for name, reason in unavailable_backends().items():
         assert rows[f"backend {name}"].strip() == f"not available: {reason}"
     assert torch.__version__ in rows["torch"] and "DISSIM_THREADS=3" in rows["environment"]
-    assert native.isa() in rows["instruction set"]
+    assert torch.ops.dissim_native.isa() in rows["instruction set"]
 
 
 def test_last_backend_is_thread_local():

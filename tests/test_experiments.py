@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +89,13 @@ def test_interrupted_and_resumed_does_each_cell_once(tiny, tmp_path, monkeypatch
     for suffix in ("frozen.md", "frozen.png"):
         assert (tmp_path / "out" / suffix).exists()
     assert tiny() == 0 and len(done) == len(cell_list) + 2  # everything is done
+
+
+def test_several_processes_are_silent_about_lance():
+    """lance warns of a fork if it was imported, which the tasks do not use."""
+    script = "import lance; from bench.experiments.processes import results; print(sorted(results([1, -2], abs, 2)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[(-2, 2), (1, 1)]\n" and not done.stderr, done.stderr
 
 
 def test_several_processes_have_the_results_of_one(tiny, tmp_path):

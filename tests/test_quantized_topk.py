@@ -207,6 +207,11 @@ def test_codes_of_plain_torch_and_of_the_kernels_are_equal(dtype):
     assert (made.error_bounds == UNBOUNDED).nonzero()[:, 0].tolist() == [3, 5]
 
 
+def test_weights_of_zero_have_no_codes(encoder):
+    codes = quantize_references(torch.randn(20, 3), torch.zeros(3)).codes
+    assert codes.shape == (2, 0, 16, 8)
+
+
 @pytest.mark.parametrize("backend", [name for name in QUANTIZED_BACKENDS if name != "reference"])
 def test_few_rows_of_clustered_data_are_rescored(backend):
     inputs = clustered(64, 6000, 128, classes=300)

@@ -97,9 +97,6 @@ IN_CODE = (
     Rule(r"\bstream\b", "store_nontemporal", "stream(out, value)", "csrc/cpu"),
 )
 
-#: Lines that need an old name: the adapter for commits before the public names changed.
-EXCEPTIONS = {"bench/compare.py": r"package\.(certified|quantise)|quantised=quantized"}
-
 
 @cache
 def tracked_files():
@@ -156,7 +153,7 @@ def violations(rule, code_only):
             continue
         for number, line in enumerate((name, *lines)):
             match = pattern.search(line)
-            if match and not (name in EXCEPTIONS and re.search(EXCEPTIONS[name], line)):
+            if match:
                 yield f"{name}:{number}: {match[0]!r}, write: {rule.instead}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -46,7 +47,10 @@ def _start(task: Task, compute: Callable[[Task], Result]) -> tuple[Connection, B
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, task, compute), daemon=True)
-    process.start()
+    with warnings.catch_warnings():
+        # Data sets may have imported lance, which warns of every fork. A task computes and does not use lance.
+        warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
+        process.start()
     sender.close()
     return receiver, process
 

@@ -24,7 +24,7 @@ def scaled(problem: Problem, dtype: str = "float32") -> tuple[np.ndarray, np.nda
 def _faiss(problem: Problem) -> Call:
     import faiss
 
-    faiss.omp_set_num_threads(os.cpu_count())
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     query, reference = scaled(problem)
 
     def score():
@@ -38,7 +38,7 @@ def _faiss(problem: Problem) -> Call:
 def _faiss_topk(problem: Problem) -> Call:
     import faiss
 
-    faiss.omp_set_num_threads(os.cpu_count())
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     query, reference = scaled(problem)
     index = faiss.IndexFlat(problem.case.dim, faiss.METRIC_L1)
     index.add(reference)
@@ -63,7 +63,7 @@ def _scipy(problem: Problem) -> Call:
     from scipy.spatial.distance import cdist
 
     query, reference = scaled(problem, "float64")  # its only type
-    threads = os.cpu_count()
+    threads = len(os.sched_getaffinity(0))
     longer = query if len(query) >= len(reference) else reference
     pool, parts = ThreadPoolExecutor(threads), np.array_split(longer, threads)
 

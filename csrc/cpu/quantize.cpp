@@ -1,6 +1,6 @@
 // quantize: rows as 8-bit codes, with a bound of the error that the codes cause in the scores of each row (E10, E14).
 // extent: the range of the values of each dimension, from which the grid of the codes is made.
-// dissim_kernels/backends/codes.py computes the same in plain torch, with constants of the same names.
+// dissim_kernels/backends/codes.py and rounding.py compute the same in plain torch, with constants of the same names.
 #include "../pair_math.h"
 #include "kernels.h"
 #include "pack.h"

@@ -6,14 +6,14 @@ they decide only how many rows a search has to score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..contract import ACCUMULATE, TopKArguments
-from .codes import CHUNK, MAX_SCORE_SIZE_DIVISOR, MAX_VALUE_DIVISOR, ROUNDING_SLACK
+from .rounding import gamma, has_bound, max_score_size, parts, underflow_error
 
 #: Rows per cluster in the sample from which pivots are chosen, and in its first part, which offers the first pivots.
 SAMPLE_ROWS, SEED_ROWS = 20, 5
@@ -52,11 +52,12 @@ def _radii(reference: Tensor, labels: Tensor, pivots: Tensor, center: Tensor, we
     acc = weight.dtype
     pivot_sizes = _distance(pivots.to(acc), center, weight)
     radii = torch.empty(len(reference), dtype=torch.float64, device=reference.device)
-    for rows, part in _parts(reference):
+    rounding, underflow = 4 * gamma(len(weight), acc), 3 * underflow_error(weight)
+    for rows, part in parts(reference):
         radius = _distance(part, pivots[labels[rows]].to(acc), weight)
         size = radius + pivot_sizes[labels[rows]]
-        bounded = _has_bound(part) & (size < _max_size(acc))
-        bound = radius.double() + 4 * _gamma(weight) * size.double() + 3 * _underflow(weight)
+        bounded = has_bound(part).all(1) & (size < max_score_size(acc))
+        bound = radius.double() + rounding * size.double() + underflow
         radii[rows] = torch.where(bounded, bound, torch.inf)
     return radii
 
@@ -64,32 +65,6 @@ def _radii(reference: Tensor, labels: Tensor, pivots: Tensor, center: Tensor, we
 def _distance(rows: Tensor, others: Tensor, weight: Tensor) -> Tensor:
     """The weighted distance of each row to its other row, or to the only one. A matrix product might round more."""
     return ((rows - others).abs() * weight.abs()).sum(1)
-
-
-def _gamma(weight: Tensor) -> float:
-    roundings = (len(weight) + ROUNDING_SLACK) * torch.finfo(weight.dtype).eps / 2
-    return roundings / (1 - roundings)
-
-
-def _underflow(weight: Tensor) -> Tensor:
-    """What underflow can add to the error of a score: e_0 of E17."""
-    return (weight.double().abs().sum() + len(weight) + ROUNDING_SLACK) * torch.finfo(weight.dtype).smallest_normal
-
-
-def _max_size(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).max / MAX_SCORE_SIZE_DIVISOR
-
-
-def _has_bound(rows: Tensor) -> Tensor:
-    """False for a row with NaN, Inf, or a value so large that a difference of two might overflow."""
-    return (rows * MAX_VALUE_DIVISOR).isfinite().all(1)
-
-
-def _parts(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows of at most CHUNK values, and those rows in the accumulator dtype."""
-    size = max(1, CHUNK // max(1, rows.shape[1]))
-    for first in range(0, len(rows), size):
-        yield slice(first, first + size), rows[first : first + size].to(ACCUMULATE[rows.dtype])
 
 
 # --- pivots. Weights and rows that are not finite would make distances NaN, so they do not take part ----------------
@@ -100,9 +75,10 @@ def _choose_pivots(scorer: Scorer, reference: Tensor, weight: Tensor, num_cluste
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(reference), generator=generator, device="cpu")[: SAMPLE_ROWS * num_clusters]
     sample = reference[shuffled.to(reference.device)].to(weight.dtype)
-    sample = sample[_has_bound(sample)]
+    sample = sample[has_bound(sample).all(1)]
     if len(sample):  # without rows whose distance from others might overflow
-        sample = sample[_distance(sample, sample.median(0).values, _nearness(weight)) < _max_size(weight.dtype)]
+        distance = _distance(sample, sample.median(0).values, _nearness(weight))
+        sample = sample[distance < max_score_size(weight.dtype)]
     if not len(sample):
         return torch.zeros_like(reference[:1])
     pivots = _spread_rows(scorer, sample[: SEED_ROWS * num_clusters], weight, num_clusters, generator)

@@ -52,11 +52,6 @@ def unsupported_reason(problem: Problem) -> str | None:
     return NOT_LOADED
 
 
-def isa() -> str:
-    """The instruction set of the kernels. The environment variable DISSIM_ISA, set before import, selects it."""
-    return torch.ops.dissim_native.isa()
-
-
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (query.numel() and reference.numel() and weight.numel()):
         return reference_backend.score(query, reference, weight, bias)  # the kernels need at least one term
@@ -110,9 +105,8 @@ def hinge(arguments: HingeArguments) -> tuple[Tensor, Tensor, Tensor]:
     positive, negative = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
     active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
     operators.hinge(
-        query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias),
-        *map(_contiguous, labels), margin, -1 if num_hard_negatives is None else num_hard_negatives,
-        positive, negative, active,
+        *_operands(query, reference, weight, bias), *map(_contiguous, labels), margin,
+        -1 if num_hard_negatives is None else num_hard_negatives, positive, negative, active,
     )  # fmt: skip
     return positive, negative, active
 
@@ -175,10 +169,13 @@ def clustered_topk(arguments: TopKArguments, clusters: Sequence[Tensor]) -> tupl
 
 
 def _topk_operands(arguments: TopKArguments) -> tuple:
-    """The arguments in the form of the kernels: a batch of one, parameters in the accumulator dtype, contiguous."""
     query, reference, weight, bias, k, largest = arguments[:6]
-    parameters = _to_acc(weight), None if bias is None else _to_acc(bias)
-    return query[None], reference[None], *parameters, k, largest, *_filter_operands(arguments.filter)
+    return *_operands(query, reference, weight, bias), k, largest, *_filter_operands(arguments.filter)
+
+
+def _operands(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
+    """The arguments in the form of the kernels: a batch of one, parameters in the accumulator dtype, contiguous."""
+    return query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
 
 
 def _filter_operands(filter: Filter) -> tuple:
@@ -203,8 +200,8 @@ def logsumexp(given: LogSumExpArguments) -> tuple[Tensor, Tensor, Tensor]:
     query, reference, weight, bias, scale = given[:5]
     value, mean_score = (query.new_empty(len(query), dtype=ACCUMULATE[query.dtype]) for _ in range(2))
     active = query.new_empty(len(query), (len(reference) + 7) // 8, dtype=torch.uint8)
-    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
-    operators.logsumexp(*pairs, scale, *_filter_operands(given.filter), value, mean_score, active)
+    operands = _operands(query, reference, weight, bias)
+    operators.logsumexp(*operands, scale, *_filter_operands(given.filter), value, mean_score, active)
     return value, mean_score, active
 
 
@@ -224,8 +221,7 @@ def logsumexp_backward(given: LogSumExpBackwardArguments, needs: Sequence[bool])
 def rank(given: RankArguments) -> tuple[Tensor, Tensor]:
     query, reference, weight, bias, *lists = given
     counts, nan_rows = torch.empty_like(given.indices), query.new_empty(len(query), dtype=torch.uint8)
-    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
-    operators.rank(*pairs, *map(_contiguous, lists), counts, nan_rows)
+    operators.rank(*_operands(query, reference, weight, bias), *map(_contiguous, lists), counts, nan_rows)
     return counts, nan_rows.bool()
 
 
@@ -233,6 +229,6 @@ def listed_scores(
     query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, indices: Tensor
 ) -> Tensor:
     scores = query.new_empty(indices.shape, dtype=ACCUMULATE[query.dtype])
-    pairs = query[None], reference[None], _to_acc(weight), None if bias is None else _to_acc(bias)
-    operators.listed_scores(*pairs, _contiguous(offsets), _contiguous(indices), scores)
+    operands = _operands(query, reference, weight, bias)
+    operators.listed_scores(*operands, _contiguous(offsets), _contiguous(indices), scores)
     return scores

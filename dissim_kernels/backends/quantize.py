@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE
+from ..contract import ACCUMULATE, GROUP, PANEL
 from . import codes as plain_torch
-from .codes import GROUP, PANEL, ROUNDING_SLACK
+from .rounding import ROUNDING_SLACK, underflow_error
 
 #: Rows whose mean error decides the step.
 SAMPLE_ROWS = 512
@@ -37,7 +37,7 @@ def quantize_references(reference: Tensor, weight: Tensor) -> list[Tensor]:
     high = _extent(reference)[1][dim_order]
     max_code = ((high - offset) * inv_scale * is_dim).round().nan_to_num(0).clamp(0, MAX_CODE)
     grid = (dim_order, offset, inv_scale, max_code, weight, step)
-    codes, error_bounds, _ = _encode(reference, grid, _underflow_error(weight, step), are_queries=False)
+    codes, error_bounds, _ = _encode(reference, grid, underflow_error(weight) / step, are_queries=False)
     return [codes, error_bounds, *grid]
 
 
@@ -47,7 +47,7 @@ def quantize_queries(query: Tensor, bias: Tensor | None, grid: Sequence[Tensor])
     The base includes the bias, and the error bounds include the rounding of the bias.
     """
     *_, weight, step = grid
-    extra_error = _underflow_error(weight, step)
+    extra_error = underflow_error(weight) / step
     if bias is None:
         return _encode(query, grid, extra_error, are_queries=True)
     bias_rounding = (query.shape[1] + ROUNDING_SLACK) * torch.finfo(weight.dtype).eps
@@ -100,12 +100,6 @@ def _order_dims(weight: Tensor) -> tuple[Tensor, Tensor]:
         dim_order += [dims, padding]
         is_dim += [torch.ones_like(dims), padding]
     return torch.cat(dim_order), torch.cat(is_dim)
-
-
-def _underflow_error(weight: Tensor, step: Tensor) -> Tensor:
-    """The error that underflow can cause in a score, in steps: the first part of e_0 in MATH.md."""
-    smallest_normal = torch.finfo(weight.dtype).smallest_normal
-    return (weight.double().abs().sum() + len(weight) + ROUNDING_SLACK) * smallest_normal / step
 
 
 def sample_rows(reference: Tensor) -> Tensor:

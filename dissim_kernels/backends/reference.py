@@ -1,7 +1,8 @@
 """The backend `reference`: pure PyTorch on any device, in chunks, so that no N x M x D tensor exists.
 
-It defines what every other backend must compute, and tests compare the others with it. All functions take the
-canonical shapes of ops/score_operators.py: query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None.
+It defines what every other backend must compute, and tests compare the others with it. The functions of the score
+take the shapes of ops/score_operators.py: query [B, N, D], reference [B, M, D], weight [C, D], bias [C] or None. The
+others take the shapes in contract.py, without a batch and heads.
 """
 
 from __future__ import annotations

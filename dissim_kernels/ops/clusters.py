@@ -36,9 +36,7 @@ class ClusteredReferences(NamedTuple):
     pivots: Tensor  #: [C, D] in the dtype of the references: a point near the references of each cluster
     order: Tensor  #: int64 [M]: the references, cluster by cluster
     offsets: Tensor  #: int64 [C + 1]: where each cluster begins in `order`, and M
-    radii: (
-        Tensor  #: float64 [M], in that order: bound on the difference of a reference's and its pivot's scores (E17)
-    )
+    radii: Tensor  #: float64 [M], in that order: bound on how far a score is from that of the pivot (E17)
     center: Tensor  #: [D] in the accumulator dtype: the median of the pivots
     weight: Tensor  #: [D] in the accumulator dtype: the weights they were made for
     rows: int  #: M

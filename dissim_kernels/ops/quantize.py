@@ -7,14 +7,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..contract import ACCUMULATE, Problem, check_reference_inputs, raise_argument_error, shape
+from ..contract import (
+    ACCUMULATE,
+    GROUP,
+    PANEL,
+    Problem,
+    check_reference_inputs,
+    raise_argument_error,
+    shape,
+)
 from ..dispatch import resolve
 from .arguments import autocast_to_float32
 
 #: D and M must be smaller than these, so that sums of code differences fit in 31 bits and row numbers in 32.
 MAX_DIMENSIONS, MAX_REFERENCES = 2**19, 2**32
-#: Layout of the codes (csrc/dissim.h): rows per panel and code columns per group.
-PANEL, GROUP = 16, 8
 
 
 class QuantizedReferences(NamedTuple):

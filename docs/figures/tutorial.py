@@ -29,8 +29,8 @@ def run_page():
     return namespace
 
 
-def grid(rows, columns, width=10):
-    figure = Figure(figsize=(width, width * rows / columns))
+def grid(rows, columns):
+    figure = Figure(figsize=(10, 10 * rows / columns))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.set_axis_off()

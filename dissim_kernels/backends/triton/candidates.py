@@ -1,4 +1,4 @@
-"""Which references count for a query, in kernels: what topk and logsumexp share."""
+"""Which references count for a query, in kernels: what top-k and log-sum-exp share."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The log-sum-exp of each row of scores (E15): running sums in registers and one bit for each pair.
 
-Each split of the references has sums of its own, which torch merges. Backward is that of `score_bands`.
+Each split of the references has sums of its own, which torch merges. Backward is that of logsumexp_bands.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tile of scores in registers: the main loop that score, topk and hinge share, and its operands.
+"""A tile of scores in registers: the main loop that every operation's forward shares, and its operands.
 
 The loop runs over dimensions. For each it loads one value per query row and one per reference and updates all pairs:
 
