@@ -125,14 +125,13 @@ def _train_and_embed(
 
 
 def multi_similarity(settings: Mapping[str, Any]) -> nn.Module:
-    """The loss of pytorch-metric-learning with these alpha, beta and base, and its miner if settings["miner"]."""
+    """The loss of pytorch-metric-learning with these alpha, beta and base."""
     from pytorch_metric_learning.losses import MultiSimilarityLoss  # here, because it takes a second to import
-    from pytorch_metric_learning.miners import MultiSimilarityMiner
 
     from .interop import PMLLoss
 
     loss = MultiSimilarityLoss(alpha=settings["alpha"], beta=settings["beta"], base=settings["base"])
-    return PMLLoss(loss, MultiSimilarityMiner(epsilon=0.1) if settings["miner"] else None)
+    return PMLLoss(loss)
 
 
 def _best_plain(name: str, rows: Tensor, images: ImageSet, pictured: list[int]) -> Evaluation:
