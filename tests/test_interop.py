@@ -107,7 +107,10 @@ def test_batch_hard_miner_finds_the_lowest_positive_and_the_highest_negative(dis
 def test_accuracy_calculator_and_tester_agree_with_our_metrics(distance):
     x = rows().detach()
     expected = retrieval_metrics(x, x, distance.head, LABELS, LABELS, exclude_index=torch.arange(24))
-    calculator = AccuracyCalculator(k="max_bin_count", knn_func=CustomKNN(distance), device=torch.device("cpu"))
+    names = ("precision_at_1", "mean_average_precision_at_r")  # those of clusters need faiss
+    calculator = AccuracyCalculator(
+        include=names, k="max_bin_count", knn_func=CustomKNN(distance), device=torch.device("cpu")
+    )
     found = calculator.get_accuracy(x, LABELS)
     assert found["precision_at_1"] == pytest.approx(expected["recall@1"])
     assert found["mean_average_precision_at_r"] == pytest.approx(expected["MAP@R"])
@@ -123,7 +126,8 @@ def test_accuracy_calculator_and_tester_agree_with_our_metrics(distance):
 def test_batched_distance_forms_the_matrix_in_blocks(distance):
     x, blocks = rows().detach(), []
     BatchedDistance(distance, iter_fn=lambda mat, start, end: blocks.append(mat), batch_size=7)(x, x)
-    assert torch.equal(torch.cat(blocks), distance(x))
+    # A score may differ in its last digit with the number of rows of a call, on a processor with AVX2 only.
+    torch.testing.assert_close(torch.cat(blocks), distance(x))
 
 
 def test_loss_and_miner_are_called_as_our_losses(distance):
