@@ -43,7 +43,8 @@ def fused_dissim_score(
     computed. They can be differentiated once more; a third derivative raises NotImplementedError.
 
     Under autocast the call runs in float32, as torch.cdist does. Results are deterministic: the same input gives
-    bit-identical output with any number of threads.
+    bit-identical output with any number of threads. The last bits of a pair's score may differ between calls with few
+    rows and calls with many, which use different forms of the same sum (E1, E7).
 
     Cost: B C N M D terms ``|q_d - r_d|``, for B batch entries. Memory on the CPU, with any number of threads: forward
     needs the result and at most 2(N + M)D values of the embeddings' dtype and 16 MiB; backward needs the gradients
