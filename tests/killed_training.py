@@ -27,34 +27,51 @@ def train_in(folder):
     train(CONFIG, images.take(labels < 16), validation=validation, backbone=backbone, folder=folder, progress=False)
 
 
-def run(folder, kill_after=None):
-    """Train in a process, killed (SIGKILL) some seconds after its first step may begin. Returns its seconds from then
-    on: imports before it may take longer than the training."""
+def start(folder):
+    """A process that trains. Returns it when its first step may begin: imports before may take longer than steps."""
     process = PROCESSES.Process(target=train_in, args=(folder,))
     process.start()
     while not (folder / "config.json").exists() and process.is_alive():
         time.sleep(0.001)
-    start = time.perf_counter()
-    process.join(kill_after)
-    if kill_after is not None:
-        process.kill()
-        process.join()
-    else:
-        assert process.exitcode == 0
-    return time.perf_counter() - start
+    return process
+
+
+def finish(folder):
+    process = start(folder)
+    process.join()
+    assert process.exitcode == 0
+
+
+def kill_after(folder, steps):
+    """Train in a process and kill it (SIGKILL) after this number of logged steps, which need not be whole.
+
+    Seconds would be no measure: other programs may slow one training more than the next."""
+    process, seconds = start(folder), []
+    while len(seconds) < int(steps) and process.is_alive():
+        time.sleep(0.001)
+        seconds = seconds_of_steps(folder)
+    process.join(steps % 1 * (seconds[-1] if seconds else 0.02))
+    process.kill()
+    process.join()
+
+
+def seconds_of_steps(folder):
+    """The last column of the log, without a row that is half-written."""
+    log = folder / "log.csv"
+    lines = log.read_text().split("\n")[1:-1] if log.exists() else []
+    return [float(line.rpartition(",")[2]) for line in lines]
 
 
 def count_kills_with_other_weights(folder, kills, seed=0):
     """Kill `kills` trainings at random moments and continue each. Returns (how many ended in other weights than an
     uninterrupted one, how many were killed between their first checkpoint and their end)."""
-    run(folder / "warm-up")
-    duration = run(folder / "whole")
+    finish(folder / "whole")
     expected = (folder / "whole" / "model.safetensors").read_bytes()
     draw, different, during = random.Random(seed), 0, 0
     for number in range(kills):
         killed = folder / str(number)
-        run(killed, draw.uniform(0, duration))
+        kill_after(killed, draw.uniform(0, CONFIG.steps + 1))
         during += (killed / "checkpoint.pt").exists() and not (killed / "model.safetensors").exists()
-        run(killed)
+        finish(killed)
         different += (killed / "model.safetensors").read_bytes() != expected
     return different, during
