@@ -159,7 +159,7 @@ def test_other_plan_and_other_process_are_errors(tiny, tmp_path, monkeypatch, ca
 
 
 def test_diverged_fits_count_and_are_not_chosen(tmp_path, monkeypatch):
-    """In a run, as a method whose scores are all equal."""
+    """In a run, as random scores."""
 
     def fit(group, train, settings, seed):
         if settings["lr"] == 1:
@@ -169,20 +169,18 @@ def test_diverged_fits_count_and_are_not_chosen(tmp_path, monkeypatch):
     methods = {"m": runner.Method(fit, {"lr": Choice((1, 2), 1)}, ours=True), "cosine": METHODS["cosine"]}
     parts = Parts(synthetic(), GROUP.protocol, AMOUNTS)
     with records.appending(tmp_path / "r.jsonl", runner.make_plan(GROUP, methods, AMOUNTS, "")) as found:
-        for cell in runner.pending(found)[:3]:
-            for entry in runner.measured(cell, GROUP, methods[cell.method], parts, found):
-                found.append(entry)
-        for cell in runner.pending(found)[:2]:
-            for entry in runner.measured(cell, GROUP, methods[cell.method], parts, found):
-                found.append(entry)
-        assert [e["mAP"] is None for e in found.of("trial")] == [True, False, False, False, False]
+        for _ in ("trials", "candidates"):
+            for cell in runner.pending(found)[:3]:
+                for entry in runner.measured(cell, GROUP, methods[cell.method], parts, found):
+                    found.append(entry)
+        assert [e["mAP"] is None for e in found.of("trial")] == [True, False, False, False, True, False]
         assert found.of("trial")[0]["failure"] == "the loss is inf" and found.tuned("m")[0] == {"lr": 2}
         monkeypatch.setattr(found, "tuned", lambda name: ({"lr": 1}, 0.5))
         for cell in runner.pending(found)[:2]:
             for entry in runner.measured(cell, GROUP, methods[cell.method], parts, found):
                 found.append(entry)
         assert "1 of 4 runs, 20 test identities" in tables.to_markdown("name", [found])
-        assert "1 fits diverged, and count as equal scores." in tables.to_markdown("name", [found])
+        assert "1 fits diverged, and count as random scores." in tables.to_markdown("name", [found])
     run, other = found.of("run")
     assert (
         other["failure"] is None
@@ -209,11 +207,11 @@ def test_of_the_best_trials_the_one_with_the_best_mean_of_all_splits_is_chosen()
     found.entries[-1]["mAP"] = None  # it diverged on the other split
     assert found.tuned("m")[0] == {"lr": 2}
     found.entries[-2]["mAP"] = None
-    with pytest.raises(RuntimeError, match="each of the best trials diverged"):
-        found.tuned("m")
-    found.entries[:] = [trial(number, 0, None) for number in range(3)]
-    with pytest.raises(RuntimeError, match="every trial diverged"):
-        found.tuned("m")
+    assert found.tuned("m") == ({"lr": 2}, 0.45)
+    found.entries[:] = [trial(number, split, None) for number in range(3) for split in (0, 1)]
+    assert found.tuned("m") == ({"lr": 1}, 0.0) and found.untuned() == [], (
+        "the default, and its runs will diverge too"
+    )
 
 
 # --- Parts ---------------------------------------------------------------------------------------------------------
@@ -294,7 +292,21 @@ def test_no_method_gets_more_trials_and_ranges_are_covered():
     space = {"lr": Log(1, 1000, 10)}
     tenths = [int(9 * math.log(one["lr"], 1000)) for one in settings_to_try(space, 10)[1:]]
     assert sorted(tenths) == list(range(9)) and settings_to_try(space, 10) == settings_to_try(dict(space), 10)
-    assert [name.split(",")[0] in joint.SPACES for name in runner.METHODS["joint"]].count(True) == 12
+    shared = {"hinge, w", "hinge, w <= 0", "hinge, L1", "hinge, cosine"}
+    tried = [settings_to_try(runner.METHODS["joint"][name].space, 10) for name in shared]
+    values = [[(one["lr"], one["head_lr"], one["scale"], one["initial_bias"]) for one in trials] for trials in tried]
+    assert values[1:] == values[:-1], "with the same values of the settings that they share"
+
+
+def test_joint_methods_are_every_loss_on_every_score_and_the_baselines():
+    names = {f"{loss}, {score}" for loss in joint.SPACES for score in joint.SCORES}
+    assert set(runner.METHODS["joint"]) == names | {*joint.BASELINES, joint.DEFAULTS} and len(names) == 12
+
+
+def test_embeddings_that_are_not_finite_are_a_diverged_fit():
+    parts = Parts(synthetic(), GROUP.protocol, AMOUNTS)
+    with pytest.raises(FloatingPointError, match="an embedding is not finite"):
+        measure_part(Fitted(lambda features: features.rows * math.nan, cosine), parts.validation(0))
 
 
 # --- Intervals -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from dissim_retrieval.evaluation import cosine
-from dissim_retrieval.fit import optimize, parameter_groups, start_projection
+from dissim_retrieval.fit import fit_head, optimize, parameter_groups, start_projection
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import NCALoss
 from dissim_retrieval.projected import ProjectedHead
@@ -21,18 +21,20 @@ from .data import Features
 from .plan import Group
 from .score_matrix import CosineScore, ScoreMatrixLoss, softmax
 from .trial import Fitted, Method
-from .tuning import Choice, Log
+from .tuning import POSITIVE_SHARE, Choice, Log
 
 #: Rows of a step: all images of random identities, up to this many.
 BATCH = 1024
 DIMS = Choice((64, 128, 256, 512, 1024), 256)
-TRAINED_PROJECTION = {
+#: The settings of every trained projection. A score without weights has no other parameter but a bias, which changes
+#: nothing under softmax.
+PROJECTION = {
     "dims": DIMS,
     "shrinkage": Log(0.001, 100, 1),
     "lr": Log(3e-4, 1e-1, 3e-3),
-    "head_lr": Log(1e-3, 1e-1, 1e-2),
     "scale": Log(2, 64, 8),
 }
+WEIGHTED_PROJECTION = PROJECTION | {"head_lr": Log(1e-3, 1e-1, 1e-2)}
 WEIGHT_ALONE = {"lr": Log(1e-3, 1, 1e-2), "scale": Log(4, 2048, 32)}
 L1, NEGATIVE, SIGNED = {"learn_weight": False}, {"sign": "negative"}, {"sign": "free"}
 
@@ -69,7 +71,7 @@ def _fit_whitening(group: Group, train: Features, settings: Mapping[str, Any], s
 def _fit_weight(
     group: Group, train: Features, settings: Mapping[str, Any], seed: int, head: Mapping[str, Any]
 ) -> Fitted:
-    scorer = DissimilarityHead(train.rows.shape[1], scale=settings["scale"], **head)
+    scorer = DissimilarityHead(train.rows.shape[1], **_head_options(settings, head))
     groups = [{"params": list(scorer.parameters()), "lr": settings["lr"]}]
     optimize(
         lambda rows: rows, NCALoss(scorer, scale=1.0), groups, train.rows, _consecutive(train.labels),
@@ -81,15 +83,19 @@ def _fit_weight(
 def _projection(
     train: Features, labels: Tensor, settings: Mapping[str, Any], draw: torch.Generator, head: Mapping[str, Any]
 ) -> ProjectedHead:
-    options = {"scale": settings["scale"], **head}
+    options = _head_options(settings, head)
     return start_projection(train.rows, labels, settings["dims"], settings["shrinkage"], draw, options)
+
+
+def _head_options(settings: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in ("scale", "positive_share") if name in settings} | head
 
 
 def _groups(
     projected: ProjectedHead, loss: torch.nn.Module, train: Features, settings: Mapping[str, Any]
 ) -> list[dict]:
     projection, others = parameter_groups(projected, loss, train.rows, settings["lr"])
-    return [projection, others | {"lr": settings["head_lr"]}]
+    return [projection, others | {"lr": settings.get("head_lr", others["lr"])}]
 
 
 def _fit_projection(
@@ -104,6 +110,11 @@ def _fit_projection(
     groups = _groups(projected, loss, train, settings)
     optimize(projected.project, loss, groups, train.rows, labels, steps=group.steps, batch=BATCH, draw=draw)
     return Fitted(lambda features: projected.project(features.rows), cosine if head is None else projected.head)
+
+
+def _fit_defaults(group: Group, train: Features, settings: Mapping[str, Any], seed: int) -> Fitted:
+    projected = fit_head(train.rows, train.labels, held_out=0, seed=seed)
+    return Fitted(lambda features: projected.project(features.rows), projected.head)
 
 
 def _fit_centered(
@@ -151,20 +162,23 @@ METHODS: dict[str, Method] = {
     "PCA": Method(partial(_fit_pca, whiten=False), {"dims": DIMS}),
     "PCA, whitened": Method(partial(_fit_pca, whiten=True), {"dims": DIMS, "shrinkage": Log(1e-4, 10, 0.1)}),
     "within-class whitening (LDA)": Method(_fit_whitening, {"dims": DIMS, "shrinkage": Log(0.001, 100, 1)}),
-    "projection, cosine": Method(partial(_fit_projection, head=None), TRAINED_PROJECTION),
-    "projection, L1": Method(partial(_fit_projection, head=L1), TRAINED_PROJECTION),
-    "projection, w <= 0": Method(partial(_fit_projection, head=NEGATIVE), TRAINED_PROJECTION, ours=True),
-    "projection, w": Method(partial(_fit_projection, head=SIGNED), TRAINED_PROJECTION, ours=True),
+    "projection, cosine": Method(partial(_fit_projection, head=None), PROJECTION),
+    "projection, L1": Method(partial(_fit_projection, head=L1), PROJECTION),
+    "projection, w <= 0": Method(partial(_fit_projection, head=NEGATIVE), WEIGHTED_PROJECTION, ours=True),
+    "projection, w": Method(partial(_fit_projection, head=SIGNED), WEIGHTED_PROJECTION | POSITIVE_SHARE, ours=True),
+    "fit_head, default settings": Method(_fit_defaults, {}, ours=True),
     "w <= 0 alone": Method(partial(_fit_weight, head=NEGATIVE), WEIGHT_ALONE, ours=True),
-    "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE, ours=True),
+    "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE | POSITIVE_SHARE, ours=True),
 }
 
-CAMERA_PAIRS = TRAINED_PROJECTION | {"pair_shrinkage": Log(1e-6, 1, 1e-2)}
+CAMERA_PAIRS = WEIGHTED_PROJECTION | {"pair_shrinkage": Log(1e-6, 1, 1e-2)}
 #: What knowing the cameras adds. They are compared apart: the others do not know them.
 CAMERA_METHODS: dict[str, Method] = {
     **{name: METHODS[name] for name in ("projection, cosine", "projection, L1", "projection, w")},
-    "projection, cosine, cameras centered": Method(partial(_fit_centered, head=None), TRAINED_PROJECTION),
-    "projection, w, cameras centered": Method(partial(_fit_centered, head=SIGNED), TRAINED_PROJECTION, ours=True),
+    "projection, cosine, cameras centered": Method(partial(_fit_centered, head=None), PROJECTION),
+    "projection, w, cameras centered": Method(
+        partial(_fit_centered, head=SIGNED), WEIGHTED_PROJECTION | POSITIVE_SHARE, ours=True
+    ),
     "projection, cosine, bias of camera pairs": Method(partial(_fit_camera_pairs, weights=False), CAMERA_PAIRS),
     "projection, w, w and bias of camera pairs": Method(
         partial(_fit_camera_pairs, weights=True), CAMERA_PAIRS, ours=True

@@ -24,14 +24,17 @@ from torch import nn
 from . import score_matrix
 from .plan import Group
 from .trial import Fitted, Method
-from .tuning import Linear, Log, Range
+from .tuning import POSITIVE_SHARE, Linear, Log, Range
 
 Settings = Mapping[str, Any]
 
+#: The loss of `dissim_retrieval.train` with the defaults of TrainConfig, which nothing tunes.
+DEFAULTS = "hinge, w, default settings"
 #: Learning rates of a pretrained backbone, and of one that starts from random weights.
 PRETRAINED, FROM_SCRATCH = Log(3e-4, 5e-3, 1e-3), Log(1e-3, 1.5e-2, 1e-3)
 MARGIN_LOSS = {"head_lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(2, 60, 8), "initial_bias": Linear(0.5, 3.5, 1)}
-#: The spaces of the losses, the same for every score. `methods` adds the learning rate of the backbone.
+#: The spaces of the losses, from which `space_of` makes those of the methods. `methods` adds the learning rate of the
+#: backbone.
 SPACES: dict[str, dict[str, Range]] = {
     "hinge": MARGIN_LOSS,
     "log-sum-exp": MARGIN_LOSS | {"alpha": Log(0.25, 4, 2), "beta": Log(2, 80, 40)},
@@ -66,8 +69,17 @@ def fit(config: TrainConfig, train_part: ImageSet, loss: nn.Module | None = None
     return Fitted(partial(embed_images, trained.backbone, workers=0, progress=False), trained.head or cosine)
 
 
+def space_of(loss: str, score: str) -> dict[str, Range]:
+    """The settings of a loss on a score. Under softmax, scores without weights have no parameter but the bias, which
+    changes nothing, so its learning rate is none of theirs."""
+    space = SPACES[loss] | (POSITIVE_SHARE if score == "w" else {})
+    if loss == "softmax" and score in ("L1", "cosine"):
+        del space["head_lr"]
+    return space
+
+
 def _head_loss(loss: str, dim: int, settings: Settings, options: Mapping[str, Any]) -> nn.Module:
-    chosen = {name: settings[name] for name in ("scale", "initial_bias") if name in settings}
+    chosen = {name: settings[name] for name in ("scale", "initial_bias", "positive_share") if name in settings}
     head = DissimilarityHead(dim, **chosen, **options)
     if loss == "hinge":
         return HingeLoss(head)
@@ -93,8 +105,12 @@ def build_loss(loss: str, score: str, dim: int, settings: Settings) -> nn.Module
 
 
 def _fit(group: Group, train_part: ImageSet, settings: Settings, seed: int, loss: str, score: str) -> Fitted:
-    config = base_config(group, seed, lr=settings["lr"], head_lr=settings["head_lr"])
-    return fit(config, train_part, build_loss(loss, score, group.dim, settings))
+    rates = {name: settings[name] for name in ("lr", "head_lr") if name in settings}
+    return fit(base_config(group, seed, **rates), train_part, build_loss(loss, score, group.dim, settings))
+
+
+def _fit_defaults(group: Group, train_part: ImageSet, settings: Settings, seed: int) -> Fitted:
+    return fit(base_config(group, seed), train_part)
 
 
 def _fit_baseline(
@@ -127,11 +143,12 @@ def methods(lr: Range) -> dict[str, Method]:
     """All methods, with the learning rates of a kind of backbone."""
     found = {
         f"{loss}, {score}": Method(
-            partial(_fit, loss=loss, score=score), {"lr": lr} | SPACES[loss], ours=score in ("w", "w <= 0")
+            partial(_fit, loss=loss, score=score), {"lr": lr} | space_of(loss, score), ours=score in ("w", "w <= 0")
         )
         for loss in SPACES
         for score in SCORES
     }
+    found[DEFAULTS] = Method(_fit_defaults, {}, ours=True)
     for name, (build, space) in BASELINES.items():
         found[name] = Method(partial(_fit_baseline, build=build), {"lr": lr} | space)
     return found

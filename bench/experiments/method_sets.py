@@ -27,18 +27,25 @@ class MethodSet:
 
 
 _BIAS_OF_PAIRS, _W_OF_PAIRS = "projection, cosine, bias of camera pairs", "projection, w, w and bias of camera pairs"
+_SCORES: Pairs = (*combinations(("w", "L1", "cosine"), 2), ("w", "w <= 0"))
 _JOINT_PAIRS: Pairs = (
-    *((f"{loss}, {a}", f"{loss}, {b}") for loss in ("hinge", "log-sum-exp", "softmax")
-      for a, b in combinations(("w", "L1", "cosine"), 2)),
+    *((f"{loss}, {a}", f"{loss}, {b}") for loss in ("hinge", "log-sum-exp", "softmax") for a, b in _SCORES),
     *((f"{loss}, w", "hinge, w") for loss in ("log-sum-exp", "softmax")),
-)  # fmt: skip
+    *(("hinge, w", other) for other in ("multi-similarity", "SupCon", "triplet, batch-hard")),
+    ("hinge, w", "hinge, w, default settings"),
+)
 METHOD_SETS = {
     "frozen": MethodSet(
         "frozen",
         frozen=True,
         pairs=(
-            *((f"projection, {a}", f"projection, {b}") for a, b in combinations(("w", "L1", "cosine"), 2)),
-            *((name, "within-class whitening (LDA)") for name in ("projection, w", "projection, cosine", "w alone")),
+            *((f"projection, {a}", f"projection, {b}") for a, b in _SCORES),
+            *(
+                (name, "within-class whitening (LDA)")
+                for name in ("projection, w", "projection, L1", "projection, cosine", "w alone")
+            ),
+            ("w alone", "w <= 0 alone"),
+            ("projection, w", "fit_head, default settings"),
         ),
     ),
     "cameras": MethodSet(

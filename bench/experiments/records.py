@@ -60,17 +60,17 @@ class Records:
         return self.plan["compared"][method]["trials"]
 
     def trials(self, method: str, split: int = TUNING_SPLIT) -> dict[int, float]:
-        """Trial number -> validation mAP on a split; -1 for a fit that diverged."""
+        """Trial number -> validation mAP on a split; 0 for a fit that diverged."""
         done = [entry for entry in self.of("trial") if (entry["method"], entry["split"]) == (method, split)]
-        return {entry["trial"]: -1.0 if entry["mAP"] is None else entry["mAP"] for entry in done}
+        return {entry["trial"]: entry["mAP"] or 0.0 for entry in done}
 
     def candidates(self, method: str) -> list[int]:
-        """The trials that are best on TUNING_SPLIT, the best first, without those that diverged."""
+        """The trials that are best on TUNING_SPLIT, the best first."""
         planned, done = self.planned_trials(method), self.trials(method)
         if len(done) < len(planned):
             raise RuntimeError(f"{method}: {len(done)} of {len(planned)} trials are done")
-        converged = sorted((trial for trial in done if done[trial] >= 0), key=lambda trial: (-done[trial], trial))
-        return converged[: self.plan["amounts"]["candidates"]]
+        ordered = sorted(done, key=lambda trial: (-done[trial], trial))
+        return ordered[: self.plan["amounts"]["candidates"]]
 
     @property
     def tuning_splits(self) -> range:
@@ -91,25 +91,20 @@ class Records:
         if not planned:
             return {}, None
         means = self._means(method)
-        if means == {}:
-            raise RuntimeError(f"{method}: every trial diverged")
         if means is None:
             raise RuntimeError(f"{method}: its best trials are not fitted on all splits yet")
         best = max(means, key=means.__getitem__)
-        if means[best] < 0:
-            raise RuntimeError(f"{method}: each of the best trials diverged on some split")
         return planned[best], means[best]
 
     def _means(self, method: str) -> dict[int, float] | None:
-        """Candidate -> mean validation mAP, -1 if it diverged on a split; None until all are there."""
+        """Candidate -> mean validation mAP of the tuning splits; None until all are there."""
         if len(self.trials(method)) < len(self.planned_trials(method)):
             return None
         candidates = self.candidates(method)
         splits = [self.trials(method, split) for split in self.tuning_splits]
         if any(trial not in done for done in splits for trial in candidates):
             return None
-        columns = {trial: [done[trial] for done in splits] for trial in candidates}
-        return {trial: -1.0 if min(values) < 0 else statistics.fmean(values) for trial, values in columns.items()}
+        return {trial: statistics.fmean(done[trial] for done in splits) for trial in candidates}
 
     def runs(self, method: str) -> dict[tuple[int, int], Run]:
         """(split, seed) -> result."""

@@ -141,10 +141,9 @@ def _run(cell: Cell, group: Group, method: Method, parts: Parts, records: Record
     part = parts.test(records) if group.tuned else parts.validation(cell.split)
     failure = None
     try:
-        fitted = method.fit(group, parts.train(cell.split), settings, cell.seed)
-    except FloatingPointError as error:  # it counts as a method whose scores are all equal
-        fitted, failure = Fitted(lambda content: torch.ones(len(content.labels), 1), cosine), str(error)
-    values = measure_part(fitted, part)
+        values = measure_part(method.fit(group, parts.train(cell.split), settings, cell.seed), part)
+    except FloatingPointError as error:
+        values, failure = measure_part(_random_scores(cell.seed), part), str(error)
     precision, recall = (np.rint(column.numpy() * UNITS).astype(int).tolist() for column in values[1:])
     entry = {
         "kind": "run", "method": cell.method, "split": cell.split, "seed": cell.seed, "part": part.name,
@@ -152,6 +151,12 @@ def _run(cell: Cell, group: Group, method: Method, parts: Parts, records: Record
     }  # fmt: skip
     identities = values.identities.tolist()
     return [{"kind": "part", "name": part.name, "identities": identities, "queries": len(part.queries)}, entry]
+
+
+def _random_scores(seed: int) -> Fitted:
+    """What a run that diverged counts as."""
+    draw = torch.Generator().manual_seed(seed)
+    return Fitted(lambda content: torch.randn(len(content.labels), 8, generator=draw), cosine)
 
 
 def start_session(records: Records) -> None:

@@ -44,7 +44,7 @@ def _section(records: Records) -> str:
         )
         facts += f" Settings are chosen on {chosen_on}."
     if diverged := sum(entry.get("failure") is not None for entry in records.of("run")):
-        facts += f" {diverged} fits diverged, and count as equal scores."
+        facts += f" {diverged} fits diverged, and count as random scores."
     titles = ["", "mAP", "difference", "R@1", "difference"]
     if tuned:
         titles += ["validation mAP", "trials", "settings"]

@@ -44,9 +44,13 @@ class Values(NamedTuple):
 
 @torch.no_grad()
 def measure_part(fitted: Fitted, part: Part) -> Values:
-    """Rank the gallery of a part for each query. Images with the query's label and camera are excluded."""
+    """Rank the gallery of a part for each query. Images with the query's label and camera are excluded.
+
+    Raises FloatingPointError if an embedding is not finite."""
     content: Content = part.content
     rows, labels, cameras = fitted.embed(content), content.labels, content.cameras
+    if not rows.isfinite().all():
+        raise FloatingPointError("an embedding is not finite")
     query_cameras, gallery_cameras = cameras[part.queries], cameras[part.gallery]
     retrieval = Retrieval.of(
         rows[part.queries], rows[part.gallery], fitted.scorer, labels[part.queries], labels[part.gallery],

@@ -55,20 +55,30 @@ class Choice:
         return self.values[int(u * len(self.values))]
 
 
+#: Share of the weights that start positive, for heads whose weights may be positive.
+POSITIVE_SHARE = {"positive_share": Choice((0.0, 0.06, 0.12), 0.0)}
+
+
 def settings_to_try(space: Mapping[str, Range], trials: int) -> list[dict[str, Any]]:
     """The settings of a method's trials: the default, then random ones, at most `trials` in all.
 
     The random ones are a Latin hypercube: each range is divided into as many equal parts as there are random trials,
-    and each part is used once. The generator is seeded with the ranges, so methods with the same ranges try the same
-    settings. If there are no more different settings than trials, all of them are tried once.
+    and each part is used once. The generator of a setting is seeded with its name and range, so methods try the same
+    values of the settings that they share. If there are no more different settings than trials, all of them are tried
+    once.
     """
     choices = [one.values for one in space.values() if isinstance(one, Choice)]
     if len(choices) == len(space) and math.prod(map(len, choices)) <= trials:
         return [dict(zip(space, values, strict=True)) for values in product(*choices)]
-    draw, count = np.random.default_rng(zlib.crc32(repr(sorted(space.items())).encode())), trials - 1
-    columns = {name: (draw.permutation(count) + draw.random(count)) / max(1, count) for name in space}
+    columns = {name: _column(name, one, trials - 1) for name, one in space.items()}
     default = {name: one.default for name, one in space.items()}
-    return [default, *({name: space[name].at(columns[name][i]) for name in space} for i in range(count))]
+    return [default, *(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))]
+
+
+def _column(name: str, one: Range, count: int) -> list[Any]:
+    """Random values, one of each of `count` equal parts of a range, in random order."""
+    draw = np.random.default_rng(zlib.crc32(f"{name} {one}".encode()))
+    return [one.at(u) for u in (draw.permutation(count) + draw.random(count)) / max(1, count)]
 
 
 def _rounded(value: float) -> float:
