@@ -17,9 +17,9 @@ from dissim_retrieval.evaluation import cosine, retrieval_metrics
 from synthetic_features import GROUP, synthetic
 
 from bench.experiments import __main__ as program
-from bench.experiments import frozen, joint, processes, records, runner, summary, tables
+from bench.experiments import contrasts, frozen, joint, processes, records, runner, summary, tables
 from bench.experiments.bootstrap import paired_difference
-from bench.experiments.comparison import compare
+from bench.experiments.comparison import best_on_validation, compare
 from bench.experiments.data import Features, Part, Parts
 from bench.experiments.method_sets import METHOD_SETS
 from bench.experiments.plan import EXPERIMENTS, Amounts
@@ -154,7 +154,8 @@ def test_other_plan_and_other_process_are_errors(tiny, tmp_path, monkeypatch, ca
     with records.appending(path, results(tmp_path / "out").plan):
         assert tiny() == 1 and "another process continues this file" in capsys.readouterr().err
     monkeypatch.setattr(program, "Amounts", lambda: replace(AMOUNTS, trials=4))
-    assert tiny() == 1 and "of the same plan, got others (amounts, compared)" in capsys.readouterr().err
+    for options in ((), ("--dry-run",)):
+        assert tiny(*options) == 1 and "of the same plan, got others (amounts, compared)" in capsys.readouterr().err
     assert path.read_text() == before
 
 
@@ -369,7 +370,7 @@ def test_table_is_that_of_the_records(tiny, tmp_path):
     comparison = compare(found)
     others = [name for name in METHODS if name != OURS]
     assert comparison.reference == max(others, key=lambda name: found.tuned(name)[1])
-    row = comparison.best_of_ours
+    row = comparison.row(comparison.best_of_ours)
     runs = [np.array(e["AP"]) / 10_000 for e in found.of("run") if e["method"] == row.method]
     assert row.precision == pytest.approx(np.mean(runs))
     text = (tmp_path / "out" / "frozen.md").read_text()
@@ -396,11 +397,26 @@ def test_committed_tables_are_those_of_the_committed_results():
 
 def test_summary_compares_the_choices_of_validation(tiny, tmp_path):
     assert tiny() == 0
-    comparison = compare(results(tmp_path / "out"))
+    found = results(tmp_path / "out")
+    comparison = compare(found)
     [row] = (tmp_path / "out" / "summary.md").read_text().splitlines()[2:]
-    gain = comparison.best_of_ours.precision_gain
-    assert f"{comparison.best_of_ours.method}: {100 * comparison.best_of_ours.precision:.1f} / " in row
-    assert f"{comparison.reference}: " in row and f"{100 * gain.mean:+.1f} [" in row and gain.verdict in row
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert [cell.partition(": ")[0] for cell in cells[2:5]] == [OURS, "projection, L1", comparison.reference]
+    assert cells[2].endswith(
+        f": {100 * comparison.row(OURS).precision:.1f} / {100 * comparison.row(OURS).recall:.1f}"
+    )
+    [contrast] = [one for one in contrasts.contrasts(found) if one[:2] == (OURS, "projection, L1")]
+    for cell, gain in zip(cells[5].split(" / "), contrast[2:], strict=True):
+        bold = "**" if gain.verdict != "not distinguishable" else ""
+        mean, low, high = (f"{100 * value:+.1f}" for value in gain)
+        assert cell == f"{bold}{mean}{bold} [{low}, {high}]"
+
+
+def test_of_equal_validation_results_the_first_is_chosen(monkeypatch):
+    """Whatever the test results are."""
+    found = records.Records({}, [])
+    monkeypatch.setattr(found, "tuned", lambda name: ({}, 0.5))
+    assert best_on_validation(found, ["a", "b"]) == "a" and best_on_validation(found, ["b", "a"]) == "b"
 
 
 def test_groups_have_files_of_their_own():

@@ -17,6 +17,8 @@ runner.py     what is left to do, in which order, and what it costs
 bootstrap.py  intervals of paired differences
 contrasts.py  methods that differ in one thing
 comparison.py the numbers of tables and pictures
+summary.py    one table of all experiments
+processes.py  fits at the same time
 evidence.py   what the demo says about its methods, from the results of the experiment demo
 tables.py, plots.py    Markdown and picture, from the JSON lines alone
 """

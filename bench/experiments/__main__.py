@@ -157,7 +157,9 @@ def _list(groups: list[Group], amounts: Amounts, output: Path) -> int:
     for group in groups:
         path = path_of(group, output)
         plan = make_plan(group, METHODS[group.methods], amounts, "")
-        cells = pending(records.read(path) if path.exists() else Records(plan, []))
+        found = records.read(path) if path.exists() else Records(plan, [])
+        records.check_plan(path, found.plan, plan | {"images": found.plan["images"]})
+        cells = pending(found)
         for cell in cells:
             say(f"{group.key}: {cell}")
         say(f"{group.key}: {len(cells)} fits left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .bootstrap import Interval, Table, paired_difference
@@ -32,13 +33,13 @@ class Comparison(NamedTuple):
 
     rows: list[Row]
     reference: str
+    best_of_ours: str
     runs: int
     identities: int
 
-    @property
-    def best_of_ours(self) -> Row:
-        """The one of ours that was best on validation identities."""
-        return max((row for row in self.rows if row.ours), key=lambda row: row.validation or 0)
+    def row(self, method: str) -> Row:
+        [found] = [row for row in self.rows if row.method == method]
+        return found
 
 
 def compare(records: Records) -> Comparison | None:
@@ -47,17 +48,18 @@ def compare(records: Records) -> Comparison | None:
     The reference is the method not ours that was best on validation identities: no test result chooses it.
     """
     runs = {name: records.runs(name) for name in records.methods}
-    common = sorted(set.intersection(*(set(found) for found in runs.values())))
+    common = common_runs(records, records.methods)
     if not common:
         return None
-    reference = best_without_weights(records)
+    ours = [name for name in records.methods if records.plan["compared"][name]["ours"]]
+    reference = best_on_validation(records, [name for name in records.methods if name not in ours])
     rows = []
     for name in records.methods:
         settings, validation = records.tuned(name)
         chosen = [runs[name][run] for run in common]
         rows.append(
             Row(
-                name, records.plan["compared"][name]["ours"], settings,
+                name, name in ours, settings,
                 len(records.plan["compared"][name]["trials"]), validation,
                 _mean(chosen, "precision"), _mean(chosen, "recall_at_1"),
                 *((None, None) if name == reference else gains(runs[name], runs[reference], common)),
@@ -65,13 +67,18 @@ def compare(records: Records) -> Comparison | None:
             )
         )  # fmt: skip
     rows.sort(key=lambda row: -row.precision)
-    return Comparison(rows, reference, len(common), len(runs[reference][common[0]].identities))
+    best = best_on_validation(records, ours)
+    return Comparison(rows, reference, best, len(common), len(runs[reference][common[0]].identities))
 
 
-def best_without_weights(records: Records) -> str:
-    """The method not ours with the highest mAP on validation identities."""
-    others = [name for name in records.methods if not records.plan["compared"][name]["ours"]]
-    return max(others, key=lambda name: records.tuned(name)[1] or 0)
+def common_runs(records: Records, methods: Iterable[str]) -> list[tuple[int, int]]:
+    """The (split, seed) that every one of the methods has."""
+    return sorted(set.intersection(*(set(records.runs(name)) for name in methods)))
+
+
+def best_on_validation(records: Records, methods: Iterable[str]) -> str:
+    """The method with the highest mAP on validation identities; of equal ones, the first."""
+    return max(methods, key=lambda name: records.tuned(name)[1] or 0)
 
 
 def gains(first: Runs, second: Runs, chosen: list[tuple[int, int]]) -> tuple[Interval, Interval]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .bootstrap import Interval
-from .comparison import gains
+from .comparison import common_runs, gains
 from .method_sets import METHOD_SETS
 from .records import Records
 
@@ -24,8 +24,7 @@ def contrasts(records: Records) -> list[Contrast]:
     found = []
     for first, second in METHOD_SETS[records.plan["methods"]].pairs:
         if first in records.methods and second in records.methods:
-            one, other = records.runs(first), records.runs(second)
-            common = sorted(set(one) & set(other))
+            common = common_runs(records, (first, second))
             if common:
-                found.append(Contrast(first, second, *gains(one, other, common)))
+                found.append(Contrast(first, second, *gains(records.runs(first), records.runs(second), common)))
     return found

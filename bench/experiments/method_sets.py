@@ -64,3 +64,8 @@ METHOD_SETS = {
     "demo": MethodSet("trained as in the demo", pairs=(("hinge, w", "hinge, L1"), ("hinge, w", "multi-similarity"))),
     "factors": MethodSet("trained, one option changed", tuned=False),
 }
+
+
+def is_plain_l1(method: str) -> bool:
+    """Whether it scores with minus an L1 distance, without learned weights."""
+    return method.split(", ")[-1] == "L1"

@@ -97,9 +97,13 @@ EXPERIMENTS: dict[str, list[Group]] = {
         _pretrained("joint", "joint", "emoji7", MOBILE),
         _pretrained("joint", "joint", "glyphs", MOBILE),
         _pretrained("joint", "joint", "emoji7", LITE),
+        _pretrained("joint", "joint", "emoji", MOBILE),
     ],
     "demo": [Group("demo", "demo", "emoji", MOBILE, 64, steps=100, dim=512)],
-    "factors": [_small("factors", "factors"), _pretrained("factors", "factors", "emoji7", MOBILE)],
+    "factors": [
+        _small("factors", "factors"),
+        *(_pretrained("factors", "factors", data, MOBILE) for data in ("emoji7", "emoji")),
+    ],
     "protocols": [
         *(_frozen("protocols", "emoji", backbone, protocol="other cameras") for backbone in (LITE, MOBILE)),
         *(

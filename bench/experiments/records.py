@@ -150,12 +150,17 @@ def appending(path: Path, plan: Mapping[str, Any]) -> Iterator[Records]:
             complete = json.dumps(plan)
             file.write(complete + "\n")
         records = Records(plan, [json.loads(line) for line in complete.split("\n")[1:]])
-        found = json.loads(complete.split("\n")[0])
-        if found != json.loads(json.dumps(plan)):
-            changed = [key for key in sorted({*plan, *found}) if plan.get(key) != found.get(key)]
-            raise ValueError(
-                f"{path}: expected results of the same plan, got others ({', '.join(changed)}). "
-                "Delete the file, or choose another --output."
-            )
+        check_plan(path, json.loads(complete.split("\n")[0]), plan)
         records._file = file
         yield records
+
+
+def check_plan(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError if a file has another plan than expected."""
+    expected = json.loads(json.dumps(expected))
+    if found != expected:
+        changed = [key for key in sorted({*expected, *found}) if expected.get(key) != found.get(key)]
+        raise ValueError(
+            f"{path}: expected results of the same plan, got others ({', '.join(changed)}). "
+            "Delete the file, or choose another --output."
+        )

@@ -1,21 +1,24 @@
-"""All experiments in one table: in each group, the best method with learned weights against the best other one."""
+"""All experiments in one table: learned weights against plain L1, and against the best method of neither kind."""
 
 from __future__ import annotations
 
 from ..report import grid
 from .bootstrap import Interval
-from .comparison import Row, compare
-from .method_sets import METHOD_SETS
+from .comparison import Comparison, best_on_validation, common_runs, compare, gains
+from .method_sets import METHOD_SETS, is_plain_l1
 from .records import Records
 
 TITLES = [
-    "images", "backbone", "learned weights: mAP / R@1", "best other method: mAP / R@1", "difference in mAP",
-    "difference in R@1", "runs",
+    "images", "backbone", "learned weights", "plain L1", "others", "learned weights - plain L1",
+    "learned weights - others", "runs",
 ]  # fmt: skip
 
 
 def to_markdown(groups: list[Records]) -> str:
-    """The table. Both methods of a row were chosen on validation identities; the values are of test identities."""
+    """The table, mAP / R@1. Of each kind, the method that was best on validation identities, on test identities.
+
+    A difference is bold where its interval excludes 0.
+    """
     return grid(TITLES, [row for records in groups if (row := _row(records)) is not None]) + "\n"
 
 
@@ -25,17 +28,29 @@ def _row(records: Records) -> list[str] | None:
     found = compare(records) if plan["tuned"] else None
     if found is None:
         return None
-    ours, [other] = found.best_of_ours, [row for row in found.rows if row.method == found.reference]
+    without_weights = [name for name in records.methods if not found.row(name).ours]
+    plain = best_on_validation(records, filter(is_plain_l1, without_weights))
+    other = best_on_validation(records, (name for name in without_weights if not is_plain_l1(name)))
     images = plan["data"] if plan["protocol"] == "unseen identities" else f"{plan['data']}, {plan['protocol']}"
-    backbone = f"{plan['backbone']}, {METHOD_SETS[plan['methods']].kind}"
-    gains = _difference(ours.precision_gain), _difference(ours.recall_gain)
-    return [images, backbone, _values(ours), _values(other), *gains, str(found.runs)]
+    return [
+        images, f"{plan['backbone']}, {METHOD_SETS[plan['methods']].kind}",
+        *(_values(found, name) for name in (found.best_of_ours, plain, other)),
+        *(_differences(records, found, name) for name in (plain, other)), str(found.runs),
+    ]  # fmt: skip
 
 
-def _values(row: Row) -> str:
-    return f"{row.method}: {100 * row.precision:.1f} / {100 * row.recall:.1f}"
+def _values(found: Comparison, method: str) -> str:
+    row = found.row(method)
+    return f"{method}: {100 * row.precision:.1f} / {100 * row.recall:.1f}"
 
 
-def _difference(gain: Interval | None) -> str:
-    assert gain is not None  # of ours, which are never the reference
-    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] {gain.verdict}"
+def _differences(records: Records, found: Comparison, other: str) -> str:
+    common = common_runs(records, records.methods)
+    return " / ".join(map(_difference, gains(records.runs(found.best_of_ours), records.runs(other), common)))
+
+
+def _difference(gain: Interval) -> str:
+    mean = f"{100 * gain.mean:+.1f}"
+    if gain.verdict != "not distinguishable":
+        mean = f"**{mean}**"
+    return f"{mean} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"

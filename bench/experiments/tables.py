@@ -80,7 +80,7 @@ def _cells(row: Row, tuned: bool) -> list[str]:
 
 def _conclusion(found: Comparison) -> str:
     """What the intervals say about the best of ours, by validation, and the reference."""
-    best = found.best_of_ours
+    best = found.row(found.best_of_ours)
     assert best.precision_gain is not None and best.recall_gain is not None  # the reference is not ours
     return (
         f"Learned weights, best on validation identities: {best.method}. Against {found.reference}: "
