@@ -5,14 +5,18 @@ from functools import partial
 
 import pytest
 import torch
+from dissim_retrieval import demo
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.evaluation import cosine, retrieval_metrics
+from dissim_retrieval.evidence import tuned_settings
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import HingeLoss, NCALoss, SoftMarginLoss
+from dissim_retrieval.train import TrainConfig
 from dissim_retrieval.whitening import within_class_whitening
 from synthetic_features import GROUP, synthetic
 
-from bench.experiments import camera_pairs, factors, frozen, joint, score_matrix, similar_identities
+from bench.experiments import camera_pairs, factors, frozen, joint, runner, score_matrix, similar_identities
+from bench.experiments.plan import Group
 from bench.experiments.tuning import settings_to_try
 
 
@@ -151,3 +155,37 @@ def test_whitening_is_scikit_learn_s_linear_discriminant_analysis(shrinkage, dim
     theirs = torch.from_numpy(lda.fit(rows.numpy(), content.labels.numpy()).transform(rows.numpy()))
     ours = within_class_whitening(rows, content.labels, shrinkage / (1 - shrinkage)).top(dims)(rows)
     torch.testing.assert_close(cosine(ours, ours), cosine(theirs, theirs), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_pca_is_that_of_scikit_learn(whiten):
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    content = synthetic()
+    rows = content.rows.double()
+    settings = {"dims": 5, "shrinkage": 0.0}
+    ours = frozen._fit_pca(GROUP, content, settings, 0, whiten).embed(content)
+    theirs = decomposition.PCA(5, whiten=whiten, svd_solver="full").fit_transform(rows.numpy())
+    theirs = torch.from_numpy(theirs).float()
+    torch.testing.assert_close(cosine(ours, ours), cosine(theirs, theirs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", joint.IN_DEMO)
+def test_the_demo_trains_as_its_experiment(name):
+    """From the same settings, with the same images, batches and seed: the same embeddings and scores, bit by bit."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(66).repeat_interleave(2)
+    pixels = torch.randint(256, (132, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    images = ImageSet(pixels, labels, labels * 0, [str(i) for i in range(66)], ["c"], "")
+    training = TrainConfig(backbone="small", steps=2, identities=64, flip=0.0)
+    found, scorer, _ = demo._train_and_embed(
+        joint.IN_DEMO[name], 0, training=training, seen=images, unseen=images, threads=torch.get_num_threads()
+    )
+    group = Group("demo", "demo", "emoji", "small", 16, steps=2, dim=512)
+    fitted = runner.METHODS["demo"][name].fit(group, images, tuned_settings(joint.IN_DEMO[name]), 0)
+    rows = fitted.embed(images)
+    assert torch.equal(found, rows) and torch.equal(scorer(found, found), fitted.scorer(rows, rows))
+
+
+def test_multi_similarity_of_the_demo_has_its_settings():
+    loss = demo.multi_similarity({"alpha": 2.0, "beta": 3.0, "base": 0.25}).loss
+    assert (loss.alpha, loss.beta, loss.base) == (2.0, 3.0, 0.25)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval.data import ImageSet
+from dissim_retrieval.data import ImageSet, load_images
 from dissim_retrieval.demo import DemoConfig
 from dissim_retrieval.evaluation import cosine, retrieval_metrics
 from synthetic_features import GROUP, synthetic
@@ -240,8 +240,25 @@ def test_the_test_half_of_experiments_and_demo_is_that_of_the_committed_results(
     drawn = unseen.labels.unique()
     content = Features(torch.zeros(3740, 1), labels, labels * 0, ["c"])
     assert torch.equal(Parts(content, GROUP.protocol, AMOUNTS)._test.labels.unique(), drawn)
-    committed = [part for path in RESULTS.glob("*/emoji-*.jsonl") for part in records.read(path).of("part")]
-    assert committed and all(part["identities"] == drawn.tolist() for part in committed)
+    assert committed_parts("emoji", 64) == [drawn.tolist()]
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_queries_of_the_glyphs_are_those_of_the_committed_results(size):
+    """Not every identity of the test half is among the 2,000 queries that are drawn."""
+    images = load_images("glyphs", size=size)
+    content = Features(torch.zeros(len(images), 1), images.labels, images.cameras, images.camera_names)
+    parts = Parts(content, GROUP.protocol, Amounts())
+    part = parts._part("test", parts._test)
+    drawn = part.content.labels[part.queries].unique().tolist()
+    assert committed_parts("glyphs", size) in ([], [drawn])
+
+
+def committed_parts(data, size):
+    """The different lists of test identities of a set in the committed results."""
+    found = [records.read(path) for path in RESULTS.glob(f"*/{data}-*.jsonl")]
+    parts = [part for one in found if one.plan["size"] == size for part in one.of("part")]
+    return [list(one) for one in {tuple(part["identities"]) for part in parts}]
 
 
 def test_unseen_camera_is_in_no_training_image_and_only_in_queries():
@@ -272,6 +289,19 @@ def test_values_of_identities_are_the_metrics(other_cameras):
     assert values.identities.tolist() == list(range(40))
     expected = np.mean(means, axis=0)
     np.testing.assert_allclose([values.precision.mean(), values.recall_at_1.mean()], expected, rtol=1e-12)
+
+
+def test_every_identity_counts_as_the_mean_of_its_queries():
+    """Identity 0 has two queries, identity 1 one."""
+    content, gallery = synthetic(), torch.arange(80)
+    fitted = Fitted(lambda features: features.rows, cosine)
+
+    def precision(queries):
+        return measure_part(fitted, Part("p", content, torch.tensor(queries), gallery, False)).precision.tolist()
+
+    single = [precision([query])[0] for query in range(3)]
+    assert len(set(single)) == 3
+    assert precision([0, 1, 2]) == pytest.approx([(single[0] + single[1]) / 2, single[2]])
 
 
 # --- Tuning and methods --------------------------------------------------------------------------------------------
