@@ -1,4 +1,4 @@
-"""The accuracy experiments: parts, trials, losses, resuming, intervals, tables. On synthetic features, in seconds."""
+"""The accuracy experiments: trials, resuming, intervals, tables. On synthetic features, in seconds."""
 
 import json
 import math
@@ -11,22 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval.data import ImageSet, load_images
-from dissim_retrieval.demo import DemoConfig
-from dissim_retrieval.evaluation import cosine, retrieval_metrics
-from synthetic_features import GROUP, synthetic
+from dissim_retrieval.evaluation import cosine
+from synthetic_features import AMOUNTS, GROUP, synthetic_parts
 
 from bench.experiments import __main__ as program
 from bench.experiments import contrasts, frozen, joint, processes, records, runner, summary, tables
 from bench.experiments.bootstrap import paired_difference
 from bench.experiments.comparison import best_on_validation, compare
-from bench.experiments.data import Features, Part, Parts
+from bench.experiments.data import Parts
 from bench.experiments.method_sets import METHOD_SETS
 from bench.experiments.plan import EXPERIMENTS, Amounts
 from bench.experiments.trial import Fitted, measure_part
 from bench.experiments.tuning import Choice, Log, settings_to_try
 
-AMOUNTS = Amounts(trials=3, candidates=2, splits=2, seeds=2, queries=40)
 OURS = "projection, w"
 METHODS = {name: frozen.METHODS[name] for name in ("cosine", "PCA, whitened", "projection, L1", OURS)}
 RESULTS = Path(program.RESULTS)
@@ -44,7 +41,8 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(program.EXPERIMENTS, "frozen", [replace(GROUP, experiment="frozen")])
     monkeypatch.setitem(program.METHODS, "frozen", METHODS)
     monkeypatch.setattr(program, "Amounts", lambda: AMOUNTS)
-    monkeypatch.setattr(program, "load_content", lambda group, amounts, folder: (synthetic(), "fingerprint"))
+    parts = synthetic_parts()
+    monkeypatch.setattr(program, "load_parts", lambda group, amounts, folder, root: (parts, "fingerprint"))
     threads = torch.get_num_threads()
     yield lambda *arguments, output="out": program.main(["frozen", "--output", str(tmp_path / output), *arguments])
     torch.set_num_threads(threads)
@@ -142,7 +140,7 @@ def test_test_part_is_closed_until_every_method_is_tuned(tiny, tmp_path, monkeyp
 
     plan = runner.make_plan(GROUP, METHODS, AMOUNTS, "")
     with pytest.raises(RuntimeError, match="closed until every method is tuned; not tuned: cosine, PCA"):
-        real(Parts(synthetic(), GROUP.protocol, AMOUNTS), records.Records(plan, []))
+        real(synthetic_parts(), records.Records(plan, []))
     with pytest.raises(RuntimeError, match="projection, L1: its best trials are not fitted on all splits yet"):
         records.Records(plan, []).tuned("projection, L1")
 
@@ -168,7 +166,7 @@ def test_diverged_fits_count_and_are_not_chosen(tmp_path, monkeypatch):
         return Fitted(lambda features: features.rows, cosine)
 
     methods = {"m": runner.Method(fit, {"lr": Choice((1, 2), 1)}, ours=True), "cosine": METHODS["cosine"]}
-    parts = Parts(synthetic(), GROUP.protocol, AMOUNTS)
+    parts = synthetic_parts()
     with records.appending(tmp_path / "r.jsonl", runner.make_plan(GROUP, methods, AMOUNTS, "")) as found:
         for _ in ("trials", "candidates"):
             for cell in runner.pending(found)[:3]:
@@ -215,95 +213,6 @@ def test_of_the_best_trials_the_one_with_the_best_mean_of_all_splits_is_chosen()
     )
 
 
-# --- Parts ---------------------------------------------------------------------------------------------------------
-
-
-def test_parts_share_no_identity_and_no_split_sees_a_test_identity():
-    content = synthetic()
-    parts = Parts(content, GROUP.protocol, AMOUNTS)
-    tuned = records.Records(runner.make_plan(replace(GROUP, methods="factors"), {}, AMOUNTS, ""), [])
-    test = set(parts.test(tuned).content.labels.tolist())
-    assert len(test) == 20
-    trained = []
-    for split in range(3):
-        sets = [set(x.labels.tolist()) for x in (parts.train(split), parts.validation(split).content)]
-        assert len(sets[0]) == 16 and len(sets[1]) == 4 and not sets[0] & sets[1] and not test & (sets[0] | sets[1])
-        trained.append(sets[0])
-    assert trained[0] != trained[1] != trained[2]
-
-
-def test_the_test_half_of_experiments_and_demo_is_that_of_the_committed_results():
-    """The emoji have two images of each of 1,870 identities."""
-    labels = torch.arange(1870).repeat(2)
-    images = ImageSet(torch.zeros(3740, 3, 1, 1, dtype=torch.uint8), labels, labels * 0, ["x"] * 1870, ["c"], "")
-    _, unseen = images.split_labels(seed=DemoConfig().seed)
-    drawn = unseen.labels.unique()
-    content = Features(torch.zeros(3740, 1), labels, labels * 0, ["c"])
-    assert torch.equal(Parts(content, GROUP.protocol, AMOUNTS)._test.labels.unique(), drawn)
-    assert committed_parts("emoji", 64) == [drawn.tolist()]
-
-
-@pytest.mark.parametrize("size", [32, 64])
-def test_the_queries_of_the_glyphs_are_those_of_the_committed_results(size):
-    """Not every identity of the test half is among the 2,000 queries that are drawn."""
-    images = load_images("glyphs", size=size)
-    content = Features(torch.zeros(len(images), 1), images.labels, images.cameras, images.camera_names)
-    parts = Parts(content, GROUP.protocol, Amounts())
-    part = parts._part("test", parts._test)
-    drawn = part.content.labels[part.queries].unique().tolist()
-    assert committed_parts("glyphs", size) in ([], [drawn])
-
-
-def committed_parts(data, size):
-    """The different lists of test identities of a set in the committed results."""
-    found = [records.read(path) for path in RESULTS.glob(f"*/{data}-*.jsonl")]
-    parts = [part for one in found if one.plan["size"] == size for part in one.of("part")]
-    return [list(one) for one in {tuple(part["identities"]) for part in parts}]
-
-
-def test_unseen_camera_is_in_no_training_image_and_only_in_queries():
-    names = ("DejaVuSans", "DejaVuSansMono-Bold", "DejaVuSerif-Bold", "STIXGeneralBol")
-    parts = Parts(synthetic(cameras=4, names=names), "unseen camera", AMOUNTS)
-    assert parts.train(0).cameras.unique().tolist() == [0, 1]
-    for part, queried in ((parts.validation(0), 2), (parts._part("test", parts._test), 3)):
-        assert part.content.cameras[part.queries].unique().tolist() == [queried]
-        assert part.content.cameras[part.gallery].unique().tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("other_cameras", [False, True])
-def test_values_of_identities_are_the_metrics(other_cameras):
-    """Every identity has the same number of queries here, so the mean over identities is that over queries."""
-    content, rows = synthetic(), torch.arange(80)
-    values = measure_part(
-        Fitted(lambda features: features.rows, cosine), Part("p", content, rows, rows, other_cameras)
-    )
-    sides = [rows % 2 == 0, rows % 2 == 1] if other_cameras else [rows >= 0]
-    means = []
-    for side in sides:
-        gallery = ~side if other_cameras else side
-        found = retrieval_metrics(
-            content.rows[side], content.rows[gallery], cosine, content.labels[side], content.labels[gallery],
-            query_cameras=content.cameras[side], reference_cameras=content.cameras[gallery],
-        )  # fmt: skip
-        means.append((found["mAP"], found["recall@1"]))
-    assert values.identities.tolist() == list(range(40))
-    expected = np.mean(means, axis=0)
-    np.testing.assert_allclose([values.precision.mean(), values.recall_at_1.mean()], expected, rtol=1e-12)
-
-
-def test_every_identity_counts_as_the_mean_of_its_queries():
-    """Identity 0 has two queries, identity 1 one."""
-    content, gallery = synthetic(), torch.arange(80)
-    fitted = Fitted(lambda features: features.rows, cosine)
-
-    def precision(queries):
-        return measure_part(fitted, Part("p", content, torch.tensor(queries), gallery, False)).precision.tolist()
-
-    single = [precision([query])[0] for query in range(3)]
-    assert len(set(single)) == 3
-    assert precision([0, 1, 2]) == pytest.approx([(single[0] + single[1]) / 2, single[2]])
-
-
 # --- Tuning and methods --------------------------------------------------------------------------------------------
 
 
@@ -335,7 +244,7 @@ def test_joint_methods_are_every_loss_on_every_score_and_the_baselines():
 
 
 def test_embeddings_that_are_not_finite_are_a_diverged_fit():
-    parts = Parts(synthetic(), GROUP.protocol, AMOUNTS)
+    parts = synthetic_parts()
     with pytest.raises(FloatingPointError, match="an embedding is not finite"):
         measure_part(Fitted(lambda features: features.rows * math.nan, cosine), parts.validation(0))
 

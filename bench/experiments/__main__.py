@@ -22,8 +22,8 @@ import torch
 
 from .. import files
 from . import evidence, plots, records, summary, tables
-from .data import Parts, load_content
-from .plan import EXPERIMENTS, QUICK, Amounts, Group
+from .data import Parts, load_parts
+from .plan import EXPERIMENTS, ON_DISK, ON_DISK_EXPERIMENTS, QUICK, Amounts, Group, group_on_disk
 from .processes import results
 from .records import Records
 from .runner import METHODS, Cell, expected_seconds, make_plan, measured, pending, start_session
@@ -38,16 +38,15 @@ CACHE = ROOT / "runs" / "experiments"
 class Session:
     """The groups of one call of the program, their data and open files, and what was spent."""
 
-    def __init__(self, groups: list[Group], amounts: Amounts, output: Path, processes: int, stack: ExitStack) -> None:
-        self.groups, self.processes, self.spent = groups, processes, 0.0
+    def __init__(self, groups: list[Group], amounts: Amounts, options: argparse.Namespace, stack: ExitStack) -> None:
+        self.groups, self.processes, self.spent = groups, options.processes, 0.0
         self.parts: dict[str, Parts] = {}
         self.records: dict[str, Records] = {}
         self.started: set[str] = set()
         for group in groups:
-            content, fingerprint = load_content(group, amounts, CACHE)
-            self.parts[group.key] = Parts(content, group.protocol, amounts)
+            self.parts[group.key], fingerprint = load_parts(group, amounts, CACHE, options.root)
             plan = make_plan(group, METHODS[group.methods], amounts, fingerprint)
-            self.records[group.key] = stack.enter_context(records.appending(path_of(group, output), plan))
+            self.records[group.key] = stack.enter_context(records.appending(path_of(group, options.output), plan))
 
     def measure_costs(self) -> None:
         """Do a first cell of each group that has no record yet, to know what the others take.
@@ -127,6 +126,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    groups = _groups(options)
+    torch.set_num_threads(1)
+    amounts = QUICK if options.quick else Amounts()
+    if amounts.steps is not None:
+        groups = [replace(group, steps=amounts.steps) for group in groups]
+    if options.dry_run:
+        return _list(groups, amounts, options.output)
+    with ExitStack() as stack:
+        session = Session(groups, amounts, options, stack)
+        session.measure_costs()
+        say(session.estimate())
+        say(f"budget of this call: {options.hours:g} core-hours")
+        done = session.run(options.hours)
+    _report(options.output)
+    say("done" if done else f"stopped at the budget of {options.hours:g} core-hours; the same command continues")
+    return 0
+
+
+def _groups(options: argparse.Namespace) -> list[Group]:
+    if options.root is not None:
+        return [group_on_disk(options.name, options.set, options.backbone or "efficientnet_lite0")]
     groups = [
         group for group in EXPERIMENTS[options.name]
         if options.set in (None, group.data) and options.backbone in (None, group.backbone)
@@ -135,21 +155,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--set, --backbone: expected those of {options.name}, got {options.set}, {options.backbone}."
         )
-    torch.set_num_threads(1)
-    amounts = QUICK if options.quick else Amounts()
-    if amounts.steps is not None:
-        groups = [replace(group, steps=amounts.steps) for group in groups]
-    if options.dry_run:
-        return _list(groups, amounts, options.output)
-    with ExitStack() as stack:
-        session = Session(groups, amounts, options.output, options.processes, stack)
-        session.measure_costs()
-        say(session.estimate())
-        say(f"budget of this call: {options.hours:g} core-hours")
-        done = session.run(options.hours)
-    _report(options.output)
-    say("done" if done else f"stopped at the budget of {options.hours:g} core-hours; the same command continues")
-    return 0
+    return groups
 
 
 def _list(groups: list[Group], amounts: Amounts, output: Path) -> int:
@@ -198,8 +204,9 @@ def say(text: str) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.experiments", description=__doc__)
     parser.add_argument("name", choices=[*EXPERIMENTS, "report"], metavar="NAME")
-    parser.add_argument("--set", choices=["emoji", "emoji7", "glyphs"], help="only this image set")
-    parser.add_argument("--backbone", help="only this backbone")
+    parser.add_argument("--set", choices=["emoji", "emoji7", "glyphs", *ON_DISK], help="only this image set")
+    parser.add_argument("--root", type=Path, help=f"the folder of the set, for {', '.join(ON_DISK)}")
+    parser.add_argument("--backbone", help="only this backbone; with --root, any that `dissim train` takes")
     parser.add_argument("--hours", type=float, default=20.0, help="core-hours of this call, at most")
     parser.add_argument("--processes", type=int, default=1, help="fits at the same time, each with one thread")
     parser.add_argument("--dry-run", action="store_true", help="list what is left to do")
@@ -208,6 +215,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.hours >= 0 or options.processes < 1:
         parser.error(f"expected --hours from 0, --processes from 1, got {options.hours}, {options.processes}")
+    if (options.set in ON_DISK) != (options.root is not None):
+        parser.error(f"expected --root with the sets {', '.join(ON_DISK)} only, got --set {options.set}")
+    if options.root is not None and options.name not in ON_DISK_EXPERIMENTS:
+        parser.error(f"expected --root with {', '.join(ON_DISK_EXPERIMENTS)} only, got it with {options.name}")
     if options.output is None:
         options.output = CACHE / "quick" if options.quick else RESULTS
     return options

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import files
 from .emoji7 import load_emoji7
-from .plan import Amounts, Group
+from .plan import Amounts, Group, file_name
 from .records import Records
 
 #: Seed of the test half. The demo has the same, and no default was chosen on that half.
@@ -36,10 +36,13 @@ class Features:
     labels: Tensor
     cameras: Tensor
     camera_names: list[str]
+    queries: Tensor | None = None
+    """bool [N], as of an ImageSet."""
 
     def take(self, chosen: Tensor) -> Features:
         """The rows that a bool mask [N] selects."""
-        return Features(self.rows[chosen], self.labels[chosen], self.cameras[chosen], self.camera_names)
+        queries = None if self.queries is None else self.queries[chosen]
+        return Features(self.rows[chosen], self.labels[chosen], self.cameras[chosen], self.camera_names, queries)
 
 
 Content = ImageSet | Features
@@ -60,14 +63,13 @@ class Part:
 class Parts:
     """Training, validation and test parts of one group. No identity is in two parts of a split.
 
-    Half of the identities are for testing, the same in every split. Each split divides the other half anew into
-    training and validation. So no training and no tuning of any split has seen a test identity.
+    The test identities are the same in every split. Each split divides the others anew into training and validation.
+    So no training and no tuning of any split has seen a test identity.
     """
 
-    def __init__(self, content: Content, protocol: str, amounts: Amounts) -> None:
+    def __init__(self, development: Content, test: Content, protocol: str, amounts: Amounts) -> None:
         self.protocol, self.amounts = protocol, amounts
-        development = random_identities(content.labels, 0.5, TEST_SEED)
-        self._development, self._test = content.take(development), content.take(~development)
+        self._development, self._test = development, test
 
     def train(self, split: int) -> Content:
         """The training part; with an unseen camera, without the cameras of the other parts."""
@@ -92,6 +94,8 @@ class Parts:
 
     def _part(self, name: str, content: Content) -> Part:
         queries = gallery = torch.arange(len(content.labels))
+        if content.queries is not None:
+            queries, gallery = queries[content.queries], gallery[~content.queries]
         if self.protocol == "unseen camera":
             unseen = _of_cameras(content, [UNSEEN[name.split()[0]]])
             queries, gallery = queries[unseen], gallery[~_of_cameras(content, UNSEEN.values())]
@@ -100,18 +104,35 @@ class Parts:
         return Part(name, content, queries[drawn], gallery, self.protocol == "other cameras")
 
 
-def load_content(group: Group, amounts: Amounts, cache_folder: Path) -> tuple[Content, str]:
-    """The images or features of a group, and the fingerprint of the images."""
-    images = _images(group.data, group.size, cache_folder)
+def load_parts(group: Group, amounts: Amounts, cache_folder: Path, root: Path | None = None) -> tuple[Parts, str]:
+    """The parts of a group, and the fingerprint of its images.
+
+    A set with an official split, in the folder `root`, has its training part for training and validation.
+    """
+    sets = [_images(group.data, group.size, cache_folder)] if root is None else _official(group, root)
     if amounts.identities is not None:
-        images = images.take(images.labels < amounts.identities)
-    if not group.frozen:
-        return images, images.fingerprint
-    path = cache_folder / "features" / f"{group.backbone}-{images.fingerprint}.safetensors"
+        sets = [images.take(images.labels < amounts.identities) for images in sets]
+    contents = [_features(images, group.backbone, cache_folder) if group.frozen else images for images in sets]
+    development, test = halves(contents[0]) if root is None else contents
+    return Parts(development, test, group.protocol, amounts), "-".join(images.fingerprint for images in sets)
+
+
+def halves(content: Content) -> tuple[Content, Content]:
+    """(development, test): half of the identities each."""
+    development = random_identities(content.labels, 0.5, TEST_SEED)
+    return content.take(development), content.take(~development)
+
+
+def _official(group: Group, root: Path) -> list[ImageSet]:
+    return [load_images(f"{group.data}-{part}", size=group.size, root=root) for part in ("train", "test")]
+
+
+def _features(images: ImageSet, backbone: str, cache_folder: Path) -> Features:
+    path = cache_folder / "features" / f"{file_name(backbone)}-{images.fingerprint}.safetensors"
     if not path.exists():
-        rows = embed_images(build_backbone(group.backbone, None), images)
+        rows = embed_images(build_backbone(backbone, None), images)
         files.replace(path, save({"rows": rows}))
-    return Features(load_file(path)["rows"], images.labels, images.cameras, images.camera_names), images.fingerprint
+    return Features(load_file(path)["rows"], images.labels, images.cameras, images.camera_names, images.queries)
 
 
 @cache

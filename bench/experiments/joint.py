@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from multiprocessing import current_process
 from typing import Any
 
 from dissim_retrieval.data import ImageSet
@@ -64,9 +65,15 @@ def base_config(group: Group, seed: int, **changes: Any) -> TrainConfig:
 
 
 def fit(config: TrainConfig, train_part: ImageSet, loss: nn.Module | None = None) -> Fitted:
-    """Train with the loss, by default the one that the config names; without a head, the scorer is the cosine."""
-    trained = train(config, train_part, loss=loss, device="cpu", workers=0, progress=False)
-    return Fitted(partial(embed_images, trained.backbone, workers=0, progress=False), trained.head or cosine)
+    """Train with the loss, by default the one that the config names; without a head, the scorer is the cosine.
+
+    On a GPU if there is one. A forked process cannot use it, nor have workers of its own.
+    """
+    forked = current_process().daemon
+    device, workers = ("cpu", 0) if forked else (None, None)
+    trained = train(config, train_part, loss=loss, device=device, workers=workers, progress=False)
+    embed = partial(embed_images, trained.backbone, workers=workers, progress=False)
+    return Fitted(embed, trained.head or cosine)
 
 
 def space_of(loss: str, score: str) -> dict[str, Range]:

@@ -43,7 +43,7 @@ class Group:
     data: str
     backbone: str
     size: int
-    """Height and width of the images in pixels."""
+    """Height of the images in pixels. They are square, but half as wide for people."""
     steps: int
     dim: int = 256
     """Width of the learned embeddings."""
@@ -64,12 +64,17 @@ class Group:
     @property
     def key(self) -> str:
         """The name of the group's file."""
-        base = f"{self.data}-{self.backbone}"
+        base = f"{self.data}-{file_name(self.backbone)}"
         return base if self.protocol == "unseen identities" else f"{base}-{self.protocol.replace(' ', '-')}"
 
     @property
     def title(self) -> str:
         return f"{self.data}, {self.size} pixels, {self.backbone}, {self.protocol}"
+
+
+def file_name(backbone: str) -> str:
+    """The name of a backbone as a part of a file's name."""
+    return backbone.replace(":", "-").replace("/", "-")
 
 
 def _frozen(experiment: str, data: str, backbone: str, methods: str = "frozen", **options: str) -> Group:
@@ -114,3 +119,16 @@ EXPERIMENTS: dict[str, list[Group]] = {
         *(_small("protocols", SCRATCH, protocol=protocol) for protocol in ("other cameras", "unseen camera")),
     ],
 }
+#: Experiments whose methods can be compared on the sets of ON_DISK.
+ON_DISK_EXPERIMENTS = ("frozen", "cameras", "joint", "factors")
+#: Sets with an official split, which are on disk -> the height of their images in pixels.
+ON_DISK = {
+    **dict.fromkeys(("market1501", "dukemtmc", "msmt17"), 256),
+    **dict.fromkeys(("veri776", "cub200", "cars196", "sop", "inshop"), 224),
+}
+
+
+def group_on_disk(experiment: str, data: str, backbone: str) -> Group:
+    """A group of one of ON_DISK_EXPERIMENTS on a set of ON_DISK."""
+    steps, dim = (60, 256) if METHOD_SETS[experiment].frozen else (2000, 512)
+    return Group(experiment, experiment, data, backbone, ON_DISK[data], steps=steps, dim=dim)

@@ -44,7 +44,8 @@ class Values(NamedTuple):
 
 @torch.no_grad()
 def measure_part(fitted: Fitted, part: Part) -> Values:
-    """Rank the gallery of a part for each query. Images with the query's label and camera are excluded.
+    """Rank the gallery of a part for each query. Images with the query's label and camera are excluded; in sets of
+    one camera, the query itself.
 
     Raises FloatingPointError if an embedding is not finite."""
     content: Content = part.content
@@ -52,9 +53,12 @@ def measure_part(fitted: Fitted, part: Part) -> Values:
     if not rows.isfinite().all():
         raise FloatingPointError("an embedding is not finite")
     query_cameras, gallery_cameras = cameras[part.queries], cameras[part.gallery]
+    one_camera = len(cameras.unique()) == 1
     retrieval = Retrieval.of(
         rows[part.queries], rows[part.gallery], fitted.scorer, labels[part.queries], labels[part.gallery],
-        query_cameras=query_cameras, reference_cameras=gallery_cameras,
+        query_cameras=None if one_camera else query_cameras,
+        reference_cameras=None if one_camera else gallery_cameras,
+        exclude_index=part.queries if one_camera and content.queries is None else None,
     )  # fmt: skip
     precisions, hits = [], []
     for block in retrieval.scores(block=128):
