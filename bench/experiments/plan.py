@@ -116,6 +116,7 @@ EXPERIMENTS: dict[str, list[Group]] = {
             for protocol in ("other cameras", "unseen camera")
             for backbone in (LITE, MOBILE)
         ),
+        *(_frozen("protocols", "emoji7", backbone, protocol="unseen camera") for backbone in (LITE, MOBILE)),
         *(_small("protocols", SCRATCH, protocol=protocol) for protocol in ("other cameras", "unseen camera")),
     ],
 }
