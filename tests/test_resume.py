@@ -2,14 +2,21 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 import torch
 from dissim_retrieval.data import ImageSet
+from dissim_retrieval.head import DissimilarityHead
+from dissim_retrieval.interop import PMLLoss, ScoreDistance
+from dissim_retrieval.losses import HingeLoss, PrototypeLoss, SoftMarginLoss
+from dissim_retrieval.models import build_backbone
 from dissim_retrieval.train import TrainConfig, load_trained, train
+from dissim_retrieval.train.own_modules import module_settings
 from killed_training import count_kills_with_other_weights
+from pytorch_metric_learning.losses import ContrastiveLoss
 from torch import nn
 
 CONFIG = TrainConfig(dim=4, steps=6, identities=4, checkpoint_every=2)
@@ -21,9 +28,9 @@ def image_set(seed=0, identities=6):
     return ImageSet(pixels, labels, torch.zeros_like(labels), [str(i) for i in range(identities)], ["one"], "")
 
 
-def network(width=4):
+def network(width=4, pixels=192):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(192, width))
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, width))
 
 
 def start(folder, images=None, config=CONFIG, backbone=None, **options):
@@ -32,17 +39,27 @@ def start(folder, images=None, config=CONFIG, backbone=None, **options):
 
 
 class StopsAt(nn.Module):
-    """A network whose nth batch is NaN, or stops the run."""
+    """A network whose nth batch is NaN, or stops the run. Its private attributes are no settings of a network."""
 
-    def __init__(self, batch, error=None):
+    def __init__(self, batch, error=None, layers=None):
         super().__init__()
-        self.network, self.left, self.error = network(), batch, error
+        self.network, self._left, self._error = layers or network(), batch, error
 
     def forward(self, images):
-        self.left -= 1
-        if self.left == 0 and self.error:
-            raise self.error
-        return self.network(images) * (float("nan") if self.left == 0 else 1.0)
+        self._left -= 1
+        if self._left == 0 and self._error:
+            raise self._error
+        return self.network(images) * (float("nan") if self._left == 0 else 1.0)
+
+
+def interrupt(folder, batch=4, layers=None, **options):
+    """Train in `folder` until the network gets this batch."""
+    with pytest.raises(KeyboardInterrupt):
+        start(folder, backbone=StopsAt(batch, KeyboardInterrupt(), layers), **options)
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_killed_and_continued_training_ends_in_the_same_weights(tmp_path):
@@ -52,8 +69,7 @@ def test_killed_and_continued_training_ends_in_the_same_weights(tmp_path):
 
 def test_unfinished_files_of_a_killed_run_are_deleted(tmp_path):
     """Those of the files that the run writes, with the random names that they have."""
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, backbone=StopsAt(4, KeyboardInterrupt()))
+    interrupt(tmp_path)
     kept = [f".checkpoint.pt.{32 * 'x'}", ".checkpoint.pt.copy", f".other.{32 * '0'}"]
     names = ("checkpoint.pt", "config.json", "log.csv", "model.safetensors")
     for name in (*kept, *(f".{name}.{uuid4().hex}" for name in names)):
@@ -66,8 +82,7 @@ def test_unfinished_files_of_a_killed_run_are_deleted(tmp_path):
 
 
 def test_the_log_has_each_step_once(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, backbone=StopsAt(6, KeyboardInterrupt()))
+    interrupt(tmp_path, 6)
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 6  # the header and steps 1 to 5; checkpoint at 4
     start(tmp_path, backbone=StopsAt(99), validation=None)
     with open(tmp_path / "log.csv") as file:
@@ -110,22 +125,123 @@ def test_divergence_that_a_validation_finds_is_named(tmp_path, lr, message):
     "options", [{"images": image_set(1)}, {"images": image_set(0, 5)}, {"validation": image_set(2)}]
 )
 def test_resume_on_other_images_raises_and_keeps_the_files(tmp_path, options):
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, backbone=StopsAt(4, KeyboardInterrupt()))
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(
-        ValueError, match=r"^images: expected the (validation )?images that .* was made with \(.*\), got"
-    ):
+    interrupt(tmp_path)
+    before = files_in(tmp_path)
+    message = r"^images: expected the (validation )?images that .* was made with \(.*\), got .* need a new folder\.$"
+    with pytest.raises(ValueError, match=message):
         start(tmp_path, backbone=StopsAt(99), **options)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert files_in(tmp_path) == before
 
 
-def test_resume_with_another_network_or_setting_raises(tmp_path):
-    start(tmp_path)
-    with pytest.raises(ValueError, match=r"another network or loss .* Choose a new folder"):
-        start(tmp_path, backbone=nn.Sequential(network(), nn.Linear(4, 4)))
+def test_resume_with_another_setting_raises(tmp_path):
+    interrupt(tmp_path)
     with pytest.raises(ValueError, match="has a run with another lr, seed"):
         start(tmp_path, config=replace(CONFIG, lr=0.1, seed=3))
+    with pytest.raises(ValueError, match=r"^steps: expected 6, .* got 7\. .* cannot be extended, .* schedule"):
+        start(tmp_path, config=replace(CONFIG, steps=7))
+
+
+def activated(activation):
+    return nn.Sequential(network(), activation)
+
+
+@pytest.mark.parametrize(
+    "other", [network(), nn.Sequential(network(), nn.Linear(4, 4)), activated(nn.ReLU()), activated(nn.ELU(0.5))]
+)
+def test_resume_with_another_own_network_raises(tmp_path, other):
+    """Also with one whose weights have the same names and shapes."""
+    interrupt(tmp_path, layers=activated(nn.ELU()))
+    before = files_in(tmp_path)
+    shown = r"\(a StopsAt with settings (\w+)\)"
+    message = rf"^backbone: expected the network that .* was trained with {shown}, got another {shown}\."
+    with pytest.raises(ValueError, match=message) as caught:
+        start(tmp_path, backbone=StopsAt(99, layers=other))
+    expected, found = re.match(message, str(caught.value)).groups()
+    assert expected != found and files_in(tmp_path) == before
+    start(tmp_path, backbone=StopsAt(99, layers=activated(nn.ELU())))
+
+
+def test_resume_with_an_own_network_instead_of_a_named_one_and_vice_versa_raises(tmp_path):
+    config = replace(CONFIG, backbone="small")
+    images = image_set()
+    images = replace(images, images=images.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    for folder, networks in (("named", (None, build_backbone("small", 4))), ("own", (network(4, 768), None))):
+        first, second = networks
+        train(config, images, backbone=first, folder=tmp_path / folder, progress=False)
+        with pytest.raises(ValueError, match=r"^backbone: expected .* \((a|small,) .*\), got another \((a|small,) "):
+            train(config, images, backbone=second, folder=tmp_path / folder, progress=False)
+
+
+def hinge(**options):
+    return HingeLoss(DissimilarityHead(4), **options)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            lambda: hinge(margin=5.0, num_hard_negatives=None),
+            r"HingeLoss, margin 1\.0, num_hard_negatives 2\), got .*, margin 5\.0, num_hard_negatives None\)",
+        ),
+        (
+            lambda: HingeLoss(DissimilarityHead(4, scale=2.0)),
+            r"HingeLoss, head\.scale 8\.0\), got another .*HingeLoss, head\.scale 2\.0\)",
+        ),
+        (lambda: SoftMarginLoss(DissimilarityHead(4)), r"HingeLoss\), got another .*losses\.SoftMarginLoss\)"),
+        (lambda: None, r"HingeLoss\), got another \(one that TrainConfig\.loss names\)"),
+    ],
+)
+def test_resume_with_another_own_loss_raises(tmp_path, other, message):
+    interrupt(tmp_path, loss=hinge())
+    before = files_in(tmp_path)
+    with pytest.raises(ValueError, match=rf"^loss: expected the loss that .* was trained with \(.*{message}"):
+        start(tmp_path, backbone=StopsAt(99), loss=other())
+    assert files_in(tmp_path) == before
+    trained = start(tmp_path, backbone=StopsAt(99), loss=hinge())
+    assert trained.provenance["loss"].items() >= {"margin": 1.0, "head.scale": 8.0}.items()
+
+
+def test_resume_of_a_named_loss_with_an_own_one_raises(tmp_path):
+    interrupt(tmp_path)
+    with pytest.raises(ValueError, match=r"^loss: .* \(one that TrainConfig\.loss names\), got .*HingeLoss\)"):
+        start(tmp_path, backbone=StopsAt(99), loss=hinge())
+
+
+def test_an_own_loss_is_not_recorded_as_that_of_the_settings(tmp_path):
+    loss = PMLLoss(ContrastiveLoss(distance=ScoreDistance(DissimilarityHead(4))))
+    trained = start(tmp_path, loss=loss)
+    assert trained.config.loss == load_trained(tmp_path, backbone=network()).config.loss == "own"
+    recorded = trained.provenance["loss"]
+    assert recorded["class"] == "dissim_retrieval.interop.PMLLoss" and recorded["loss.class"].endswith(
+        "ContrastiveLoss"
+    )
+    start(tmp_path, config=trained.config, loss=loss)
+    with pytest.raises(ValueError, match=r"^loss: expected a module, .* got None"):
+        start(tmp_path, config=trained.config)
+
+
+def test_settings_of_modules_are_plain_and_public():
+    module = nn.Conv2d(3, 4, (1, 2))
+    module.limit, module._count, module.table, module.norms = float("inf"), 3, {1: 2}, (1, (float("nan"), None))
+    settings = module_settings(nn.Sequential(module, nn.Dropout(0.25)))
+    assert settings["0.kernel_size"] == [1, 2] and settings["1.p"] == 0.25
+    assert settings["class"] == "torch.nn.modules.container.Sequential"
+    assert settings["0.limit"] == "inf" and settings["0.norms"] == [1, ["nan", None]]
+    assert not {"0._count", "0.table", "0.training", "0.weight"} & settings.keys()
+    assert settings == json.loads(json.dumps(settings))
+
+
+def test_a_run_of_an_earlier_version_continues(tmp_path):
+    """It recorded the loss of the settings, which was not used, and no settings of the modules."""
+    interrupt(tmp_path, loss=hinge())
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["loss"] = "hinge"
+    del content["provenance"]["loss"], content["provenance"]["backbone"]["settings"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="another network or loss"):
+        start(tmp_path, backbone=StopsAt(99), loss=PrototypeLoss(DissimilarityHead(4), 6))
+    start(tmp_path, backbone=StopsAt(99), loss=hinge(margin=5.0))
 
 
 @pytest.mark.parametrize("keep", [0, 0.5])
@@ -162,8 +278,15 @@ def test_settings_of_another_version_are_named(tmp_path, read, change, reason):
         read(tmp_path)
 
 
-def test_a_finished_run_is_not_overwritten(tmp_path):
+def test_a_finished_run_is_not_overwritten(tmp_path, caplog):
     start(tmp_path)
+    before = files_in(tmp_path)
+    with caplog.at_level("INFO", "dissim_retrieval"):
+        start(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: finished before, after step 6; nothing is trained"
+    ]
+    assert files_in(tmp_path) == before
     (tmp_path / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match="a finished run without its checkpoint"):
         start(tmp_path)

@@ -36,11 +36,11 @@ class Interrupted(torch.nn.Module):
 
     def __init__(self, backbone, forwards):
         super().__init__()
-        self.backbone, self.left = backbone, forwards
+        self.backbone, self._left = backbone, forwards
 
     def forward(self, images):
-        self.left -= 1
-        if self.left < 0:
+        self._left -= 1
+        if self._left < 0:
             raise KeyboardInterrupt
         return self.backbone(images)
 
@@ -261,6 +261,12 @@ def test_the_weights_with_the_best_validation_are_the_result(glyphs, tmp_path):
     loaded = load_trained(tmp_path)
     assert loaded.provenance == trained.provenance
     assert all(torch.equal(state(loaded)[key], value) for key, value in state(trained).items())
+
+
+def test_patience_needs_validation_images(glyphs, tmp_path):
+    with pytest.raises(ValueError, match=r"^patience: expected validation images with patience=2, got none"):
+        train(replace(CONFIG, patience=2), glyphs, folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_provenance_tells_data_transform_backbone_and_weights(glyphs, tmp_path):

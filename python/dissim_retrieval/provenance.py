@@ -46,7 +46,7 @@ def check_same_data(recorded: Mapping, found: Mapping, *, argument: str, source:
             what = "validation images" if key == "validation" else "images"
             raise ValueError(
                 f"{argument}: expected the {what} that {source} was made with ({_describe(before)}), got others"
-                f" ({_describe(now)}). Pass those images, or choose a new folder."
+                f" ({_describe(now)}). Pass those images. Others, also these without damaged ones, need a new folder."
             )
 
 

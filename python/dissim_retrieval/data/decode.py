@@ -32,6 +32,17 @@ _TURNS = {
 }
 
 
+class DamagedImageError(ValueError):
+    """A file that cannot be decoded. `name` is what the error calls it, `remedy` a sentence that says what to do."""
+
+    def __init__(self, name: str, reason: str, remedy: str = "") -> None:
+        super().__init__(name, reason, remedy)  # all of them, so that the error can be pickled
+        self.name, self.reason, self.remedy = name, reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.name}: expected an image that can be decoded, got {self.reason}. {self.remedy}".rstrip()
+
+
 def decode(path: str, size: tuple[int, int] | int) -> np.ndarray:
     """The image as uint8 [H, W, 3], size = (H, W), resized without keeping the aspect ratio.
 
@@ -41,8 +52,8 @@ def decode(path: str, size: tuple[int, int] | int) -> np.ndarray:
     animation, the first frame. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than `size`,
     then resized (bicubic).
 
-    A file that cannot be decoded, or has more than MAX_PIXELS, raises a ValueError that names it; one that cannot be
-    opened, an OSError.
+    A file that cannot be decoded, or has more than MAX_PIXELS, raises DamagedImageError; one that cannot be opened,
+    an OSError.
     """
     with open(path, "rb") as file:
         return decode_opened(file, size, printable(path))
@@ -56,7 +67,7 @@ def decode_opened(file: BinaryIO, size: tuple[int, int] | int, name: str) -> np.
         reason = f"a file in none of the formats {', '.join(_formats())}"
     except Exception as error:  # on damaged data, decoders raise OSError, SyntaxError, struct.error and others
         reason = str(error) or type(error).__name__
-    raise ValueError(f"{name}: expected an image that can be decoded, got {reason}.")
+    raise DamagedImageError(name, reason)
 
 
 def printable(path: str) -> str:

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decode import decode, printable
+from .decode import DamagedImageError, decode, printable
+
+#: What to do about a damaged file, in the terms of the library and of the command line.
+REMEDY = "Repair or remove it, or skip such files: skip_damaged=True, on the command line --skip-damaged."
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +39,18 @@ class ImageFiles:
     def __getitem__(self, rows: int | Sequence[int] | Tensor) -> Tensor:
         """uint8 [3, H, W] for a number, [len(rows), 3, H, W] for several."""
         if isinstance(rows, int):
-            return torch.from_numpy(decode(self.path(rows), self.size).transpose(2, 0, 1).copy())
+            return torch.from_numpy(self._decoded(rows).copy())
         images = np.empty((len(rows), 3, *self.size), np.uint8)
         for place, row in enumerate(rows):
-            images[place] = decode(self.path(int(row)), self.size).transpose(2, 0, 1)
+            images[place] = self._decoded(int(row))
         return torch.from_numpy(images)
+
+    def _decoded(self, row: int) -> np.ndarray:
+        """uint8 [3, H, W]."""
+        try:
+            return decode(self.path(row), self.size).transpose(2, 0, 1)
+        except DamagedImageError as error:
+            raise DamagedImageError(error.name, error.reason, REMEDY) from error
 
     def path(self, row: int) -> str:
         """The file of a row, with its root."""
@@ -60,7 +70,7 @@ class ImageFiles:
 
     def _damage(self, row: int) -> str:
         try:
-            self[row]
+            decode(self.path(row), self.size)
         except (ValueError, OSError) as error:
             return str(error)
         return ""

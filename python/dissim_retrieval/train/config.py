@@ -16,9 +16,9 @@ class TrainConfig:
     CPU core.
     """
 
-    loss: Literal["hinge", "soft_margin", "infonce", "supcon", "softmax", "prototype", "triplet"] = "hinge"
+    loss: Literal["hinge", "soft_margin", "infonce", "supcon", "softmax", "prototype", "triplet", "own"] = "hinge"
     """Trains backbone and pair classifier, see `dissim_retrieval.losses`. triplet is the batch-hard baseline, which
-    has no classifier."""
+    has no classifier. own: the module that is passed to train(), which sets it."""
     backbone: str = "efficientnet_lite0"
     """efficientnet_lite0, mobilenet_v2, small, timm:NAME, torchvision:NAME or hf:NAME. Not used if a module is passed
     to train()."""
@@ -55,11 +55,11 @@ class TrainConfig:
     memory: int = 0
     """Embeddings of earlier batches that a batch is compared with as well, after the warm-up (cross-batch memory)."""
     checkpoint_every: int = 100
-    """Steps between checkpoints, if train() has a folder."""
+    """Steps between checkpoints, if train() has a folder. One is also written when the last is a minute old."""
     validate_every: int = 50
     """Steps between validations, if train() has validation images."""
     patience: int | None = None
-    """Stop after this many validations without a higher mAP."""
+    """Stop after this many validations without a higher mAP. Needs validation images."""
     seed: int = 0
     """Of the new weights, the batches, the augmentation and dropout."""
     triplet_margin: float = 0.2

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -21,17 +22,20 @@ from ..embedding import embed_images, pixels_like
 from ..evaluation import cosine, evaluate
 from ..logs import get_logger, hide_bar
 from ..models import Backbone, build_backbone
-from ..provenance import check_same_data
 from . import run_folder
 from .augmentation import Augmentation
 from .batches import IdentityBatches
 from .config import TrainConfig
 from .objective import Objective
 from .processes import Processes, join_processes
+from .resuming import reading, resume
 from .state import TrainingState, is_finite
 from .trained import Trained, describe, load_weights
 
 logger = get_logger(__name__)
+
+#: A checkpoint is also written when the last one, or the start, is this many seconds ago.
+CHECKPOINT_SECONDS = 60
 
 
 def train(
@@ -55,7 +59,8 @@ def train(
             the weights with the highest mAP are the result.
         backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place.
         loss: your own loss (embeddings [B, D], labels int64 [B]) -> 0-d, instead of config.loss. Its parameters are
-            trained, too. If it contains a DissimilarityHead, that is the head of the result.
+            trained, too. If it contains a DissimilarityHead, that is the head of the result. The config of the result
+            has the loss "own".
         folder: where settings, checkpoints, log.csv and the result are written. An interrupted run continues from its
             last checkpoint, with the same result as without the interruption.
         device: default: a GPU if there is one.
@@ -71,6 +76,13 @@ def train(
         FloatingPointError: the loss, a weight or a validation embedding is not finite. The last checkpoint stays.
         ValueError: a setting or an image set that cannot be trained on; a folder with another run.
     """
+    if config.patience is not None and validation is None:
+        raise ValueError(
+            f"patience: expected validation images with patience={config.patience}, got none. Pass validation=, on"
+            " the command line --val-fraction, or omit patience."
+        )
+    if loss is not None:
+        config = replace(config, loss="own")
     processes = join_processes(device)
     first = processes.rank == 0
     folder = None if folder is None else Path(folder)
@@ -84,11 +96,12 @@ def train(
             network.check_size(images.size)
         objective = Objective(config, network, loss, num_identities=batches.num_identities)
         objective.to(processes.device).train()
-        facts = describe(config, objective, images, validation, own_backbone=backbone is not None)
+        own = {"own_backbone": backbone is not None, "own_loss": loss is not None}
+        facts = describe(config, objective, images, validation, **own)
         facts |= dict(provenance or {})
         state = TrainingState(config, objective, processes.device)
         if folder is not None:
-            _resume(state, folder, facts, write=first)
+            resume(state, folder, facts, {"data": images, "validation": validation}, write=first)
             if first:
                 run_folder.clean(folder)
         title = progress if isinstance(progress, str) else config.loss
@@ -103,30 +116,6 @@ def train(
     if folder is not None and first:
         run_folder.write_model(folder, objective.weights())
     return Trained.of(network, objective.head, config, facts)
-
-
-def _resume(state: TrainingState, folder: Path, facts: dict, *, write: bool) -> None:
-    """Continue from the checkpoint in `folder`, if there is one; else begin a run there."""
-    if not (folder / run_folder.CHECKPOINT).exists():
-        if (folder / run_folder.MODEL).exists():
-            raise ValueError(f"folder: {folder} has a finished run without its checkpoint. Choose a new folder.")
-        if write:
-            run_folder.write_config(folder, state.config, facts)
-        return
-    config, recorded = run_folder.read_config(folder)
-    changed = [name for name, value in vars(state.config).items() if value != getattr(config, name)]
-    if changed:
-        raise ValueError(f"folder: {folder} has a run with another {', '.join(changed)}. Choose a new folder.")
-    check_same_data(recorded, facts, argument="images", source=folder)
-    checkpoint = run_folder.read_checkpoint(folder)
-    try:
-        state.load_state_dict(checkpoint)
-    except (RuntimeError, KeyError, ValueError) as error:
-        first_line = str(error).split("\n")[0]
-        raise ValueError(
-            f"folder: the checkpoint in {folder} is of another network or loss ({first_line}). Choose a new folder."
-        ) from error
-    logger.info("%s: continues after step %d of %d", folder, state.steps, config.steps)
 
 
 def _run(
@@ -148,9 +137,10 @@ def _run(
     augment = Augmentation(config, images.size)
     # The statistics of batch normalization are those of each process; the result has those of the first.
     replica = objective if processes.size == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
+    saved = time.perf_counter()
     with nullcontext() if folder is None else run_folder.Log(folder, state.steps) as log:
         for step, (chosen, pictures) in enumerate(
-            zip(plan, images.batches(plan, workers=workers), strict=True), state.steps
+            zip(plan, _read(images, plan, workers, state, folder), strict=True), state.steps
         ):
             begin = time.perf_counter()
             pixels = pixels_like(objective.backbone, pictures)
@@ -173,14 +163,29 @@ def _run(
             if log is not None:
                 rate = state.optimizer.param_groups[0]["lr"]
                 log.write(state.steps, value, rate, mean_ap, round(time.perf_counter() - begin, 4))
-            if state.finished or state.steps % config.checkpoint_every == 0:
+            is_due = folder is not None and time.perf_counter() - saved >= CHECKPOINT_SECONDS
+            if is_due or state.finished or state.steps % config.checkpoint_every == 0:
                 _check_weights(state, folder)
                 if folder is not None:
                     run_folder.write_checkpoint(folder, state.state_dict())
+                    saved = time.perf_counter()
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             bar.update()
             if state.finished:
                 break
+
+
+def _read(
+    images: ImageSet, plan: IdentityBatches, workers: int | None, state: TrainingState, folder: Path | None
+) -> Iterator[Tensor]:
+    """The images of each batch. If some cannot be read, the steps before are saved."""
+    with reading(folder, "data", images):
+        try:
+            yield from images.batches(plan, workers=workers)
+        except Exception:  # between two steps, so that the state is that after a whole step
+            if folder is not None and state.steps > 0 and is_finite(state.state_dict()):
+                run_folder.write_checkpoint(folder, state.state_dict())
+            raise
 
 
 def _check_weights(state: TrainingState, folder: Path | None) -> None:
@@ -191,7 +196,8 @@ def _check_weights(state: TrainingState, folder: Path | None) -> None:
 def _validate(state: TrainingState, images: ImageSet, workers: int | None, folder: Path | None) -> float:
     """mAP of the head, or of the cosine without one, on all images."""
     objective = state.objective
-    rows = embed_images(objective.backbone, images, workers=workers, progress=False)
+    with reading(folder, "validation", images):
+        rows = embed_images(objective.backbone, images, workers=workers, progress=False)
     if not rows.isfinite().all():  # finite weights may overflow
         what = f"an embedding of the validation images is not finite after step {state.steps}"
         raise FloatingPointError(_diverged(state, what, folder))

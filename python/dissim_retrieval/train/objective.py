@@ -90,6 +90,8 @@ class Objective(nn.Module):
 
 def _build_loss(config: TrainConfig, num_identities: int) -> nn.Module:
     """The loss that the config names, with a new head."""
+    if config.loss == "own":
+        raise ValueError("loss: expected a module, since config.loss is own, got None. Pass train(..., loss=module).")
     _check_pairs(config)
     if config.loss == "triplet":
         from ..triplet import TripletLoss  # here, because pytorch-metric-learning takes a second to import

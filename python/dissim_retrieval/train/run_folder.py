@@ -67,6 +67,11 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         raise ValueError(_damaged(path, "a checkpoint", error)) from error
 
 
+def saved_steps(folder: Path) -> int:
+    """The number of steps after which the checkpoint in `folder` was written; 0 if there is none."""
+    return read_checkpoint(folder)["steps"] if (folder / CHECKPOINT).exists() else 0
+
+
 def write_model(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write model.safetensors."""
     copies = {

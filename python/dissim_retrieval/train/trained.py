@@ -15,6 +15,7 @@ from ..provenance import weights_digest
 from . import run_folder
 from .config import TrainConfig
 from .objective import Objective
+from .own_modules import module_settings, settings_digest
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ def load_trained(folder: str | Path, *, backbone: nn.Module | None = None) -> Tr
     folder = Path(folder)
     config, facts = run_folder.read_config(folder)
     if not (folder / run_folder.MODEL).exists():
-        begun = (folder / run_folder.CHECKPOINT).exists()
-        steps = run_folder.read_checkpoint(folder)["steps"] if begun else 0
+        steps = run_folder.saved_steps(folder)
         raise ValueError(
             f"folder: {folder} has an unfinished run ({steps} of {config.steps} steps). Call train() with it first."
         )
@@ -76,15 +76,23 @@ def load_weights(
 
 
 def describe(
-    config: TrainConfig, objective: Objective, images: ImageSet, validation: ImageSet | None, own_backbone: bool
+    config: TrainConfig,
+    objective: Objective,
+    images: ImageSet,
+    validation: ImageSet | None,
+    *,
+    own_backbone: bool,
+    own_loss: bool,
 ) -> dict:
     """The provenance of a run, without the digest of its weights."""
     backbone, head = objective.backbone, objective.head
     preprocessing = backbone.preprocessing if isinstance(backbone, Backbone) else Preprocessing((0,) * 3, (1,) * 3)
+    built = {"settings": settings_digest(backbone)} if own_backbone else {}
     return {
         "data": images.provenance(),
         "validation": None if validation is None else validation.provenance(),
         "transform": {"size": list(images.size), "mean": list(preprocessing.mean), "std": list(preprocessing.std)},
-        "backbone": {"name": None if own_backbone else config.backbone, "class": type(backbone).__name__},
+        "backbone": {"name": None if own_backbone else config.backbone, "class": type(backbone).__name__} | built,
+        "loss": module_settings(objective.loss) if own_loss else None,
         "head": None if head is None else {"dim": len(head.weight)} | head.options(),
     }
