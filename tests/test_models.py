@@ -1,12 +1,17 @@
 """Backbones: shapes, gradients, pretrained weights and error messages."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from dissim_retrieval.models import BACKBONES, HUBS, Preprocessing, build_backbone, freeze_stages, stages
+from dissim_retrieval.cli.arguments import ImageOptions
+from dissim_retrieval.cli.images import load_for_training
+from dissim_retrieval.models import BACKBONES, HUBS, Backbone, Preprocessing, build_backbone, freeze_stages, stages
+from dissim_retrieval.train import TrainConfig, load_trained, train
+from PIL import Image
 from torch import nn
 
 
@@ -88,16 +93,52 @@ def test_weights_that_cannot_be_downloaded_are_named_with_what_to_do(hub, module
         build_backbone(f"{hub}:some/net", 8)
 
 
-def test_a_transformers_model_in_a_folder(tmp_path):
+def transformers_model(folder, dtype=torch.float32):
+    """A small DINOv2 in `folder`, as Hugging Face has them."""
     transformers = pytest.importorskip("transformers")
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    transformers.Dinov2Model(transformers.Dinov2Config(**size)).save_pretrained(tmp_path)
+    transformers.Dinov2Model(transformers.Dinov2Config(**size)).to(dtype).save_pretrained(folder)
     settings = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": {"shortest_edge": 28}, "resample": 2}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    backbone = build_backbone(f"hf:{tmp_path}", 8).eval()
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return f"hf:{folder}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_transformers_model_in_a_folder(dtype, tmp_path):
+    name = transformers_model(tmp_path, dtype)
+    backbone = build_backbone(name, 8).eval()
     assert backbone(torch.rand(2, 3, 28, 28)).shape == (2, 8)
     assert backbone.preprocessing == Preprocessing((0.4,) * 3, (0.2,) * 3, (28, 28))
-    assert len(stages(backbone)) == 4
+    assert len(stages(backbone)) == 4 and {p.dtype for p in backbone.parameters()} == {torch.float32}
+    build_backbone(name, 8, pretrained=False).load_state_dict(backbone.state_dict())
+
+
+def test_of_a_vision_language_model_the_part_for_images(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision, text = {"image_size": 32, "patch_size": 8}, {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.CLIPConfig(text_config=size | text, vision_config=size | vision)
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    settings = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": {"shortest_edge": 40}, "crop_size": 32}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    backbone = build_backbone(f"hf:{tmp_path}", 8)
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, 8) and backbone.preprocessing.size == (32, 32)
+    assert not any("text" in name for name, _ in backbone.named_parameters())
+
+
+def test_a_vision_transformer_has_the_size_of_its_weights_also_without_them():
+    pytest.importorskip("torchvision", exc_type=Exception)
+    with torch.device("meta"):  # 632 M weights
+        assert build_backbone("torchvision:vit_h_14", 8, pretrained=False).preprocessing.size == (518, 518)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("squeezenet1_1", "it does not end in"), ("googlenet", "it returns more")]
+)
+def test_a_network_of_another_form_is_an_error(name, reason):
+    pytest.importorskip("torchvision", exc_type=Exception)
+    with pytest.raises(ValueError, match=rf"backbone: expected a network .*, got torchvision:{name} \({reason}"):
+        build_backbone(f"torchvision:{name}", 8, pretrained=False)
 
 
 @pytest.mark.parametrize(("name", "number"), [("small", 4), ("mobilenet_v2", 19), ("efficientnet_lite0", 20)])
@@ -127,8 +168,59 @@ def test_an_image_size_that_a_backbone_cannot_take_raises():
     backbone = build_backbone("small", 8)
     backbone.check_size((16, 32))
     assert backbone.training
-    with pytest.raises(ValueError, match=r"images: expected a size that this backbone can take, .* got 8 x 8 \("):
+    expected = r"images: expected a size that this backbone can take, got 8 x 8 pixels \(.*\)\. Load larger images"
+    with pytest.raises(ValueError, match=expected):
         backbone.check_size((8, 8))
+
+
+@pytest.mark.parametrize(("size", "option"), [((24, 24), "24"), ((24, 20), "24x20")])
+def test_the_size_to_load_images_at_is_in_the_error(size, option):
+    class Fixed(nn.Flatten):
+        """Takes one size, as most vision transformers do."""
+
+        def forward(self, images):
+            assert images.shape[-2:] == size, "another size."
+            return super().forward(images)
+
+    backbone = Backbone(Fixed(), 3 * size[0] * size[1], 2, Preprocessing(size=size))
+    backbone.check_size(size)
+    remedy = f"got 128 x 64 pixels (another size). Load them at {size[0]} x {size[1]}, the size of its training"
+    with pytest.raises(ValueError, match=re.escape(f"{remedy} (dissim train: --size {option}).")):
+        backbone.check_size((128, 64))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photos of each of four identities."""
+    for identity in range(4):
+        (tmp_path / f"id{identity}").mkdir()
+        for view in range(2):
+            Image.new("RGB", (30, 40), (60 * identity, 90 * view, 0)).save(tmp_path / f"id{identity}" / f"{view}.png")
+    return tmp_path
+
+
+def test_the_command_line_takes_the_size_of_the_weights_of_another_package(photos, monkeypatch):
+    def load(module, name, pretrained):
+        assert name == "net" and not pretrained  # without a download
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 20, 5)), Preprocessing(size=(24, 20))
+
+    monkeypatch.setitem(HUBS, "timm", ("json", load))
+
+    def size(backbone, given=None):
+        return load_for_training(ImageOptions(root=photos, size=given), "train", backbone)[0].train.size
+
+    assert size("timm:net") == (24, 20) and size("timm:net", 16) == (16, 16)
+    assert size("efficientnet_lite0") == size("mobilenet_v2") == size("small") == (128, 128)
+
+
+def test_a_transformers_model_is_trained_at_its_size_and_read_again(photos, tmp_path_factory):
+    name, run = transformers_model(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("run") / "run"
+    images = load_for_training(ImageOptions(root=photos), "train", name)[0].train
+    config = TrainConfig(backbone=name, dim=8, steps=2, identities=4, warmup=0.5)
+    trained = train(config, images, folder=run, device="cpu", workers=0, progress=False)
+    again = load_trained(run).backbone
+    pixels = torch.rand(2, 3, *images.size)
+    assert images.size == (28, 28) and torch.equal(again(pixels), trained.backbone(pixels))
 
 
 def test_preprocessing_is_that_of_the_weights():

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 from ..data import OFFICIAL, SETS, ImageSet, Split, load_images, load_split
 from ..data.layout import Size
 from ..data.split import hold_out
-from ..train import Trained
+from ..models import HUBS, build_backbone
+from ..train import TrainConfig, Trained
 from .arguments import ImageOptions
 
 #: Sets that are in no folder.
@@ -62,11 +63,21 @@ class Selection(NamedTuple):
     trained_identities: int | None
 
 
-def load_for_training(options: ImageOptions, part: Literal["train", "all"]) -> tuple[Split, SplitSettings]:
-    """The parts of an image set, and what determines them."""
+def load_for_training(
+    options: ImageOptions, part: Literal["train", "all"], backbone: str = TrainConfig.backbone
+) -> tuple[Split, SplitSettings]:
+    """The parts of an image set, for this backbone, and what determines them."""
     settings = _settings(options, "emoji" if options.root is None else "folder", part=part)
-    size = options.size or (64 if options.root is None else 128)
+    size = options.size or _trained_size(backbone) or (64 if options.root is None else 128)
     return settings.load(size, options.root), settings
+
+
+def _trained_size(backbone: str) -> tuple[int, int] | None:
+    """Height and width that the weights of another package were trained with, since many networks take no other size.
+    None for BACKBONES, which take any."""
+    if backbone.partition(":")[0] not in HUBS:
+        return None
+    return build_backbone(backbone, None, pretrained=False).preprocessing.size  # downloads no weights
 
 
 def load_for_run(run: Path, trained: Trained, options: ImageOptions, part: Part | None) -> Selection:

@@ -48,13 +48,20 @@ class Backbone(nn.Module):
         try:
             self.eval()(next(self.parameters()).new_zeros(1, 3, *size))
         except (RuntimeError, ValueError, AssertionError) as error:
-            height, width = self.preprocessing.size or ("other", "other")
+            reason = str(error).split("\n")[0].rstrip(".")
             raise ValueError(
-                f"images: expected a size that this backbone can take, like the {height} x {width} pixels of its"
-                f" training, got {size[0]} x {size[1]} ({error}). Load the images at another size."
+                f"images: expected a size that this backbone can take, got {size[0]} x {size[1]} pixels"
+                f" ({reason}). {self._other_size()}"
             ) from error
         finally:
             self.train(was_training)
+
+    def _other_size(self) -> str:
+        if self.preprocessing.size is None:
+            return "Load larger images (dissim train: --size)."
+        height, width = self.preprocessing.size
+        option = height if height == width else f"{height}x{width}"
+        return f"Load them at {height} x {width}, the size of its training (dissim train: --size {option})."
 
 
 class Normalize(nn.Module):

