@@ -10,6 +10,7 @@ import torch
 from dissim_retrieval.cli.arguments import ImageOptions
 from dissim_retrieval.cli.images import load_for_training
 from dissim_retrieval.models import BACKBONES, HUBS, Backbone, Preprocessing, build_backbone, freeze_stages, stages
+from dissim_retrieval.models.hubs import from_hub
 from dissim_retrieval.train import TrainConfig, load_trained, train
 from PIL import Image
 from torch import nn
@@ -124,6 +125,31 @@ def test_of_a_vision_language_model_the_part_for_images(tmp_path):
     backbone = build_backbone(f"hf:{tmp_path}", 8)
     assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, 8) and backbone.preprocessing.size == (32, 32)
     assert not any("text" in name for name, _ in backbone.named_parameters())
+
+
+def test_a_layer_that_checkpoints_have_no_weights_for_is_left_out(tmp_path):
+    """The pooler of a ViT trained for classes would be random. Its features are those of the first token."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    classifier = transformers.ViTForImageClassification(transformers.ViTConfig(**size, intermediate_size=32))
+    classifier.save_pretrained(tmp_path)
+    settings = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    network, width, _ = from_hub("hf", str(tmp_path), pretrained=True)
+    images = torch.rand(2, 3, 32, 32)
+    assert width == 16
+    expected = classifier.eval().vit(images).last_hidden_state[:, 0]
+    torch.testing.assert_close(network.eval()(images), expected)
+
+
+def test_parameters_without_gradient_are_not_trained(tmp_path):
+    """DistributedDataParallel would wait for the gradient of the mask token."""
+    backbone = build_backbone(transformers_model(tmp_path), 8)
+    backbone(torch.rand(2, 3, 28, 28)).sum().backward()
+    assert {p.grad is not None for p in backbone.parameters() if p.requires_grad} == {True}
+    assert [name for name, p in backbone.named_parameters() if not p.requires_grad] == [
+        name for name, _ in backbone.named_parameters() if name.endswith("mask_token")
+    ]
 
 
 def test_a_vision_transformer_has_the_size_of_its_weights_also_without_them():

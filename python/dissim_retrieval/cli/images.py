@@ -10,7 +10,7 @@ from ..data import OFFICIAL, SETS, ImageSet, Split, load_images, load_split
 from ..data.layout import Size
 from ..data.split import hold_out
 from ..models import HUBS, build_backbone
-from ..train import TrainConfig, Trained
+from ..train import Trained
 from .arguments import ImageOptions
 
 #: Sets that are in no folder.
@@ -64,7 +64,7 @@ class Selection(NamedTuple):
 
 
 def load_for_training(
-    options: ImageOptions, part: Literal["train", "all"], backbone: str = TrainConfig.backbone
+    options: ImageOptions, part: Literal["train", "all"], backbone: str
 ) -> tuple[Split, SplitSettings]:
     """The parts of an image set, for this backbone, and what determines them."""
     settings = _settings(options, "emoji" if options.root is None else "folder", part=part)

@@ -35,7 +35,8 @@ class TrainOptions(TrainConfig):
 
 @dataclass(frozen=True)
 class TrainImages(ImageOptions):
-    """The images: by default emoji of 64 pixels, with --root a folder of photos at 128 pixels."""
+    """The images: by default emoji of 64 pixels, with --root a folder of photos at 128 pixels. Networks of timm,
+    torchvision and hf take the size of their weights."""
 
 
 def train(
@@ -89,7 +90,7 @@ def _load_and_train(
     run: Path, images: TrainImages, config: TrainConfig, part: Literal["train", "all"], device: str | None,
     workers: int | None,
 ) -> tuple[Split, Trained]:  # fmt: skip
-    split, settings = load_for_training(images, part)
+    split, settings = load_for_training(images, part, config.backbone)
     if split.train is None:
         raise ValueError(f"data: expected a set with a training part, got {settings.data}, which is a test part.")
     trained = train_on(

