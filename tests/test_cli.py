@@ -5,10 +5,12 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import dissim_command
 import dissim_retrieval
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.speed import compare_speed
 
 FILES = {"metrics.json", "per_query.csv", "report.html", "report.png"}
+#: The folder of the packages, for Python started elsewhere.
+COMMAND_PATH = str(Path(dissim_command.__file__).parents[1])
 DATA = ["--data", "glyphs", "--size", "32"]
 TRAINING = ["--backbone", "small", "--dim", "16", "--steps", "4", "--identities", "8"]
 
@@ -353,6 +357,32 @@ def test_interrupt_and_closed_pipe_print_no_traceback(monkeypatch, capsys):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_while_packages_are_imported_is_one_line(tmp_path):
+    """Here by a torch that takes a minute, and that catches every exception."""
+    (tmp_path / "torch.py").write_text(
+        "import time\ntry:\n    print('importing', flush=True)\n    time.sleep(60)\nexcept BaseException:\n    pass\n"
+    )
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # even in the background
+        "from dissim_command import main; sys.exit(main())"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), COMMAND_PATH])}
+    command = [sys.executable, "-c", script, "info"]
+    with subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "dissim: interrupted\n")
+    assert process.returncode == 130
+
+
+def test_the_program_runs_the_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dissim", "info"])
+    before = signal.getsignal(signal.SIGINT)
+    assert dissim_command.main() == 0 and torch.__version__ in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    assert 'dissim = "dissim_command:main"' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
 
 
 def test_slow_packages_are_imported_only_when_they_are_used():
