@@ -110,7 +110,8 @@ def test_info_lists_versions_backends_and_gpu(capsys):
     for text in (torch.__version__, "backend reference", "pylance", "GPU"):
         assert text in out
     assert run("info", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+    record = json.loads(capsys.readouterr().out)
+    assert record["packages"]["torch"] == torch.__version__ and "reference" in record["backends"]
 
 
 def test_info_describes_an_unfinished_run(capsys, monkeypatch):
@@ -199,6 +200,13 @@ def test_fit_tells_whether_it_beats_the_baselines(capsys):
     assert run("fit", "rows.npy") == 1 and "labels: expected a file" in last_error(capsys)
 
 
+def test_fit_counts_the_identities_of_the_whole_file(capsys):
+    np.savez("two.npz", embeddings=np.eye(8, dtype=np.float32), labels=np.arange(8) // 4)
+    assert run("fit", "two.npz") == 1
+    error = last_error(capsys)
+    assert "got 2 and 0 of 2 identities with held_out=0.2. Pass another fraction, or 0," in error
+
+
 def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys, monkeypatch):
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(10).repeat_interleave(3)
@@ -250,6 +258,11 @@ def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys, 
         (["train", "run", *DATA, "--root", "photos"], "root: expected none with glyphs"),
         (["train", "run", "--root", "nowhere"], "root: expected the folder of the image set, got nowhere"),
         (["train", "run", *DATA, *TRAINING, "--device", "nonsense"], "device: expected a device of this machine"),
+        (["train", "run", "--data", "folder"], "--data folder, got none. Pass --root."),
+        (["train", "run", "--data", "market1501"], "--data market1501, got none. Pass --root."),
+        (["embed", "nowhere", "rows"], "out: expected a name that ends in .npz, by which commands know"),
+        (["embed", "nowhere", "a.npz", "--device", "nonsense"], "device: expected a device of this machine"),
+        (["evaluate", "nowhere", "--device", "nonsense"], "device: expected a device of this machine"),
         (["bench", "--device", "nonsense"], "device: expected a device of this machine, got 'nonsense'"),
         (["bench", "--queries", "0"], "queries: expected at least 1, got 0"),
     ],
@@ -343,6 +356,9 @@ def test_a_value_that_cannot_be_read_is_wrong_usage(capsys):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "HxW" in error and "Traceback" not in error
+    with pytest.raises(SystemExit):
+        run("evaluate", "run", "--part", "nothing")
+    assert "'train', 'validation', 'test', 'all'" in " ".join(re.sub("│", "", capsys.readouterr().err).split())
 
 
 def test_interrupt_and_closed_pipe_print_no_traceback(monkeypatch, capsys):
