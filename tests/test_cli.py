@@ -15,7 +15,7 @@ import dissim_retrieval
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval import DissimilarityHead, DissimilarityIndex, cli
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex, SoftMarginLoss, TrainConfig, cli, train
 from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
 from dissim_retrieval.embedding_file import read_embedding_file
@@ -136,6 +136,15 @@ def test_info_describes_runs_without_a_checkpoint(capsys):
     assert run("info", "run") == 0
     out = capsys.readouterr().out
     assert "steps            0 of 4" in out and "best validation  none" in out and "not finished" in out
+
+
+def test_info_describes_a_run_of_own_modules(small_glyphs, capsys):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    own = {"backbone": network, "loss": SoftMarginLoss(DissimilarityHead(4))}
+    train(TrainConfig(dim=4, steps=1, identities=4), small_glyphs, **own, folder="run")
+    assert run("info", "run") == 0
+    out = capsys.readouterr().out
+    assert "own, dissim_retrieval.losses.SoftMarginLoss" in out and re.search("backbone +Sequential", out)
 
 
 @pytest.mark.parametrize(

@@ -176,11 +176,11 @@ def _fit(path: Path) -> Output:
 def _run(path: Path) -> Output:
     config, provenance = run_folder.read_config(path)
     finished, begun = (path / run_folder.MODEL).exists(), (path / run_folder.CHECKPOINT).exists()
-    if finished:
+    if finished and provenance["backbone"]["name"] is not None:
         provenance = load_trained(path).provenance  # with the digest of the weights
     checkpoint: dict[str, Any] = run_folder.read_checkpoint(path) if begun else {"steps": 0, "best": None}
     done, best = checkpoint["steps"], checkpoint["best"]
-    unknown = finished and not begun
+    unknown, own_loss = finished and not begun, provenance.get("loss")
     record = {
         "kind": "run",
         "finished": finished,
@@ -191,7 +191,7 @@ def _run(path: Path) -> Output:
     }
     shown = {
         "steps": "finished; its checkpoint is gone" if unknown else f"{done} of {config.steps}",
-        "loss": config.loss,
+        "loss": f"own, {own_loss['class']}" if own_loss else config.loss,
         "best validation": "none" if best is None else f"mAP {best['mAP']:.3f} at step {best['steps']}",
         **({} if finished else {"weights": "not finished"}),
         **_provenance(provenance),
