@@ -5,15 +5,17 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import dissim_command
 import dissim_retrieval
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval import DissimilarityHead, DissimilarityIndex, cli
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex, SoftMarginLoss, TrainConfig, cli, train
 from dissim_retrieval.cli.arguments import ImageOptions, pick_device
 from dissim_retrieval.data import load_images
 from dissim_retrieval.embedding_file import read_embedding_file
@@ -24,6 +26,8 @@ from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.speed import compare_speed
 
 FILES = {"metrics.json", "per_query.csv", "report.html", "report.png"}
+#: The folder of the packages, for Python started elsewhere.
+COMMAND_PATH = str(Path(dissim_command.__file__).parents[1])
 DATA = ["--data", "glyphs", "--size", "32"]
 TRAINING = ["--backbone", "small", "--dim", "16", "--steps", "4", "--identities", "8"]
 
@@ -106,7 +110,8 @@ def test_info_lists_versions_backends_and_gpu(capsys):
     for text in (torch.__version__, "backend reference", "pylance", "GPU"):
         assert text in out
     assert run("info", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+    record = json.loads(capsys.readouterr().out)
+    assert record["packages"]["torch"] == torch.__version__ and "reference" in record["backends"]
 
 
 def test_info_describes_an_unfinished_run(capsys, monkeypatch):
@@ -131,6 +136,15 @@ def test_info_describes_runs_without_a_checkpoint(capsys):
     assert run("info", "run") == 0
     out = capsys.readouterr().out
     assert "steps            0 of 4" in out and "best validation  none" in out and "not finished" in out
+
+
+def test_info_describes_a_run_of_own_modules(small_glyphs, capsys):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    own = {"backbone": network, "loss": SoftMarginLoss(DissimilarityHead(4))}
+    train(TrainConfig(dim=4, steps=1, identities=4), small_glyphs, **own, folder="run")
+    assert run("info", "run") == 0
+    out = capsys.readouterr().out
+    assert "own, dissim_retrieval.losses.SoftMarginLoss" in out and re.search("backbone +Sequential", out)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +209,13 @@ def test_fit_tells_whether_it_beats_the_baselines(capsys):
     assert run("fit", "rows.npy") == 1 and "labels: expected a file" in last_error(capsys)
 
 
+def test_fit_counts_the_identities_of_the_whole_file(capsys):
+    np.savez("two.npz", embeddings=np.eye(8, dtype=np.float32), labels=np.arange(8) // 4)
+    assert run("fit", "two.npz") == 1
+    error = last_error(capsys)
+    assert "got 2 and 0 of 2 identities with held_out=0.2. Pass another fraction, or 0," in error
+
+
 def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys, monkeypatch):
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(10).repeat_interleave(3)
@@ -246,6 +267,11 @@ def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys, 
         (["train", "run", *DATA, "--root", "photos"], "root: expected none with glyphs"),
         (["train", "run", "--root", "nowhere"], "root: expected the folder of the image set, got nowhere"),
         (["train", "run", *DATA, *TRAINING, "--device", "nonsense"], "device: expected a device of this machine"),
+        (["train", "run", "--data", "folder"], "--data folder, got none. Pass --root."),
+        (["train", "run", "--data", "market1501"], "--data market1501, got none. Pass --root."),
+        (["embed", "nowhere", "rows"], "out: expected a name that ends in .npz, by which commands know"),
+        (["embed", "nowhere", "a.npz", "--device", "nonsense"], "device: expected a device of this machine"),
+        (["evaluate", "nowhere", "--device", "nonsense"], "device: expected a device of this machine"),
         (["bench", "--device", "nonsense"], "device: expected a device of this machine, got 'nonsense'"),
         (["bench", "--queries", "0"], "queries: expected at least 1, got 0"),
     ],
@@ -339,6 +365,9 @@ def test_a_value_that_cannot_be_read_is_wrong_usage(capsys):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "HxW" in error and "Traceback" not in error
+    with pytest.raises(SystemExit):
+        run("evaluate", "run", "--part", "nothing")
+    assert "'train', 'validation', 'test', 'all'" in " ".join(re.sub("│", "", capsys.readouterr().err).split())
 
 
 def test_interrupt_and_closed_pipe_print_no_traceback(monkeypatch, capsys):
@@ -353,6 +382,32 @@ def test_interrupt_and_closed_pipe_print_no_traceback(monkeypatch, capsys):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_while_packages_are_imported_is_one_line(tmp_path):
+    """Here by a torch that takes a minute, and that catches every exception."""
+    (tmp_path / "torch.py").write_text(
+        "import time\ntry:\n    print('importing', flush=True)\n    time.sleep(60)\nexcept BaseException:\n    pass\n"
+    )
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # even in the background
+        "from dissim_command import main; sys.exit(main())"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), COMMAND_PATH])}
+    command = [sys.executable, "-c", script, "info"]
+    with subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "dissim: interrupted\n")
+    assert process.returncode == 130
+
+
+def test_the_program_runs_the_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dissim", "info"])
+    before = signal.getsignal(signal.SIGINT)
+    assert dissim_command.main() == 0 and torch.__version__ in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    assert 'dissim = "dissim_command:main"' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
 
 
 def test_slow_packages_are_imported_only_when_they_are_used():

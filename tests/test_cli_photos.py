@@ -80,6 +80,45 @@ def test_the_run_records_what_it_came_from():
         assert text in described
 
 
+def documented_keys():
+    """Command, or file -> the keys that the page on the command line tells of its JSON."""
+    section = (ROOT / "docs" / "cli.md").read_text().partition("\n## JSON\n")[2]
+    rows = re.findall(r"^\| `(.+?)`.*? \| (.*) \|$", section, re.M)
+    return {name: re.findall("`(.+?)`", keys) for name, keys in rows}
+
+
+def test_json_has_plain_values_under_the_documented_keys():
+    success("embed", "run", "rows.npz", "--part", "all")
+    success("fit", "rows.npz", "fitted", "--steps", 1)
+    commands = {
+        "info": "info",
+        "info RUN": "info run",
+        "info GALLERY": "info gallery",
+        "info EMBEDDINGS": "info rows.npz",
+        "info FITTED": "info fitted",
+        "index": "index run photos new.dissim",
+        "evaluate": "evaluate run",
+        "embed": "embed run new.npz",
+        "fit": "fit rows.npz --steps 1",
+    }
+    printed = {name: success(*command.split(), "--json") for name, command in commands.items()}
+    # The JSON comes after what went to stderr.
+    records = {name: json.loads(text[text.index("{") :]) for name, text in printed.items()}
+    records["metrics.json"] = json.loads(Path("run/evaluation/metrics.json").read_text())
+    (found,) = json.loads(success("search", "gallery", "photos/id03/a.png", "-k", 1, "--json"))
+    records["search"] = found | found["results"][0]
+    documented = documented_keys()
+    for name, record in records.items():
+        assert set(record) == set(documented[name]), name
+    recorded = json.loads(Path("run/config.json").read_text())
+    run, evaluated = records["info RUN"], records["metrics.json"]["facts"]
+    assert (run["steps"], run["best_validation"]["step"], run["finished"]) == (3, 3, True)
+    assert run["config"] == recorded["config"] == evaluated["training"]
+    assert run["provenance"] == recorded["provenance"] | {"model": evaluated["weights"]}
+    assert records["info GALLERY"]["provenance"] == run["provenance"]
+    assert evaluated["images"] == recorded["provenance"]["validation"]
+
+
 def test_search_with_a_photo_finds_it_first(made):
     text = success("search", "gallery", "photos/id03/a.png", "-k", 4)
     header, *rows = [line.split("\t") for line in text.splitlines()]
@@ -87,6 +126,18 @@ def test_search_with_a_photo_finds_it_first(made):
     assert rows[0][0] == "1" and rows[0][2] == "id03/a.png"
     assert rows[0][3] == str(made / "photos/id03/a.png"), "where it was when it was indexed"
     assert [float(row[1]) for row in rows] == sorted((float(row[1]) for row in rows), reverse=True)
+
+
+def test_a_name_with_a_tab_is_one_cell():
+    name = "a\tb\nc\rd\\e.png"
+    Path("odd").mkdir()
+    shutil.copy("photos/id03/a.png", Path("odd", name))
+    success("index", "run", "odd", "odd.dissim")
+    header, row, end = success("search", "odd.dissim", Path("odd", name)).split("\n")
+    _, _, *cells = row.split("\t")
+    assert (len(header.split("\t")), cells, end) == (4, [r"a\tb\nc\rd\\e.png", r"odd/a\tb\nc\rd\\e.png"], "")
+    (found,) = json.loads(success("search", "odd.dissim", Path("odd", name), "--json"))
+    assert found["results"][0]["id"] == name
 
 
 def test_search_with_a_folder_of_photos_and_json():
@@ -109,6 +160,29 @@ def test_threshold_tells_what_is_the_same():
     assert {row[3] for row in rows} == {"yes", "no"}
     assert len(success(*query[:-1], 99).splitlines()) == 61, "k above the number of photos"
     assert "threshold: expected a number, got nan." in failure(*query, "--threshold", "nan")
+
+
+def test_what_is_no_gallery_or_no_photo_is_named():
+    photo = "photos/id03/a.png"
+    for path, what in (
+        ("nowhere", "which does not exist. `dissim index RUN PHOTOS GALLERY` makes one."),
+        ("run", "which is a training run. `dissim index run PHOTOS GALLERY` makes a gallery with it."),
+        ("photos", "which is a folder of other files."),
+        (photo, "which is a file."),
+    ):
+        expected = f"dissim: gallery: expected a gallery made by `dissim index`, got {path}, {what}"
+        for command in (("search", path, photo), ("export", path, "out"), ("serve", path)):
+            assert failure(*command).startswith(expected)
+    assert failure("index", "run", "photos", "photos", "--append").startswith("dissim: gallery: expected a gallery")
+    for command in (("search", "gallery", "photos/no.jpg"), ("index", "run", "photos/no.jpg", "new")):
+        assert failure(*command) == "dissim: photos/no.jpg: no such file or folder."
+    assert "got run/config.json, which is a file" in failure("train", "new", "--root", "run/config.json")
+
+
+def test_photos_of_a_type_that_is_not_read_are_to_be_converted():
+    Path("phone").mkdir()
+    Path("phone/1.heic").write_bytes(b"a photo")
+    assert "such as .heic, to .jpg or .png" in failure("index", "run", "phone", "new")
 
 
 def test_html_page_is_self_contained_and_shows_the_photos():
@@ -197,7 +271,19 @@ def test_evaluation_is_on_the_identities_held_out():
 
 
 def test_part_all_says_that_it_includes_trained_identities():
+    """The report on the identities held out stays as it was."""
     note = "All 20 identities; the model was trained on 18 of them."
+    success("evaluate", "run")
+    before = Path("run/evaluation/metrics.json").read_bytes()
+    for part in ("all", "train"):
+        success("evaluate", "run", "--part", part)
+        record = json.loads(Path(f"run/evaluation-{part}/metrics.json").read_text())
+        assert record["trained_identities"] == 18
+    assert Path("run/evaluation/metrics.json").read_bytes() == before
+    success("evaluate", "run", "--part", "validation")
+    assert sorted(path.name for path in Path("run").glob("eval*")) == [
+        "evaluation", "evaluation-all", "evaluation-train",
+    ]  # fmt: skip
     assert note in success("evaluate", "run", "all", "--root", "photos", "--part", "all")
     record = json.loads(Path("all/metrics.json").read_text())
     assert record["note"] == note and record["trained_identities"] == 18
@@ -212,7 +298,7 @@ def test_another_split_or_other_images_are_not_evaluated_as_held_out():
     write_photos(Path("photos"), 3, seed=7, prefix="new")
     assert "trained identities could count as held out" in failure("evaluate", "run", "--root", "photos")
     assert "whether it knows some is unknown" in success("evaluate", "run", "--root", "photos", "--part", "all")
-    assert not Path("run/evaluation/part").exists()
+    assert [path.name for path in Path("run").glob("eval*")] == ["evaluation-all"]
 
 
 def test_a_run_with_a_test_part_is_evaluated_on_it():
@@ -278,6 +364,19 @@ def test_a_damaged_photo_that_was_held_out_is_skipped_on_request():
         assert str(photo) in failure(*arguments)
         assert "skipped 1 of 6 images" in success(*arguments, "--skip-damaged")
     assert len(np.load("new.npz")["ids"]) == 5
+
+
+def test_what_a_run_skipped_is_skipped_later_and_told_once():
+    damaged = Path("photos/id02/b.JPG")
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    Path("photos/notes.txt").touch()
+    success("train", "other", "--root", "photos", *SETTINGS, "--skip-damaged")
+    assert "59 rows" in success("index", "other", "photos", "new.dissim")
+    assert "skipped 1 of 3 images" in success("search", "new.dissim", "photos/id02", "-k", 1)
+    assert str(damaged) in failure("search", "new.dissim", damaged)
+    for command in (("evaluate", "other"), ("embed", "other", "x.npz")):
+        text = success(*command, "--part", "all")
+        assert text.count("skipped 1 of 60 images") == text.count("skipped 1 file of other types") == 1
 
 
 def test_market1501_keeps_its_official_split():

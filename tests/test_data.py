@@ -111,13 +111,14 @@ def test_hidden_files_are_not_seen_and_skipped_files_are_told(tmp_path, caplog):
     images = load_images("folder", size=4, root=tmp_path)
     assert images.ids == ["cat/a.JPG", "cat/day 2/b.Tif", "cat/day 2/x/c.gif", "dog/d.ppm"] and not caplog.records
     assert images.label_names == ["cat", "dog"]
-    for name in ("cat/notes.txt", "dog/notes.txt", "dog/film.mp4", "dog/LICENSE"):
+    for name in ("cat/notes.txt", "dog/notes.txt", "dog/film.mp4", "dog/LICENSE", "dog/a.HEIC"):
         (tmp_path / name).write_text("no image")
     save(tmp_path / "alone.png")
     assert len(load_images("folder", size=4, root=tmp_path)) == 4
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        f"{tmp_path}: skipped 4 files of other types (1 .mp4, 2 .txt, 1 no ending)",
+        f"{tmp_path}: skipped 5 files of other types (1 .heic, 1 .mp4, 2 .txt, 1 no ending). Convert .heic to .jpg or"
+        " .png",
         f"{tmp_path}: skipped 1 image outside of the folders of identities",
     ]
 
@@ -155,7 +156,7 @@ def test_photos_without_identities(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="found none"):
         load_unlabelled(tmp_path / "empty", 4)
-    with pytest.raises(NotADirectoryError, match="root"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
         load_unlabelled(tmp_path / "nowhere", 4)
 
 

@@ -254,7 +254,7 @@ GOOD = features(identities=20)
         ({"labels": GOOD[1].double()}, "labels: expected integers or strings, got float64"),
         ({"labels": torch.zeros(80, dtype=torch.int64)}, "labels: expected two or more.* got 1 identities"),
         ({"labels": torch.arange(80)}, "labels: expected two or more identities.* with at most 1"),
-        ({"held_out": 0.01}, "labels: expected two or more identities.*in each part with held_out=0.01"),
+        ({"held_out": 0.01}, "held_out: expected two or more .* got 20 and 0 of 20 identities with held_out=0.01"),
         ({"held_out": 1.0}, "held_out: expected a fraction from 0 to below 1, got 1.0"),
         ({"loss": "triplet"}, "loss: expected one of softmax, supcon, soft_margin, hinge, got 'triplet'"),
         ({"head": {"learn": False}}, "head: expected options of DissimilarityHead .constraint, .* got 'learn'"),

@@ -177,13 +177,17 @@ def test_nan_score_raises(images, embeddings):
 
 def test_report_is_complete_and_self_contained(images, evaluations, tmp_path):
     page = write_report(
-        tmp_path / "out", evaluations, images, title="A <title>", facts={"seed": 7, "machine": "two cores"}
+        tmp_path / "out",
+        evaluations,
+        images,
+        title="A <title>",
+        facts={"seed": 7, "machine": "two cores", "made": {"by": "<us>", "in": 2}},
     )
     text = page.read_text()
     assert {p.name for p in page.parent.iterdir()} == FILES
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import", text), "the page loads something"
     assert "A &lt;title&gt;" in text and "<color" not in text and "L2 &amp; more" in text
-    for fact in ("seed", "two cores", "Drawn here", "by seed", "trapezoid"):
+    for fact in ("seed", "two cores", "Drawn here", "by &lt;us&gt;, in 2", "by seed", "trapezoid"):
         assert fact in text
     shown = [one for evaluation in evaluations for one in evaluation.ranked]
     assert text.count('class="shot hit"') == sum(sum(one.hits) for one in shown) > 0
@@ -193,7 +197,7 @@ def test_report_is_complete_and_self_contained(images, evaluations, tmp_path):
         assert picture.size[0] == 1100 and len(picture.convert("RGB").getcolors(10**6)) > 100
 
     record = json.loads((page.parent / "metrics.json").read_text())
-    assert record["facts"]["seed"] == 7
+    assert record["facts"]["seed"] == 7 and record["facts"]["made"] == {"by": "<us>", "in": 2}
     assert [e["metrics"] for e in record["evaluations"]] == [e.metrics for e in evaluations]
 
 

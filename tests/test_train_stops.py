@@ -278,7 +278,7 @@ def test_info_and_report_do_not_take_an_own_loss_for_that_of_the_settings(photos
     _, out, _ = dissim(capsys, "info", "run")
     assert "own" in out and "hinge" not in out
     assert dissim(capsys, "evaluate", "run", "--root", "photos", "--part", "all")[0] == 0
-    assert not [path for path in (tmp_path / "run/evaluation").iterdir() if b"hinge" in path.read_bytes()]
+    assert not [path for path in (tmp_path / "run/evaluation-all").iterdir() if b"hinge" in path.read_bytes()]
 
 
 def test_the_command_has_no_own_loss(capsys):

@@ -92,9 +92,13 @@ def fit_head(
     rows, identity = rows.to(device), identity.to(device)
     draw = torch.Generator().manual_seed(seed)
     fitted, checked = _draw_parts(identity, held_out, draw)
-    if held_out:
-        for part in (fitted, checked):
-            _check_pairs(identity[part], f" in each part with held_out={held_out} (0 fits all and compares nothing)")
+    if held_out and not (_has_pairs(identity[fitted]) and _has_pairs(identity[checked])):
+        parts = " and ".join(str(len(identity[part].unique())) for part in (fitted, checked))
+        raise ValueError(
+            "held_out: expected two or more identities to fit and as many to hold out, in each part one with two or"
+            f" more embeddings, got {parts} of {len(identity.unique())} identities with held_out={held_out}. Pass"
+            " another fraction, or 0, which fits all and compares nothing."
+        )
     fitted_rows, fitted_identity = rows[fitted], identity[fitted].unique(return_inverse=True)[1]
     shrinkage = _choose_shrinkage(fitted_rows, fitted_identity, projection, draw)
     scorer = start_projection(fitted_rows, fitted_identity, projection, shrinkage, draw, head)
@@ -137,7 +141,11 @@ def check_features(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Te
     if names.dtype.kind not in "iuUS":
         raise TypeError(f"labels: expected integers or strings, got {names.dtype}.")
     identity = torch.from_numpy(np.unique(names, return_inverse=True)[1].reshape(-1))
-    _check_pairs(identity)
+    if not _has_pairs(identity):
+        raise ValueError(
+            "labels: expected two or more identities, one of them with two or more embeddings, got"
+            f" {len(identity.unique())} identities with at most {int(torch.bincount(identity).max())}."
+        )
     return rows, identity
 
 
@@ -145,15 +153,6 @@ def _has_pairs(identity: Tensor) -> bool:
     """Whether there are pairs of one identity and pairs of two."""
     count = torch.bincount(identity)
     return int((count > 0).sum()) >= 2 and int(count.max()) >= 2
-
-
-def _check_pairs(identity: Tensor, part: str = "") -> None:
-    if not _has_pairs(identity):
-        identities, embeddings = len(identity.unique()), int(torch.bincount(identity).max()) if len(identity) else 0
-        raise ValueError(
-            f"labels: expected two or more identities, one of them with two or more embeddings{part}, got "
-            f"{identities} identities with at most {embeddings}."
-        )
 
 
 def _draw_parts(identity: Tensor, held_out: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ..data import OFFICIAL, SETS
+from ..index import DissimilarityIndex
 
 Run = Annotated[Path, arg(metavar="RUN", help="Folder of a training run.")]
 Gallery = Annotated[Path, arg(metavar="GALLERY", help="A gallery that `dissim index` wrote.")]
 Device = Annotated[str | None, arg(metavar="DEVICE", help="cpu, cuda or cuda:1. Default: a GPU if there is one.")]
+
+Part = Literal["train", "validation", "test", "all"]
+#: As an option. tyro alone would offer None as a choice.
+PartOption = Annotated[
+    Part | None,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(get_args(Part))}}}",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda _: True,
+        str_from_instance=lambda part: [str(part)],
+        choices=get_args(Part),
+    ),
+]
 
 SkipDamaged = Annotated[
     bool, arg(help="Skip images that cannot be decoded, instead of stopping at the first. Decodes every image twice.")
@@ -72,6 +87,29 @@ def pick_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch has no one error for this
         reason = str(error).split("\n")[0]
         raise ValueError(f"device: expected a device of this machine, got {name!r} ({reason})") from error
+
+
+def open_gallery(path: Path, **options: Any) -> DissimilarityIndex:
+    """``DissimilarityIndex.open(path, **options)``, after `require_gallery`."""
+    require_gallery(path)
+    return DissimilarityIndex.open(path, **options)
+
+
+def require_gallery(path: Path) -> None:
+    """Raise if there is no gallery at `path`, and say how to make one."""
+    if (path / "index.json").is_file():
+        return
+    run, made = "RUN", "makes one"
+    if not path.exists():
+        what = "which does not exist"
+    elif (path / "config.json").is_file():
+        what, run, made = "which is a training run", str(path), "makes a gallery with it"
+    else:
+        what = "which is a folder of other files" if path.is_dir() else "which is a file"
+    raise ValueError(
+        f"gallery: expected a gallery made by `dissim index`, got {path}, {what}. `dissim index {run} PHOTOS GALLERY`"
+        f" {made}."
+    )
 
 
 def is_embedding_file(path: Path) -> bool:

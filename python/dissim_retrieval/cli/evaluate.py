@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,18 +18,25 @@ from ..evaluation.report import metric_text, threshold_text, write_report
 from ..head import DissimilarityHead
 from ..speed import environment_summary
 from ..train import load_trained
-from .arguments import Device, ImageOptions, Run, pick_device
+from .arguments import Device, ImageOptions, PartOption, Run, pick_device
 from .images import load_for_run
 from .output import Output
 
 
 def evaluate(
     run: Run,
-    out: Annotated[Path | None, arg(metavar="OUT", help="Folder of the report. Default: RUN/evaluation.")] = None,
+    out: Annotated[
+        Path | None,
+        arg(
+            metavar="OUT",
+            help="Folder of the report. Default: RUN/evaluation for the part that RUN held out, and"
+            " RUN/evaluation-PART for another part or other images.",
+        ),
+    ] = None,
     /,
     *,
     images: OmitArgPrefixes[ImageOptions],
-    part: Literal["validation", "test", "all"] | None = None,
+    part: PartOption = None,
     seed: int = 0,
     rerank: bool = False,
     device: Device = None,
@@ -38,37 +46,38 @@ def evaluate(
     Each image is a query against all others, or in sets with an official protocol, each query against the gallery.
 
     Args:
-        part: Default: the test part, or if the run has none, the validation part. all: also the identities that the
-            model was trained on, which the report says.
+        part: Default: the test part, or if the run has none, the validation part. train and all have identities that
+            the model was trained on, which the report says.
         seed: Seed for the choice of the queries that the report shows.
         rerank: Also evaluate the pair classifier after k-reciprocal re-ranking.
     """
     start = time.perf_counter()
-    out = out or run / "evaluation"
+    computed_on = pick_device(device)
     trained = load_trained(run)
     if rerank and trained.head is None:
         raise ValueError(f"rerank: expected a run with a pair classifier, got {run}, which has none. Omit --rerank.")
-    selected, note, known = load_for_run(run, trained, images, part)
+    selection = load_for_run(run, trained, images, part)
+    selected, note = selection.images, selection.note
+    out = out or run / ("evaluation" if selection.is_held_out else f"evaluation-{selection.part}")
     pictured = pick_queries(selected, seed=seed)
-    rows = embed_images(trained.backbone.to(pick_device(device)), selected)
+    rows = embed_images(trained.backbone.to(computed_on), selected)
     evaluations = [
         evaluate_scorer(name, embeddings, scorer, selected, pictured_queries=pictured)
         for name, (embeddings, scorer) in _methods(rows, trained.head, rerank).items()
     ]
     facts = {
-        "images": f"{len(selected)} of {selected.name}, {selected.size[0]}x{selected.size[1]} pixels",
-        "fingerprint of the images": selected.fingerprint,
-        "training": trained.config,
-        "digest of the weights": trained.provenance["model"],
-        "pictured queries": f"chosen at random, seed {seed}",
+        "images": selected.provenance(),
+        "training": asdict(trained.config),
+        "weights": trained.provenance["model"],
+        "seed": seed,
         "machine": environment_summary(),
-        "embedding and evaluation": f"{time.perf_counter() - start:.0f} s",
+        "seconds": round(time.perf_counter() - start, 1),
     }
     page = write_report(
         out, evaluations, selected, title=f"Retrieval with {run.resolve().name}, {selected.name}", facts=facts,
-        note=note, trained_identities=known,
+        note=note, trained_identities=selection.trained_identities,
     )  # fmt: skip
-    record = {"report": str(page), "note": note, "trained_identities": known}
+    record = {"report": str(page), **selection.facts()}
     metrics = {one.name: one.metrics for one in evaluations}
     lines = [metric_text(evaluations, note), str(page)]
     if trained.head is not None:

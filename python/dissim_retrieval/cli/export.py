@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..index import DissimilarityIndex, export_faiss
-from .arguments import Gallery
+from ..index import export_faiss
+from .arguments import Gallery, open_gallery
 from .output import Output
 
 
@@ -31,6 +31,6 @@ def export(
     """
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists. --overwrite replaces it.")
-    made = export_faiss(DissimilarityIndex.open(gallery), out, kind=kind)
+    made = export_faiss(open_gallery(gallery), out, kind=kind)
     text = f"{out}: {made.rows} rows, built in {made.seconds:.1f} s, recall@10 {made.recall:.3f}"
     return Output(text, {"file": str(out), "kind": kind, **made._asdict()})

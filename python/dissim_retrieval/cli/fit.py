@@ -46,11 +46,12 @@ def fit(
         seed: Of the held-out identities and the batches.
     """
     start = time.perf_counter()
+    computed_on = pick_device(device)
     stored = read_labelled(features, labels)
     rows, names = stored.embeddings, stored.labels
     fitted = fit_head(
         rows, names, projection=projection, loss=loss, held_out=held_out, steps=steps, lr=lr, batch=batch, seed=seed,
-        device=pick_device(device), progress=sys.stderr.isatty(),
+        device=computed_on, progress=sys.stderr.isatty(),
     )  # fmt: skip
     out = out or features.with_name(f"{features.name}.head.safetensors")
     fitted.provenance = stored.provenance

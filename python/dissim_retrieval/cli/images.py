@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..data import OFFICIAL, SETS, ImageSet, Split, load_images, load_split
+from ..data import OFFICIAL, SETS, ImageSet, Split, load_images, load_split, split_images
 from ..data.layout import Size
 from ..data.split import hold_out
 from ..models import HUBS, build_backbone
 from ..train import Trained
-from .arguments import ImageOptions
+from .arguments import ImageOptions, Part
 
 #: Sets that are in no folder.
 PACKAGED = ("emoji", "glyphs")
-Part = Literal["train", "validation", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class SplitSettings:
     def load(self, size: Size, root: Path | None) -> Split:
         """The parts."""
         if self.part == "all":
-            return Split(*hold_out(self.load_all(size, root), self.val_fraction or 0.0, self.split_seed), None)
+            return self.split(self.load_all(size, root))
+        self._check_root(root)
         return load_split(
             self.data, size=size, root=root, val_fraction=self.val_fraction, train_fraction=self.train_fraction,
             seed=self.split_seed, skip_damaged=self.skip_damaged,
@@ -51,16 +52,38 @@ class SplitSettings:
             raise ValueError(
                 f"data: expected {self.data}-train or {self.data}-test with --part all, got {self.data}."
             )
+        self._check_root(root)
         return load_images(self.data, size=size, root=root, skip_damaged=self.skip_damaged)
+
+    def split(self, images: ImageSet) -> Split:
+        """The parts of what `load_all` loaded."""
+        if self.part == "all":
+            return Split(*hold_out(images, self.val_fraction or 0.0, self.split_seed), None)
+        return split_images(
+            images, val_fraction=self.val_fraction, train_fraction=self.train_fraction, seed=self.split_seed
+        )
+
+    def _check_root(self, root: Path | None) -> None:
+        if root is None and self.data not in PACKAGED:
+            raise ValueError(
+                f"root: expected the folder of the images with --data {self.data}, got none. Pass --root."
+            )
 
 
 class Selection(NamedTuple):
-    """Images, and how their identities relate to the training: in a sentence, and as the number of trained ones, None
-    if it is not known."""
+    """Images, and how their identities relate to the training."""
 
     images: ImageSet
+    part: Part
     note: str
     trained_identities: int | None
+    """How many of them the model was trained on, None if it is not known."""
+    is_held_out: bool
+    """Whether it is the part that the run held out: the test part if there is one, else the validation part."""
+
+    def facts(self) -> dict[str, Any]:
+        """Part, note and number of trained identities, for JSON."""
+        return {"part": self.part, "note": self.note, "trained_identities": self.trained_identities}
 
 
 def load_for_training(
@@ -91,13 +114,15 @@ def load_for_run(run: Path, trained: Trained, options: ImageOptions, part: Part 
     root = options.root
     if root is None and data["root"] is not None and data["name"].startswith(settings.official or settings.data):
         root = Path(data["root"])
-    split = settings.load(options.size or height_width, root)
+    size = options.size or height_width
+    everything = settings.load_all(size, root) if part == "all" else None
+    split = settings.load(size, root) if everything is None else settings.split(everything)
     found = next(images.size for images in vars(split).values() if images is not None)
     if found != height_width:
         shown, expected = ("x".join(map(str, size)) for size in (found, height_width))
         raise ValueError(f"size: expected {expected}, with which {run} was trained, got {shown}.")
-    if part == "all":
-        selection = _all(settings.load_all(height_width, root), split.train, data["fingerprint"])
+    if everything is not None:
+        selection = _all(everything, split.train, data["fingerprint"])
     else:
         selection = _held_out(run, settings, split, data, part)
     if options.skip_damaged and not settings.skip_damaged:
@@ -138,9 +163,10 @@ def _all(images: ImageSet, train: ImageSet | None, trained_fingerprint: str) -> 
     for known in (images, train):
         if known is not None and known.fingerprint == trained_fingerprint:
             trained = len(known.labels.unique())
-            return Selection(images, f"All {total} identities; the model was trained on {trained} of them.", trained)
+            note = f"All {total} identities; the model was trained on {trained} of them."
+            return Selection(images, "all", note, trained, is_held_out=False)
     note = f"All {total} identities of other images than the model was trained on; whether it knows some is unknown."
-    return Selection(images, note, None)
+    return Selection(images, "all", note, None, is_held_out=False)
 
 
 def _held_out(run: Path, settings: SplitSettings, split: Split, data: dict, part: Part | None) -> Selection:
@@ -152,7 +178,8 @@ def _held_out(run: Path, settings: SplitSettings, split: Split, data: dict, part
             f" {data['identities']} identities to train), got others, so that trained identities could count as held"
             " out. Use --part all for all of these images."
         )
-    part = part or ("validation" if split.test is None else "test")
+    default: Part = "validation" if split.test is None else "test"
+    part = part or default
     images = getattr(split, part)
     if images is None:
         raise ValueError(
@@ -164,11 +191,19 @@ def _held_out(run: Path, settings: SplitSettings, split: Split, data: dict, part
             f"{total} {part} identities of other images or another split than the model was trained on; whether it"
             " knows some is unknown."
         )
-        return Selection(images, note, None)
+        return Selection(images, part, note, None, is_held_out=False)
     if part == "train":
-        return Selection(images, f"{total} identities, all of which the model was trained on.", total)
+        note = f"{total} identities, all of which the model was trained on."
+        return Selection(images, part, note, total, is_held_out=False)
     chosen = "; its weights were chosen by their mAP" if part == "validation" else ""
-    return Selection(images, f"{total} {part} identities, none of which the model was trained on{chosen}.", 0)
+    note = f"{total} {part} identities, none of which the model was trained on{chosen}."
+    return Selection(images, part, note, 0, is_held_out=known and part == default)
+
+
+def skips_damaged(provenance: Mapping[str, Any] | None, photos: Path) -> bool:
+    """Whether damaged photos of a folder are skipped, because the run of this provenance skipped its own."""
+    split = (provenance or {}).get("split")
+    return photos.is_dir() and isinstance(split, Mapping) and split.get("skip_damaged") is True
 
 
 def _given(options: ImageOptions) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ..photos import new_gallery, photo_metadata, replace_gallery, without_store
 from ..projected import ProjectedHead
 from ..provenance import check_same_model
 from ..train import Trained, load_trained
-from .arguments import Device, SkipDamaged, is_embedding_file, pick_device
+from .arguments import Device, SkipDamaged, is_embedding_file, open_gallery, pick_device
+from .images import skips_damaged
 from .output import Output
 
 Model = Annotated[Path, arg(metavar="RUN", help="Folder of a training run, or a file that `dissim fit` wrote.")]
@@ -54,10 +55,11 @@ def index(
         raise ValueError("quantized: expected --quantized or --clustered, got both.")
     if gallery.exists() and not append and not overwrite:
         raise FileExistsError(f"{gallery} exists. --append adds to it, --overwrite replaces it.")
+    computed_on = pick_device(device)
     model = ProjectedHead.load(run) if run.is_file() else load_trained(run)
     new = new_gallery(model) if isinstance(model, Trained) else fitted_gallery(model)
     existing = append and gallery.exists()
-    built = DissimilarityIndex.open(gallery) if existing else new
+    built = open_gallery(gallery) if existing else new
     facts = new.provenance or {}
     if (built.provenance or {}).get("fit") != facts.get("fit"):
         raise ValueError(
@@ -73,9 +75,10 @@ def index(
         built.add(rows, stored.ids)
     elif isinstance(model, Trained):
         height, width = facts["transform"]["size"]
+        skip_damaged = skip_damaged or skips_damaged(facts, source)
         images = without_stored(load_unlabelled(source, (height, width), skip_damaged=skip_damaged), built)
         if len(images):
-            rows = embed_images(model.backbone.to(pick_device(device)), images)
+            rows = embed_images(model.backbone.to(computed_on), images)
             built.add(rows, images.ids, photo_metadata(images))
     else:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,95 +45,158 @@ def info(
     Without PATH, print the versions and what runs on this machine.
     """
     if path is None:
-        return facts(_machine())
+        return _machine()
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")
     if is_embedding_file(path):
-        return facts(_embeddings(path))
+        return _embeddings(path)
     if (path / "index.json").is_file():
-        return facts(_gallery(path))
+        return _gallery(path)
     if (path / "config.json").is_file():
-        return facts(_run(path))
+        return _run(path)
     if path.is_file():
-        return facts(_fit(path))
+        return _fit(path)
     raise ValueError(f"path: expected a run, a gallery, a file of embeddings or of `dissim fit`, got {path}.")
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> Output:
+    packages = {package: _installed(package) for package in PACKAGES}
+    missing = unavailable_backends()
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return {
-        "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-        **{package: _installed(package) for package in PACKAGES},
-        **{f"backend {name}": "available" for name in available_backends()},
-        **{f"backend {name}": f"not available: {reason}" for name, reason in unavailable_backends().items()},
-        "GPU": ", ".join(gpus) or "none",
+    record = {
+        "kind": "machine",
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "packages": packages,
+        "backends": list(available_backends()),
+        "unavailable_backends": dict(missing),
+        "gpus": gpus,
         "threads": torch.get_num_threads(),
+        "networks": list(BACKBONES),
+    }
+    shown = {
+        "python": f"{record['python']}, {record['system']} {record['architecture']}",
+        **{package: version or "not installed" for package, version in packages.items()},
+        **{f"backend {name}": "available" for name in available_backends()},
+        **{f"backend {name}": f"not available: {reason}" for name, reason in missing.items()},
+        "GPU": ", ".join(gpus) or "none",
+        "threads": record["threads"],
         "networks": ", ".join(BACKBONES),
     }
+    return facts(shown, record)
 
 
-def _installed(package: str) -> str:
+def _installed(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return None
 
 
-def _embeddings(path: Path) -> dict[str, Any]:
+def _embeddings(path: Path) -> Output:
     stored = read_embedding_file(path)
     count, dim = stored.embeddings.shape
-    return {
-        "embeddings": f"{count} of {dim} numbers, {str(stored.embeddings.dtype).removeprefix('torch.')}",
-        "identities": "no labels" if stored.labels is None else len(np.unique(stored.labels)),
+    dtype = _dtype(stored.embeddings)
+    identities = None if stored.labels is None else len(np.unique(stored.labels))
+    record = {
+        "kind": "embeddings",
+        "rows": count,
+        "dim": dim,
+        "dtype": dtype,
+        "identities": identities,
+        "has_ids": stored.ids is not None,
+        "provenance": stored.provenance,
+    }
+    shown = {
+        "embeddings": f"{count} of {dim} numbers, {dtype}",
+        "identities": "no labels" if identities is None else identities,
         "ids": "row numbers" if stored.ids is None else f"{stored.ids[0]}, ..." if stored.ids else "none",
         **_provenance(stored.provenance),
     }
+    return facts(shown, record)
 
 
-def _gallery(path: Path) -> dict[str, Any]:
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _gallery(path: Path) -> Output:
     index = DissimilarityIndex.open(path)
-    weight = index.head.weight
-    return {
-        "rows": f"{len(index)} of {len(weight)} numbers, {str(weight.dtype).removeprefix('torch.')}",
+    dim, dtype, provenance = len(index.head.weight), _dtype(index.head.weight), index.provenance or {}
+    reason = _no_search_with_photos(index)
+    record = {
+        "kind": "gallery",
+        "rows": len(index),
+        "dim": dim,
+        "dtype": dtype,
         "version": index.version,
-        "searches with photos": _searches_with_photos(index),
-        **_provenance(index.provenance or {}),
+        "searches_with_photos": reason is None,
+        "reason": reason,
+        "provenance": provenance,
     }
+    shown = {
+        "rows": f"{len(index)} of {dim} numbers, {dtype}",
+        "version": index.version,
+        "searches with photos": "yes" if reason is None else f"no: {reason}",
+        **_provenance(provenance),
+    }
+    return facts(shown, record)
 
 
-def _searches_with_photos(index: DissimilarityIndex) -> str:
+def _no_search_with_photos(index: DissimilarityIndex) -> str | None:
+    """Why the gallery cannot be searched with photos; None if it can."""
     if fitted_head(index) is not None:
-        return "no: it has a projection of embeddings"
+        return "it has a projection of embeddings"
     try:
         gallery_network(index)
     except (ValueError, ImportError) as error:
-        return f"no: {error}"
-    return "yes"
+        return str(error)
+    return None
 
 
-def _fit(path: Path) -> dict[str, Any]:
+def _fit(path: Path) -> Output:
     fitted = ProjectedHead.load(path)
-    return {
-        "projection": f"{len(fitted.mean)} to {len(fitted.head.weight)} numbers",
+    dim, projection = len(fitted.mean), len(fitted.head.weight)
+    record = {
+        "kind": "fit",
+        "dim": dim,
+        "projection": projection,
+        "check": None if fitted.check is None else asdict(fitted.check),
+        "provenance": fitted.provenance,
+    }
+    shown = {
+        "projection": f"{dim} to {projection} numbers",
         "held-out check": fitted.check or "none",
         **_provenance(fitted.provenance),
     }
+    return facts(shown, record)
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _run(path: Path) -> Output:
     config, provenance = run_folder.read_config(path)
     finished, begun = (path / run_folder.MODEL).exists(), (path / run_folder.CHECKPOINT).exists()
-    if finished:
+    if finished and provenance["backbone"]["name"] is not None:
         provenance = load_trained(path).provenance  # with the digest of the weights
     checkpoint: dict[str, Any] = run_folder.read_checkpoint(path) if begun else {"steps": 0, "best": None}
     done, best = checkpoint["steps"], checkpoint["best"]
-    return {
-        "steps": "finished; its checkpoint is gone" if finished and not begun else f"{done} of {config.steps}",
-        "loss": config.loss,
+    unknown, own_loss = finished and not begun, provenance.get("loss")
+    record = {
+        "kind": "run",
+        "finished": finished,
+        "steps": None if unknown else done,
+        "best_validation": None if best is None else {"mAP": best["mAP"], "step": best["steps"]},
+        "config": asdict(config),
+        "provenance": provenance,
+    }
+    shown = {
+        "steps": "finished; its checkpoint is gone" if unknown else f"{done} of {config.steps}",
+        "loss": f"own, {own_loss['class']}" if own_loss else config.loss,
         "best validation": "none" if best is None else f"mAP {best['mAP']:.3f} at step {best['steps']}",
         **({} if finished else {"weights": "not finished"}),
         **_provenance(provenance),
     }
+    return facts(shown, record)
 
 
 def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:

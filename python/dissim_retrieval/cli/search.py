@@ -13,7 +13,8 @@ from ..index import DissimilarityIndex
 from ..index.arguments import check_threshold
 from ..photos import embed_photos, files_of
 from ..search_page import Candidate, QueryResult, write_search_page
-from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, pick_device
+from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, open_gallery, pick_device
+from .images import skips_damaged
 from .output import Output, tab_separated
 
 Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz or .npy of embeddings.")]
@@ -40,7 +41,7 @@ def search(
     """
     if threshold is not None:
         check_threshold(threshold)
-    index = DissimilarityIndex.open(gallery, device=pick_device(device))
+    index = open_gallery(gallery, device=pick_device(device))
     if is_embedding_file(query):
         stored = read_embedding_file(query)
         rows, provenance, fitted = stored.embeddings, stored.provenance, fitted_head(index)
@@ -48,6 +49,7 @@ def search(
         names = stored.ids or list(map(str, range(len(rows))))
         files: list[str | None] = [None] * len(rows)
     else:
+        skip_damaged = skip_damaged or skips_damaged(index.provenance, query)
         images, rows = embed_photos(index, query, skip_damaged=skip_damaged)
         provenance, names, files = None, images.ids, [*files_of(images)]
     found = index.search(rows, k, provenance=provenance)

@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ..extras import install_extra
-from .arguments import Device, Gallery, pick_device
+from .arguments import Device, Gallery, pick_device, require_gallery
 from .output import Output
 
 
@@ -36,6 +36,7 @@ def serve(
         clustered: Search in clusters first. The results are the same. `dissim index --clustered` stores the clusters.
         max_upload: The largest request, in MiB.
     """
+    require_gallery(gallery)
     missing = [package for package in ("fastapi", "uvicorn", "python_multipart") if find_spec(package) is None]
     if missing:
         raise ImportError(

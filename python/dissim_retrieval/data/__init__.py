@@ -89,23 +89,30 @@ def load_split(
     identities hold none out.
     """
     load = partial(load_images, size=size, root=root, skip_damaged=skip_damaged)
-    base, _, part = name.partition("-")
-    train: ImageSet | None
-    test: ImageSet | None
-    if base in OFFICIAL and part in ("", "train", "test"):
-        if train_fraction is not None:
-            raise ValueError(f"train_fraction: expected None for {base}, which has a split, got {train_fraction}")
-        train = None if part == "test" else load(f"{base}-train")
-        test = None if part == "train" else load(f"{base}-test")
-        default_val_fraction = 0.0
+    split = partial(split_images, val_fraction=val_fraction, train_fraction=train_fraction, seed=seed)
+    if name in OFFICIAL:
+        return replace(split(load(f"{name}-train")), test=load(f"{name}-test"))
+    return split(load(name))
+
+
+def split_images(
+    images: ImageSet, *, val_fraction: float | None = None, train_fraction: float | None = None, seed: int = 0
+) -> Split:
+    """A set that `load_images` loaded, in parts, as `load_split` describes them."""
+    name, _, part = images.name.partition("-")
+    if name in OFFICIAL and train_fraction is not None:
+        raise ValueError(f"train_fraction: expected None for {name}, which has a split, got {train_fraction}")
+    train: ImageSet
+    test: ImageSet | None = None
+    default_val_fraction = 0.0
+    if name in OFFICIAL:
+        if part == "test":
+            return Split(None, None, images)
+        train = images
     elif name == "folder" and train_fraction is None:
-        train, test = load(name), None
-        default_val_fraction = 0.1
+        train, default_val_fraction = images, 0.1
     else:
-        train, test = load(name).split_labels(0.5 if train_fraction is None else train_fraction, seed)
-        default_val_fraction = 0.0
-    if train is None:
-        return Split(None, None, test)
+        train, test = images.split_labels(0.5 if train_fraction is None else train_fraction, seed)
     train, validation = hold_out(train, default_val_fraction if val_fraction is None else val_fraction, seed)
     return Split(train, validation, test)
 

@@ -27,13 +27,18 @@ def load_folder(size: Size, root: Path | None) -> ImageSet:
 
 def load_photos(size: Size, root: Path) -> ImageSet:
     """All images below the folder `root`, or the one file `root`, each as an identity of its own."""
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such file or folder.")
     if root.is_file():
         root, paths = root.parent, [root.name]
     else:
         root = require_folder(root)
         paths = list_images(root)
     if not paths:
-        raise ValueError(f"root: expected an image or a folder with images, found none in {root}")
+        raise ValueError(
+            f"{root}: expected an image or a folder with images, found none. Convert those of other types, such as"
+            " .heic, to .jpg or .png."
+        )
     files = ImageFiles(os.fspath(root), paths, square(size))
     return ImageSet(
         images=files,

@@ -30,8 +30,11 @@ class Row(NamedTuple):
 
 def require_folder(root: Path | None) -> Path:
     """`root`, which must be a folder."""
-    if root is None or not root.is_dir():
-        raise NotADirectoryError(f"root: expected the folder of the image set, got {root}")
+    if root is None:
+        raise NotADirectoryError("root: expected the folder of the image set, got None. Pass its path.")
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise NotADirectoryError(f"root: expected the folder of the image set, got {root}, which {what}.")
     return root
 
 

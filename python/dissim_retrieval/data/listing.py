@@ -12,6 +12,9 @@ from .decode import ENDINGS, printable
 
 logger = get_logger(__name__)
 
+#: Endings of pictures that are not decoded.
+UNSUPPORTED = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".svg", ".psd"}
+
 
 def list_images(root: Path) -> list[str]:
     """Paths of all image files below `root`, relative to it, sorted by name within each folder.
@@ -28,7 +31,9 @@ def list_images(root: Path) -> list[str]:
             skipped[ending or "no ending"] += 1
     if skipped:
         endings = ", ".join(f"{count} {printable(ending)}" for ending, count in sorted(skipped.items()))
-        warn_skipped(root, skipped.total(), "file", f"of other types ({endings})")
+        pictures = ", ".join(sorted(skipped.keys() & UNSUPPORTED))
+        remedy = f". Convert {pictures} to .jpg or .png" if pictures else ""
+        warn_skipped(root, skipped.total(), "file", f"of other types ({endings}){remedy}")
     return paths
 
 

@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -52,7 +53,8 @@ def write_report(
     """Write report.html, report.png, metrics.json and per_query.csv into `out_dir`; return the path of report.html.
 
     evaluations: the method of interest first, then its baselines, all on the same `images` and with the same pictured
-    queries. facts: what a reader needs to repeat the run (seed, configuration, machine, time), as text.
+    queries. facts: what a reader needs to repeat the run (seed, configuration, machine, time): text, numbers, or
+    mappings of them.
     note: a sentence above the metrics, on whether the model was trained on these identities; trained_identities: on
     how many of them, if that is known.
     """
@@ -83,7 +85,7 @@ def write_report(
         "report.html",
         title=title,
         note=note,
-        facts=facts,
+        facts={name: _fact_text(value) for name, value in facts.items()},
         evaluations=evaluations,
         columns=columns,
         table=table,
@@ -151,6 +153,10 @@ def threshold_text(evaluation: Evaluation, *, is_threshold: bool) -> str:
         f" {100 * evaluation.different_above_0:.1f} % of the pairs of two score 0 or more"
         f"{', which means the same' if is_threshold else ''}."
     )
+
+
+def _fact_text(value: Any) -> Any:
+    return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else value
 
 
 def _png(images: ImageSet, row: int) -> bytes:
