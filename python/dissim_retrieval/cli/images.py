@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from ..data import OFFICIAL, SETS, ImageSet, Split, load_images, load_split, split_images
 from ..data.layout import Size
 from ..data.split import hold_out
-from ..models import HUBS, build_backbone
+from ..models import BACKBONES, build_backbone
 from ..train import Trained
 from .arguments import ImageOptions, Part
 
@@ -91,16 +91,16 @@ def load_for_training(
 ) -> tuple[Split, SplitSettings]:
     """The parts of an image set, for this backbone, and what determines them."""
     settings = _settings(options, "emoji" if options.root is None else "folder", part=part)
-    size = options.size or _trained_size(backbone) or (64 if options.root is None else 128)
+    trained_size = _trained_size(backbone)  # in any case, so that an unknown name is an error before the images
+    size = options.size or trained_size or (64 if options.root is None else 128)
     return settings.load(size, options.root), settings
 
 
 def _trained_size(backbone: str) -> tuple[int, int] | None:
     """Height and width that the weights of another package were trained with, since many networks take no other size.
-    None for BACKBONES, which take any."""
-    if backbone.partition(":")[0] not in HUBS:
-        return None
-    return build_backbone(backbone, None, pretrained=False).preprocessing.size  # downloads no weights
+    None for BACKBONES, which take any. Raises ValueError for an unknown name."""
+    network = build_backbone(backbone, None, pretrained=False)  # downloads no weights
+    return None if backbone in BACKBONES else network.preprocessing.size
 
 
 def load_for_run(run: Path, trained: Trained, options: ImageOptions, part: Part | None) -> Selection:

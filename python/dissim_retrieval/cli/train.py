@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from tyro.conf import OmitArgPrefixes
 
 from ..data import Split
@@ -55,9 +56,12 @@ def train(
         workers: Processes that read images. Default: one per core, at most 4.
     """
     start, config = time.perf_counter(), TrainConfig(**asdict(options))
+    if run.exists() and not run.is_dir():
+        raise NotADirectoryError(f"RUN: expected a folder, or a name for a new one, got {run}, which is a file.")
+    computed_on = None if device is None else pick_device(device)
     steps_before = run_folder.saved_steps(run)
     try:
-        split, trained = _load_and_train(run, images, config, part, device, workers)
+        split, trained = _load_and_train(run, images, config, part, computed_on, workers)
     except KeyboardInterrupt:
         logger.warning("%s: interrupted. %s", run, how_to_continue(run))
         raise
@@ -87,15 +91,14 @@ def train(
 
 
 def _load_and_train(
-    run: Path, images: TrainImages, config: TrainConfig, part: Literal["train", "all"], device: str | None,
+    run: Path, images: TrainImages, config: TrainConfig, part: Literal["train", "all"], device: torch.device | None,
     workers: int | None,
 ) -> tuple[Split, Trained]:  # fmt: skip
     split, settings = load_for_training(images, part, config.backbone)
     if split.train is None:
         raise ValueError(f"data: expected a set with a training part, got {settings.data}, which is a test part.")
     trained = train_on(
-        config, split.train, validation=split.validation, folder=run,
-        device=None if device is None else pick_device(device), workers=workers,
+        config, split.train, validation=split.validation, folder=run, device=device, workers=workers,
         provenance={"split": asdict(settings)},
     )  # fmt: skip
     return split, trained
