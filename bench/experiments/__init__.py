@@ -7,7 +7,7 @@ data.py       images or stored features, and their parts for training, validatio
 tuning.py     the ranges of the settings, and the trials drawn from them
 frozen.py     methods on features of a frozen backbone
 joint.py      methods that train the backbone
-factors.py    the default of joint training with one option changed
+factors.py    the default of joint training with options changed
 similar_identities.py one of them: batches of similar identities
 camera_pairs.py a classifier with weights of each pair of cameras
 score_matrix.py the losses on a score matrix, for scores that are no head's

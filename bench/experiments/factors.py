@@ -1,4 +1,4 @@
-"""The default of joint training with one option changed. Compared on validation identities: this chooses defaults."""
+"""The default of joint training with options changed. Compared on validation identities: this chooses defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .trial import Fitted, Method
 
 #: What the others are compared with.
 DEFAULT = "default"
-#: Name -> changed fields of TrainConfig.
+#: Name -> changed fields of TrainConfig: one in each.
 CHANGES: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "norm at most 1": {"constraint": "cap"},
@@ -33,6 +33,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "all negatives": {"num_hard_negatives": None},
     "memory of 1,024 embeddings": {"memory": 1024},
 }
+#: Several together, near the settings that tuning chose in `demo` and `joint`.
+TOGETHER: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    **{
+        f"scale 4, head_lr 0.02, bias starts at {bias:g}": {"scale": 4.0, "head_lr": 0.02, "initial_bias": bias}
+        for bias in (1.0, 2.0, 3.0)
+    },
+}
 
 
 def _fit(
@@ -45,6 +53,9 @@ def _fit_similar(group: Group, train_part: ImageSet, settings: Mapping[str, Any]
     return fit_on_similar_identities(base_config(group, seed), train_part)
 
 
-METHODS: dict[str, Method] = {
-    name: Method(partial(_fit, changes=changes), {}, ours=name != DEFAULT) for name, changes in CHANGES.items()
-} | {"batches of similar identities": Method(_fit_similar, {}, ours=True)}
+def _methods(changes: Mapping[str, dict[str, Any]]) -> dict[str, Method]:
+    return {name: Method(partial(_fit, changes=one), {}, ours=name != DEFAULT) for name, one in changes.items()}
+
+
+METHODS = _methods(CHANGES) | {"batches of similar identities": Method(_fit_similar, {}, ours=True)}
+DEFAULTS_METHODS = _methods(TOGETHER)

@@ -63,6 +63,7 @@ METHOD_SETS = {
     "joint, from scratch": MethodSet("trained from scratch", pairs=_JOINT_PAIRS),
     "demo": MethodSet("trained as in the demo", pairs=(("hinge, w", "hinge, L1"), ("hinge, w", "multi-similarity"))),
     "factors": MethodSet("trained, one option changed", tuned=False),
+    "defaults": MethodSet("trained, several options changed", tuned=False),
 }
 
 

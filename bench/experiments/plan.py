@@ -72,6 +72,9 @@ class Group:
         return f"{self.data}, {self.size} pixels, {self.backbone}, {self.protocol}"
 
 
+LITE, MOBILE = "efficientnet_lite0", "mobilenet_v2"
+
+
 def file_name(backbone: str) -> str:
     """The name of a backbone as a part of a file's name."""
     return backbone.replace(":", "-").replace("/", "-")
@@ -90,7 +93,11 @@ def _small(experiment: str, methods: str, **options: str) -> Group:
     return Group(experiment, methods, "glyphs", "small", 32, steps=150, **options)
 
 
-LITE, MOBILE = "efficientnet_lite0", "mobilenet_v2"
+def _demo(experiment: str) -> Group:
+    """The images, backbone and steps of `dissim demo`."""
+    return Group(experiment, experiment, "emoji", MOBILE, 64, steps=100, dim=512)
+
+
 SCRATCH = "joint, from scratch"
 FEATURES = [(data, backbone) for data in ("emoji", "glyphs") for backbone in (LITE, MOBILE)]
 #: name -> its groups, the most informative first: a run that is stopped has those.
@@ -104,11 +111,12 @@ EXPERIMENTS: dict[str, list[Group]] = {
         _pretrained("joint", "joint", "emoji7", LITE),
         _pretrained("joint", "joint", "emoji", MOBILE),
     ],
-    "demo": [Group("demo", "demo", "emoji", MOBILE, 64, steps=100, dim=512)],
+    "demo": [_demo("demo")],
     "factors": [
         _small("factors", "factors"),
         *(_pretrained("factors", "factors", data, MOBILE) for data in ("emoji7", "emoji")),
     ],
+    "defaults": [_small("defaults", "defaults"), _demo("defaults")],
     "protocols": [
         *(_frozen("protocols", "emoji", backbone, protocol="other cameras") for backbone in (LITE, MOBILE)),
         *(

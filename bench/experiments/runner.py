@@ -29,6 +29,7 @@ METHODS = {
     "joint, from scratch": joint.methods(joint.FROM_SCRATCH),
     "demo": {name: JOINT[name] for name in joint.IN_DEMO},
     "factors": factors.METHODS,
+    "defaults": factors.DEFAULTS_METHODS,
 }
 #: Seed of the trials. Runs have 0, 1, ...
 TUNING_SEED = 1000
