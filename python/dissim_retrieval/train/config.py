@@ -12,8 +12,8 @@ class TrainConfig:
     """Everything that determines a training run, given its images.
 
     The fields from `margin` to `balance` are those of HingeLoss, the next ones those of DissimilarityHead. Their
-    defaults were the best for the hinge loss on identities held out of the training half of the emoji, in 90 s on one
-    CPU core.
+    defaults were chosen for the hinge loss in short runs. The accuracy experiments have settings that are better for a
+    pretrained network: docs/experiments.md, Defaults.
     """
 
     loss: Literal["hinge", "soft_margin", "infonce", "supcon", "softmax", "prototype", "triplet", "own"] = "hinge"
