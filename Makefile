@@ -101,7 +101,7 @@ clean:  ## delete build results, but not the environment .venv
 	.compat/torch-$*/bin/pip install -q torch==$* numpy pytest pytest-xdist hypothesis 'setuptools>=77' ninja 'pybind11>=2.13'
 	touch $@
 
-# timm, torchvision and transformers, in the environment that has the torch of the newest torchvision.
+# timm, torchvision and transformers, in the environment of the newest torch.
 .compat/torch-$(NEWEST_TORCH)/backbones: .compat/torch-$(NEWEST_TORCH)/installed | .venv/installed
 	$(BIN)/python -c '$(PACKAGES)' > $@.txt
 	$(@D)/bin/pip install -q torch==$(NEWEST_TORCH) -r $@.txt

@@ -62,7 +62,7 @@ def committed_parts(data, size):
     """The different lists of test identities of a set in the committed results."""
     found = [records.read(path) for path in RESULTS.glob(f"*/{data}-*.jsonl")]
     parts = [part for one in found if one.plan["size"] == size for part in one.of("part")]
-    return [list(one) for one in {tuple(part["identities"]) for part in parts}]
+    return [list(one) for one in {tuple(part["identities"]) for part in parts if part["name"] == "test"}]
 
 
 def test_unseen_camera_is_in_no_training_image_and_only_in_queries():

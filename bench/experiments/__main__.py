@@ -206,7 +206,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("name", choices=[*EXPERIMENTS, "report"], metavar="NAME")
     parser.add_argument("--set", choices=["emoji", "emoji7", "glyphs", *ON_DISK], help="only this image set")
     parser.add_argument("--root", type=Path, help=f"the folder of the set, for {', '.join(ON_DISK)}")
-    parser.add_argument("--backbone", help="only this backbone; with --root, any that `dissim train` takes")
+    parser.add_argument("--backbone", help="only this backbone; with --root, one that takes the set's size")
     parser.add_argument("--hours", type=float, default=20.0, help="core-hours of this call, at most")
     parser.add_argument("--processes", type=int, default=1, help="fits at the same time, each with one thread")
     parser.add_argument("--dry-run", action="store_true", help="list what is left to do")

@@ -129,7 +129,9 @@ def _official(group: Group, root: Path) -> list[ImageSet]:
 def _features(images: ImageSet, backbone: str, cache_folder: Path) -> Features:
     path = cache_folder / "features" / f"{file_name(backbone)}-{images.fingerprint}.safetensors"
     if not path.exists():
-        rows = embed_images(build_backbone(backbone, None), images)
+        network = build_backbone(backbone, None)
+        network.check_size(images.size)
+        rows = embed_images(network, images)
         files.replace(path, save({"rows": rows}))
     return Features(load_file(path)["rows"], images.labels, images.cameras, images.camera_names, images.queries)
 

@@ -10,6 +10,7 @@ from functools import partial
 from multiprocessing import current_process
 from typing import Any
 
+import torch
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.demo import multi_similarity
 from dissim_retrieval.embedding import embed_images
@@ -67,10 +68,10 @@ def base_config(group: Group, seed: int, **changes: Any) -> TrainConfig:
 def fit(config: TrainConfig, train_part: ImageSet, loss: nn.Module | None = None) -> Fitted:
     """Train with the loss, by default the one that the config names; without a head, the scorer is the cosine.
 
-    On a GPU if there is one. A forked process cannot use it, nor have workers of its own.
+    On a GPU if there is one, with processes that read the images. A forked process cannot use it.
     """
-    forked = current_process().daemon
-    device, workers = ("cpu", 0) if forked else (None, None)
+    on_gpu = torch.cuda.is_available() and not current_process().daemon
+    device, workers = (None, None) if on_gpu else ("cpu", 0)
     trained = train(config, train_part, loss=loss, device=device, workers=workers, progress=False)
     embed = partial(embed_images, trained.backbone, workers=workers, progress=False)
     return Fitted(embed, trained.head or cosine)

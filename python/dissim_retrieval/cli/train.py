@@ -60,11 +60,7 @@ def train(
         raise NotADirectoryError(f"RUN: expected a folder, or a name for a new one, got {run}, which is a file.")
     computed_on = None if device is None else pick_device(device)
     steps_before = run_folder.saved_steps(run)
-    try:
-        split, trained = _load_and_train(run, images, config, part, computed_on, workers)
-    except KeyboardInterrupt:
-        logger.warning("%s: interrupted. %s", run, how_to_continue(run))
-        raise
+    split, trained = _load_and_train(run, images, config, part, computed_on, workers)
     if not is_first_process():
         return Output("", None)
     counts = {name: 0 if images is None else len(images.labels.unique()) for name, images in vars(split).items()}
@@ -97,8 +93,13 @@ def _load_and_train(
     split, settings = load_for_training(images, part, config.backbone)
     if split.train is None:
         raise ValueError(f"data: expected a set with a training part, got {settings.data}, which is a test part.")
-    trained = train_on(
-        config, split.train, validation=split.validation, folder=run, device=device, workers=workers,
-        provenance={"split": asdict(settings)},
-    )  # fmt: skip
+    try:
+        trained = train_on(
+            config, split.train, validation=split.validation, folder=run, device=device, workers=workers,
+            provenance={"split": asdict(settings)},
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if is_first_process():
+            logger.warning("%s: interrupted. %s", run, how_to_continue(run))
+        raise
     return split, trained

@@ -21,9 +21,11 @@ def from_hub(hub: str, name: str, pretrained: bool) -> tuple[nn.Module, int, Pre
     package, load = HUBS[hub]
     module = _import(package, f"{hub}:{name}")
     try:
-        network, preprocessing = load(module, name, pretrained)
-        features = network.eval()(torch.zeros(1, 3, *(preprocessing.size or (224, 224))))
-        _freeze_unused(network, features)
+        with torch.inference_mode(False), torch.enable_grad():
+            network, preprocessing = load(module, name, pretrained)
+            features = network.eval()(torch.zeros(1, 3, *(preprocessing.size or (224, 224))))
+            if pretrained:  # to be trained; otherwise the weights of a trained one are loaded next
+                _freeze_unused(network, features)
     except Exception as error:  # the packages' downloads raise errors of many types
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(

@@ -34,7 +34,8 @@ from .trained import Trained, describe, load_weights
 
 logger = get_logger(__name__)
 
-#: A checkpoint is also written when the last one, or the start, is this many seconds ago.
+#: A checkpoint is also written when the last one, or the start, is this many seconds ago, or 20 times the seconds
+#: that it took to write it, if they are more.
 CHECKPOINT_SECONDS = 60
 
 
@@ -79,7 +80,7 @@ def train(
     if config.patience is not None and validation is None:
         raise ValueError(
             f"patience: expected validation images with patience={config.patience}, got none. Pass validation=, on"
-            " the command line --val-fraction, or omit patience."
+            " the command line --val-fraction with 20 identities of two or more images, or omit patience."
         )
     if loss is not None:
         config = replace(config, loss="own")
@@ -137,7 +138,7 @@ def _run(
     augment = Augmentation(config, images.size)
     # The statistics of batch normalization are those of each process; the result has those of the first.
     replica = objective if processes.size == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
-    saved = time.perf_counter()
+    due = time.perf_counter() + CHECKPOINT_SECONDS
     with nullcontext() if folder is None else run_folder.Log(folder, state.steps) as log:
         for step, (chosen, pictures) in enumerate(
             zip(plan, _read(images, plan, workers, state, folder), strict=True), state.steps
@@ -163,12 +164,14 @@ def _run(
             if log is not None:
                 rate = state.optimizer.param_groups[0]["lr"]
                 log.write(state.steps, value, rate, mean_ap, round(time.perf_counter() - begin, 4))
-            is_due = folder is not None and time.perf_counter() - saved >= CHECKPOINT_SECONDS
+            is_due = folder is not None and time.perf_counter() >= due
             if is_due or state.finished or state.steps % config.checkpoint_every == 0:
                 _check_weights(state, folder)
                 if folder is not None:
+                    writing = time.perf_counter()
                     run_folder.write_checkpoint(folder, state.state_dict())
-                    saved = time.perf_counter()
+                    written = time.perf_counter()
+                    due = written + max(CHECKPOINT_SECONDS, 20 * (written - writing))
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             bar.update()
             if state.finished:
