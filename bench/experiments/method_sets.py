@@ -31,7 +31,11 @@ _SCORES: Pairs = (*combinations(("w", "L1", "cosine"), 2), ("w", "w <= 0"))
 _JOINT_PAIRS: Pairs = (
     *((f"{loss}, {a}", f"{loss}, {b}") for loss in ("hinge", "log-sum-exp", "softmax") for a, b in _SCORES),
     *((f"{loss}, w", "hinge, w") for loss in ("log-sum-exp", "softmax")),
-    *(("hinge, w", other) for other in ("multi-similarity", "SupCon", "triplet, batch-hard")),
+    *(
+        (f"{loss}, w", other)
+        for loss in ("hinge", "log-sum-exp")
+        for other in ("multi-similarity", "SupCon", "triplet, batch-hard")
+    ),
     ("hinge, w", "hinge, w, default settings"),
 )
 METHOD_SETS = {
