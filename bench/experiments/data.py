@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -143,5 +144,6 @@ def _images(name: str, size: int, cache_folder: Path) -> ImageSet:
 
 def _of_cameras(content: Content, *beginnings: tuple[str, ...]) -> Tensor:
     """bool [N]: the rows of cameras whose names begin with one of these."""
-    matching = [name.startswith(sum(beginnings, ())) for name in content.camera_names]
+    every = tuple(chain.from_iterable(beginnings))
+    matching = [name.startswith(every) for name in content.camera_names]
     return torch.tensor(matching)[content.cameras]
