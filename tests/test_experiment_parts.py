@@ -84,9 +84,9 @@ def test_unseen_camera_is_in_no_training_image_and_only_in_queries(names):
 def test_values_of_identities_are_the_metrics(other_cameras):
     """Every identity has the same number of queries here, so the mean over identities is that over queries."""
     content, rows = synthetic(), torch.arange(80)
-    values = measure_part(
-        Fitted(lambda features: features.rows, cosine), Part("p", content, rows, rows, other_cameras)
-    )
+    values = measure_part(Fitted(lambda features: features.rows, cosine), Part("p", content, rows, rows))[
+        other_cameras
+    ]
     sides = [rows % 2 == 0, rows % 2 == 1] if other_cameras else [rows >= 0]
     means = []
     for side in sides:
@@ -107,7 +107,7 @@ def test_every_identity_counts_as_the_mean_of_its_queries():
     fitted = Fitted(lambda features: features.rows, cosine)
 
     def precision(queries):
-        return measure_part(fitted, Part("p", content, torch.tensor(queries), gallery, False)).precision.tolist()
+        return measure_part(fitted, Part("p", content, torch.tensor(queries), gallery)).standard.precision.tolist()
 
     single = [precision([query])[0] for query in range(3)]
     assert len(set(single)) == 3
@@ -139,7 +139,7 @@ def test_a_set_on_disk_is_tested_on_its_official_test_part(birds, tmp_path, monk
     assert {name: len(found.runs(name)) for name in chosen} == dict.fromkeys(chosen, 1)
 
     parts, _ = load_parts(group_on_disk("frozen", "cub200", "small"), Amounts(), tmp_path / "cache", birds)
-    values = measure_part(Fitted(lambda features: features.rows, cosine), parts._part("test", parts._test))
+    values = measure_part(Fitted(lambda features: features.rows, cosine), parts._part("test", parts._test)).standard
     fingerprint = load_images("cub200-test", size=224, root=birds).fingerprint
     rows = load_file(tmp_path / "cache" / "features" / f"small-{fingerprint}.safetensors")["rows"]
     labels = torch.arange(5).repeat_interleave(3)

@@ -322,6 +322,25 @@ def test_table_is_that_of_the_records(tiny, tmp_path):
     assert (tmp_path / "out" / "frozen.md").read_text() == text
 
 
+def test_galleries_without_the_camera_of_the_query_have_their_own_table(tiny, tmp_path):
+    """Of the runs that have such values: those of earlier versions have none."""
+    assert tiny() == 0
+    found = results(tmp_path / "out")
+    for entry in found.of("run"):
+        assert all(np.array(entry["AP"]) <= np.array(entry["other cameras"]["AP"])), "more distractors, higher AP"
+    row = compare(found, other_cameras=True).row(OURS)
+    runs = [np.array(e["other cameras"]["AP"]) / 10_000 for e in found.of("run") if e["method"] == OURS]
+    assert row.precision == pytest.approx(np.mean(runs)) and row.precision > compare(found).row(OURS).precision
+    text = tables.to_markdown("frozen", [found])
+    title = "In galleries without the images of the query's camera"
+    assert f"{100 * row.precision:.2f}" in text.partition(f"{title}, 4 runs:")[2]
+    del found.of("run")[0]["other cameras"]
+    assert f"{title}, 3 runs:" in tables.to_markdown("frozen", [found])
+    for entry in found.of("run"):
+        entry.pop("other cameras", None)
+    assert title not in tables.to_markdown("frozen", [found])
+
+
 def test_committed_tables_are_those_of_the_committed_results():
     every = []
     for folder in sorted(filter(Path.is_dir, RESULTS.glob("*"))):

@@ -42,13 +42,14 @@ class Comparison(NamedTuple):
         return found
 
 
-def compare(records: Records) -> Comparison | None:
+def compare(records: Records, *, other_cameras: bool = False) -> Comparison | None:
     """Compare the methods of a group on the runs that all of them have; None if there is no such run.
 
-    The reference is the method not ours that was best on validation identities: no test result chooses it.
+    other_cameras: in galleries without the images of the query's camera. The reference is the method not ours that
+    was best on validation identities: no test result chooses it.
     """
-    runs = {name: records.runs(name) for name in records.methods}
-    common = common_runs(records, records.methods)
+    runs = {name: records.runs(name, other_cameras=other_cameras) for name in records.methods}
+    common = sorted(set.intersection(*map(set, runs.values())))
     if not common:
         return None
     ours = [name for name in records.methods if records.plan["compared"][name]["ours"]]

@@ -56,8 +56,6 @@ class Part:
     content: Content
     queries: Tensor
     gallery: Tensor
-    other_cameras: bool
-    """Whether a query is compared only with images of other cameras than its own."""
 
 
 class Parts:
@@ -101,7 +99,7 @@ class Parts:
             queries, gallery = queries[unseen], gallery[~_of_cameras(content, *UNSEEN.values())]
         draw = torch.Generator().manual_seed(TEST_SEED)
         drawn = torch.randperm(len(queries), generator=draw)[: self.amounts.queries].sort().values
-        return Part(name, content, queries[drawn], gallery, self.protocol == "other cameras")
+        return Part(name, content, queries[drawn], gallery)
 
 
 def load_parts(group: Group, amounts: Amounts, cache_folder: Path, root: Path | None = None) -> tuple[Parts, str]:

@@ -21,6 +21,8 @@ from .plan import TUNING_SPLIT
 
 #: Values of identities are stored as integers, in units of 1 / UNITS.
 UNITS = 10_000
+#: Key of a run's values in galleries without the images of the query's camera. Runs of earlier versions have none.
+OTHER_CAMERAS = "other cameras"
 
 
 class Run(NamedTuple):
@@ -106,16 +108,16 @@ class Records:
             return None
         return {trial: statistics.fmean(done[trial] for done in splits) for trial in candidates}
 
-    def runs(self, method: str) -> dict[tuple[int, int], Run]:
-        """(split, seed) -> result."""
+    def runs(self, method: str, *, other_cameras: bool = False) -> dict[tuple[int, int], Run]:
+        """(split, seed) -> result. other_cameras: in galleries without the images of the query's camera."""
         parts = {entry["name"]: np.array(entry["identities"]) for entry in self.of("part")}
-        return {
-            (entry["split"], entry["seed"]): Run(
-                parts[entry["part"]], np.array(entry["AP"]) / UNITS, np.array(entry["R1"]) / UNITS
-            )
-            for entry in self.of("run")
-            if entry["method"] == method
-        }
+        found = {}
+        for entry in self.of("run"):
+            values = entry.get(OTHER_CAMERAS) if other_cameras else entry
+            if entry["method"] == method and values is not None:
+                precision, recall = (np.array(values[name]) / UNITS for name in ("AP", "R1"))
+                found[entry["split"], entry["seed"]] = Run(parts[entry["part"]], precision, recall)
+        return found
 
     def seconds(self, method: str | None = None) -> list[float]:
         """Core-seconds of each trial and run, of one method or of all."""

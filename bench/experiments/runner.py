@@ -17,8 +17,8 @@ from .. import machine
 from . import factors, frozen, joint
 from .data import Parts
 from .plan import FROZEN_TRIALS, TUNING_SPLIT, Amounts, Group
-from .records import UNITS, Records
-from .trial import Fitted, Method, measure_part
+from .records import OTHER_CAMERAS, UNITS, Records
+from .trial import Fitted, Method, Values, measure_part
 from .tuning import settings_to_try
 
 JOINT = joint.methods(joint.PRETRAINED)
@@ -125,7 +125,7 @@ def _trial(cell: Cell, group: Group, method: Method, parts: Parts, records: Reco
     precision = recall = failure = None
     try:
         fitted = method.fit(group, parts.train(cell.split), settings, cell.seed)
-        values = measure_part(fitted, parts.validation(cell.split))
+        values = measure_part(fitted, parts.validation(cell.split)).standard
         precision, recall = (round(column.mean().item(), 5) for column in values[1:])
     except FloatingPointError as error:  # training diverged with these settings; another trial may not
         failure = str(error)
@@ -142,16 +142,22 @@ def _run(cell: Cell, group: Group, method: Method, parts: Parts, records: Record
     part = parts.test(records) if group.tuned else parts.validation(cell.split)
     failure = None
     try:
-        values = measure_part(method.fit(group, parts.train(cell.split), settings, cell.seed), part)
+        found = measure_part(method.fit(group, parts.train(cell.split), settings, cell.seed), part)
     except FloatingPointError as error:
-        values, failure = measure_part(_random_scores(cell.seed), part), str(error)
-    precision, recall = (np.rint(column.numpy() * UNITS).astype(int).tolist() for column in values[1:])
+        found, failure = measure_part(_random_scores(cell.seed), part), str(error)
     entry = {
         "kind": "run", "method": cell.method, "split": cell.split, "seed": cell.seed, "part": part.name,
-        "AP": precision, "R1": recall, "failure": failure, "seconds": round(time.process_time() - begin, 2),
+        **_in_units(found.standard), "failure": failure, "seconds": round(time.process_time() - begin, 2),
     }  # fmt: skip
-    identities = values.identities.tolist()
+    if found.other_cameras is not None:
+        entry[OTHER_CAMERAS] = _in_units(found.other_cameras)
+    identities = found.standard.identities.tolist()
     return [{"kind": "part", "name": part.name, "identities": identities, "queries": len(part.queries)}, entry]
+
+
+def _in_units(values: Values) -> dict[str, list[int]]:
+    precision, recall = (np.rint(column.numpy() * UNITS).astype(int).tolist() for column in values[1:])
+    return {"AP": precision, "R1": recall}
 
 
 def _random_scores(seed: int) -> Fitted:

@@ -54,10 +54,19 @@ def _section(records: Records) -> str:
         lines += [_conclusion(found), ""]
     if pairs := contrasts(records):
         lines += ["Methods that differ in one thing:", "", _pairs(pairs), ""]
+    if (elsewhere := compare(records, other_cameras=True)) is not None:
+        lines += [_other_cameras(elsewhere), ""]
     machines = dict.fromkeys(entry["summary"] for entry in records.of("machine"))
     hours = sum(records.seconds()) / 3600
     lines += [f"{hours:.2f} core-hours. {'; '.join(machines)}", ""]
     return "\n".join(lines)
+
+
+def _other_cameras(found: Comparison) -> str:
+    """The same fits, measured without the images of the query's camera."""
+    titles = ["", "mAP", "difference", "R@1", "difference"]
+    rows = [_values(row) for row in found.rows]
+    return f"In galleries without the images of the query's camera, {found.runs} runs:\n\n{grid(titles, rows)}"
 
 
 def _pairs(pairs: list[Contrast]) -> str:
@@ -69,9 +78,13 @@ def _pairs(pairs: list[Contrast]) -> str:
     return grid(titles, rows)
 
 
-def _cells(row: Row, tuned: bool) -> list[str]:
+def _values(row: Row) -> list[str]:
     name = f"**{row.method}**" if row.ours else row.method
-    cells = [name, _percent(row.precision), _gain(row.precision_gain), _percent(row.recall), _gain(row.recall_gain)]
+    return [name, _percent(row.precision), _gain(row.precision_gain), _percent(row.recall), _gain(row.recall_gain)]
+
+
+def _cells(row: Row, tuned: bool) -> list[str]:
+    cells = _values(row)
     if tuned:
         settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
         cells += ["" if row.validation is None else _percent(row.validation), str(row.trials), settings]

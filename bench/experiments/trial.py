@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from dissim_retrieval.evaluation.metrics import measure
+from dissim_retrieval.evaluation.metrics import PerQueryMetrics, measure
 from dissim_retrieval.evaluation.ranks import Retrieval
 from dissim_retrieval.evaluation.scorers import Scorer
 from torch import Tensor
@@ -42,10 +42,18 @@ class Values(NamedTuple):
     recall_at_1: Tensor
 
 
+class Measured(NamedTuple):
+    """A part's values under two protocols, which have the same queries, matches and identities."""
+
+    standard: Values
+    """Images with the query's label and camera are excluded; in sets of one camera, the query itself."""
+    other_cameras: Values | None
+    """All images of the query's camera are excluded. None for sets of one camera."""
+
+
 @torch.no_grad()
-def measure_part(fitted: Fitted, part: Part) -> Values:
-    """Rank the gallery of a part for each query. Images with the query's label and camera are excluded; in sets of
-    one camera, the query itself.
+def measure_part(fitted: Fitted, part: Part) -> Measured:
+    """Rank the gallery of a part for each query.
 
     Raises FloatingPointError if an embedding is not finite."""
     content: Content = part.content
@@ -60,17 +68,24 @@ def measure_part(fitted: Fitted, part: Part) -> Values:
         reference_cameras=None if one_camera else gallery_cameras,
         exclude_index=part.queries if one_camera and content.queries is None else None,
     )  # fmt: skip
-    precisions, hits = [], []
+    standard, other_cameras = [], []
     for block in retrieval.scores(block=128):
-        if part.other_cameras:
+        standard.append(measure(block.ranks()))
+        if not one_camera:
             other = query_cameras[block.rows.start : block.rows.stop, None] != gallery_cameras
-            block = replace(block, candidate=block.candidate & other, match=block.match & other)
-        found = measure(block.ranks())
-        precisions.append(found.average_precision)
-        hits.append((found.first_rank == 1).double())
-    precision, hit = torch.cat(precisions), torch.cat(hits)
+            other_cameras.append(measure(replace(block, candidate=block.candidate & other).ranks()))
+    of_queries = labels[part.queries]
+    return Measured(
+        _of_identities(standard, of_queries), None if one_camera else _of_identities(other_cameras, of_queries)
+    )
+
+
+def _of_identities(blocks: list[PerQueryMetrics], labels: Tensor) -> Values:
+    """The means over each identity's queries, without those that have no match."""
+    precision = torch.cat([block.average_precision for block in blocks])
+    hit = torch.cat([block.first_rank == 1 for block in blocks]).double()
     matched = precision.isfinite()
-    identities, place, count = labels[part.queries][matched].unique(return_inverse=True, return_counts=True)
+    identities, place, count = labels[matched].unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(2, len(identities), dtype=torch.float64)
     sums.index_add_(1, place, torch.stack([precision[matched], hit[matched]]))
     return Values(identities, *(sums / count))
