@@ -170,6 +170,8 @@ METHODS: dict[str, Method] = {
     "w <= 0 alone": Method(partial(_fit_weight, head=NEGATIVE), WEIGHT_ALONE, ours=True),
     "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE | POSITIVE_SHARE, ours=True),
 }
+#: Those that are compared under the other protocols.
+SELECTED = ("cosine", "within-class whitening (LDA)", "projection, cosine", "projection, L1", "projection, w")
 
 CAMERA_PAIRS = WEIGHTED_PROJECTION | {"pair_shrinkage": Log(1e-6, 1, 1e-2)}
 #: What knowing the cameras adds. They are compared apart: the others do not know them.
