@@ -350,6 +350,7 @@ def test_committed_tables_are_those_of_the_committed_results():
         assert folder.with_suffix(".md").read_text() == tables.to_markdown(folder.name, groups)
         assert folder.with_suffix(".png").exists() == any(compare(one) is not None for one in groups)
         every += groups
+    assert (RESULTS / "summary.png").exists()
     table = (RESULTS / "summary.md").read_text()
     assert table == summary.to_markdown(every)
     assert f"\n\n{table}\n" in (ROOT / "README.md").read_text(), "copy bench/results/experiments/summary.md"

@@ -48,6 +48,7 @@ _FROZEN_PAIRS: Pairs = (
     ("w alone", "w <= 0 alone"),
     ("projection, w", "fit_head, default settings"),
 )
+_AT_SCALE_4 = "scale 4, head_lr 0.02, bias starts at {}"
 METHOD_SETS = {
     "frozen": MethodSet("frozen", frozen=True, pairs=_FROZEN_PAIRS),
     "selected, frozen": MethodSet("frozen", frozen=True, pairs=_FROZEN_PAIRS),
@@ -67,7 +68,11 @@ METHOD_SETS = {
     "selected, from scratch": MethodSet("trained from scratch", pairs=_JOINT_PAIRS),
     "demo": MethodSet("trained as in the demo", pairs=(("hinge, w", "hinge, L1"), ("hinge, w", "multi-similarity"))),
     "factors": MethodSet("trained, one option changed", tuned=False),
-    "defaults": MethodSet("trained, several options changed", tuned=False),
+    "defaults": MethodSet(
+        "trained, several options changed",
+        tuned=False,
+        pairs=tuple((_AT_SCALE_4.format(bias), _AT_SCALE_4.format(1)) for bias in (2, 3)),
+    ),
 }
 
 

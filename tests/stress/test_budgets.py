@@ -6,27 +6,25 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
-import test_sass
+import kernel_budgets
 
-from bench.budgets import ARCHITECTURES, BUDGETS
-
-OTHERS = [arch for arch in ARCHITECTURES if arch != test_sass.ARCH]
+each_arch = pytest.mark.parametrize("arch", kernel_budgets.LONG)
 
 
-@pytest.mark.parametrize("arch", OTHERS)
-@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.name)
+@each_arch
+@kernel_budgets.each_budget
 def test_a_kernel_keeps_its_budget(budget, arch):
-    test_sass.test_a_kernel_keeps_its_budget(budget, arch)
+    kernel_budgets.check_budget(budget, arch)
 
 
-@pytest.mark.parametrize("arch", OTHERS)
-@pytest.mark.parametrize("variant", test_sass.VARIANTS)
+@each_arch
+@kernel_budgets.each_variant
 def test_logsumexp_and_rank_cost_at_most_a_tenth_more_than_topk(variant, arch):
-    test_sass.test_logsumexp_and_rank_cost_at_most_a_tenth_more_than_topk(variant, arch)
+    kernel_budgets.check_cost_is_that_of_topk(variant, arch)
 
 
-@test_sass.needs_compiler
-@pytest.mark.parametrize("arch", OTHERS)
-@pytest.mark.parametrize("stem", test_sass.STEMS)
+@kernel_budgets.needs_compiler
+@each_arch
+@kernel_budgets.each_file_of_small_kernels
 def test_small_kernels_beside_the_main_one_do_not_spill(stem, arch):
-    test_sass.test_small_kernels_beside_the_main_one_do_not_spill(stem, arch)
+    kernel_budgets.check_small_kernels_do_not_spill(stem, arch)
