@@ -8,10 +8,11 @@ from typing import Any
 
 from dissim_retrieval.data import ImageSet
 
-from .joint import base_config, fit
+from .joint import DEFAULT_SETTINGS, base_config, fit
 from .plan import Group
 from .similar_identities import fit_on_similar_identities
 from .trial import Fitted, Method
+from .tuning import Range
 
 #: Name -> changed fields of TrainConfig: one in each, after the defaults.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -50,11 +51,14 @@ def _fit_similar(group: Group, train_part: ImageSet, settings: Mapping[str, Any]
     return fit_on_similar_identities(base_config(group, seed), train_part)
 
 
-def _methods(changes: Mapping[str, dict[str, Any]]) -> dict[str, Method]:
+def _methods(changes: Mapping[str, dict[str, Any]], space: Mapping[str, Range]) -> dict[str, Method]:
     """The first is what the others are compared with."""
     first = next(iter(changes))
-    return {name: Method(partial(_fit, changes=one), {}, ours=name != first) for name, one in changes.items()}
+    return {name: Method(partial(_fit, changes=one), space, ours=name != first) for name, one in changes.items()}
 
 
-METHODS = _methods(CHANGES) | {"batches of similar identities": Method(_fit_similar, {}, ours=True)}
-DEFAULTS_METHODS = _methods(TOGETHER)
+#: Nothing is tuned. The space makes the defaults a part of the plan: with others, a file is not continued.
+METHODS = _methods(CHANGES, DEFAULT_SETTINGS) | {
+    "batches of similar identities": Method(_fit_similar, DEFAULT_SETTINGS, ours=True)
+}
+DEFAULTS_METHODS = _methods(TOGETHER, {})

@@ -37,6 +37,7 @@ _JOINT_PAIRS: Pairs = (
         for loss in ("hinge", "log-sum-exp")
         for other in ("multi-similarity", "SupCon", "triplet, batch-hard")
     ),
+    ("triplet, batch-hard", "log-sum-exp, cosine"),
     ("hinge, w", "hinge, w, default settings"),
 )
 _FROZEN_PAIRS: Pairs = (

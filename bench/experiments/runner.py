@@ -21,7 +21,7 @@ from .records import OTHER_CAMERAS, UNITS, Records
 from .trial import Fitted, Method, Values, measure_part
 from .tuning import settings_to_try
 
-#: What is ahead in `joint` from scratch, or has another score. Pretrained networks take four times as long.
+#: For pretrained networks, which take four times as long: without softmax and w <= 0, chosen by `joint` from scratch.
 SELECTED = {"losses": ("hinge", "log-sum-exp"), "scores": ("w", "L1", "cosine")}
 JOINT = joint.methods(joint.PRETRAINED, **SELECTED)
 METHODS = {

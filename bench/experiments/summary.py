@@ -31,7 +31,7 @@ class Summary(NamedTuple):
 
 
 def summarize(groups: list[Records]) -> list[Summary]:
-    """Without groups that tune nothing, or that have no run of all their methods yet."""
+    """Without groups that tune nothing, or that have no complete runs of all their methods yet."""
     tuned = [records for records in groups if records.plan["tuned"]]
     return [_summary(records, found) for records in tuned if (found := compare(records)) is not None]
 

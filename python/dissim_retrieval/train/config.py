@@ -12,8 +12,8 @@ class TrainConfig:
     """Everything that determines a training run, given its images.
 
     The fields from `margin` to `balance` are those of HingeLoss, the next ones those of DissimilarityHead. Their
-    defaults were chosen for the hinge loss in short runs. docs/experiments.md, Defaults, has settings that are better
-    for a pretrained network.
+    defaults were chosen for the hinge loss and pretrained networks in short runs: docs/experiments.md, Defaults, has
+    the results for scale and head_lr.
     """
 
     loss: Literal["hinge", "soft_margin", "infonce", "supcon", "softmax", "prototype", "triplet", "own"] = "hinge"
