@@ -32,10 +32,9 @@ Settings = Mapping[str, Any]
 
 #: The loss of `dissim_retrieval.train` with the defaults of TrainConfig. A single choice each: nothing tunes them.
 DEFAULTS = "hinge, w, default settings"
-DEFAULT_SETTINGS = {
-    name: Choice((value,), value)
+DEFAULT_SETTINGS: dict[str, Range] = {
+    name: Choice((getattr(TrainConfig, name),), getattr(TrainConfig, name))
     for name in ("lr", "head_lr", "scale", "initial_bias")
-    for value in [getattr(TrainConfig(), name)]
 }
 #: Learning rates of a pretrained backbone, and of one that starts from random weights.
 PRETRAINED, FROM_SCRATCH = Log(3e-4, 5e-3, 1e-3), Log(1e-3, 1.5e-2, 1e-3)
