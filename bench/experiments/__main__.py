@@ -1,7 +1,7 @@
 """`python -m bench.experiments NAME`: compare methods, or continue; write results, tables and picture.
 
-NAME: frozen, cameras, joint, demo, factors, defaults, protocols, or report, which only writes tables and pictures of
-what there is.
+NAME: frozen, cameras, joint, demo, factors, defaults, fit_head, protocols, or report, which only writes tables and
+pictures of what there is.
 Exit code: 0, also if the budget ends the program before everything is done (the same command continues); 1 for an
 error, 2 for wrong arguments, 130 if interrupted.
 """

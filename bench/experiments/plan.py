@@ -119,6 +119,7 @@ EXPERIMENTS: dict[str, list[Group]] = {
         _pretrained("defaults", "defaults", "glyphs", MOBILE),
         _demo("defaults"),
     ],
+    "fit_head": [_frozen("fit_head", data, backbone, "fit_head") for data, backbone in FEATURES],
     "protocols": [
         *(
             _frozen("protocols", data, backbone, "selected, frozen", protocol="unseen camera")

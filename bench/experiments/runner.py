@@ -34,6 +34,7 @@ METHODS = {
     "demo": {name: JOINT[name] for name in joint.IN_DEMO},
     "factors": factors.METHODS,
     "defaults": factors.DEFAULTS_METHODS,
+    "fit_head": frozen.FIT_HEAD_METHODS,
 }
 #: Seed of the trials. Runs have 0, 1, ...
 TUNING_SEED = 1000
