@@ -52,11 +52,12 @@ wheel: .venv/installed  ## build a wheel for this Python and torch 2.10 or later
 
 test-wheel: test-wheel-$(OLDEST_TORCH) test-wheel-$(NEWEST_TORCH)  ## test the wheel without a compiler, with the oldest and the newest torch
 
-# A library for each torch, outside the checkout's own build, from the same object files of the CPU kernels.
+# A library for each torch, outside the checkout's own build, from the same object files of the CPU kernels. With CUDA
+# for the compute capabilities that no test compiles.
 compat-torch-%: .compat/torch-%/installed .venv/built
 	test -d .compat/torch-$*/build || (mkdir -p .compat/torch-$*/build/temp && cp -a build/temp.*/. .compat/torch-$*/build/temp)
 	$(if $(filter $(NEWEST_TORCH),$*),FORCE_CUDA=1 CUDA_HOME="$$($(BIN)/python -c '$(TOOLKIT)')",FORCE_CUDA=0) \
-		.compat/torch-$*/bin/python setup.py -q build \
+		TORCH_CUDA_ARCH_LIST='8.0 10.0' .compat/torch-$*/bin/python setup.py -q build \
 		--build-temp .compat/torch-$*/build/temp --build-lib .compat/torch-$*/build/lib
 	cd .compat/torch-$* && PYTHONPATH=build/lib:../../tests $(TEST) \
 		$(patsubst %,../../tests/test_%.py,$(OPERATORS) $(if $(filter $(NEWEST_TORCH),$*),models))
@@ -71,9 +72,9 @@ test-wheel-%: .compat/torch-%/installed wheel
 # It runs in the environment's folder, because in the checkout Python would find the checkout's own package first.
 TEST := bin/python -m pytest -p no_skips -n auto -c ../../pyproject.toml
 
-# Compiles every Triton kernel for sm_80, sm_90 and gfx942.
+# Compiles every Triton kernel, by default for sm_80, sm_90 and gfx942. A subset: make compat TARGETS=sm_90
 compat-triton-%: .compat/triton-%/installed
-	PYTHONPATH=.compat/triton-$* $(BIN)/python tests/triton_compile.py
+	PYTHONPATH=.compat/triton-$* $(BIN)/python tests/triton_compile.py $(TARGETS)
 
 bench: .venv/built  ## test the operations, then run the benchmark
 	$(BIN)/pip install -q --no-build-isolation -e '.[bench]'

@@ -3,51 +3,30 @@
 No GPU is needed, only NVIDIA's compiler and disassemblers (bench/toolchain.py).
 """
 
-from functools import cache
-
+import kernel_budgets
 import pytest
+from kernel_budgets import SHORT, needs_compiler
 
 from bench import sass, toolchain
-from bench.budgets import ARCHITECTURES, BUDGETS, Binary, Budget
+from bench.budgets import ARCHITECTURES, Binary, Budget
 from bench.machine_code import Code, Instruction, read
 from bench.occupancy import occupancy
 
-MISSING = toolchain.unsupported_reason("nvcc", "cuobjdump", "nvdisasm")
-needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+@kernel_budgets.each_budget
+def test_a_kernel_keeps_its_budget(budget):
+    kernel_budgets.check_budget(budget, SHORT)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.name)
-def test_a_kernel_keeps_its_budget(budget, arch):
-    violations, _ = counted(budget.name, arch)
-    assert violations == []
-
-
-@cache
-def counted(name, arch):
-    """The violations of a row's kernel, and its slots per element."""
-    (budget,) = (row for row in BUDGETS if row.name == name)
-    if reason := toolchain.unsupported_reason(*budget.needs):
-        pytest.skip(reason)
-    count = sass.count(budget, arch)
-    return count.violations, count.loop.slots_per_element
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("variant", ["{} fp32", "{} fp64", "{} fp16", "{} bf16", "triton {} fp32", "triton {} fp64"])
-def test_logsumexp_and_rank_cost_at_most_a_tenth_more_than_topk(variant, arch):
-    for operation in ("logsumexp", "rank"):
-        (_, slots), (_, slots_of_topk) = (counted(variant.format(name), arch) for name in (operation, "topk"))
-        assert slots <= 1.1 * slots_of_topk
+@kernel_budgets.each_variant
+def test_logsumexp_and_rank_cost_at_most_a_tenth_more_than_topk(variant):
+    kernel_budgets.check_cost_is_that_of_topk(variant, SHORT)
 
 
 @needs_compiler
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("stem", ["logsumexp", "rank", "listed_scores"])
-def test_small_kernels_beside_the_main_one_do_not_spill(stem, arch):
-    """Kernels that merge or clear have no main loop and no row in the table."""
-    kernels = read(toolchain.compile_cuda(toolchain.ROOT / "csrc" / "cuda" / f"{stem}.cu", arch))
-    assert kernels and not [kernel.name for kernel in kernels if kernel.spills or kernel.local]
+@kernel_budgets.each_file_of_small_kernels
+def test_small_kernels_beside_the_main_one_do_not_spill(stem):
+    kernel_budgets.check_small_kernels_do_not_spill(stem, SHORT)
 
 
 # --- kernels that exceed a budget on purpose ----------------------------------------------------------------------
@@ -71,7 +50,7 @@ SPILLING = LEAN.replace("[4]", "[160]").replace("j < 4", "j < 160").replace("(25
 BESIDE = LEAN.replace("#pragma unroll\n", "for (int i = threadIdx.x; i < d * k; i += 7) s[i] = 0;\n#pragma unroll\n")
 
 
-def violations(source, tmp_path, limit=5.0, elements=(), dynamic_shared=0, arch=90):
+def violations(source, tmp_path, limit=5.0, elements=(), dynamic_shared=0, arch=SHORT):
     path = tmp_path / "lean.cu"
     path.write_text(source)
     budget = Budget(

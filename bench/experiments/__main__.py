@@ -1,7 +1,7 @@
 """`python -m bench.experiments NAME`: compare methods, or continue; write results, tables and picture.
 
-NAME: frozen, cameras, joint, demo, factors, defaults, protocols, or report, which only writes tables and pictures of
-what there is.
+NAME: frozen, cameras, joint, demo, factors, defaults, fit_head, protocols, or report, which only writes tables and
+pictures of what there is.
 Exit code: 0, also if the budget ends the program before everything is done (the same command continues); 1 for an
 error, 2 for wrong arguments, 130 if interrupted.
 """
@@ -181,7 +181,9 @@ def _report(output: Path) -> int:
         contents[folder.with_suffix(".md")] = tables.to_markdown(folder.name, groups)
         contents[folder.with_suffix(".png")] = plots.draw(folder.name, groups)
         found[folder.name] = groups
-    contents[output / "summary.md"] = summary.to_markdown([one for groups in found.values() for one in groups])
+    every = [one for groups in found.values() for one in groups]
+    contents[output / "summary.md"] = summary.to_markdown(every)
+    contents[output / "summary.png"] = plots.draw_summary(every)
     demo = next(iter(found.get("demo", [])), None)
     if output == RESULTS and demo is not None and not demo.untuned():
         contents[EVIDENCE] = evidence.to_json(demo)

@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The runs (split, seed) that all methods have, and a row for each method, the best first."""
+    """The number of `common_runs`, and a row for each method, the best first."""
 
     rows: list[Row]
     reference: str
@@ -43,13 +43,13 @@ class Comparison(NamedTuple):
 
 
 def compare(records: Records, *, other_cameras: bool = False) -> Comparison | None:
-    """Compare the methods of a group on the runs that all of them have; None if there is no such run.
+    """Compare the methods of a group on their `common_runs`; None if there is no such run.
 
     other_cameras: in galleries without the images of the query's camera. The reference is the method not ours that
     was best on validation identities: no test result chooses it.
     """
     runs = {name: records.runs(name, other_cameras=other_cameras) for name in records.methods}
-    common = sorted(set.intersection(*map(set, runs.values())))
+    common = common_runs(records, records.methods, other_cameras=other_cameras)
     if not common:
         return None
     ours = [name for name in records.methods if records.plan["compared"][name]["ours"]]
@@ -72,9 +72,14 @@ def compare(records: Records, *, other_cameras: bool = False) -> Comparison | No
     return Comparison(rows, reference, best, len(common), len(runs[reference][common[0]].identities))
 
 
-def common_runs(records: Records, methods: Iterable[str]) -> list[tuple[int, int]]:
-    """The (split, seed) that every one of the methods has."""
-    return sorted(set.intersection(*(set(records.runs(name)) for name in methods)))
+def common_runs(records: Records, methods: Iterable[str], *, other_cameras: bool = False) -> list[tuple[int, int]]:
+    """The (split, seed) that every one of the methods has, of the seeds that all splits have.
+
+    So every split has the same weight in a mean and in its interval.
+    """
+    found = set.intersection(*(set(records.runs(name, other_cameras=other_cameras)) for name in methods))
+    splits = range(records.plan["amounts"]["splits"])
+    return sorted((split, seed) for split, seed in found if all((other, seed) in found for other in splits))
 
 
 def best_on_validation(records: Records, methods: Iterable[str]) -> str:

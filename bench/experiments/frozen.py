@@ -112,8 +112,11 @@ def _fit_projection(
     return Fitted(lambda features: projected.project(features.rows), cosine if head is None else projected.head)
 
 
-def _fit_defaults(group: Group, train: Features, settings: Mapping[str, Any], seed: int) -> Fitted:
-    projected = fit_head(train.rows, train.labels, held_out=0, seed=seed)
+def _fit_head(
+    group: Group, train: Features, settings: Mapping[str, Any], seed: int, head: Mapping[str, Any] | None = None
+) -> Fitted:
+    """`fit_head` with its default settings but for options of the head."""
+    projected = fit_head(train.rows, train.labels, head=head, held_out=0, seed=seed)
     return Fitted(lambda features: projected.project(features.rows), projected.head)
 
 
@@ -166,9 +169,17 @@ METHODS: dict[str, Method] = {
     "projection, L1": Method(partial(_fit_projection, head=L1), PROJECTION),
     "projection, w <= 0": Method(partial(_fit_projection, head=NEGATIVE), WEIGHTED_PROJECTION, ours=True),
     "projection, w": Method(partial(_fit_projection, head=SIGNED), WEIGHTED_PROJECTION | POSITIVE_SHARE, ours=True),
-    "fit_head, default settings": Method(_fit_defaults, {}, ours=True),
+    "fit_head, default settings": Method(_fit_head, {}, ours=True),
     "w <= 0 alone": Method(partial(_fit_weight, head=NEGATIVE), WEIGHT_ALONE, ours=True),
     "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE | POSITIVE_SHARE, ours=True),
+}
+#: Those that are compared under the other protocols.
+SELECTED = ("cosine", "within-class whitening (LDA)", "projection, cosine", "projection, L1", "projection, w")
+
+#: What the default of `fit_head` should be. Compared on validation identities.
+FIT_HEAD_METHODS: dict[str, Method] = {
+    f"{share:.0%} of w start positive": Method(partial(_fit_head, head={"positive_share": share}), {}, ours=share > 0)
+    for share in (0.0, 0.06, 0.12, 0.25)
 }
 
 CAMERA_PAIRS = WEIGHTED_PROJECTION | {"pair_shrinkage": Log(1e-6, 1, 1e-2)}

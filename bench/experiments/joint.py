@@ -5,7 +5,7 @@ All have the same images, batches, steps, optimizer and schedule: those of `diss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from multiprocessing import current_process
 from typing import Any
@@ -26,12 +26,16 @@ from torch import nn
 from . import score_matrix
 from .plan import Group
 from .trial import Fitted, Method
-from .tuning import POSITIVE_SHARE, Linear, Log, Range
+from .tuning import POSITIVE_SHARE, Choice, Linear, Log, Range
 
 Settings = Mapping[str, Any]
 
-#: The loss of `dissim_retrieval.train` with the defaults of TrainConfig, which nothing tunes.
+#: The loss of `dissim_retrieval.train` with the defaults of TrainConfig. A single choice each: nothing tunes them.
 DEFAULTS = "hinge, w, default settings"
+DEFAULT_SETTINGS: dict[str, Range] = {
+    name: Choice((getattr(TrainConfig, name),), getattr(TrainConfig, name))
+    for name in ("lr", "head_lr", "scale", "initial_bias")
+}
 #: Learning rates of a pretrained backbone, and of one that starts from random weights.
 PRETRAINED, FROM_SCRATCH = Log(3e-4, 5e-3, 1e-3), Log(1e-3, 1.5e-2, 1e-3)
 MARGIN_LOSS = {"head_lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(2, 60, 8), "initial_bias": Linear(0.5, 3.5, 1)}
@@ -118,7 +122,7 @@ def _fit(group: Group, train_part: ImageSet, settings: Settings, seed: int, loss
 
 
 def _fit_defaults(group: Group, train_part: ImageSet, settings: Settings, seed: int) -> Fitted:
-    return fit(base_config(group, seed), train_part)
+    return fit(base_config(group, seed, **settings), train_part)
 
 
 def _fit_baseline(
@@ -147,16 +151,16 @@ BASELINES: dict[str, tuple[Callable[[Settings], nn.Module], dict[str, Range]]] =
 }  # fmt: skip
 
 
-def methods(lr: Range) -> dict[str, Method]:
-    """All methods, with the learning rates of a kind of backbone."""
+def methods(lr: Range, losses: Iterable[str] = SPACES, scores: Iterable[str] = SCORES) -> dict[str, Method]:
+    """Losses on scores, and the baselines, with the learning rates of a kind of backbone."""
     found = {
         f"{loss}, {score}": Method(
             partial(_fit, loss=loss, score=score), {"lr": lr} | space_of(loss, score), ours=score in ("w", "w <= 0")
         )
-        for loss in SPACES
-        for score in SCORES
+        for loss in losses
+        for score in scores
     }
-    found[DEFAULTS] = Method(_fit_defaults, {}, ours=True)
+    found[DEFAULTS] = Method(_fit_defaults, DEFAULT_SETTINGS, ours=True)
     for name, (build, space) in BASELINES.items():
         found[name] = Method(partial(_fit_baseline, build=build), {"lr": lr} | space)
     return found

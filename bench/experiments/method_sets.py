@@ -23,7 +23,8 @@ class MethodSet:
     tuned: bool = True
     """Whether settings are tuned and the test part is used. If not, methods are compared on validation parts."""
     pairs: Pairs = ()
-    """Methods that differ in one thing: what learned weights, the score or the loss change."""
+    """Methods that differ in one thing: what learned weights, the score or the loss change. A table has those whose
+    methods are both in its set."""
 
 
 _BIAS_OF_PAIRS, _W_OF_PAIRS = "projection, cosine, bias of camera pairs", "projection, w, w and bias of camera pairs"
@@ -36,22 +37,22 @@ _JOINT_PAIRS: Pairs = (
         for loss in ("hinge", "log-sum-exp")
         for other in ("multi-similarity", "SupCon", "triplet, batch-hard")
     ),
+    ("triplet, batch-hard", "log-sum-exp, cosine"),
     ("hinge, w", "hinge, w, default settings"),
 )
-METHOD_SETS = {
-    "frozen": MethodSet(
-        "frozen",
-        frozen=True,
-        pairs=(
-            *((f"projection, {a}", f"projection, {b}") for a, b in _SCORES),
-            *(
-                (name, "within-class whitening (LDA)")
-                for name in ("projection, w", "projection, L1", "projection, cosine", "w alone")
-            ),
-            ("w alone", "w <= 0 alone"),
-            ("projection, w", "fit_head, default settings"),
-        ),
+_FROZEN_PAIRS: Pairs = (
+    *((f"projection, {a}", f"projection, {b}") for a, b in _SCORES),
+    *(
+        (name, "within-class whitening (LDA)")
+        for name in ("projection, w", "projection, L1", "projection, cosine", "w alone")
     ),
+    ("w alone", "w <= 0 alone"),
+    ("projection, w", "fit_head, default settings"),
+)
+_AT_SCALE_4 = "scale 4, head_lr 0.02, bias starts at {}"
+METHOD_SETS = {
+    "frozen": MethodSet("frozen", frozen=True, pairs=_FROZEN_PAIRS),
+    "selected, frozen": MethodSet("frozen", frozen=True, pairs=_FROZEN_PAIRS),
     "cameras": MethodSet(
         "frozen, cameras known",
         frozen=True,
@@ -65,9 +66,15 @@ METHOD_SETS = {
     ),
     "joint": MethodSet("trained", pairs=_JOINT_PAIRS),
     "joint, from scratch": MethodSet("trained from scratch", pairs=_JOINT_PAIRS),
+    "selected, from scratch": MethodSet("trained from scratch", pairs=_JOINT_PAIRS),
     "demo": MethodSet("trained as in the demo", pairs=(("hinge, w", "hinge, L1"), ("hinge, w", "multi-similarity"))),
     "factors": MethodSet("trained, one option changed", tuned=False),
-    "defaults": MethodSet("trained, several options changed", tuned=False),
+    "fit_head": MethodSet("frozen, one option changed", frozen=True, tuned=False),
+    "defaults": MethodSet(
+        "trained, several options changed",
+        tuned=False,
+        pairs=tuple((_AT_SCALE_4.format(bias), _AT_SCALE_4.format(1)) for bias in (2, 3)),
+    ),
 }
 
 

@@ -85,7 +85,7 @@ def _frozen(experiment: str, data: str, backbone: str, methods: str = "frozen", 
 
 def _pretrained(experiment: str, methods: str, data: str, backbone: str) -> Group:
     size = 32 if data == "glyphs" else 64
-    return Group(experiment, methods, data, backbone, size, steps=150, dim=512)
+    return Group(experiment, methods, data, backbone, size, steps=100, dim=512)
 
 
 def _small(experiment: str, methods: str, **options: str) -> Group:
@@ -97,14 +97,13 @@ def _demo(experiment: str) -> Group:
     return Group(experiment, experiment, "emoji", MOBILE, 64, steps=100, dim=512)
 
 
-SCRATCH = "joint, from scratch"
 FEATURES = [(data, backbone) for data in ("emoji", "glyphs") for backbone in (LITE, MOBILE)]
 #: name -> its groups, the most informative first: a run that is stopped has those.
 EXPERIMENTS: dict[str, list[Group]] = {
     "frozen": [_frozen("frozen", data, backbone) for data, backbone in FEATURES],
     "cameras": [_frozen("cameras", data, backbone, "cameras") for data, backbone in FEATURES],
     "joint": [
-        _small("joint", SCRATCH),
+        _small("joint", "joint, from scratch"),
         _pretrained("joint", "joint", "emoji7", MOBILE),
         _pretrained("joint", "joint", "glyphs", MOBILE),
         _pretrained("joint", "joint", "emoji7", LITE),
@@ -120,13 +119,14 @@ EXPERIMENTS: dict[str, list[Group]] = {
         _pretrained("defaults", "defaults", "glyphs", MOBILE),
         _demo("defaults"),
     ],
+    "fit_head": [_frozen("fit_head", data, backbone, "fit_head") for data, backbone in FEATURES],
     "protocols": [
         *(
-            _frozen("protocols", data, backbone, protocol="unseen camera")
+            _frozen("protocols", data, backbone, "selected, frozen", protocol="unseen camera")
             for data in ("glyphs", "emoji7")
             for backbone in (LITE, MOBILE)
         ),
-        _small("protocols", SCRATCH, protocol="unseen camera"),
+        _small("protocols", "selected, from scratch", protocol="unseen camera"),
     ],
 }
 #: Experiments whose methods can be compared on the sets of ON_DISK.

@@ -1,11 +1,14 @@
-"""Results as one picture: for each group, the difference of each method to the reference, with its interval."""
+"""Results as pictures: differences with their intervals, of each method to the reference of its group, and of the
+groups' learned weights to their other methods."""
 
 from __future__ import annotations
 
 import io
 
+from .bootstrap import Interval
 from .comparison import Comparison, compare
 from .records import Records
+from .summary import summarize
 
 OURS, OTHERS = "#0b6e4f", "#55606a"
 
@@ -25,19 +28,43 @@ def draw(name: str, groups: list[Records]) -> bytes | None:
         _panel(pair[1], found, "recall_gain", "recall@1")
         _name_rows(pair[0], found)
     figure.suptitle(f"{name}: difference in percentage points, 95 % interval", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return _png(figure)
+
+
+def draw_summary(groups: list[Records]) -> bytes | None:
+    """A PNG with a row for each group of `summarize`. None if there is none."""
+    from matplotlib.figure import Figure
+
+    rows = summarize(groups)[::-1]
+    if not rows:
+        return None
+    figure = Figure(figsize=(11, 0.5 * len(rows) + 1.4), layout="constrained")
+    pair = figure.subplots(1, 2, sharey=True)
+    for axis, title, measure in zip(pair, ("mAP", "recall@1"), (0, 1), strict=True):
+        for place, row in enumerate(rows):
+            plain = _interval(axis, place + 0.15, row.against_plain[measure], OURS, "o")
+            other = _interval(axis, place - 0.15, row.against_other[measure], OTHERS, "s")
+        _finish(axis, title)
+    pair[0].set_yticks(range(len(rows)), [f"{row.images}, {row.backbone}" for row in rows], fontsize=8)
+    figure.legend([plain, other], ["to plain L1", "to the best other method"], loc="outside lower center", ncols=2)
+    figure.suptitle("Learned weights: difference in percentage points, 95 % interval", fontsize=10)
+    return _png(figure)
 
 
 def _panel(axis, found: Comparison, field: str, title: str) -> None:
-    rows = found.rows[::-1]
-    for place, row in enumerate(rows):
-        gain = getattr(row, field)
-        low, mean, high = (0, 0, 0) if gain is None else (100 * gain.low, 100 * gain.mean, 100 * gain.high)
-        color = OURS if row.ours else OTHERS
-        axis.plot([low, high], [place, place], color=color, linewidth=2)
-        axis.plot([mean], [place], "o" if row.ours else "s", color=color, markersize=5)
+    for place, row in enumerate(found.rows[::-1]):
+        gain = getattr(row, field) or Interval(0, 0, 0)
+        _interval(axis, place, gain, OURS if row.ours else OTHERS, "o" if row.ours else "s")
+    _finish(axis, title)
+
+
+def _interval(axis, place: float, gain: Interval, color: str, marker: str):
+    axis.plot([100 * gain.low, 100 * gain.high], [place, place], color=color, linewidth=2)
+    [mean] = axis.plot([100 * gain.mean], [place], marker, color=color, markersize=5)
+    return mean
+
+
+def _finish(axis, title: str) -> None:
     axis.axvline(0, color="black", linewidth=0.8, linestyle="--")
     axis.set_title(title, fontsize=9, loc="left")
     axis.tick_params(axis="x", labelsize=8)
@@ -49,3 +76,9 @@ def _name_rows(axis, found: Comparison) -> None:
     labels = axis.set_yticks(range(len(rows)), [row.method for row in rows], fontsize=8)
     for tick, row in zip(labels, rows, strict=True):
         tick.label1.set_fontweight("bold" if row.ours else "normal")
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()

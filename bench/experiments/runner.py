@@ -21,15 +21,20 @@ from .records import OTHER_CAMERAS, UNITS, Records
 from .trial import Fitted, Method, Values, measure_part
 from .tuning import settings_to_try
 
-JOINT = joint.methods(joint.PRETRAINED)
+#: For pretrained networks, which take four times as long: without softmax and w <= 0, chosen by `joint` from scratch.
+SELECTED = {"losses": ("hinge", "log-sum-exp"), "scores": ("w", "L1", "cosine")}
+JOINT = joint.methods(joint.PRETRAINED, **SELECTED)
 METHODS = {
     "frozen": frozen.METHODS,
     "cameras": frozen.CAMERA_METHODS,
     "joint": JOINT,
     "joint, from scratch": joint.methods(joint.FROM_SCRATCH),
+    "selected, frozen": {name: frozen.METHODS[name] for name in frozen.SELECTED},
+    "selected, from scratch": joint.methods(joint.FROM_SCRATCH, **SELECTED),
     "demo": {name: JOINT[name] for name in joint.IN_DEMO},
     "factors": factors.METHODS,
     "defaults": factors.DEFAULTS_METHODS,
+    "fit_head": frozen.FIT_HEAD_METHODS,
 }
 #: Seed of the trials. Runs have 0, 1, ...
 TUNING_SEED = 1000

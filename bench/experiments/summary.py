@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..report import grid
 from .bootstrap import Interval
 from .comparison import Comparison, best_on_validation, common_runs, compare, gains
@@ -14,39 +16,55 @@ TITLES = [
 ]  # fmt: skip
 
 
-def to_markdown(groups: list[Records]) -> str:
-    """The table, mAP / R@1. Of each kind, the method that was best on validation identities, on test identities.
+class Summary(NamedTuple):
+    """One group: of each kind of method, the one that was best on validation identities, on test identities."""
 
-    A difference is bold where its interval excludes 0.
-    """
-    return grid(TITLES, [row for records in groups if (row := _row(records)) is not None]) + "\n"
+    images: str
+    backbone: str
+    ours: str
+    plain: str
+    other: str
+    found: Comparison
+    against_plain: tuple[Interval, Interval]
+    """The differences of ours to plain in mAP and recall@1."""
+    against_other: tuple[Interval, Interval]
 
 
-def _row(records: Records) -> list[str] | None:
-    """None for a group that tunes nothing, or that has no run of all its methods yet."""
-    plan = records.plan
-    found = compare(records) if plan["tuned"] else None
-    if found is None:
-        return None
+def summarize(groups: list[Records]) -> list[Summary]:
+    """Without groups that tune nothing, or that have no complete runs of all their methods yet."""
+    tuned = [records for records in groups if records.plan["tuned"]]
+    return [_summary(records, found) for records in tuned if (found := compare(records)) is not None]
+
+
+def _summary(records: Records, found: Comparison) -> Summary:
+    plan, ours = records.plan, found.best_of_ours
     without_weights = [name for name in records.methods if not found.row(name).ours]
     plain = best_on_validation(records, filter(is_plain_l1, without_weights))
     other = best_on_validation(records, (name for name in without_weights if not is_plain_l1(name)))
     images = plan["data"] if plan["protocol"] == "unseen identities" else f"{plan['data']}, {plan['protocol']}"
+    common = common_runs(records, records.methods)
+    against = [gains(records.runs(ours), records.runs(name), common) for name in (plain, other)]
+    return Summary(
+        images, f"{plan['backbone']}, {METHOD_SETS[plan['methods']].kind}", ours, plain, other, found, *against
+    )
+
+
+def to_markdown(groups: list[Records]) -> str:
+    """The table, mAP / R@1. A difference is bold where its interval excludes 0."""
+    return grid(TITLES, [_cells(one) for one in summarize(groups)]) + "\n"
+
+
+def _cells(one: Summary) -> list[str]:
     return [
-        images, f"{plan['backbone']}, {METHOD_SETS[plan['methods']].kind}",
-        *(_values(found, name) for name in (found.best_of_ours, plain, other)),
-        *(_differences(records, found, name) for name in (plain, other)), str(found.runs),
+        one.images, one.backbone, *(_values(one.found, name) for name in (one.ours, one.plain, one.other)),
+        *(" / ".join(map(_difference, against)) for against in (one.against_plain, one.against_other)),
+        str(one.found.runs),
     ]  # fmt: skip
 
 
 def _values(found: Comparison, method: str) -> str:
     row = found.row(method)
     return f"{method}: {100 * row.precision:.1f} / {100 * row.recall:.1f}"
-
-
-def _differences(records: Records, found: Comparison, other: str) -> str:
-    common = common_runs(records, records.methods)
-    return " / ".join(map(_difference, gains(records.runs(found.best_of_ours), records.runs(other), common)))
 
 
 def _difference(gain: Interval) -> str:

@@ -33,8 +33,9 @@ def _section(records: Records) -> str:
         return f"{title}\nNot complete yet: {left} methods are not tuned, no run has all methods.\n"
     amounts, tuned = records.plan["amounts"], records.plan["tuned"]
     planned = amounts["splits"] * amounts["seeds"]
+    part = "test" if tuned else "validation"
     facts = (
-        f"{found.runs} of {planned} runs, {found.identities} {'test' if tuned else 'validation'} identities. "
+        f"{found.runs} of {planned} runs, {found.identities} {part} identities with a query. "
         f"Differences are to {found.reference}"
         + (", the best on validation identities of those without learned weights." if tuned else ".")
     )
@@ -53,8 +54,12 @@ def _section(records: Records) -> str:
     if tuned:
         lines += [_conclusion(found), ""]
     if pairs := contrasts(records):
-        lines += ["Methods that differ in one thing:", "", _pairs(pairs), ""]
-    if (elsewhere := compare(records, other_cameras=True)) is not None:
+        chosen = ", each with its own settings" if tuned else ""
+        lines += [f"Methods that differ in one thing{chosen}:", "", _pairs(pairs), ""]
+    if (
+        records.plan["protocol"] != "unseen camera"
+        and (elsewhere := compare(records, other_cameras=True)) is not None
+    ):
         lines += [_other_cameras(elsewhere), ""]
     machines = dict.fromkeys(entry["summary"] for entry in records.of("machine"))
     hours = sum(records.seconds()) / 3600

@@ -34,6 +34,9 @@ METHODS = {
     "multi-similarity": "MultiSimilarityLoss of pytorch-metric-learning on the cosine",
 }
 
+#: Fields of TrainConfig that the report names: all trainings have the same.
+SHARED = ("backbone", "dim", "steps", "identities", "views", "flip", "warmup", "weight_decay", "seed")
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -79,7 +82,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
     )  # fmt: skip
     facts = {
         "images": f"{config.data}: {_count(seen)} to train, {_count(unseen)} to test, {config.size} pixels",
-        "all trainings": str(training),
+        "all trainings": ", ".join(f"{name} {getattr(training, name)}" for name in SHARED),
     }
 
     evaluations = []

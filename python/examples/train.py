@@ -29,14 +29,14 @@ def main() -> None:
 
     # Any module from images [B, 3, H, W] in [0, 1] to embeddings [B, D] can be the backbone.
     backbone = build_backbone(options.backbone, options.dim).to(device)
-    head = DissimilarityHead(options.dim).to(device)  # score = w.|q - r| + b, larger means "same"
+    head = DissimilarityHead(options.dim, scale=4.0).to(device)  # score = w.|q - r| + b, larger means "same"
     loss = HingeLoss(head, num_hard_negatives=2)
     augment = nn.Sequential(augmentations.RandomHorizontalFlip(), augmentations.RandomErasing(p=0.25))
 
     optimizer = torch.optim.AdamW(
         [
             {"params": backbone.parameters(), "lr": 1e-3},
-            {"params": head.parameters(), "lr": 1e-2, "weight_decay": 0.0},
+            {"params": head.parameters(), "lr": 2e-2, "weight_decay": 0.0},
         ]
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)

@@ -12,8 +12,8 @@ class TrainConfig:
     """Everything that determines a training run, given its images.
 
     The fields from `margin` to `balance` are those of HingeLoss, the next ones those of DissimilarityHead. Their
-    defaults were chosen for the hinge loss in short runs. docs/experiments.md, Defaults, has settings that are better
-    for a pretrained network.
+    defaults were chosen for the hinge loss and pretrained networks in short runs: docs/experiments.md, Defaults, has
+    the results for scale and head_lr.
     """
 
     loss: Literal["hinge", "soft_margin", "infonce", "supcon", "softmax", "prototype", "triplet", "own"] = "hinge"
@@ -42,7 +42,7 @@ class TrainConfig:
     """Share of the training images of which a random rectangle is erased."""
     lr: float = 1e-3
     """Maximum learning rate of the backbone (AdamW): linear warm-up, then half a cosine to 0."""
-    head_lr: float = 1e-2
+    head_lr: float = 2e-2
     """Maximum learning rate of the classifier's weights and bias, and of other parameters of the loss."""
     warmup: float = 0.2
     """Share of the steps in which the learning rates increase."""
@@ -81,7 +81,7 @@ class TrainConfig:
     """negative: no weight of the classifier above 0, so that its score is minus a weighted L1 distance."""
     normalize: bool = True
     """Whether the classifier scores normalized embeddings."""
-    scale: float = 8.0
+    scale: float = 4.0
     """Length of the normalized embeddings."""
     learn_weight: bool = True
     """False keeps the classifier's weights as they start: minus an L1 distance. Its bias is trained."""
