@@ -20,7 +20,7 @@ from bench.experiments.bootstrap import paired_difference
 from bench.experiments.comparison import best_on_validation, compare
 from bench.experiments.data import Parts
 from bench.experiments.method_sets import METHOD_SETS
-from bench.experiments.plan import EXPERIMENTS, Amounts
+from bench.experiments.plan import EXPERIMENTS, FROZEN_TRIALS, Amounts
 from bench.experiments.trial import Fitted, measure_part
 from bench.experiments.tuning import Choice, Log, settings_to_try
 
@@ -336,11 +336,31 @@ def test_galleries_without_the_camera_of_the_query_have_their_own_table(tiny, tm
     text = tables.to_markdown("frozen", [found])
     title = "In galleries without the images of the query's camera"
     assert f"{100 * row.precision:.2f}" in text.partition(f"{title}, 4 runs:")[2]
+    unseen = records.Records(found.plan | {"protocol": "unseen camera"}, found.entries)
+    assert title not in tables.to_markdown("protocols", [unseen]), "no gallery has the query's camera there"
     del found.of("run")[0]["other cameras"]
     assert f"{title}, 2 runs:" in tables.to_markdown("frozen", [found])
     for entry in found.of("run"):
         entry.pop("other cameras", None)
     assert title not in tables.to_markdown("frozen", [found])
+
+
+def test_committed_files_can_be_continued_but_those_that_the_documentation_names(monkeypatch):
+    monkeypatch.setattr(runner, "FROZEN_TRIALS", FROZEN_TRIALS)
+    groups = {(group.experiment, group.key): group for some in EXPERIMENTS.values() for group in some}
+    earlier = set()
+    for path in RESULTS.glob("*/*.jsonl"):
+        found, group = records.read(path), groups[path.parent.name, path.stem]
+        plan = runner.make_plan(group, runner.METHODS[group.methods], Amounts(), found.plan["images"])
+        try:
+            records.check_plan(path, found.plan, plan)
+        except ValueError:
+            earlier.add(f"{path.parent.name}/{path.stem}")
+    assert earlier == {
+        "demo/emoji-mobilenet_v2",
+        "joint/glyphs-small",
+        *(f"frozen/{name}" for name in ("emoji-mobilenet_v2", "glyphs-mobilenet_v2", "glyphs-efficientnet_lite0")),
+    }
 
 
 def test_committed_tables_are_those_of_the_committed_results():

@@ -83,9 +83,9 @@ def _frozen(experiment: str, data: str, backbone: str, methods: str = "frozen", 
     return Group(experiment, methods, data, backbone, 64, steps=60, **options)
 
 
-def _pretrained(experiment: str, methods: str, data: str, backbone: str) -> Group:
+def _pretrained(experiment: str, methods: str, data: str, backbone: str, steps: int = 100) -> Group:
     size = 32 if data == "glyphs" else 64
-    return Group(experiment, methods, data, backbone, size, steps=100, dim=512)
+    return Group(experiment, methods, data, backbone, size, steps, dim=512)
 
 
 def _small(experiment: str, methods: str, **options: str) -> Group:
@@ -116,7 +116,7 @@ EXPERIMENTS: dict[str, list[Group]] = {
     ],
     "defaults": [
         _small("defaults", "defaults"),
-        _pretrained("defaults", "defaults", "glyphs", MOBILE),
+        _pretrained("defaults", "defaults", "glyphs", MOBILE, steps=150),
         _demo("defaults"),
     ],
     "fit_head": [_frozen("fit_head", data, backbone, "fit_head") for data, backbone in FEATURES],
