@@ -192,6 +192,6 @@ CAMERA_METHODS: dict[str, Method] = {
     ),
     "projection, cosine, bias of camera pairs": Method(partial(_fit_camera_pairs, weights=False), CAMERA_PAIRS),
     "projection, w, w and bias of camera pairs": Method(
-        partial(_fit_camera_pairs, weights=True), CAMERA_PAIRS, ours=True
+        partial(_fit_camera_pairs, weights=True), CAMERA_PAIRS | POSITIVE_SHARE, ours=True
     ),
 }
