@@ -22,14 +22,21 @@ def to_json(records: Records) -> str:
 
 
 def _sentence(records: Records, common: list[tuple[int, int]]) -> str:
-    """How the classifier differs from the demo's other methods."""
-    ours, plan = records.runs(CLASSIFIER), records.plan
-    against = [
-        f"against {IN_DEMO[method]}: {verdicts(*gains(ours, records.runs(method), common))}" for method in OTHERS
-    ]
-    return (
+    """How the classifier differs from the demo's other methods, also in galleries without the query's camera."""
+    plan = records.plan
+    text = (
         f"The {IN_DEMO[CLASSIFIER]}, in {len(common)} runs of the experiment on {plan['data']} with "
         f"{plan['backbone']}, with settings of a third tuning (docs/experiments.md, Demo; differences in percentage "
-        "points with 95 % intervals): "
-        f"{'; '.join(against)}."
+        f"points with 95 % intervals): {_differences(records, common)}."
+    )
+    if common_runs(records, IN_DEMO, other_cameras=True) != common:
+        return text
+    others = _differences(records, common, other_cameras=True)
+    return f"{text} In galleries without the images of the query's camera: {others}."
+
+
+def _differences(records: Records, common: list[tuple[int, int]], *, other_cameras: bool = False) -> str:
+    runs = {method: records.runs(method, other_cameras=other_cameras) for method in IN_DEMO}
+    return "; ".join(
+        f"against {IN_DEMO[method]}: {verdicts(*gains(runs[CLASSIFIER], runs[method], common))}" for method in OTHERS
     )
