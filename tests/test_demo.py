@@ -49,6 +49,20 @@ def test_the_classifier_is_called_ahead_only_where_the_interval_says_so():
     assert multi_similarity.startswith("multi-similarity: mAP behind (-1.00") and "ahead" not in multi_similarity
 
 
+def test_the_verdict_without_the_query_s_camera_is_told_too():
+    """Only multi-similarity differs there."""
+    found = experiment([0.40, 0.38, 0.41])
+    for run in found.of("run"):
+        run[records.OTHER_CAMERAS] = {
+            name: [5000 + 100 * (run["method"] == "multi-similarity")] * 200 for name in ("AP", "R1")
+        }
+    _, standard, others = json.loads(evidence.to_json(found))["verdicts"]["emoji-small"].partition(
+        " In galleries without"
+    )
+    assert standard and "plain L1: mAP not distinguishable (+0.00 [+0.00, +0.00])" in others
+    assert "multi-similarity: mAP behind (-1.00 [-1.00, -1.00])" in others
+
+
 def test_an_experiment_that_is_not_complete_calls_none_ahead():
     assert json.loads(evidence.to_json(experiment([0.40, 0.38, 0.41], seeds=4)))["verdicts"] == {}
 
