@@ -69,7 +69,8 @@ def test_an_experiment_that_is_not_complete_calls_none_ahead():
 
 def test_without_an_experiment_no_method_is_called_ahead():
     assert experiment_verdict("emoji", "none") == (
-        "No experiment has compared these methods on emoji with none yet, so none is called ahead."
+        "No experiment has compared these methods on emoji with none yet, so none is called ahead. Their settings "
+        "were tuned on emoji with mobilenet_v2."
     )
 
 

@@ -23,7 +23,7 @@ from dissim_retrieval.fit.start import (
     choose_start,
 )
 from dissim_retrieval.fit.training import Training
-from dissim_retrieval.held_out import average_precisions, check_held_out
+from dissim_retrieval.held_out import Comparison, average_precisions, check_held_out
 from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.whitening import SHRINKAGES, within_class_whitening
 
@@ -100,6 +100,10 @@ def test_standard_error_is_that_of_the_gain_over_identities():
     worse = check_held_out(lambda q, r: -cosine(q, r), rows, labels, *parts, 16).baselines["cosine"]
     assert worse.gain == pytest.approx(-gains.mean().item())
     assert worse.standard_error == pytest.approx(gains.std().item() / 30**0.5) and not worse.beaten
+    assert [Comparison(0.5, gain, 0.1).verdict for gain in (-0.3, -0.1, 0.1, 0.3)] == [
+        "worse", "not clearly better", "not clearly better", "better",
+    ]  # fmt: skip
+    assert Comparison(0.5, -0.3, None).verdict == "not clearly better"
 
 
 def test_one_held_out_identity_with_pairs_has_no_standard_error():
@@ -223,6 +227,19 @@ def test_the_start_is_that_of_the_best_result(best, monkeypatch):
     assert starts[1].shrinkage == starts[2].shrinkage == LARGE_SHRINKAGE != starts[0].shrinkage
     assert {one.training.batch for one in starts} == {CHOICE_BATCH}
     assert all(torch.equal(part, fits[0][0]) and len(part) == 48 * 4 for part, _ in fits)
+
+
+def test_a_start_from_which_training_diverges_is_not_chosen(monkeypatch):
+    trained = Training.fit
+
+    def fit(training, rows, identity, shrinkage, progress=None):
+        if shrinkage == LARGE_SHRINKAGE:
+            raise FloatingPointError("fit: expected a finite loss")
+        return trained(training, rows, identity, shrinkage)
+
+    monkeypatch.setattr(Training, "fit", fit)
+    chosen = choose_start(*features(), TRAINING)
+    assert chosen.training == TRAINING and chosen.shrinkage in set(SHRINKAGES) - {LARGE_SHRINKAGE}
 
 
 @pytest.mark.parametrize("head", [{"sign": "negative"}, {"learn_weight": False}, {"positive_share": 0.5}])

@@ -26,6 +26,14 @@ class Comparison:
         """Whether the gain is known to be above twice its standard error."""
         return self.standard_error is not None and self.gain > 2 * self.standard_error
 
+    @property
+    def verdict(self) -> str:
+        """better, worse, or not clearly better: a difference above twice its standard error is clear."""
+        if self.beaten:
+            return "better"
+        clearly_worse = self.standard_error is not None and self.gain < -2 * self.standard_error
+        return "worse" if clearly_worse else "not clearly better"
+
 
 @dataclass(frozen=True)
 class HeldOutCheck:
@@ -44,7 +52,7 @@ class HeldOutCheck:
     def __str__(self) -> str:
         parts = [
             f"{one.gain:+.3f} (standard error {_three_digits(one.standard_error)}) against {name}'s {one.mAP:.3f}, "
-            f"{'better' if one.beaten else 'not clearly better'}"
+            f"{one.verdict}"
             for name, one in self.baselines.items()
         ]
         return f"mAP {self.mAP:.3f} on {self.identities} held-out identities: {'; '.join(parts)}"

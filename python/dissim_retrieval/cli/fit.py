@@ -24,6 +24,7 @@ def fit(
     labels: Path | None = None,
     projection: int = 256,
     loss: Literal["softmax", "supcon", "soft_margin", "hinge"] = "softmax",
+    sign: Literal["free", "negative"] = "free",
     held_out: float = 0.2,
     steps: int = 40,
     lr: float = 1e-2,
@@ -39,6 +40,7 @@ def fit(
         labels: Labels of a file that has none: an .npy file, or a text file with one label a line.
         projection: Dimensions of the projected embeddings, at most those of the embeddings.
         loss: Loss of the score, see `dissim_retrieval.losses`.
+        sign: negative: no weight above 0, as FAISS needs. free: some weights start positive if that is better.
         held_out: Fraction of the identities that are not fitted, but used for the comparison. 0: no comparison.
         steps: Optimizer steps.
         lr: Maximum learning rate of the projection.
@@ -50,13 +52,15 @@ def fit(
     stored = read_labelled(features, labels)
     rows, names = stored.embeddings, stored.labels
     fitted = fit_head(
-        rows, names, projection=projection, loss=loss, held_out=held_out, steps=steps, lr=lr, batch=batch, seed=seed,
-        device=computed_on, progress=sys.stderr.isatty(),
+        rows, names, projection=projection, loss=loss, head={"sign": sign}, held_out=held_out, steps=steps, lr=lr,
+        batch=batch, seed=seed, device=computed_on, progress=sys.stderr.isatty(),
     )  # fmt: skip
     out = out or features.with_name(f"{features.name}.head.safetensors")
     fitted.provenance = stored.provenance
     fitted.save(out)
     seconds = time.perf_counter() - start
-    text = f"{out}: a projection of {len(fitted.mean)} to {len(fitted.head.weight)} numbers, {seconds:.0f} s"
+    positive = int((fitted.head.weight > 0).sum())
+    sizes = f"{len(fitted.mean)} to {len(fitted.head.weight)} numbers, {positive} weights above 0"
+    text = f"{out}: a projection of {sizes}, {seconds:.0f} s"
     record = {"file": str(out), "seconds": seconds, "check": None if fitted.check is None else asdict(fitted.check)}
     return Output(text if fitted.check is None else f"{text}\n{fitted.check}", record)

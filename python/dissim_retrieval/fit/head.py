@@ -39,13 +39,17 @@ def fit_head(
 ) -> ProjectedHead:
     """Learn a projection and a DissimilarityHead on embeddings of a frozen backbone (CLIP, DINOv2 or any other).
 
-    The projection starts as within-class whitening, the head as minus an L1 distance. Both are then trained on all
-    pairs of a batch at once, without an N x M matrix (AdamW, one-cycle schedule).
+    The projection starts as within-class whitening, the weights of the head equal. Both are then trained on all pairs
+    of a batch at once, without an N x M matrix (AdamW, one-cycle schedule).
 
     Which start is best depends on the embeddings, so three are compared: the shrinkage whose whitening ranks best
     before training, a shrinkage of 10, and the same with a quarter of the weights positive. Each is trained on four
     fifths of the fitted identities, in batches of at most 2,048 rows, and ranks the others. All are fitted from the
-    best one. ``fitted.head.positive_share`` tells whether some weights started positive.
+    best one. ``fitted.head.positive_share`` tells whether some weights started positive. With too few identities to
+    compare, the shrinkage is 0.1 and no weight starts positive.
+
+    The comparison knows no cameras: rows of a query's own camera count as results. If your searches exclude them,
+    pass ``head={"sign": "negative"}``.
 
     Args:
         embeddings: [N, D] numbers: a tensor, NumPy array or list. They are converted to float32.
@@ -73,7 +77,8 @@ def fit_head(
     or the result is not finite.
 
     Cost: up to four fits of `steps` steps, three of them in batches of at most 2,048 rows. A step takes some eight
-    scorings of batch x batch pairs. Memory: a few times the embeddings, and two bits per pair of a batch.
+    scorings of batch x batch pairs. In addition up to nine whitenings, of some 10 D^3 operations each, and up to
+    twenty rankings of at most 5,000 rows. Memory: a few times the embeddings, and two bits per pair of a batch.
     """
     _check_options(loss, head, lr, projection=(projection, 1), steps=(steps, 1), batch=(batch, 4))
     if not 0 <= held_out < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,7 +39,8 @@ def choose_start(rows: Tensor, identity: Tensor, training: Training, *, progress
 
     Args: rows [N, D] and identity int64 [N], numbers from 0, as of `Training.fit`.
 
-    With too few identities to tell, DEFAULT_SHRINKAGE and no positive weights.
+    With too few identities to tell, DEFAULT_SHRINKAGE and no positive weights. A start from which training diverges
+    is not chosen if there is another.
     """
     draw = torch.Generator().manual_seed(training.seed)
     fitted, checked = draw_parts(identity, CHOICE_FRACTION, draw)
@@ -57,10 +59,13 @@ def choose_start(rows: Tensor, identity: Tensor, training: Training, *, progress
     def after_training(start: Start) -> float:
         shorter = replace(start.training, batch=min(training.batch, CHOICE_BATCH))
         name = f"start {1 + starts.index(start)} of {len(starts)}" if progress else None
-        return precision(shorter.fit(fitted_rows, fitted_identity, start.shrinkage, progress=name))
+        try:
+            return precision(shorter.fit(fitted_rows, fitted_identity, start.shrinkage, progress=name))
+        except FloatingPointError:  # if training diverges from every start, the fit that follows raises
+            return -math.inf
 
     starts = _starts(max(SHRINKAGES, key=before_training), training)
-    return max(starts, key=after_training)
+    return max(starts, key=after_training) if len(starts) > 1 else starts[0]
 
 
 def _starts(shrinkage: float, training: Training) -> list[Start]:

@@ -86,8 +86,8 @@ class TrainConfig:
     learn_weight: bool = True
     """False keeps the classifier's weights as they start: minus an L1 distance. Its bias is trained."""
     positive_share: float = 0.0
-    """Share of the classifier's weights that start positive. A quarter keeps other identities of the query's camera
-    from the first places, and makes results from other cameras worse: docs/experiments.md, Demo."""
+    """Share of the classifier's weights that start positive. On emoji, a quarter kept other identities of the query's
+    camera from the first places, and made results from other cameras worse: docs/experiments.md, Demo."""
     initial_bias: float = 1.0
     """The classifier's bias at the start, which is the score of equal embeddings."""
 
