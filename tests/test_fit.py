@@ -1,7 +1,7 @@
 """fit_head on stored embeddings: it learns, says how well, is deterministic; errors name the argument."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -11,18 +11,21 @@ from dissim_retrieval import DissimilarityHead, DissimilarityIndex, TrainConfig,
 from dissim_retrieval.cli.fit import fit
 from dissim_retrieval.embedding_file import read_features
 from dissim_retrieval.evaluation import cosine
-from dissim_retrieval.fit import (
-    LOSSES,
-    SHRINKAGE,
-    _batches,
-    _choose_shrinkage,
-    _draw_parts,
-    fit_head,
-    optimize,
+from dissim_retrieval.fit import LOSSES, fit_head, optimize
+from dissim_retrieval.fit.identities import draw_batches, draw_parts
+from dissim_retrieval.fit.start import (
+    CHOICE_BATCH,
+    DEFAULT_SHRINKAGE,
+    LARGE_SHRINKAGE,
+    POSITIVE_SHARE,
+    Start,
+    _starts,
+    choose_start,
 )
+from dissim_retrieval.fit.training import Training
 from dissim_retrieval.held_out import average_precisions, check_held_out
 from dissim_retrieval.projected import ProjectedHead
-from dissim_retrieval.whitening import within_class_whitening
+from dissim_retrieval.whitening import SHRINKAGES, within_class_whitening
 
 
 def features(identities=60, rows=4, dim=48, informative=8, noise=3.0, seed=0):
@@ -61,7 +64,10 @@ def test_it_does_not_claim_to_beat_what_is_as_good():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_improves_on_the_untrained_projection(loss, monkeypatch):
     """The start hardly whitens, so there is much to learn."""
-    monkeypatch.setattr("dissim_retrieval.fit.SHRINKAGES", (100.0,))
+    monkeypatch.setattr(
+        "dissim_retrieval.fit.head.choose_start",
+        lambda rows, identity, training, progress: Start(100.0, training),
+    )
     rows, labels = features(identities=100, noise=1.0)
     new = labels >= 75
     options = {"projection": 16, "loss": loss, "lr": 1e-2, "held_out": 0}
@@ -185,15 +191,54 @@ def test_damaged_and_other_files_are_named(fitted, tmp_path):
         ProjectedHead.load(path)
 
 
+TRAINING = Training(projection=8, loss="softmax", steps=2, lr=1e-2, batch=5000, seed=0)
+
+
 def test_few_identities_are_fitted_with_the_default_shrinkage():
     rows, labels = features(identities=3)
-    assert _choose_shrinkage(rows, labels, 8, torch.Generator().manual_seed(0)) == SHRINKAGE
+    assert choose_start(rows, labels, TRAINING) == (DEFAULT_SHRINKAGE, TRAINING)
     assert fit_head(rows, labels, held_out=0, steps=2)(rows, rows).isfinite().all()
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_start_is_that_of_the_best_result(best, monkeypatch):
+    """All are trained on the same identities, in small batches, and rank the others."""
+    rows, labels = features()
+    fits = []
+
+    def scorer(query, reference):
+        found = [labels[torch.cdist(part, rows).argmin(1)] for part in (query, reference)]
+        return (found[0][:, None] == found[1]).float()
+
+    def fit(training, rows, identity, shrinkage, progress):
+        fits.append((rows, Start(shrinkage, training)))
+        return scorer if len(fits) == 1 + best else lambda query, reference: -scorer(query, reference)
+
+    monkeypatch.setattr(Training, "fit", fit)
+    chosen = choose_start(rows, labels, TRAINING)
+    starts = [start for _, start in fits]
+    assert chosen == starts[best]._replace(training=replace(starts[best].training, batch=TRAINING.batch))
+    assert [one.training.head for one in starts] == [{}, {}, {"positive_share": POSITIVE_SHARE}]
+    assert starts[0].shrinkage in SHRINKAGES
+    assert starts[1].shrinkage == starts[2].shrinkage == LARGE_SHRINKAGE != starts[0].shrinkage
+    assert {one.training.batch for one in starts} == {CHOICE_BATCH}
+    assert all(torch.equal(part, fits[0][0]) and len(part) == 48 * 4 for part, _ in fits)
+
+
+@pytest.mark.parametrize("head", [{"sign": "negative"}, {"learn_weight": False}, {"positive_share": 0.5}])
+def test_options_that_determine_the_signs_leave_the_shrinkage_to_choose(head):
+    assert [(one.shrinkage, one.training.head) for one in _starts(0.1, replace(TRAINING, head=head))] == [
+        (0.1, head), (LARGE_SHRINKAGE, head),
+    ]  # fmt: skip
+    assert len(_starts(LARGE_SHRINKAGE, replace(TRAINING, head=head))) == 1
+    rows, labels = features()
+    fitted = fit_head(rows, labels, projection=16, steps=2, held_out=0, head=head)
+    assert fitted.head.positive_share == head.get("positive_share", 0)
 
 
 def test_at_most_5000_rows_are_held_out():
     labels = torch.arange(40_000) // 4
-    fitted, checked = _draw_parts(labels, 0.2, torch.Generator().manual_seed(0))
+    fitted, checked = draw_parts(labels, 0.2, torch.Generator().manual_seed(0))
     assert checked.sum() == 5000 and torch.equal(fitted, ~checked)
     assert not torch.isin(labels[fitted], labels[checked]).any()
 
@@ -202,12 +247,12 @@ def test_at_most_5000_rows_are_held_out():
 def test_two_identities_with_more_rows_than_a_limit_have_half_of_it_each(small):
     """At most 5,000 rows are held out; a batch has 100. The rows are random."""
     labels = torch.arange(3).repeat_interleave(torch.tensor([small, 4000, 4000]))
-    fitted, checked = _draw_parts(labels, 0.7, torch.Generator().manual_seed(0))
+    fitted, checked = draw_parts(labels, 0.7, torch.Generator().manual_seed(0))
     count = sorted(torch.bincount(labels[checked], minlength=3).tolist())
     whole, capped = [0, 9, 4000], [0, min(small, 2500), 2500]
     assert count in (whole if small == 9 else capped, [0, 2500, 2500])
     assert not torch.isin(labels[fitted], labels[checked]).any()
-    batches = list(_batches(labels, 100, 6, torch.Generator().manual_seed(0)))
+    batches = list(draw_batches(labels, 100, 6, torch.Generator().manual_seed(0)))
     assert len({tuple(rows.tolist()) for rows in batches}) == 6
     for rows in batches:
         drawn = torch.bincount(labels[rows], minlength=3).tolist()
@@ -229,7 +274,7 @@ def test_divergence_is_an_error_with_the_step(steps, message):
 
 def test_large_sets_are_fitted_in_batches_of_whole_identities():
     labels = torch.randint(50, (400,), generator=torch.Generator().manual_seed(0))
-    batches = [list(_batches(labels, 100, 8, torch.Generator().manual_seed(1))) for _ in range(2)]
+    batches = [list(draw_batches(labels, 100, 8, torch.Generator().manual_seed(1))) for _ in range(2)]
     assert all(map(torch.equal, *batches))
     for rows in batches[0]:
         assert 50 < len(rows) <= 100 and len(rows.unique()) == len(rows)

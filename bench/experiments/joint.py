@@ -6,6 +6,7 @@ All have the same images, batches, steps, optimizer and schedule: those of `diss
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from multiprocessing import current_process
 from typing import Any
@@ -26,7 +27,7 @@ from torch import nn
 from . import score_matrix
 from .plan import Group
 from .trial import Fitted, Method
-from .tuning import POSITIVE_SHARE, Choice, Linear, Log, Range
+from .tuning import LARGE_POSITIVE_SHARE, POSITIVE_SHARE, Choice, Linear, Log, Range
 
 Settings = Mapping[str, Any]
 
@@ -168,3 +169,11 @@ def methods(lr: Range, losses: Iterable[str] = SPACES, scores: Iterable[str] = S
 
 #: The methods that `dissim demo` compares -> their names there.
 IN_DEMO = {"hinge, w": "pair classifier", "hinge, L1": "plain L1", "multi-similarity": "multi-similarity"}
+
+
+def demo_methods() -> dict[str, Method]:
+    """Those of IN_DEMO, with larger shares of positive weights than in `joint`."""
+    found = {name: one for name, one in methods(PRETRAINED).items() if name in IN_DEMO}
+    signed = found["hinge, w"]
+    found["hinge, w"] = replace(signed, space={**signed.space, **LARGE_POSITIVE_SHARE})
+    return found

@@ -26,7 +26,7 @@ def fit(
     loss: Literal["softmax", "supcon", "soft_margin", "hinge"] = "softmax",
     held_out: float = 0.2,
     steps: int = 40,
-    lr: float = 3e-3,
+    lr: float = 1e-2,
     batch: int = 8192,
     seed: int = 0,
     device: Device = None,
