@@ -29,7 +29,7 @@ def _sentence(records: Records, common: list[tuple[int, int]]) -> str:
     ]
     return (
         f"The {IN_DEMO[CLASSIFIER]}, in {len(common)} runs of the experiment on {plan['data']} with "
-        f"{plan['backbone']}, with settings of a second tuning (docs/experiments.md, Demo; differences in percentage "
+        f"{plan['backbone']}, with settings of a third tuning (docs/experiments.md, Demo; differences in percentage "
         "points with 95 % intervals): "
         f"{'; '.join(against)}."
     )

@@ -32,16 +32,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "all negatives": {"num_hard_negatives": None},
     "memory of 1,024 embeddings": {"memory": 1024},
 }
-#: Several together: the first, three near the settings that tuning chose in `demo` and `joint`, and one of these with
-#: positive weights.
+#: Several together: the first, and three near the settings that tuning chose in `demo` and `joint`.
 TOGETHER: dict[str, dict[str, Any]] = {
     f"scale {scale:g}, head_lr {rate:g}, bias starts at {bias:g}": {
         "scale": scale, "head_lr": rate, "initial_bias": bias,
     }
     for scale, rate, bias in ((8.0, 0.01, 1.0), (4.0, 0.02, 1.0), (4.0, 0.02, 2.0), (4.0, 0.02, 3.0))
-}  # fmt: skip
-TOGETHER["scale 4, head_lr 0.02, bias starts at 1, 25% of w start positive"] = {
-    "scale": 4.0, "head_lr": 0.02, "initial_bias": 1.0, "positive_share": 0.25,
 }  # fmt: skip
 
 

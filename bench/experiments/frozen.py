@@ -21,7 +21,7 @@ from .data import Features
 from .plan import Group
 from .score_matrix import CosineScore, ScoreMatrixLoss, softmax
 from .trial import Fitted, Method
-from .tuning import POSITIVE_SHARE, Choice, Log
+from .tuning import Choice, Log
 
 #: Rows of a step: all images of random identities, up to this many.
 BATCH = 1024
@@ -35,6 +35,8 @@ PROJECTION = {
     "scale": Log(2, 64, 8),
 }
 WEIGHTED_PROJECTION = PROJECTION | {"head_lr": Log(1e-3, 1e-1, 1e-2)}
+#: Share of the weights that start positive, for heads whose weights may be positive.
+POSITIVE_SHARE = {"positive_share": Choice((0.0, 0.06, 0.12), 0.0)}
 WEIGHT_ALONE = {"lr": Log(1e-3, 1, 1e-2), "scale": Log(4, 2048, 32)}
 L1: dict[str, Any] = {"learn_weight": False}
 NEGATIVE, SIGNED = {"sign": "negative"}, {"sign": "free"}

@@ -6,7 +6,6 @@ All have the same images, batches, steps, optimizer and schedule: those of `diss
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from multiprocessing import current_process
 from typing import Any
@@ -27,7 +26,7 @@ from torch import nn
 from . import score_matrix
 from .plan import Group
 from .trial import Fitted, Method
-from .tuning import LARGE_POSITIVE_SHARE, POSITIVE_SHARE, Choice, Linear, Log, Range
+from .tuning import Choice, Linear, Log, Range
 
 Settings = Mapping[str, Any]
 
@@ -40,6 +39,8 @@ DEFAULT_SETTINGS: dict[str, Range] = {
 #: Learning rates of a pretrained backbone, and of one that starts from random weights.
 PRETRAINED, FROM_SCRATCH = Log(3e-4, 5e-3, 1e-3), Log(1e-3, 1.5e-2, 1e-3)
 MARGIN_LOSS = {"head_lr": Log(1e-3, 1e-1, 1e-2), "scale": Log(2, 60, 8), "initial_bias": Linear(0.5, 3.5, 1)}
+#: Share of the weights that start positive, for heads whose weights may be positive.
+POSITIVE_SHARE = {"positive_share": Choice((0.0, 0.12, 0.25, 0.4), 0.25)}
 #: The spaces of the losses, from which `space_of` makes those of the methods. `methods` adds the learning rate of the
 #: backbone.
 SPACES: dict[str, dict[str, Range]] = {
@@ -169,11 +170,3 @@ def methods(lr: Range, losses: Iterable[str] = SPACES, scores: Iterable[str] = S
 
 #: The methods that `dissim demo` compares -> their names there.
 IN_DEMO = {"hinge, w": "pair classifier", "hinge, L1": "plain L1", "multi-similarity": "multi-similarity"}
-
-
-def demo_methods() -> dict[str, Method]:
-    """Those of IN_DEMO, with larger shares of positive weights than in `joint`."""
-    found = {name: one for name, one in methods(PRETRAINED).items() if name in IN_DEMO}
-    signed = found["hinge, w"]
-    found["hinge, w"] = replace(signed, space={**signed.space, **LARGE_POSITIVE_SHARE})
-    return found

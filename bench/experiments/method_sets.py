@@ -73,9 +73,7 @@ METHOD_SETS = {
     "defaults": MethodSet(
         "trained, several options changed",
         tuned=False,
-        pairs=tuple(
-            (_AT_SCALE_4.format(changed), _AT_SCALE_4.format(1)) for changed in (2, 3, "1, 25% of w start positive")
-        ),
+        pairs=tuple((_AT_SCALE_4.format(bias), _AT_SCALE_4.format(1)) for bias in (2, 3)),
     ),
 }
 

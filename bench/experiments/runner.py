@@ -31,7 +31,7 @@ METHODS = {
     "joint, from scratch": joint.methods(joint.FROM_SCRATCH),
     "selected, frozen": {name: frozen.METHODS[name] for name in frozen.SELECTED},
     "selected, from scratch": joint.methods(joint.FROM_SCRATCH, **SELECTED),
-    "demo": joint.demo_methods(),
+    "demo": {name: JOINT[name] for name in joint.IN_DEMO},
     "factors": factors.METHODS,
     "defaults": factors.DEFAULTS_METHODS,
     "fit_head": frozen.FIT_HEAD_METHODS,

@@ -55,12 +55,6 @@ class Choice:
         return self.values[int(u * len(self.values))]
 
 
-#: Share of the weights that start positive, for heads whose weights may be positive.
-POSITIVE_SHARE = {"positive_share": Choice((0.0, 0.06, 0.12), 0.0)}
-#: The same where larger shares were better in first trials.
-LARGE_POSITIVE_SHARE = {"positive_share": Choice((0.0, 0.12, 0.25, 0.4), 0.25)}
-
-
 def settings_to_try(space: Mapping[str, Range], trials: int) -> list[dict[str, Any]]:
     """The settings of a method's trials: the default, then random ones, at most `trials` in all.
 
