@@ -309,6 +309,7 @@ GOOD = features(identities=20)
     [
         ({"embeddings": GOOD[0].clone().index_fill_(0, torch.tensor([7]), torch.nan)},
          "embeddings: expected finite numbers, got NaN or Inf in 1 of 80 rows, first in row 7"),
+        ({"embeddings": torch.ones(80, 4)}, "embeddings: expected rows that differ, got 80 equal rows"),
         ({"embeddings": GOOD[0][0]}, r"embeddings: expected \[N, D\] with N and D above 0, got \[48\]"),
         ({"embeddings": GOOD[0][:0], "labels": []}, r"embeddings: expected \[N, D\] .* got \[0, 48\]"),
         ({"embeddings": [["a"]]}, "embeddings: expected a tensor, NumPy array or list of rows of numbers, got list"),

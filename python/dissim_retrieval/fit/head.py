@@ -72,9 +72,9 @@ def fit_head(
 
     Returns a scorer whose `check` is the comparison; ``print(fitted.check)`` says whether it beats the baselines.
 
-    Raises ValueError or TypeError, naming the argument, for embeddings that are not finite or of another shape,
-    labels without two identities or without two rows of one, and options out of range; FloatingPointError if the loss
-    or the result is not finite.
+    Raises ValueError or TypeError, naming the argument, for embeddings that are not finite, all equal or of another
+    shape, labels without two identities or without two rows of one, and options out of range; FloatingPointError if
+    the loss or the result is not finite.
 
     Cost: up to four fits of `steps` steps, three of them in batches of at most 2,048 rows. A step takes some eight
     scorings of batch x batch pairs. In addition up to nine whitenings, of some 10 D^3 operations each, and up to
@@ -123,6 +123,8 @@ def check_features(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Te
         raise ValueError(f"embeddings: expected [N, D] with N and D above 0, got {list(rows.shape)}.")
     rows = rows.detach().float()
     check_rows_finite("embeddings", rows)
+    if (rows == rows[0]).all():
+        raise ValueError(f"embeddings: expected rows that differ, got {len(rows)} equal rows.")
     names = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if names.shape != (len(rows),):
         raise ValueError(f"labels: expected one for each of {len(rows)} embeddings, got shape {list(names.shape)}.")
