@@ -200,6 +200,10 @@ def test_fit_tells_whether_it_beats_the_baselines(capsys):
     out = capsys.readouterr().out
     assert "12 to 8 numbers" in out and "4 held-out identities" in out and "against cosine's" in out
     assert Path("features.npz.head.safetensors").exists()
+    assert run("fit", "features.npz", "negative", "--steps", 3, "--sign", "negative") == 0
+    fitted = ProjectedHead.load("negative")
+    assert fitted.head.sign == "negative" and (fitted.head.weight <= 0).all()
+    assert "12 to 12 numbers, 0 weights above 0" in capsys.readouterr().out
 
     np.save("rows.npy", rows.numpy())
     Path("labels.txt").write_text("\n".join(map(str, labels.tolist())))
