@@ -62,5 +62,6 @@ def fit(
     positive = int((fitted.head.weight > 0).sum())
     sizes = f"{len(fitted.mean)} to {len(fitted.head.weight)} numbers, {positive} weights above 0"
     text = f"{out}: a projection of {sizes}, {seconds:.0f} s"
-    record = {"file": str(out), "seconds": seconds, "check": None if fitted.check is None else asdict(fitted.check)}
+    check = None if fitted.check is None else asdict(fitted.check)
+    record = {"file": str(out), "seconds": seconds, "positive_weights": positive, "check": check}
     return Output(text if fitted.check is None else f"{text}\n{fitted.check}", record)

@@ -84,7 +84,8 @@ def export_faiss(
     if (positive := int((head.weight > 0).sum())) > 0:
         raise ValueError(
             f"index: expected weights of at most 0, got {positive} positive ones: the score is then no distance. "
-            'Search with DissimilarityIndex, or train a DissimilarityHead(sign="negative").'
+            'Search with DissimilarityIndex, or train a DissimilarityHead(sign="negative"): on the command line, '
+            "--sign negative."
         )
     if not len(snapshot):
         raise ValueError("index: expected rows to export, got an index without rows.")
