@@ -242,6 +242,12 @@ def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys, 
     for path in ("g.dissim", "head.safetensors"):
         assert run("info", path) == 0
         assert "aaaaaaaaaaaa" in capsys.readouterr().out, "the provenance of the embeddings is kept"
+    assert DissimilarityIndex.open("g.dissim").get([3]).metadata == {"label": ["person 1"]}
+    assert run("search", "g.dissim", "queries.npy", "--filter", "label = 'person 9'", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [{one["id"] for one in query["results"]} for query in found] == [{27, 28, 29}] * 4
+    assert run("search", "g.dissim", "queries.npy", "--filter", "lable = 1") == 1
+    assert "filter: expected an SQL condition on id, label" in last_error(capsys)
     assert run("search", "g.dissim", "photos") == 1 and "one without a network" in last_error(capsys)
     assert run("index", "head.safetensors", "photos", "h") == 1 and "of embeddings with" in last_error(capsys)
     monkeypatch.setattr(prepared_files, "FILE_MIN_ROWS", 10)

@@ -308,6 +308,22 @@ def test_embedding_files_tell_ids_labels_and_provenance(glyphs, tmp_path):
         read_embedding_file(tmp_path / "short.npz")
 
 
+def test_a_file_of_embeddings_has_labels_and_cameras_by_name(tmp_path):
+    path, rows = tmp_path / "x.npz", np.zeros((3, 2), np.float32)
+    names = {"label_names": np.array(["ada", "bob"]), "camera_names": np.array(["c1"])}
+    np.savez(path, embeddings=rows, labels=[1, 0, 1], cameras=[0, 0, 0], **names)
+    columns = {name: values.tolist() for name, values in read_embedding_file(path).metadata.items()}
+    assert columns == {"label": ["bob", "ada", "bob"], "camera": ["c1", "c1", "c1"]}
+    np.savez(path, embeddings=rows, cameras=[4, 2, 4])
+    assert read_embedding_file(path).metadata["camera"].tolist() == [4, 2, 4]
+    np.savez(path, embeddings=rows[:0], labels=np.zeros(0, int), label_names=names["label_names"])
+    assert read_embedding_file(path).metadata["label"].tolist() == []
+    for wrong in ([0, 1, 2], [-1, 0, 0], [0.0, 1.0, 0.0], ["a", "b", "a"]):
+        np.savez(path, embeddings=rows, labels=wrong, label_names=names["label_names"])
+        with pytest.raises(ValueError, match="indices into label_names, of which there are 2, got"):
+            read_embedding_file(path)
+
+
 def test_embedding_uses_eval_mode_with_any_batch_size(glyphs):
     backbone = build_backbone("small", 4).train()
     images = glyphs.take(torch.arange(10))

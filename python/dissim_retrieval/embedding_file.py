@@ -28,6 +28,9 @@ class EmbeddingFile:
     """Of the images, as `ImageSet.ids`."""
     labels: np.ndarray | None = None
     """[B]: numbers or names."""
+    metadata: dict[str, np.ndarray] = field(default_factory=dict)
+    """Columns of a gallery: "label" and "camera" of each image, of which the file has arrays "labels" and "cameras".
+    They are names if the file has "label_names" and "camera_names"."""
     provenance: dict = field(default_factory=dict)
     """Of the run that made them, and of the images: see `dissim_retrieval.provenance`."""
 
@@ -84,6 +87,7 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
         torch.from_numpy(embeddings),
         ids=arrays["ids"].tolist() if "ids" in arrays else None,
         labels=arrays.get("labels"),
+        metadata={one: _names(arrays, one, path) for one in ("label", "camera") if f"{one}s" in arrays},
         provenance=facts,
     )
 
@@ -121,6 +125,20 @@ def read_features(path: str | Path, labels: str | Path | None = None) -> tuple[T
     stored = read_labelled(path, labels)
     assert stored.labels is not None
     return stored.embeddings, stored.labels
+
+
+def _names(arrays: Mapping[str, np.ndarray], one: str, path: str | Path) -> np.ndarray:
+    """The label or the camera of each row: its name, or its number if the file has no names."""
+    values, names = arrays[f"{one}s"], arrays.get(f"{one}_names")
+    if names is None:
+        return values
+    numbers = np.issubdtype(values.dtype, np.integer)
+    if names.ndim != 1 or not numbers or (len(values) and not 0 <= values.min() <= values.max() < len(names)):
+        raise ValueError(
+            f"path: expected {one}s in {path} that are indices into {one}_names, of which there are {names.size}, got"
+            f" {values.dtype}" + (f" from {values.min()} to {values.max()}." if numbers and len(values) else ".")
+        )
+    return names[values]
 
 
 def _load(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
