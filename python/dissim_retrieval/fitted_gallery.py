@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from .index import BackboneWeights, DissimilarityIndex
+from .index.settings import PROJECTION
 from .projected import ProjectedHead
 from .provenance import weights_digest
-
-#: The name of the projection in the place of a network.
-PROJECTION = "projection"
 
 
 def fitted_gallery(fitted: ProjectedHead) -> DissimilarityIndex:

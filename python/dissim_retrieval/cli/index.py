@@ -73,7 +73,7 @@ def index(
         stored = read_embedding_file(source)
         check_same_model(facts, stored.provenance, argument="embeddings", source=run)
         rows = stored.embeddings if isinstance(model, Trained) else model.project(stored.embeddings)
-        built.add(rows, stored.ids, stored.metadata)
+        built.add(rows, stored.ids, stored.metadata())
     elif isinstance(model, Trained):
         height, width = facts["transform"]["size"]
         skip_damaged = skip_damaged or skips_damaged(facts, source)

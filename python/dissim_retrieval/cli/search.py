@@ -54,7 +54,7 @@ def search(
         skip_damaged = skip_damaged or skips_damaged(index.provenance, query)
         images, rows = embed_photos(index, query, skip_damaged=skip_damaged)
         provenance, names, files = None, images.ids, [*files_of(images)]
-    found = index.search(rows, k, filter=filter, provenance=provenance)
+    found = index.search(rows, min(k, max(1, len(index))), filter=filter, provenance=provenance)
 
     results = [
         QueryResult(name, file, _candidates(index, ids, scores, threshold))
