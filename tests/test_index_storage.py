@@ -80,12 +80,12 @@ def test_provenance_is_what_json_makes_of_it(tmp_path, head, rows):
 
 
 def test_rows_that_are_looked_up_keep_no_others_in_memory(path, rows, monkeypatch):
-    held = []
+    looked_up = []
     stack = torch.stack
-    monkeypatch.setattr(torch, "stack", lambda found: held.extend(found) or stack(found))
+    monkeypatch.setattr(torch, "stack", lambda found: looked_up.extend(found) or stack(found))
     found = DissimilarityIndex.open(path, in_memory=False).get(["photo 5", "photo 1"])
     np.testing.assert_allclose(found.embeddings, DissimilarityIndex.open(path).get(["photo 5", "photo 1"]).embeddings)
-    assert [row.untyped_storage().nbytes() for row in held] == [8 * 4] * 2
+    assert [row.untyped_storage().nbytes() for row in looked_up] == [8 * 4] * 2
 
 
 def test_create_leaves_nothing_if_it_fails(tmp_path, head):
