@@ -211,6 +211,10 @@ def test_fit_tells_whether_it_beats_the_baselines(capsys):
     record = json.loads(capsys.readouterr().out)
     assert record["file"] == "head" and record["check"] is None and Path("head").exists()
     assert run("fit", "rows.npy") == 1 and "labels: expected a file" in last_error(capsys)
+    Path("folder.npz").mkdir()
+    for command in (["fit", "features.npz"], ["embed", "nowhere"]):
+        assert run(*command, "folder.npz") == 1
+        assert "path: expected the name of a file to write, got folder.npz, which is a folder" in last_error(capsys)
 
 
 def test_fit_counts_the_identities_of_the_whole_file(capsys):
@@ -242,6 +246,15 @@ def test_fitted_embeddings_are_indexed_and_searched_as_the_library_does(capsys, 
     for path in ("g.dissim", "head.safetensors"):
         assert run("info", path) == 0
         assert "aaaaaaaaaaaa" in capsys.readouterr().out, "the provenance of the embeddings is kept"
+    assert DissimilarityIndex.open("g.dissim").get([3]).metadata == {"label": ["person 1"]}
+    assert run("search", "g.dissim", "queries.npy", "--filter", "label = 'person 9'", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [{one["id"] for one in query["results"]} for query in found] == [{27, 28, 29}] * 4
+    assert run("search", "g.dissim", "queries.npy", "-k", 1000000, "--json") == 0
+    assert all(len(query["results"]) == 30 for query in json.loads(capsys.readouterr().out))
+    assert run("search", "g.dissim", "queries.npy", "-k", 0) == 1 and "k: expected" in last_error(capsys)
+    assert run("search", "g.dissim", "queries.npy", "--filter", "lable = 1") == 1
+    assert "filter: expected an SQL condition on id, label" in last_error(capsys)
     assert run("search", "g.dissim", "photos") == 1 and "one without a network" in last_error(capsys)
     assert run("index", "head.safetensors", "photos", "h") == 1 and "of embeddings with" in last_error(capsys)
     monkeypatch.setattr(prepared_files, "FILE_MIN_ROWS", 10)

@@ -379,8 +379,13 @@ def test_summary_compares_the_choices_of_validation(tiny, tmp_path):
     assert tiny() == 0
     found = results(tmp_path / "out")
     comparison = compare(found)
-    [row] = (tmp_path / "out" / "summary.md").read_text().splitlines()[2:]
-    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    cells, others = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (tmp_path / "out" / "summary.md").read_text().splitlines()
+        if line.startswith("| synthetic")
+    )
+    elsewhere = compare(found, other_cameras=True).row(OURS)
+    assert others[2] == f"{OURS}: {100 * elsewhere.precision:.1f} / {100 * elsewhere.recall:.1f}"
     assert [cell.partition(": ")[0] for cell in cells[2:5]] == [OURS, "projection, L1", comparison.reference]
     assert cells[2].endswith(
         f": {100 * comparison.row(OURS).precision:.1f} / {100 * comparison.row(OURS).recall:.1f}"

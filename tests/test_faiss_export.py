@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval import DissimilarityHead, DissimilarityIndex, cli, export_faiss
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex, ProjectedHead, cli, export_faiss
+from dissim_retrieval.fitted_gallery import fitted_gallery
 
 faiss = pytest.importorskip("faiss")
 
@@ -79,6 +80,26 @@ def test_str_ids_become_numbers_in_the_order_of_insertion(tmp_path, head, query,
     _, numbers, kept = search_of_the_file(tmp_path / "out.faiss", query, head, 1)
     assert kept == names[:10] + names[20:]
     assert np.mean(np.array(kept, object)[numbers] == index.search(query, 1).ids) > 0.9  # queries are not rounded
+
+
+def test_a_gallery_of_dissim_fit_is_exported_with_its_projection(tmp_path, head, query):
+    projection = torch.randn(12, 8, generator=torch.Generator().manual_seed(3))
+    fitted = ProjectedHead(torch.ones(12), projection, head)
+    index = fitted_gallery(fitted)
+    embeddings = torch.randn(600, 12, generator=torch.Generator().manual_seed(4))
+    index.add(fitted.project(embeddings).detach())
+    path = tmp_path / "out.faiss"
+    export_faiss(index, path, kind="Flat")
+    record = json.loads(path.with_name("out.faiss.json").read_text())
+    new = torch.randn(30, 12, generator=torch.Generator().manual_seed(5))
+    projected = (new - torch.tensor(record["mean"])) @ torch.tensor(record["projection"])
+    scores, ids, _ = search_of_the_file(path, projected, head, 7)
+    expected = fitted(new, embeddings).topk(7)
+    assert np.array_equal(ids, expected.indices)
+    np.testing.assert_allclose(scores, expected.values.detach(), rtol=1e-4, atol=1e-4)
+    export_faiss(filled(DissimilarityIndex(head)), path, kind="Flat")
+    record = json.loads(path.with_name("out.faiss.json").read_text())
+    assert record["mean"] is None and record["projection"] is None
 
 
 def test_an_index_on_disk_is_exported_by_the_command_line(tmp_path, head, capsys):

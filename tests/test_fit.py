@@ -126,6 +126,22 @@ def test_whitening_has_unit_covariance_within_identities():
     torch.testing.assert_close(torch.linalg.svdvals(fewer), torch.linalg.svdvals(white - white.mean(0))[:8])
 
 
+@pytest.mark.parametrize("copies", [2, 3])
+def test_identities_of_equal_rows_are_fitted(copies):
+    draw = torch.Generator().manual_seed(0)
+    rows, labels = torch.randn(30, 12, generator=draw).repeat_interleave(copies, 0), torch.arange(30)
+    labels = labels.repeat_interleave(copies)
+    assert within_class_whitening(rows, labels, 0.01).matrix.isfinite().all()
+    found = fit_head(rows, labels, held_out=0, steps=5)(rows, rows)
+    assert found.isfinite().all() and (found[:, 0].argsort()[-copies:] < copies).all()
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_any_number_of_steps_is_trained(steps):
+    fitted = fit_head(*features(identities=20), projection=4, held_out=0, steps=steps)
+    assert fitted.projection.isfinite().all()
+
+
 def test_options_of_the_head_are_used_and_saved(tmp_path):
     rows, labels = features()
     plain = fit_head(rows, labels, projection=16, steps=15, head={"learn_weight": False})
@@ -363,6 +379,28 @@ def test_features_are_read_from_npz_and_npy(tmp_path):
     ):  # fmt: skip
         found = read_features(*(tmp_path / name for name in arguments))
         assert np.array_equal(found[0].numpy(), rows) and np.array_equal(found[1], expected)
+
+
+@pytest.mark.parametrize("ends", ["", "\n", "\r\n"])
+def test_a_text_file_has_a_label_in_each_line(tmp_path, ends):
+    np.save(tmp_path / "rows.npy", GOOD[0][:3].numpy())
+    (tmp_path / "labels.txt").write_bytes(f"\ufeffada\r\nbob\u2028jr\nada{ends}".encode())
+    assert read_features(tmp_path / "rows.npy", tmp_path / "labels.txt")[1].tolist() == ["ada", "bob\u2028jr", "ada"]
+    (tmp_path / "labels.txt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"one for each of the 3 rows .* got shape \[0\]"):
+        read_features(tmp_path / "rows.npy", tmp_path / "labels.txt")
+
+
+def test_every_changed_byte_of_a_compressed_file_is_read_or_named(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, embeddings=np.zeros((4, 3), np.float32), labels=np.arange(4))
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            read_features(path)
+        except ValueError as error:
+            assert str(path) in str(error) or str(error).startswith("labels: ")
 
 
 def test_features_files_that_do_not_fit_are_named(tmp_path):

@@ -93,6 +93,8 @@ def test_other_ids_are_an_error_wherever_they_are_passed(ids, got):
         ([1.5], [2], [1.5, 2.0]),
         (["a"], [None], ["a", None]),
         (np.array(["a"]), ["b"], ["a", "b"]),
+        (pa.array(["a"]).dictionary_encode(), pa.array(["b"]).dictionary_encode(), ["a", "b"]),
+        (pa.array(["a"]).dictionary_encode(), ["b"], ["a", "b"]),
         ([datetime.date(2026, 1, 2)], ["2026-01-03"], [datetime.date(2026, 1, 2), datetime.date(2026, 1, 3)]),
         ([1], [True], None),
         ([1], ["2"], None),

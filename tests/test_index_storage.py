@@ -10,6 +10,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dissim_retrieval import DissimilarityHead, DissimilarityIndex
@@ -61,6 +62,30 @@ def test_save_and_open(tmp_path, head, rows):
         opened.save(tmp_path / "copy")
     DissimilarityIndex(head).save(tmp_path / "empty")
     assert len(DissimilarityIndex.open(tmp_path / "empty", verify=True)) == 0
+
+
+def test_provenance_is_what_json_makes_of_it(tmp_path, head, rows):
+    facts = {"names": {1: "a", 2: "b", 10: "c"}, "size": (8, 4)}
+    index = DissimilarityIndex(head, provenance=facts)
+    index.save(tmp_path / "saved")
+    DissimilarityIndex.create(tmp_path / "made", head, provenance=facts)
+    for name in ("saved", "made"):
+        opened = DissimilarityIndex.open(tmp_path / name)
+        assert opened.provenance == index.provenance == {"names": {"1": "a", "2": "b", "10": "c"}, "size": [8, 4]}
+    for wrong, got in (({"root": Path("x")}, "one that does not: .*Path"), ([1], "got list")):
+        for make in (DissimilarityIndex, lambda *a, **b: DissimilarityIndex.create(tmp_path / "wrong", *a, **b)):
+            with pytest.raises(TypeError, match=rf"provenance: expected a dict.* {got}"):
+                make(head, provenance=wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_rows_that_are_looked_up_keep_no_others_in_memory(path, rows, monkeypatch):
+    looked_up = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda found: looked_up.extend(found) or stack(found))
+    found = DissimilarityIndex.open(path, in_memory=False).get(["photo 5", "photo 1"])
+    np.testing.assert_allclose(found.embeddings, DissimilarityIndex.open(path).get(["photo 5", "photo 1"]).embeddings)
+    assert [row.untyped_storage().nbytes() for row in looked_up] == [8 * 4] * 2
 
 
 def test_create_leaves_nothing_if_it_fails(tmp_path, head):

@@ -180,6 +180,8 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=message):
             k_reciprocal_rerank(rows[:5], rows[5:], head, **{"k": 2, **options})
+    with pytest.raises(ValueError, match="embeddings: expected one row or more, got none"):
+        KReciprocalScorer(rows[:0], head)
     with pytest.raises(ValueError, match=r"expected rows \[N, D\] and \[M, D\], got \[6\] and \[9, 6\]"):
         k_reciprocal_rerank(rows[0], rows, head, k=2)
     with pytest.raises(ValueError, match=r"query: expected rows \[N, D\], got \[6\]"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import resource
 from dataclasses import replace
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from dissim_retrieval.losses import HingeLoss, PrototypeLoss, SoftMarginLoss
 from dissim_retrieval.models import build_backbone
 from dissim_retrieval.train import TrainConfig, load_trained, train
 from dissim_retrieval.train.own_modules import module_settings
+from index_killing import error_in_a_process
 from killed_training import count_kills_with_other_weights
 from pytorch_metric_learning.losses import ContrastiveLoss
 from torch import nn
@@ -72,13 +74,14 @@ def test_unfinished_files_of_a_killed_run_are_deleted(tmp_path):
     interrupt(tmp_path)
     kept = [f".checkpoint.pt.{32 * 'x'}", ".checkpoint.pt.copy", f".other.{32 * '0'}"]
     names = ("checkpoint.pt", "config.json", "log.csv", "model.safetensors")
+    assert (tmp_path / "train.lock").exists()
     for name in (*kept, *(f".{name}.{uuid4().hex}" for name in names)):
         (tmp_path / name).write_bytes(b"half")
     with pytest.raises(ValueError, match="has a run with another seed"):
         start(tmp_path, config=replace(CONFIG, seed=3))
     assert len(list(tmp_path.glob(".*"))) == 7
     start(tmp_path, backbone=StopsAt(99))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, *names])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, *names, "train.lock"])
 
 
 def test_the_log_has_each_step_once(tmp_path):
@@ -261,6 +264,55 @@ def test_a_damaged_file_is_named(tmp_path, name, read, keep):
     with pytest.raises(ValueError, match=rf"{name}: expected .*, got a damaged file") as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_program_is_named(tmp_path):
+    start(tmp_path)
+    for content in ({"steps": 3}, [1, 2]):
+        torch.save(content, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=r"checkpoint.pt: expected a checkpoint, got .* \(without best, "):
+            start(tmp_path)
+
+
+def test_a_run_is_written_by_one_training_at_a_time(tmp_path):
+    """The second starts while the first does its fourth step."""
+
+    class StartsAnother(Exception):
+        pass
+
+    def another(*_):
+        with pytest.raises(BlockingIOError, match=f"folder: another process trains in {re.escape(str(tmp_path))}"):
+            start(tmp_path)
+        raise StartsAnother
+
+    first = network()
+    first.register_forward_hook(another)
+    with pytest.raises(StartsAnother):
+        start(tmp_path, backbone=first)
+    start(tmp_path)
+
+
+def limited_training(folder):
+    """Train with a checkpoint that does not fit into the largest file that this process may write."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+    start(folder, backbone=StopsAt(99))
+
+
+def test_a_full_disk_is_named_and_keeps_the_checkpoint(tmp_path):
+    interrupt(tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    assert re.match(r"OSError: .*too large", error_in_a_process(limited_training, tmp_path))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    start(tmp_path, backbone=StopsAt(99))
+
+
+def test_a_row_of_the_log_that_is_cut_off_is_dropped(tmp_path):
+    interrupt(tmp_path, 6)
+    log = tmp_path / "log.csv"
+    log.write_text(log.read_text() + "3")  # of step 36, say
+    start(tmp_path, backbone=StopsAt(99))
+    with open(log) as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("read", [start, lambda folder: load_trained(folder, backbone=network())])

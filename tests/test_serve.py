@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval import BackboneWeights, DissimilarityHead, DissimilarityIndex
+from dissim_retrieval import BackboneWeights, DissimilarityHead, DissimilarityIndex, ProjectedHead
+from dissim_retrieval.fitted_gallery import fitted_gallery
 from dissim_retrieval.index import lance_store
+from dissim_retrieval.index.settings import PROJECTION
 from filelock import FileLock
 from photo_gallery import BEARER, LOCAL, TOKEN, make_gallery, problem, write_photos
 from PIL import Image
@@ -272,6 +274,38 @@ def test_a_gallery_of_another_program_is_searched_by_id(provenance, name, why, t
         assert why in client.get("/api/info").json()["image_search"]
         assert found_ids(client.post("/api/search", json={"id": "a", "k": 1})) == ["a"]
         problem(client.get("/api/thumbnail", params={"id": "a"}), 404)
+
+
+def test_a_gallery_of_dissim_fit_projects_the_embeddings_of_requests(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(5, 6, generator=draw)
+    fitted = ProjectedHead(rows.mean(0), torch.randn(6, 3, generator=draw), DissimilarityHead(3))
+    index = fitted_gallery(fitted)
+    index.add(fitted.project(rows[:4]).detach(), list("abcd"))
+    index.save(tmp_path / "g")
+    with TestClient(create_app(tmp_path / "g", token=TOKEN), base_url=LOCAL, headers=BEARER) as client:
+        assert client.get("/api/info").json()["dim"] == 6
+        new = {"embeddings": rows[4:].tolist(), "ids": ["e"]}
+        assert client.post("/api/items", json=new).status_code == 201
+        scores = fitted(rows[2:3], rows)[0]
+        for query in ({"embedding": rows[2].tolist()}, {"id": "c"}):
+            found = client.post("/api/search", json=query).json()["results"]
+            assert [hit["id"] for hit in found] == ["abcde"[row] for row in scores.argsort(descending=True)]
+            assert [hit["score"] for hit in found] == pytest.approx(scores.sort(descending=True).values.tolist())
+        for body in ({"embeddings": [[1.0] * 3]}, {"embeddings": [[1.0] * 7]}):
+            assert "expected rows of 6 numbers" in problem(client.post("/api/items", json=body), 400)
+        assert "expected 6 numbers" in problem(client.post("/api/search", json={"embedding": [1.0] * 3}), 400)
+
+
+def test_a_projection_that_does_not_fit_the_head_is_an_error(tmp_path):
+    for number, state in enumerate(
+        ({"mean": torch.zeros(6)}, {"mean": torch.zeros(6), "projection": torch.ones(6, 2)})
+    ):
+        weights = BackboneWeights(PROJECTION, state)
+        path = tmp_path / str(number)
+        DissimilarityIndex.create(path, DissimilarityHead(3), provenance={"fit": "4f1c"}, backbone=weights)
+        with pytest.raises(ValueError, match=r"gallery: expected mean \[D\] and projection \[D, 3\]"):
+            create_app(path)
 
 
 # --- write ----------------------------------------------------------------------------------------------------------

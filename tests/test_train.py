@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dissim_retrieval import DissimilarityIndex
+from dissim_retrieval.data import ImageSet
 from dissim_retrieval.data.glyphs import load_glyphs
 from dissim_retrieval.embedding import embed_images
 from dissim_retrieval.embedding_file import read_embedding_file, write_embeddings
@@ -269,6 +270,16 @@ def test_patience_needs_validation_images(glyphs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_validation_images_need_a_match(glyphs, tmp_path):
+    one_camera = ImageSet(
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8), [0, 0, 1, 1], [0, 0, 1, 1], ["a", "b"], ["1", "2"], ""
+    )
+    for validation, count in ((glyphs.take(torch.zeros(0, dtype=torch.int64)), 0), (one_camera, 4)):
+        with pytest.raises(ValueError, match=f"^validation: expected two images .* got none in {count} images"):
+            train(CONFIG, glyphs, validation=validation, folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_provenance_tells_data_transform_backbone_and_weights(glyphs, tmp_path):
     trained = train(CONFIG, glyphs, folder=tmp_path, progress=False, provenance={"split": {"seed": 3}})
     facts = trained.provenance
@@ -306,6 +317,25 @@ def test_embedding_files_tell_ids_labels_and_provenance(glyphs, tmp_path):
     np.savez(tmp_path / "short.npz", embeddings=rows.numpy(), labels=np.arange(4))
     with pytest.raises(ValueError, match=r"expected labels \[5\], one for each embedding, got \[4\]"):
         read_embedding_file(tmp_path / "short.npz")
+
+
+def test_a_file_of_embeddings_has_labels_and_cameras_by_name(tmp_path):
+    path, rows = tmp_path / "x.npz", np.zeros((3, 2), np.float32)
+    names = {"label_names": np.array(["ada", "bob"]), "camera_names": np.array(["c1"])}
+    np.savez(path, embeddings=rows, labels=[1, 0, 1], cameras=[0, 0, 0], **names)
+    columns = {name: values.tolist() for name, values in read_embedding_file(path).metadata().items()}
+    assert columns == {"label": ["bob", "ada", "bob"], "camera": ["c1", "c1", "c1"]}
+    np.savez(path, embeddings=rows, cameras=[4, 2, 4])
+    assert read_embedding_file(path).metadata()["camera"].tolist() == [4, 2, 4]
+    np.savez(path, embeddings=rows[:0], labels=np.zeros(0, int), label_names=names["label_names"])
+    assert read_embedding_file(path).metadata()["label"].tolist() == []
+    for own in (["a", "b", "a"], [b"a", b"b", b"a"]):
+        np.savez(path, embeddings=rows, labels=own, label_names=names["label_names"])
+        assert read_embedding_file(path).metadata()["label"].tolist() == ["a", "b", "a"]
+    for wrong in ([0, 1, 2], [-1, 0, 0]):
+        np.savez(path, embeddings=rows, labels=wrong, label_names=names["label_names"])
+        with pytest.raises(ValueError, match=r"labels: expected indices into the array label_names \[2\]"):
+            read_embedding_file(path).metadata()
 
 
 def test_embedding_uses_eval_mode_with_any_batch_size(glyphs):

@@ -177,7 +177,8 @@ def _report(output: Path) -> int:
     contents: dict[Path, str | bytes | None] = {}
     found: dict[str, list[Records]] = {}
     for folder in sorted(path for path in output.glob("*") if path.is_dir()):
-        groups = [records.read(path) for path in sorted(folder.glob("*.jsonl"))]
+        files_of_groups = [path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size]
+        groups = [records.read(path) for path in files_of_groups]
         contents[folder.with_suffix(".md")] = tables.to_markdown(folder.name, groups)
         contents[folder.with_suffix(".png")] = plots.draw(folder.name, groups)
         found[folder.name] = groups
@@ -209,7 +210,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", choices=["emoji", "emoji7", "glyphs", *ON_DISK], help="only this image set")
     parser.add_argument("--root", type=Path, help=f"the folder of the set, for {', '.join(ON_DISK)}")
     parser.add_argument("--backbone", help="only this backbone; with --root, one that takes the set's size")
-    parser.add_argument("--hours", type=float, default=20.0, help="core-hours of this call, at most")
+    parser.add_argument(
+        "--hours", type=float, default=20.0, help="core-hours of this call, at most, or those of its first fits"
+    )
     parser.add_argument("--processes", type=int, default=1, help="fits at the same time, each with one thread")
     parser.add_argument("--dry-run", action="store_true", help="list what is left to do")
     parser.add_argument("--quick", action="store_true", help="a smoke test on few images; writes to runs/experiments")

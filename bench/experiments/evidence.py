@@ -26,8 +26,8 @@ def _sentence(records: Records, common: list[tuple[int, int]]) -> str:
     plan = records.plan
     text = (
         f"The {IN_DEMO[CLASSIFIER]}, in {len(common)} runs of the experiment on {plan['data']} with "
-        f"{plan['backbone']}, with settings of a third tuning (docs/experiments.md, Demo; differences in percentage "
-        f"points with 95 % intervals): {_differences(records, common)}."
+        f"{plan['backbone']} (docs/experiments.md, Demo; differences in percentage points with 95 % intervals): "
+        f"{_differences(records, common)}."
     )
     if common_runs(records, IN_DEMO, other_cameras=True) != common:
         return text

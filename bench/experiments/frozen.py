@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from dissim_retrieval.evaluation import cosine
 from dissim_retrieval.fit import fit_head, optimize, parameter_groups, start_projection
+from dissim_retrieval.fit.head import SCALE
 from dissim_retrieval.head import DissimilarityHead
 from dissim_retrieval.losses import NCALoss
 from dissim_retrieval.projected import ProjectedHead
@@ -40,6 +42,13 @@ POSITIVE_SHARE = {"positive_share": Choice((0.0, 0.06, 0.12), 0.0)}
 WEIGHT_ALONE = {"lr": Log(1e-3, 1, 1e-2), "scale": Log(4, 2048, 32)}
 L1: dict[str, Any] = {"learn_weight": False}
 NEGATIVE, SIGNED = {"sign": "negative"}, {"sign": "free"}
+
+
+#: The defaults of `fit_head` and of its head.
+FIT_HEAD_DEFAULTS: dict[str, Any] = {
+    **{name: signature(fit_head).parameters[name].default for name in ("projection", "loss", "steps", "lr", "batch")},
+    "scale": SCALE,
+}
 
 
 def _rows(features: Features) -> Tensor:
@@ -115,10 +124,19 @@ def _fit_projection(
     return Fitted(lambda features: projected.project(features.rows), cosine if head is None else projected.head)
 
 
-def _fit_head(group: Group, train: Features, settings: Mapping[str, Any], seed: int, **options: Any) -> Fitted:
-    """`fit_head` with its default settings but for `options`."""
-    projected = fit_head(train.rows, train.labels, held_out=0, seed=seed, **options)
+def _fit_head(group: Group, train: Features, settings: Mapping[str, Any], seed: int, **changes: Any) -> Fitted:
+    """`fit_head` with its default options but for `changes`."""
+    projected = fit_head(train.rows, train.labels, held_out=0, seed=seed, **changes)
     return Fitted(lambda features: projected.project(features.rows), projected.head)
+
+
+def _fit_head_method(changes: Mapping[str, Any], *, ours: bool) -> Method:
+    """Nothing is tuned. The space makes the options a part of the plan: with others, a file is not continued."""
+    options = {name: value for name, value in changes.items() if name != "head"}
+    used = FIT_HEAD_DEFAULTS | options | dict(changes.get("head", {}))
+    return Method(
+        partial(_fit_head, **changes), {name: Choice((value,), value) for name, value in used.items()}, ours
+    )
 
 
 def _fit_centered(
@@ -170,7 +188,7 @@ METHODS: dict[str, Method] = {
     "projection, L1": Method(partial(_fit_projection, head=L1), PROJECTION),
     "projection, w <= 0": Method(partial(_fit_projection, head=NEGATIVE), WEIGHTED_PROJECTION, ours=True),
     "projection, w": Method(partial(_fit_projection, head=SIGNED), WEIGHTED_PROJECTION | POSITIVE_SHARE, ours=True),
-    "fit_head, default settings": Method(_fit_head, {}, ours=True),
+    "fit_head, default settings": _fit_head_method({}, ours=True),
     "w <= 0 alone": Method(partial(_fit_weight, head=NEGATIVE), WEIGHT_ALONE, ours=True),
     "w alone": Method(partial(_fit_weight, head=SIGNED), WEIGHT_ALONE | POSITIVE_SHARE, ours=True),
 }
@@ -187,7 +205,7 @@ FIT_HEAD_CHANGES: dict[str, dict[str, Any]] = {
     "w not learned (L1)": {"head": L1},
 }
 FIT_HEAD_METHODS: dict[str, Method] = {
-    name: Method(partial(_fit_head, **options), {}, ours=bool(options)) for name, options in FIT_HEAD_CHANGES.items()
+    name: _fit_head_method(changes, ours=bool(changes)) for name, changes in FIT_HEAD_CHANGES.items()
 }
 
 CAMERA_PAIRS = WEIGHTED_PROJECTION | {"pair_shrinkage": Log(1e-6, 1, 1e-2)}

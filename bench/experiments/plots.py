@@ -8,7 +8,7 @@ import io
 from .bootstrap import Interval
 from .comparison import Comparison, compare
 from .records import Records
-from .summary import summarize
+from .summary import RULES, summarize
 
 OURS, OTHERS = "#0b6e4f", "#55606a"
 
@@ -32,20 +32,24 @@ def draw(name: str, groups: list[Records]) -> bytes | None:
 
 
 def draw_summary(groups: list[Records]) -> bytes | None:
-    """A PNG with a row for each group of `summarize`. None if there is none."""
+    """A PNG with two panels for each of RULES: a row for each group of `summarize`. None without groups."""
     from matplotlib.figure import Figure
 
-    rows = summarize(groups)[::-1]
-    if not rows:
+    found = {rule: summarize(groups, other_cameras=rule)[::-1] for rule in RULES}
+    found = {rule: rows for rule, rows in found.items() if rows}
+    if not found:
         return None
-    figure = Figure(figsize=(11, 0.5 * len(rows) + 1.4), layout="constrained")
-    pair = figure.subplots(1, 2, sharey=True)
-    for axis, title, measure in zip(pair, ("mAP", "recall@1"), (0, 1), strict=True):
-        for place, row in enumerate(rows):
-            plain = _interval(axis, place + 0.15, row.against_plain[measure], OURS, "o")
-            other = _interval(axis, place - 0.15, row.against_other[measure], OTHERS, "s")
-        _finish(axis, title)
-    pair[0].set_yticks(range(len(rows)), [f"{row.images}, {row.backbone}" for row in rows], fontsize=8)
+    heights = [0.5 * len(rows) + 0.7 for rows in found.values()]
+    figure = Figure(figsize=(11, sum(heights) + 0.7), layout="constrained")
+    axes = figure.subplots(len(found), 2, squeeze=False, sharex="col", sharey="row", height_ratios=heights)
+    for pair, (other_cameras, rows) in zip(axes, found.items(), strict=True):
+        suffix = ", without images of the query's camera" if other_cameras else ""
+        for axis, title, measure in zip(pair, ("mAP", "recall@1"), (0, 1), strict=True):
+            for place, row in enumerate(rows):
+                plain = _interval(axis, place + 0.15, row.against_plain[measure], OURS, "o")
+                other = _interval(axis, place - 0.15, row.against_other[measure], OTHERS, "s")
+            _finish(axis, title + suffix)
+        pair[0].set_yticks(range(len(rows)), [f"{row.images}, {row.backbone}" for row in rows], fontsize=8)
     figure.legend([plain, other], ["to plain L1", "to the best other method"], loc="outside lower center", ncols=2)
     figure.suptitle("Learned weights: difference in percentage points, 95 % interval", fontsize=10)
     return _png(figure)

@@ -151,6 +151,8 @@ def appending(path: Path, plan: Mapping[str, Any]) -> Iterator[Records]:
         if not complete:
             complete = json.dumps(plan)
             file.write(complete + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         records = Records(plan, [json.loads(line) for line in complete.split("\n")[1:]])
         check_plan(path, json.loads(complete.split("\n")[0]), plan)
         records._file = file

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 from dissim_retrieval.data import ImageSet
+from dissim_retrieval.data.image_set import rows_by_label
 from dissim_retrieval.embedding import embed_images, pixels_like
 from dissim_retrieval.evaluation.scorers import Scorer
 from dissim_retrieval.models import build_backbone
@@ -29,7 +30,7 @@ def fit_on_similar_identities(config: TrainConfig, images: ImageSet) -> Fitted:
     each.
     """
     labels = images.labels.unique(return_inverse=True)[1]
-    by_identity = [rows.numpy() for rows in labels.argsort(stable=True).split(labels.bincount().tolist())]
+    by_identity = [rows.numpy() for rows in rows_by_label(labels)]
     draw = np.random.default_rng(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

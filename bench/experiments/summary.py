@@ -1,4 +1,4 @@
-"""All experiments in one table: learned weights against plain L1, and against the best method of neither kind."""
+"""All experiments: learned weights against plain L1, and against the best method of neither kind."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ TITLES = [
 ]  # fmt: skip
 
 
+#: Whether all images of the query's camera are excluded -> the line above the table.
+RULES = {
+    False: "Excluded from the results of a query: images with its identity and camera (the usual rule).",
+    True: "Excluded from the results of a query: all images of its camera. The same fits:",
+}
+
+
 class Summary(NamedTuple):
     """One group: of each kind of method, the one that was best on validation identities, on test identities."""
 
@@ -30,28 +37,40 @@ class Summary(NamedTuple):
     against_other: tuple[Interval, Interval]
 
 
-def summarize(groups: list[Records]) -> list[Summary]:
-    """Without groups that tune nothing, or that have no complete runs of all their methods yet."""
-    tuned = [records for records in groups if records.plan["tuned"]]
-    return [_summary(records, found) for records in tuned if (found := compare(records)) is not None]
+def summarize(groups: list[Records], *, other_cameras: bool = False) -> list[Summary]:
+    """Without groups that tune nothing, or that have no complete runs of all their methods yet.
+
+    other_cameras: in galleries without the images of the query's camera.
+    """
+    found = []
+    for records in groups:
+        comparison = compare(records, other_cameras=other_cameras) if records.plan["tuned"] else None
+        if comparison is not None:
+            found.append(_summary(records, comparison, other_cameras))
+    return found
 
 
-def _summary(records: Records, found: Comparison) -> Summary:
+def _summary(records: Records, found: Comparison, other_cameras: bool) -> Summary:
     plan, ours = records.plan, found.best_of_ours
     without_weights = [name for name in records.methods if not found.row(name).ours]
     plain = best_on_validation(records, filter(is_plain_l1, without_weights))
     other = best_on_validation(records, (name for name in without_weights if not is_plain_l1(name)))
     images = plan["data"] if plan["protocol"] == "unseen identities" else f"{plan['data']}, {plan['protocol']}"
-    common = common_runs(records, records.methods)
-    against = [gains(records.runs(ours), records.runs(name), common) for name in (plain, other)]
+    common = common_runs(records, records.methods, other_cameras=other_cameras)
+    runs = {name: records.runs(name, other_cameras=other_cameras) for name in (ours, plain, other)}
+    against = [gains(runs[ours], runs[name], common) for name in (plain, other)]
     return Summary(
         images, f"{plan['backbone']}, {METHOD_SETS[plan['methods']].kind}", ours, plain, other, found, *against
     )
 
 
 def to_markdown(groups: list[Records]) -> str:
-    """The table, mAP / R@1. A difference is bold where its interval excludes 0."""
-    return grid(TITLES, [_cells(one) for one in summarize(groups)]) + "\n"
+    """A table for each of RULES, mAP / R@1. A difference is bold where its interval excludes 0."""
+    tables = []
+    for other_cameras, rule in RULES.items():
+        rows = [_cells(one) for one in summarize(groups, other_cameras=other_cameras)]
+        tables.append(f"{rule}\n\n{grid(TITLES, rows)}\n")
+    return "\n".join(tables)
 
 
 def _cells(one: Summary) -> list[str]:

@@ -1,4 +1,4 @@
-"""Copies the results of `make demo` from runs/demo to bench/results, and prints the sentence of README.md.
+"""Copies the results of `make demo` from runs/demo to bench/results.
 
 make demo && python docs/figures/demo.py       writes bench/results/demo.json, demo.md and demo.png
 """
@@ -43,21 +43,8 @@ def page(record):
     return f"{head}\n\n{table}\n\n{experiment_verdict(*COMPARED)}\n\n{facts}\n"
 
 
-def sentence(record):
-    """The trained methods, and whether one may be called ahead, for README.md."""
-    data, backbone = COMPARED
-    trained = [
-        f"{name.removeprefix(f'{backbone}, ')} {' / '.join(percent(values))}"
-        for name, values in record["methods"].items()
-        if name.startswith(backbone) and "frozen" not in name
-    ]
-    units = f"unseen {data}, one seed, {' / '.join(COLUMNS)} in %"
-    return f"In the demo ({units}): {', '.join(trained)}. {experiment_verdict(data, backbone)}"
-
-
 if __name__ == "__main__":
     record = collect(load(REPORT / "metrics.json"))
     (RESULTS / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
     (RESULTS / "demo.md").write_text(page(record))
     shutil.copyfile(REPORT / "report.png", RESULTS / "demo.png")
-    print(sentence(record))

@@ -20,6 +20,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     content is written to a temporary file in the same folder, so that the final move is atomic.
     """
     path = Path(path)
+    check_no_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -33,6 +34,12 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_no_folder(path: Path) -> None:
+    """Raise IsADirectoryError for a folder, which no file can replace."""
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected the name of a file to write, got {path}, which is a folder.")
 
 
 def remove_unfinished(path: Path) -> None:

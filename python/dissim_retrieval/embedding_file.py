@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +29,18 @@ class EmbeddingFile:
     """Of the images, as `ImageSet.ids`."""
     labels: np.ndarray | None = None
     """[B]: numbers or names."""
+    cameras: np.ndarray | None = None
+    """[B]: numbers or names."""
+    label_names: np.ndarray | None = None
+    camera_names: np.ndarray | None = None
+    """If given, labels or cameras are indices into them."""
     provenance: dict = field(default_factory=dict)
     """Of the run that made them, and of the images: see `dissim_retrieval.provenance`."""
+
+    def metadata(self) -> dict[str, Any]:
+        """Columns of a gallery: "label" and "camera" of each image, as far as they are known, by name if possible."""
+        given = {"label": (self.labels, self.label_names), "camera": (self.cameras, self.camera_names)}
+        return {one: _named(one, values, names) for one, (values, names) in given.items() if values is not None}
 
 
 def write_embeddings(
@@ -84,6 +95,9 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
         torch.from_numpy(embeddings),
         ids=arrays["ids"].tolist() if "ids" in arrays else None,
         labels=arrays.get("labels"),
+        cameras=arrays.get("cameras"),
+        label_names=arrays.get("label_names"),
+        camera_names=arrays.get("camera_names"),
         provenance=facts,
     )
 
@@ -123,18 +137,37 @@ def read_features(path: str | Path, labels: str | Path | None = None) -> tuple[T
     return stored.embeddings, stored.labels
 
 
+def _named(one: str, values: np.ndarray, names: np.ndarray | None) -> np.ndarray:
+    """The labels or cameras, by name if they are indices into names."""
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8")
+    if names is None or values.dtype.kind not in "iu":
+        return values
+    if names.ndim != 1 or (len(values) and not 0 <= values.min() <= values.max() < len(names)):
+        raise ValueError(
+            f"{one}s: expected indices into the array {one}_names {list(names.shape)} of the same file, got numbers"
+            f" from {values.min()} to {values.max()}."
+        )
+    return names[values]
+
+
 def _load(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"path: expected an .npz or .npy file of numbers and text, got {path}: {error}.") from error
+    damage = (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    with open(path, "rb") as file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+        except damage as error:
+            raise ValueError(
+                f"path: expected an .npz or .npy file of numbers and text, got {path}: {error}."
+            ) from error
 
 
 def _labels(path: str | Path) -> np.ndarray:
     if Path(path).suffix == ".npy":
         return np.asarray(_load(path))
     try:
-        return np.array(Path(path).read_text(encoding="utf-8").splitlines(), dtype=str)
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"labels: expected an .npy file, or text in UTF-8, got {path}.") from error
+    return np.array(text.removesuffix("\n").split("\n") if text else [], dtype=str)

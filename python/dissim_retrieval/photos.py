@@ -15,9 +15,9 @@ from torch import Tensor
 from .data import ImageFiles, ImageSet, load_unlabelled
 from .data.decode import printable
 from .embedding import embed_images
-from .fitted_gallery import PROJECTION
 from .index import BackboneWeights, DissimilarityIndex
 from .index.lance_store import write_lock
+from .index.settings import PROJECTION
 from .logs import get_logger
 from .models import Backbone, build_backbone
 from .provenance import image_size

@@ -9,10 +9,22 @@ them in another form.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+
+def as_provenance(value: Any) -> dict[str, Any]:
+    """A mapping as it is when it was saved as JSON and read again. Raises TypeError if that is not possible."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"provenance: expected a dict, got {type(value).__name__}.")
+    try:
+        return json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"provenance: expected a dict that fits in JSON, got one that does not: {error}.") from error
 
 
 def weights_digest(**modules: nn.Module | None) -> str:

@@ -39,7 +39,9 @@ def within_class_whitening(embeddings: Tensor, labels: Tensor, shrinkage: float)
     centers.index_add_(0, identity, rows).div_(count[:, None])
     within = rows - centers[identity]
     covariance = within.T @ within / len(rows)
-    covariance.diagonal().add_(shrinkage * covariance.diagonal().mean())
+    # If the rows of each identity are equal, the covariance is 0, or rounding errors.
+    unit = torch.maximum(covariance.diagonal().mean(), 1e-12 * (rows - mean).square().mean())
+    covariance.diagonal().add_(shrinkage * unit)
     variance, direction = torch.linalg.eigh(covariance)
     whitened = direction * variance.clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
     spread = (rows - mean) @ whitened

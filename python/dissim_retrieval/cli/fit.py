@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ..atomic import check_no_folder
 from ..embedding_file import read_labelled
 from ..fit import fit_head
 from .arguments import Device, pick_device
@@ -48,6 +49,8 @@ def fit(
         seed: Of the held-out identities and the batches.
     """
     start = time.perf_counter()
+    out = out or features.with_name(f"{features.name}.head.safetensors")
+    check_no_folder(out)
     computed_on = pick_device(device)
     stored = read_labelled(features, labels)
     rows, names = stored.embeddings, stored.labels
@@ -55,7 +58,6 @@ def fit(
         rows, names, projection=projection, loss=loss, head={"sign": sign}, held_out=held_out, steps=steps, lr=lr,
         batch=batch, seed=seed, device=computed_on, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    out = out or features.with_name(f"{features.name}.head.safetensors")
     fitted.provenance = stored.provenance
     fitted.save(out)
     seconds = time.perf_counter() - start

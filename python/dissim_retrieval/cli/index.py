@@ -41,7 +41,8 @@ def index(
     """Embed photos with the network of RUN and store them in GALLERY, which can then be searched without RUN.
 
     Photos need no identities. The id of a photo is its path below the folder, that of a row of embeddings the id in
-    the file, or its number. With a file of `dissim fit`, the gallery stores the projection of given embeddings.
+    the file, or its number. Labels and cameras in a file of embeddings are stored for the filters of a search. With a
+    file of `dissim fit`, the gallery stores the projection of given embeddings.
 
     Args:
         append: Add to an existing gallery of RUN. Photos that it has are not embedded again.
@@ -72,7 +73,7 @@ def index(
         stored = read_embedding_file(source)
         check_same_model(facts, stored.provenance, argument="embeddings", source=run)
         rows = stored.embeddings if isinstance(model, Trained) else model.project(stored.embeddings)
-        built.add(rows, stored.ids)
+        built.add(rows, stored.ids, stored.metadata())
     elif isinstance(model, Trained):
         height, width = facts["transform"]["size"]
         skip_damaged = skip_damaged or skips_damaged(facts, source)

@@ -146,9 +146,9 @@ def _gallery(path: Path) -> Output:
 
 def _no_search_with_photos(index: DissimilarityIndex) -> str | None:
     """Why the gallery cannot be searched with photos; None if it can."""
-    if fitted_head(index) is not None:
-        return "it has a projection of embeddings"
     try:
+        if fitted_head(index) is not None:
+            return "it has a projection of embeddings"
         gallery_network(index)
     except (ValueError, ImportError) as error:
         return str(error)

@@ -26,6 +26,7 @@ def search(
     /,
     k: Annotated[int, arg(aliases=["-k"])] = 10,
     threshold: float | None = None,
+    filter: str | None = None,
     html: Path | None = None,
     skip_damaged: SkipDamaged = False,
     device: Device = None,
@@ -37,6 +38,7 @@ def search(
         threshold: Tell for each result whether its score is at least this, which means "the same identity". The hinge
             loss trains for 0. A higher value gives fewer wrong pairs and misses more. `dissim evaluate` tells how
             many pairs of one identity and of two score 0 or more, and its report shows their scores.
+        filter: An SQL condition on id and metadata that results satisfy: "camera != '3'", "id LIKE 'cats/%'".
         html: Write a page with thumbnails to this file.
     """
     if threshold is not None:
@@ -52,7 +54,7 @@ def search(
         skip_damaged = skip_damaged or skips_damaged(index.provenance, query)
         images, rows = embed_photos(index, query, skip_damaged=skip_damaged)
         provenance, names, files = None, images.ids, [*files_of(images)]
-    found = index.search(rows, k, provenance=provenance)
+    found = index.search(rows, min(k, max(1, len(index))), filter=filter, provenance=provenance)
 
     results = [
         QueryResult(name, file, _candidates(index, ids, scores, threshold))

@@ -161,6 +161,13 @@ def random_identities(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.isin(labels, present[order[: round(fraction * len(present))]])
 
 
+def rows_by_label(labels: Tensor) -> list[Tensor]:
+    """The rows of each label, int64; labels [B] in ascending order, rows too."""
+    if not len(labels):
+        return []
+    return list(labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist()))
+
+
 def _as_pixels(images: Tensor) -> Tensor:
     images = as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:

@@ -116,6 +116,8 @@ class KReciprocalScorer:
         weight = head.weight.detach().to(rows.dtype)
         self.rows, self.weight, self.lambda_value = rows, weight, lambda_value
         count = len(rows)
+        if count == 0:
+            raise ValueError("embeddings: expected one row or more, got none.")
         itself = torch.arange(count, device=rows.device)
         # Scores without the bias, which is in both terms of the distance.
         length = min(max(k1, k2 - 1), count - 1)

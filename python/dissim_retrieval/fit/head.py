@@ -83,7 +83,7 @@ def fit_head(
     _check_options(loss, head, lr, projection=(projection, 1), steps=(steps, 1), batch=(batch, 4))
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out: expected a fraction from 0 to below 1, got {held_out}.")
-    rows, identity = check_features(embeddings, labels)
+    rows, identity = _check_features(embeddings, labels)
     rows, identity = rows.to(device), identity.to(device)
     fitted, checked = draw_parts(identity, held_out, torch.Generator().manual_seed(seed))
     if held_out and not (has_pairs(identity[fitted]) and has_pairs(identity[checked])):
@@ -116,7 +116,7 @@ def _check_options(loss: str, head: Mapping[str, Any] | None, lr: float, **count
         raise ValueError(f"lr: expected a positive finite number, got {lr}.")
 
 
-def check_features(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
+def _check_features(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
     """Embeddings as float32 [N, D] and labels as numbers from 0, int64 [N], or an error that names the argument."""
     rows = as_rows("embeddings", embeddings)
     if rows.dim() != 2 or 0 in rows.shape:

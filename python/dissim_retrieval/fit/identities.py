@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..data.image_set import rows_by_label
+
 #: Rows of a part that is not fitted, at most: every one is ranked against all others.
 MAX_CHECKED = 5000
 
@@ -19,7 +21,7 @@ def has_pairs(identity: Tensor) -> bool:
 
 def draw_parts(identity: Tensor, held_out: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """bool [N] each: the rows to fit, and at most MAX_CHECKED rows of the other identities, a fraction of all."""
-    by_identity = _rows_by_identity(identity)
+    by_identity = rows_by_label(identity)
     order = torch.randperm(len(by_identity), generator=draw)[: round(held_out * len(by_identity))]
     drawn = _draw_rows(by_identity, order, MAX_CHECKED, draw)
     fitted = ~torch.isin(identity, order[: len(drawn)].to(identity.device))
@@ -34,14 +36,10 @@ def draw_batches(identity: Tensor, batch: int, steps: int, draw: torch.Generator
     if len(identity) <= batch:
         yield from [slice(None)] * steps
         return
-    by_identity = _rows_by_identity(identity)
+    by_identity = rows_by_label(identity)
     for _ in range(steps):
         order = torch.randperm(len(by_identity), generator=draw)
         yield torch.cat(_draw_rows(by_identity, order, batch, draw))
-
-
-def _rows_by_identity(identity: Tensor) -> Sequence[Tensor]:
-    return identity.argsort(stable=True).split(torch.bincount(identity).tolist())
 
 
 def _draw_rows(by_identity: Sequence[Tensor], order: Tensor, limit: int, draw: torch.Generator) -> list[Tensor]:

@@ -106,7 +106,8 @@ def optimize(
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     rates = [group["lr"] for group in groups]
-    schedule = OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, pct_start=0.2)
+    warm_up = max(0.2, 1.5 / (steps + 1))  # OneCycleLR divides by 0 if the warm-up is one step
+    schedule = OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, pct_start=warm_up)
     plan = draw_batches(identity, batch, steps, draw)
     for step, chosen in enumerate(bar := tqdm(plan, progress, steps, disable=progress is None), 1):
         value = loss(embed(rows[chosen]), identity[chosen])

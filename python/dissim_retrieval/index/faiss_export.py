@@ -18,6 +18,7 @@ from ..extras import install_extra
 from . import scan
 from .gallery import DissimilarityIndex
 from .segments import BLOCK_VALUES, Snapshot
+from .settings import PROJECTION
 
 KINDS = ("Flat", "HNSW", "IVF")
 #: Stored rows that are queries if none are given.
@@ -58,7 +59,8 @@ def export_faiss(
 
     int64 ids are kept. For str ids, FAISS has the numbers 0, 1, ... in the order in which ids were added.
     ``<path>.json`` has a list of the names, or null, and the numbers that a search needs: abs_weight, bias, normalize
-    and scale.
+    and scale. Of a gallery of `dissim fit`, it also has mean [D] and projection [D, dim], else null: the query of
+    FAISS is ``head.transform((query - mean) @ projection) * abs_weight``.
 
     Args:
         kind: "Flat" (exact), "HNSW" (a graph) or "IVF" (cells around centroids). Other kinds of FAISS raise for an L1
@@ -103,6 +105,7 @@ def export_faiss(
     with atomic_write(path) as file:
         faiss.write_index(built, faiss.PyCallbackIOWriter(file.write))
     record = {
+        **_projection(index),
         "abs_weight": head.weight.abs().tolist(),
         "bias": head.bias.item(),
         "normalize": head.normalize,
@@ -113,6 +116,12 @@ def export_faiss(
         file.write(json.dumps(record).encode())
     without = 1 if queries is None else 0  # the best row of a drawn query is itself, or an equal one
     return FaissExport(rows, _recall(built, query, snapshot, k, without), seconds)
+
+
+def _projection(index: DissimilarityIndex) -> dict[str, list | None]:
+    network = index.backbone
+    state = network.state if network is not None and network.name == PROJECTION else {}
+    return {name: state[name].tolist() if state else None for name in ("mean", "projection")}
 
 
 def _faiss() -> Any:

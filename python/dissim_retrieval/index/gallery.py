@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..head import DissimilarityHead
-from ..provenance import check_same_model
+from ..provenance import as_provenance, check_same_model
 from . import scan
 from .arguments import INT_IDS, MAX_ID, STR_IDS, as_ids, as_metadata, check_k, check_threshold, transformed
 from .candidates import check_fuse, grouped, matching, numbered
@@ -79,7 +79,8 @@ class DissimilarityIndex:
         backbone: BackboneWeights | None = None,
     ) -> None:
         self.head, self._preparation = head, preparation_for(quantized, clustered)
-        self.provenance, self._backbone = provenance, backbone
+        self.provenance = None if provenance is None else as_provenance(provenance)
+        self._backbone = backbone
         self._store: MemoryStore | LanceStore = MemoryStore()
         self._snapshot, self._publishing = Snapshot(), threading.Lock()
 
@@ -102,8 +103,9 @@ class DissimilarityIndex:
         sync: see `open`. Raises FileExistsError if `path` exists.
         """
         preparation_for(quantized, clustered)
+        facts = None if provenance is None else as_provenance(provenance)
         with new_folder(Path(path)) as folder:
-            write_settings(folder, Settings(head, provenance), backbone)
+            write_settings(folder, Settings(head, facts), backbone)
         return cls.open(path, device=head.weight.device, quantized=quantized, clustered=clustered, sync=sync)
 
     @classmethod

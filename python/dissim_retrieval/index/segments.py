@@ -85,7 +85,7 @@ class StreamedRows:
         for at, rows in self.read():
             assert at is not None
             for row in np.isin(at, places).nonzero()[0]:
-                found[wanted[int(at[row])]] = rows[row]
+                found[wanted[int(at[row])]] = rows[row].clone()  # a view would keep the block in memory
         return torch.stack([row for row in found if row is not None])
 
 

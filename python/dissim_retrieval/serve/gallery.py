@@ -16,6 +16,7 @@ import torch
 
 from ..data.decode import decode_opened
 from ..embedding import embed, pixels_like
+from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex
 from ..index.settings import folder_identity
 from ..photos import gallery_network
@@ -58,6 +59,8 @@ class ServedGallery:
     the newest version, if the last check was more than REFRESH_SECONDS ago or this object has written since. Writes
     have a thread and an index object of their own, which does not keep the rows in memory: a write that waits for
     another process delays no search. At most two images are decoded at a time.
+
+    Embeddings that come in are those of the network: a gallery of `dissim fit` projects them before it uses them.
     """
 
     def __init__(
@@ -72,7 +75,8 @@ class ServedGallery:
         self.path = Path(path)
         self._identity = folder_identity(self.path)
         self.index = DissimilarityIndex.open(path, device=device, quantized=quantized, clustered=clustered)
-        self.dim = len(self.index.head.weight)
+        self._fitted = fitted_head(self.index)
+        self.dim = len(self.index.head.weight if self._fitted is None else self._fitted.mean)
         try:
             self.network, self.image_size = gallery_network(self.index)
             self.no_network = None
@@ -143,7 +147,7 @@ class ServedGallery:
         index, first = self._newest(), queries[0]
         known = _stored(index, [query.id for query in queries if query.row is None])
         found = index.search(
-            np.stack([known[query.id] if query.row is None else query.row for query in queries]),
+            np.stack([known[query.id] if query.row is None else self._stored_form(query.row) for query in queries]),
             max(query.k for query in queries),
             filter=first.filter,
             group_by=first.group_by,
@@ -157,6 +161,12 @@ class ServedGallery:
             metadata = _metadata(index, {id for answer in answers for id in answer.ids})
             answers = [answer._replace(metadata=[metadata[id] for id in answer.ids]) for answer in answers]
         return answers
+
+    def _stored_form(self, rows: np.ndarray) -> np.ndarray:
+        """Embeddings [..., D] as the gallery stores them."""
+        if self._fitted is None:
+            return rows
+        return self._fitted.project(rows.reshape(-1, self.dim)).cpu().numpy().reshape(*rows.shape[:-1], -1)
 
     def _read_files(self, ids: list[str]) -> list[Any]:
         """What each row has in the column "file"."""
@@ -172,7 +182,11 @@ class ServedGallery:
     ) -> tuple[int, list[Any]]:
         """Add rows [B, D]. Returns the version that has them, and their ids."""
         _check_public("metadata", metadata)
-        return await _run(self._writer, lambda: self._write(lambda index: index.add(rows, ids, metadata).tolist()))
+
+        def write(index: DissimilarityIndex) -> list[Any]:
+            return index.add(self._stored_form(rows), ids, metadata).tolist()
+
+        return await _run(self._writer, lambda: self._write(write))
 
     async def remove(self, ids: list[Any]) -> int:
         """Remove rows. Returns the version that does not have them. Raises KeyError for an unknown id."""

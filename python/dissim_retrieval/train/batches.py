@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.image_set import rows_by_label
 from ..logs import get_logger
 
 logger = get_logger(__name__)
@@ -30,9 +31,7 @@ class IdentityBatches(Sequence[Tensor]):
     """
 
     def __init__(self, labels: Tensor, *, identities: int, views: int, steps: int, seed: int = 0) -> None:
-        order = labels.argsort(stable=True)
-        counts = labels.unique(return_counts=True)[1]
-        self._rows = [rows.numpy() for rows in order.split(counts.tolist())] if len(labels) else []
+        self._rows = [rows.numpy() for rows in rows_by_label(labels)]
         present = len(self._rows)
         if present < 2:
             raise ValueError(

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from ..data import ImageSet
 from ..embedding import embed_images, pixels_like
-from ..evaluation import cosine, evaluate
+from ..evaluation import cosine, evaluate, pick_queries
 from ..logs import get_logger, hide_bar
 from ..models import Backbone, build_backbone
+from ..provenance import as_provenance
 from . import run_folder
 from .augmentation import Augmentation
 from .batches import IdentityBatches
@@ -76,11 +77,17 @@ def train(
     Raises:
         FloatingPointError: the loss, a weight or a validation embedding is not finite. The last checkpoint stays.
         ValueError: a setting or an image set that cannot be trained on; a folder with another run.
+        BlockingIOError: another process trains in the folder.
     """
     if config.patience is not None and validation is None:
         raise ValueError(
             f"patience: expected validation images with patience={config.patience}, got none. Pass validation=, on"
             " the command line --val-fraction with 20 identities of two or more images, or omit patience."
+        )
+    if validation is not None and not pick_queries(validation, count=1):
+        raise ValueError(
+            "validation: expected two images of an identity that may match each other, got none in"
+            f" {len(validation)} images. Images of one identity and camera do not, if the set has several cameras."
         )
     if loss is not None:
         config = replace(config, loss="own")
@@ -90,7 +97,8 @@ def train(
     batches = IdentityBatches(
         images.labels, identities=config.identities, views=config.views, steps=config.steps, seed=config.seed
     )
-    with torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []))
         torch.manual_seed(config.seed)
         network = backbone if backbone is not None else build_backbone(config.backbone, config.dim)
         if isinstance(network, Backbone):
@@ -99,8 +107,10 @@ def train(
         objective.to(processes.device).train()
         own = {"own_backbone": backbone is not None, "own_loss": loss is not None}
         facts = describe(config, objective, images, validation, **own)
-        facts |= dict(provenance or {})
+        facts |= as_provenance(provenance or {})
         state = TrainingState(config, objective, processes.device)
+        if folder is not None and first:
+            stack.enter_context(run_folder.lock(folder))
         if folder is not None:
             resume(state, folder, facts, {"data": images, "validation": validation}, write=first)
             if first:
@@ -112,10 +122,10 @@ def train(
         ) as bar:  # fmt: skip
             if not state.finished:
                 _run(state, batches, images, validation, folder if first else None, processes, workers, bar)
-    if state.best is not None:
-        load_weights(network, objective.head, state.best["weights"], source=f"step {state.best['steps']}")
-    if folder is not None and first:
-        run_folder.write_model(folder, objective.weights())
+        if state.best is not None:
+            load_weights(network, objective.head, state.best["weights"], source=f"step {state.best['steps']}")
+        if folder is not None and first:
+            run_folder.write_model(folder, objective.weights())
     return Trained.of(network, objective.head, config, facts)
 
 

@@ -11,21 +11,37 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ..atomic import atomic_write, remove_unfinished
 from .config import TrainConfig
+from .state import PARTS, VALUES
 
 CONFIG, CHECKPOINT, MODEL, LOG = "config.json", "checkpoint.pt", "model.safetensors", "log.csv"
 COLUMNS = ("step", "loss", "lr", "validation_mAP", "seconds")
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """While a process writes a run. Raises BlockingIOError if another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "train.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise BlockingIOError(
+            f"folder: another process trains in {folder}. Wait for its end, or choose a new folder."
+        ) from error
 
 
 def clean(folder: Path) -> None:
@@ -55,14 +71,21 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict]:
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write checkpoint.pt."""
     with atomic_write(folder / CHECKPOINT) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # in the place of an OSError, such as that of a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The content of checkpoint.pt."""
     path = folder / CHECKPOINT
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {*PARTS, *VALUES}.difference(state if isinstance(state, dict) else ())
+        if missing:
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+        return state
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(_damaged(path, "a checkpoint", error)) from error
 
@@ -98,7 +121,8 @@ class Log:
         rows = []
         if start and path.exists():
             with open(path, newline="") as before:
-                rows = [row for row in csv.reader(before) if row and row[0].isdigit() and int(row[0]) <= start]
+                whole = [row for row in csv.reader(before) if len(row) == len(COLUMNS)]
+            rows = [row for row in whole if row[0].isdigit() and int(row[0]) <= start]
         with atomic_write(path) as new:
             new.write("".join(f"{','.join(row)}\n" for row in [COLUMNS, *rows]).encode())
         self._file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 it is closed in __exit__
