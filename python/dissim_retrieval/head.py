@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,12 @@ SIGNS = ("free", "negative")
 OPTIONS = (
     "constraint", "radius", "sign", "normalize", "scale", "learn_weight", "positive_share", "initial_bias",
 )  # fmt: skip
+
+
+def scores_transformed_rows(forward: Callable) -> Callable:
+    """Mark a forward whose scores are those of `transform`, `weight` and `bias`. An overriding one has no mark."""
+    forward.scores_transformed_rows = True  # type: ignore[attr-defined]
+    return forward
 
 
 class DissimilarityHead(nn.Module):
@@ -105,6 +112,7 @@ class DissimilarityHead(nn.Module):
         exact = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         return (F.normalize(exact, dim=-1) * self.scale).to(embeddings.dtype)
 
+    @scores_transformed_rows
     def forward(self, query: ArrayLike, reference: ArrayLike) -> Tensor:
         query, reference = as_rows("query", query, self.weight), as_rows("reference", reference, self.weight)
         return fused_dissim_score(self.transform(query), self.transform(reference), self.weight, self.bias[0])
@@ -141,6 +149,16 @@ class DissimilarityHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={len(self.weight)}, " + ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+
+
+def check_storable(name: str, head: DissimilarityHead) -> None:
+    """Raise TypeError for a subclass with scores of its own: a file has the options and the weights only."""
+    for method in ("forward", "transform"):
+        if getattr(type(head), method) is not getattr(DissimilarityHead, method):
+            raise TypeError(
+                f"{name}: expected a DissimilarityHead, of which options and weights are stored, got a"
+                f" {type(head).__name__} with its own {method}. Keep such a head in memory."
+            )
 
 
 _heads: weakref.WeakSet[DissimilarityHead] = weakref.WeakSet()

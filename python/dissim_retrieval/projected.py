@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .arrays import ArrayLike, as_rows
 from .atomic import atomic_write
-from .head import DissimilarityHead
+from .head import DissimilarityHead, check_storable, scores_transformed_rows
 from .held_out import Comparison, HeldOutCheck
 
 _FORMAT = "dissim-projected-head 2"
@@ -67,11 +67,13 @@ class ProjectedHead(nn.Module):
         """Embeddings [N, D] -> the rows [N, dim] that are scored by `weight` and `bias`."""
         return self.head.transform(self.project(embeddings))
 
+    @scores_transformed_rows
     def forward(self, query: ArrayLike, reference: ArrayLike) -> Tensor:
         return self.head(self.project(query), self.project(reference))
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically: the tensors, and options, check and provenance as JSON."""
+        check_storable("head", self.head)
         check = None if self.check is None else asdict(self.check)
         facts = {"head": self.head.options(), "check": check, "provenance": self.provenance}
         metadata = {"format": _FORMAT} | {name: json.dumps(value) for name, value in facts.items()}

@@ -158,8 +158,13 @@ def _recorded_split(trained: Trained) -> SplitSettings | None:
         return None
 
 
+def _identities(images: ImageSet) -> int:
+    """How many there are; of a set with queries, among those: distractors of the gallery are none."""
+    return len((images.labels if images.queries is None else images.labels[images.queries]).unique())
+
+
 def _all(images: ImageSet, train: ImageSet | None, trained_fingerprint: str) -> Selection:
-    total = len(images.labels.unique())
+    total = _identities(images)
     for known in (images, train):
         if known is not None and known.fingerprint == trained_fingerprint:
             trained = len(known.labels.unique())
@@ -185,7 +190,7 @@ def _held_out(run: Path, settings: SplitSettings, split: Split, data: dict, part
         raise ValueError(
             f"part: {run} has no {part} part, since no identities were held out. --part all takes the trained ones."
         )
-    total = len(images.labels.unique())
+    total = _identities(images)
     if part != "test" and not known:
         note = (
             f"{total} {part} identities of other images or another split than the model was trained on; whether it"

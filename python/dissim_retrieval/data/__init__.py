@@ -118,8 +118,8 @@ def split_images(
 
 
 def _checked(size: Size) -> Size:
-    sides = tuple(size) if isinstance(size, tuple | list) else (size,)
-    if len(sides) > 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(f"size: expected at least 1 pixel, as one number or (height, width), got {size!r}")
     return size if isinstance(size, int) else sides  # type: ignore[return-value]
 

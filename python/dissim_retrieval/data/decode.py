@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "J
 #: own limit of 179 million.
 MAX_PIXELS = 90_000_000
 
-_ORIENTATION = 0x0112  # the EXIF tag
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # tags of EXIF and TIFF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,12 +48,12 @@ def decode(path: str, size: tuple[int, int] | int) -> np.ndarray:
 
     A number instead of `size` is that of the longer side; the aspect ratio is kept.
 
-    Turned upright by its EXIF orientation. Transparent areas become white. 16 bits of gray become the upper 8. Of an
-    animation, the first frame. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than `size`,
-    then resized (bicubic).
+    Turned upright by its EXIF orientation. Transparent areas become white, but not a single transparent value of a PNG
+    with 2, 4 or 16 bits. Of more than 8 bits of gray, the upper 8 are used; of an animation, the first frame. A JPEG is
+    decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than `size`, then resized (bicubic).
 
-    A file that cannot be decoded, or has more than MAX_PIXELS, raises DamagedImageError; one that cannot be opened,
-    an OSError.
+    A file that cannot be decoded, or has more than MAX_PIXELS, raises DamagedImageError; one that cannot be opened or
+    read, an OSError.
     """
     with open(path, "rb") as file:
         return decode_opened(file, size, printable(path))
@@ -65,7 +65,11 @@ def decode_opened(file: BinaryIO, size: tuple[int, int] | int, name: str) -> np.
         return _decode(file, size)
     except UnidentifiedImageError:
         reason = f"a file in none of the formats {', '.join(_formats())}"
+    except MemoryError:
+        raise
     except Exception as error:  # on damaged data, decoders raise OSError, SyntaxError, struct.error and others
+        if isinstance(error, OSError) and error.errno is not None:  # the system cannot read the file
+            raise
         reason = str(error) or type(error).__name__
     raise DamagedImageError(name, reason)
 
@@ -111,11 +115,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _upper_bits(image: Image.Image) -> np.ndarray:
+    """Gray of 9 to 16 bits as uint8. A TIFF says how many it has, and may have white as 0."""
+    tags = getattr(image, "tag_v2", {})
+    gray = (np.asarray(image) >> (tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
+    return 255 - gray if tags.get(_PHOTOMETRIC) == 0 else gray
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_upper_bits(image)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("32 bits per pixel, whose range is not known (8 and 16 bits are)")
+        raise ValueError("32 bits per pixel, or signed numbers, whose range is not known (8 and 16 bits are)")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

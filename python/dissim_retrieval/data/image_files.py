@@ -71,7 +71,7 @@ class ImageFiles:
     def _damage(self, row: int) -> str:
         try:
             decode(self.path(row), self.size)
-        except (ValueError, OSError) as error:
+        except (DamagedImageError, FileNotFoundError) as error:
             return str(error)
         return ""
 

@@ -70,8 +70,11 @@ class ImageSet(Dataset):
         return tuple(self.images.shape[2:])  # type: ignore[return-value]
 
     def read(self, rows: Tensor | Sequence[int]) -> Tensor:
-        """The images of these rows (int64), uint8 [len(rows), 3, H, W]. Files are decoded in this process."""
-        return self.images[torch.as_tensor(rows, dtype=torch.int64)]
+        """The images of these rows (int64, or a bool mask [B]), uint8 [len(rows), 3, H, W].
+
+        Files are decoded in this process.
+        """
+        return self.images[self._numbers(rows)]
 
     def batches(self, plan: Sequence[Tensor], *, workers: int | None = None) -> Iterator[Tensor]:
         """`read(rows)` for each rows (int64) of the plan, in order.
@@ -102,9 +105,14 @@ class ImageSet(Dataset):
             logger.warning("%s: skipped %d of %d images: %s", self.name, len(bad), len(self), shown)
         return self.take(torch.tensor([not text for text in damage], dtype=torch.bool))
 
-    def take(self, indices: Tensor) -> ImageSet:
+    def _numbers(self, rows: Tensor | Sequence[int]) -> Tensor:
+        """int64, from 0, of rows or a bool mask."""
+        rows = torch.as_tensor(rows)
+        return torch.arange(len(self))[rows if len(rows) else rows.long()]
+
+    def take(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The images at `indices` (int64, or a bool mask [B]); label numbers, names and ids stay as they are."""
-        rows = torch.arange(len(self))[indices]
+        rows = self._numbers(indices)
         numbers = rows.tolist()
         return replace(
             self,

@@ -38,6 +38,7 @@ STYLE: Any = {
     "axes.grid": True,
     "grid.color": "#E4E4E4",
     "legend.frameon": False,
+    "text.parse_math": False,  # names may have $
     "svg.hashsalt": "dissim",  # the same input gives the same file
 }
 

@@ -19,7 +19,7 @@ from dissim_kernels import fused_dissim_rank
 
 from ..arrays import ArrayLike, as_indices, as_rows
 from ..references import count_equal
-from .scorers import PairClassifier, Scorer
+from .scorers import PairClassifier, Scorer, is_pair_classifier
 
 #: Queries that are ranked together have about this many matches; `fused_dissim_rank` needs 200 bytes for each.
 MATCHES_PER_BLOCK = 1 << 20
@@ -83,7 +83,7 @@ class Retrieval:
             raise ValueError(
                 f"{missing}: expected cameras, since the other side has them, got None. Pass both or neither."
             )
-        like = scorer.weight if isinstance(scorer, PairClassifier) else None
+        like = scorer.weight if is_pair_classifier(scorer) else None
         query, reference = as_rows("query", query, like), as_rows("reference", reference, like)
 
         def indices(name: str, values: ArrayLike, rows: int) -> Tensor:
@@ -115,7 +115,7 @@ class Retrieval:
     @torch.no_grad()
     def ranks(self, block: int) -> Iterator[MatchRanks]:
         """The ranks of all matches: by `fused_dissim_rank` for a classifier, else by sorts of `block` queries."""
-        if not isinstance(self.scorer, PairClassifier):
+        if not is_pair_classifier(self.scorer):
             yield from (part.ranks() for part in self.scores(block))
             return
         gallery = self.scorer.transform(self.reference)

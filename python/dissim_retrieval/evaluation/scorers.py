@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from ..arrays import ArrayLike, as_rows, check_rows_finite
 Scorer = Callable[[Tensor, Tensor], Tensor]
 
 
-@runtime_checkable
 class PairClassifier(Protocol):
     """A scorer whose scores are ``fused_dissim_score(transform(query), transform(reference), weight, bias[0])``.
 
@@ -38,10 +37,18 @@ class PairClassifier(Protocol):
         """The scores [n, M]."""
 
 
+def is_pair_classifier(scorer: Any) -> TypeGuard[PairClassifier]:
+    """Whether it is one, and no other module that has these attributes, such as a subclass with its own forward."""
+    return getattr(getattr(type(scorer), "forward", None), "scores_transformed_rows", False)
+
+
 def check_classifier(head: object) -> None:
     """The argument `head` of functions that need its weights."""
-    if not isinstance(head, PairClassifier):
-        raise TypeError(f"head: expected a DissimilarityHead or ProjectedHead, got {type(head).__name__}.")
+    if not is_pair_classifier(head):
+        raise TypeError(
+            f"head: expected a DissimilarityHead or ProjectedHead, or a subclass with their forward, got"
+            f" {type(head).__name__}."
+        )
 
 
 def finite_rows(name: str, embeddings: ArrayLike, classifier: PairClassifier) -> Tensor:
@@ -58,7 +65,8 @@ def negative_euclidean(query: Tensor, reference: Tensor) -> Tensor:
 
     From differences: a matrix product would lose the digits of distances that are small beside the rows' norms.
     """
-    return -torch.cdist(query, reference, compute_mode="donot_use_mm_for_euclid_dist")
+    dtype = torch.promote_types(query.dtype, torch.float32)  # cdist of a CPU takes no half precision
+    return -torch.cdist(query.to(dtype), reference.to(dtype), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def cosine(query: Tensor, reference: Tensor) -> Tensor:

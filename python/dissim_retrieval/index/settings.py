@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..head import DissimilarityHead
+from ..head import DissimilarityHead, check_storable
 
 FORMAT, VERSION = "dissim-index", 2
 
@@ -84,6 +84,7 @@ def sync(paths: Any) -> None:
 def write_settings(folder: Path, settings: Settings, backbone: BackboneWeights | None) -> None:
     """Write the files into a new folder."""
     head, provenance = settings
+    check_storable("head", head)
     files = {"head": head.state_dict()} | ({} if backbone is None else {"backbone": backbone.state})
     record: dict[str, Any] = {
         "format": FORMAT,

@@ -53,7 +53,8 @@ def freeze_stages(network: nn.Module, freeze: int | Literal["all"]) -> list[nn.M
         root = network.features if isinstance(network, Backbone) else network
         trained = {id(parameter) for part in parts[len(frozen) :] for parameter in part.parameters()}
         for parameter in root.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+            if id(parameter) not in trained:
+                parameter.requires_grad_(False)
     return frozen
 
 

@@ -26,7 +26,8 @@ class Augmentation:
         if config.flip:
             self.steps.append(augmentations.RandomHorizontalFlip(p=config.flip))
         if config.crop < 1:
-            area, ratio = (config.crop, 1.0), (3 / 4, 4 / 3)
+            height, width = size
+            area, ratio = (config.crop, 1.0), (3 / 4 * width / height, 4 / 3 * width / height)
             self.steps.append(augmentations.RandomResizedCrop(size, area, ratio, cropping_mode="resample"))
         if config.color:
             self.steps.append(augmentations.ColorJitter(config.color, config.color, config.color, p=1.0))

@@ -31,6 +31,9 @@ class IdentityBatches(Sequence[Tensor]):
     """
 
     def __init__(self, labels: Tensor, *, identities: int, views: int, steps: int, seed: int = 0) -> None:
+        for name, value, smallest in (("identities", identities, 1), ("views", views, 1), ("seed", seed, 0)):
+            if value < smallest:
+                raise ValueError(f"{name}: expected at least {smallest}, got {value}.")
         self._rows = [rows.numpy() for rows in rows_by_label(labels)]
         present = len(self._rows)
         if present < 2:

@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from ..data import ImageSet
 from ..embedding import embed_images, pixels_like
-from ..evaluation import cosine, evaluate, pick_queries
+from ..evaluation import cosine, pick_queries
+from ..evaluation.evaluate import mean_average_precision
+from ..head import check_storable
 from ..logs import get_logger, hide_bar
 from ..models import Backbone, build_backbone
 from ..provenance import as_provenance
@@ -89,6 +91,12 @@ def train(
             "validation: expected two images of an identity that may match each other, got none in"
             f" {len(validation)} images. Images of one identity and camera do not, if the set has several cameras."
         )
+    if validation is not None and validation.size != images.size:
+        (height, width), (own_height, own_width) = images.size, validation.size
+        raise ValueError(
+            f"validation: expected images of {height}x{width} pixels, as those to train on, got"
+            f" {own_height}x{own_width}. Load both with the same size=."
+        )
     if loss is not None:
         config = replace(config, loss="own")
     processes = join_processes(device)
@@ -109,6 +117,8 @@ def train(
         facts = describe(config, objective, images, validation, **own)
         facts |= as_provenance(provenance or {})
         state = TrainingState(config, objective, processes.device)
+        if folder is not None and objective.head is not None:
+            check_storable("loss", objective.head)
         if folder is not None and first:
             stack.enter_context(run_folder.lock(folder))
         if folder is not None:
@@ -216,7 +226,7 @@ def _validate(state: TrainingState, images: ImageSet, workers: int | None, folde
         raise FloatingPointError(_diverged(state, what, folder))
     scorer = cosine if objective.head is None else copy.deepcopy(objective.head).cpu().float()
     with torch.no_grad():
-        return evaluate("validation", rows, scorer, images, pictured_queries=[], progress=False).metrics["mAP_mean"]
+        return mean_average_precision(rows, scorer, images)
 
 
 def _diverged(state: TrainingState, what: str, folder: Path | None) -> str:

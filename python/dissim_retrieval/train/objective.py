@@ -42,6 +42,9 @@ class Objective(nn.Module):
         self.memory = CrossBatchMemory(config.memory, config.dim).to(dtype) if config.memory else None
         heads = [module for module in self.loss.modules() if isinstance(module, DissimilarityHead)]
         self.head = heads[0] if heads else None
+        self.dim = config.dim if self.memory is not None else None
+        if self.head is not None:
+            self.dim = len(self.head.weight)
 
     def train(self, mode: bool = True) -> Objective:
         """Set train or eval mode; frozen stages stay in eval mode."""
@@ -54,9 +57,9 @@ class Objective(nn.Module):
         """pixels [B, 3, H, W] in [0, 1], labels int64 [B] -> 0-d. use_memory: compare with the rows in it, too."""
         with torch.autocast(pixels.device.type, self.precision, enabled=self.precision != torch.float32):
             rows = embed(self.backbone, pixels)
-        if self.head is not None and rows.shape[1] != len(self.head.weight):
+        if self.dim is not None and rows.shape[1] != self.dim:
             raise ValueError(
-                f"backbone: expected embeddings of dim = {len(self.head.weight)} numbers, got {rows.shape[1]}."
+                f"backbone: expected embeddings of dim = {self.dim} numbers, got {rows.shape[1]}."
                 f" Set dim={rows.shape[1]}."
             )
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
