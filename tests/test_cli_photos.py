@@ -389,6 +389,7 @@ def test_market1501_keeps_its_official_split():
             for camera in cameras:
                 name = f"{person:04d}_c{camera}s1_{len(folder):06d}_00.jpg"
                 Image.fromarray(draw.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(Path("market", folder, name))
+    shutil.copy(Path("market", "query", name), Path("market", "bounding_box_test", "0000_c1s1_000001_00.jpg"))
     data = ["--root", "market", *SETTINGS]
     assert "6 to train" in success("train", "people", "--data", "market1501-train", *data)
     for options in (["--data", "market1501-test", "--root", "market"], []):

@@ -32,6 +32,20 @@ def test_take_keeps_rows_together(numbered):
         assert len(taken) == len(taken.images) and taken.label_names == numbered.label_names
 
 
+def test_read_takes_rows_and_masks(numbered):
+    assert numbered.read(numbered.labels == 3)[:, 0, 0, 0].tolist() == [3, 13]
+    assert numbered.read([4, 2])[:, 0, 0, 0].tolist() == [4, 2]
+    assert len(numbered.read([])) == len(numbered.take([])) == len(numbered.read(numbered.labels == 99)) == 0
+    with pytest.raises(IndexError):
+        numbered.read(torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize("size", [(64,), [32], (), (1, 2, 3), 0, (4, 0)])
+def test_a_size_that_cannot_be_is_named(size, tmp_path):
+    with pytest.raises(ValueError, match="size: expected at least 1 pixel, as one number or"):
+        load_images("folder", size=size, root=tmp_path)
+
+
 def test_split_is_by_identity_and_by_seed(numbered):
     train, test = numbered.split_labels(0.3, seed=1)
     assert len(train.labels.unique()) == 3 and len(train) + len(test) == 20

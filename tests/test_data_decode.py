@@ -1,5 +1,6 @@
 """Image files of every kind that users have are decoded to the picture that a viewer shows."""
 
+import errno
 import io
 import struct
 import warnings
@@ -7,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from dissim_retrieval.data import decode as decode_module
-from dissim_retrieval.data.decode import ENDINGS, FORMATS, decode, printable
+from dissim_retrieval.data.decode import ENDINGS, FORMATS, decode, decode_opened, printable
 from dissim_retrieval.thumbnail import thumbnail
 from PIL import Image, ImageOps
 
@@ -69,6 +70,38 @@ def test_16_bits_become_the_upper_8(tmp_path, name):
     ramp = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (32, 1))
     decoded = decode(saved(tmp_path, Image.fromarray(ramp), name), (32, 32))
     assert np.abs(decoded.astype(int) - (ramp >> 8)[..., None]).max() <= 1
+
+
+def tiff(values, bits, photometric):
+    """A gray TIFF of one row, which PIL does not write: uncompressed, little-endian, `bits` a value."""
+    if bits == 12:
+        pairs = np.array(values).reshape(-1, 2)
+        strip = b"".join(((a << 12) | b).to_bytes(3, "big") for a, b in pairs.tolist())
+    else:
+        strip = np.array(values, "<u2").tobytes()
+    tags = [(256, len(values)), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1)]
+    tags.append((279, len(strip)))
+    offset = 8 + len(strip)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return struct.pack("<2sHI", b"II", 42, offset) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 1), (16, 0)])
+def test_a_tiff_says_how_many_bits_it_has_and_whether_white_is_0(tmp_path, bits, photometric):
+    top = 2**bits - 1
+    (tmp_path / "gray.tif").write_bytes(tiff([0, top, top // 2, 0], bits, photometric))
+    expected = [0, 255, 127, 0] if photometric else [255, 0, 128, 255]
+    assert decode(str(tmp_path / "gray.tif"), (1, 4))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=repr)
+def test_a_failure_of_the_machine_is_no_damaged_image(tmp_path, error):
+    class Broken(io.BytesIO):
+        def read(self, *size):
+            raise error
+
+    with pytest.raises(type(error)):
+        decode_opened(Broken(b"x"), 4, "photo.png")
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

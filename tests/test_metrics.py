@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval.evaluation import retrieval_metrics
+from dissim_retrieval import DissimilarityHead
+from dissim_retrieval.evaluation import KReciprocalScorer, negative_euclidean, retrieval_metrics
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 
@@ -206,6 +207,44 @@ def test_scorer_sees_no_more_than_a_block():
 
     retrieval_metrics(rows(10), rows(6), scorer, torch.arange(10), torch.arange(6), block=4)
     assert seen == [(4, 6), (4, 6), (2, 6)]
+
+
+class Squared(torch.nn.Module):
+    """A score of its own, with the attributes of a DissimilarityHead."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = -torch.ones(6), torch.zeros(1)
+
+    def transform(self, rows):
+        return rows
+
+    def forward(self, query, reference):
+        return (query[:, None] - reference).square() @ self.weight + self.bias
+
+
+class Inverted(DissimilarityHead):
+    def forward(self, query, reference):
+        return -super().forward(query, reference)
+
+
+@pytest.mark.parametrize("scorer", [Squared(), Inverted(6)], ids=lambda scorer: type(scorer).__name__)
+def test_a_scorer_with_a_forward_of_its_own_is_called(scorer):
+    draw = torch.Generator().manual_seed(0)
+    embeddings, labels = torch.randn(40, 6, generator=draw), torch.arange(40) % 8
+    arguments = (embeddings, embeddings, labels, labels)
+    expected = retrieval_metrics(*arguments[:2], lambda q, r: scorer(q, r), *arguments[2:])
+    assert retrieval_metrics(*arguments[:2], scorer, *arguments[2:]) == expected
+    assert retrieval_metrics(*arguments[:2], DissimilarityHead(6), *arguments[2:]) != expected
+    with pytest.raises(TypeError, match="head: expected a DissimilarityHead or ProjectedHead, or a subclass"):
+        KReciprocalScorer(embeddings, scorer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_l2_distance_of_half_precision_rows(dtype):
+    query, reference = rows(3).to(dtype), rows(4).to(dtype)
+    expected = negative_euclidean(query.float(), reference.float())
+    assert torch.equal(negative_euclidean(query, reference), expected)
 
 
 def test_errors_name_the_argument():

@@ -179,6 +179,13 @@ def test_stages_are_the_blocks_from_the_input_on(name, number):
     assert all(p.requires_grad for p in backbone.projection.parameters())
 
 
+def test_freezing_makes_nothing_trainable():
+    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(3)))
+    blocks[1].requires_grad_(False)
+    freeze_stages(blocks, 1)
+    assert [p.requires_grad for p in blocks.parameters()] == [False] * 8 + [True] * 4
+
+
 def test_stages_of_any_network():
     plain = nn.Linear(2, 3)
     assert stages(plain) == [plain] and stages(nn.Sequential(nn.Flatten(), plain)) == [plain]

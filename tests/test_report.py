@@ -9,6 +9,7 @@ import pytest
 import torch
 from dissim_retrieval.data import ImageSet
 from dissim_retrieval.evaluation import cosine, evaluate, negative_euclidean, pick_queries, retrieval_metrics
+from dissim_retrieval.evaluation.evaluate import mean_average_precision
 from dissim_retrieval.evaluation.histogram import RECALL_GRID
 from dissim_retrieval.evaluation.report import metric_table, metric_text, per_query_csv, write_report
 from PIL import Image
@@ -261,6 +262,23 @@ def test_report_is_deterministic(images, evaluations, tmp_path):
         write_report(tmp_path / name, evaluations, images, title="t", facts={})
     for file in FILES:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_pictured_queries_may_be_a_tensor(images, embeddings):
+    chosen = torch.tensor(pick_queries(images, count=2))
+    found = evaluate("x", embeddings, cosine, images, pictured_queries=chosen, progress=False)
+    assert [one.query for one in found.ranked] == chosen.tolist()
+
+
+def test_map_alone_is_that_of_the_evaluation(images, embeddings, evaluations):
+    assert mean_average_precision(embeddings, cosine, images) == evaluations[1].metrics["mAP_mean"]
+
+
+def test_names_with_dollar_signs_are_no_mathematics(images, embeddings, tmp_path):
+    named = replace(images, label_names=[f"costs $5_$ {i}" for i in range(12)], camera_names=["$\\foo$"] * 3)
+    found = evaluate("$a_$", embeddings, cosine, named, progress=False)
+    write_report(tmp_path, [found], images=named, title="$x_$", facts={"root": "$y_$"})
+    assert {path.name for path in tmp_path.iterdir()} >= FILES
 
 
 def test_errors(images, embeddings, tmp_path):

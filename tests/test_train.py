@@ -14,8 +14,9 @@ from dissim_retrieval.embedding import embed_images
 from dissim_retrieval.embedding_file import read_embedding_file, write_embeddings
 from dissim_retrieval.evaluation import cosine, evaluate, retrieval_metrics
 from dissim_retrieval.head import DissimilarityHead
-from dissim_retrieval.losses import PrototypeLoss
+from dissim_retrieval.losses import HingeLoss, PrototypeLoss
 from dissim_retrieval.models import build_backbone
+from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.provenance import check_same_model
 from dissim_retrieval.train import TrainConfig, load_trained, train
 from dissim_retrieval.train.state import rate_factor
@@ -278,6 +279,38 @@ def test_validation_images_need_a_match(glyphs, tmp_path):
         with pytest.raises(ValueError, match=f"^validation: expected two images .* got none in {count} images"):
             train(CONFIG, glyphs, validation=validation, folder=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_validation_images_have_the_size_of_those_to_train_on(glyphs):
+    small = replace(glyphs, images=glyphs.images[:, :, ::2, ::2])
+    with pytest.raises(ValueError, match=r"validation: expected images of 16x16 pixels, .* got 8x8"):
+        train(CONFIG, glyphs, validation=small, progress=False)
+
+
+class OtherHead(DissimilarityHead):
+    def transform(self, embeddings):
+        return embeddings.abs()
+
+
+def test_a_head_that_cannot_be_stored_is_an_error_before_the_training(glyphs, tmp_path):
+    trained = train(CONFIG, glyphs, loss=HingeLoss(OtherHead(32)), progress=False)
+    assert isinstance(trained.head, OtherHead)
+    message = "expected a DissimilarityHead, .* got a OtherHead with its own transform. Keep such a head in memory"
+    with pytest.raises(TypeError, match=f"loss: {message}"):
+        train(CONFIG, glyphs, loss=HingeLoss(OtherHead(32)), folder=tmp_path / "run", progress=False)
+    index = DissimilarityIndex(trained.head)
+    for store in (lambda: index.save(tmp_path / "g"), lambda: DissimilarityIndex.create(tmp_path / "g", index.head)):
+        with pytest.raises(TypeError, match=f"head: {message}"):
+            store()
+    with pytest.raises(TypeError, match=f"head: {message}"):
+        ProjectedHead(torch.zeros(4), torch.ones(4, 32), index.head).save(tmp_path / "g")
+    assert not any(tmp_path.iterdir())
+
+
+def test_embeddings_of_another_width_are_named_before_the_memory_gets_them(glyphs):
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 8))
+    with pytest.raises(ValueError, match=r"backbone: expected embeddings of dim = 32 numbers, got 8\. Set dim=8"):
+        train(replace(CONFIG, memory=8, loss="triplet"), glyphs, backbone=backbone, progress=False)
 
 
 def test_provenance_tells_data_transform_backbone_and_weights(glyphs, tmp_path):

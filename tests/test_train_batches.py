@@ -74,6 +74,13 @@ def test_fewer_than_two_identities_raises(labels):
         batches(labels)
 
 
+@pytest.mark.parametrize(("name", "value"), [("identities", 0), ("views", 0), ("seed", -1)])
+def test_settings_that_cannot_be_are_named(name, value):
+    options = {"identities": 2, "views": 2, "steps": 1} | {name: value}
+    with pytest.raises(ValueError, match=f"{name}: expected at least {value + 1}, got {value}"):
+        IdentityBatches(torch.arange(8) // 2, **options)
+
+
 def test_a_data_loader_takes_the_batches():
     plan = batches()
     loader = DataLoader(TensorDataset(torch.arange(36)), batch_sampler=plan)
@@ -118,6 +125,21 @@ def test_crop_keeps_a_part_and_fills_the_image():
     extent = changed[:, 0, 8, -1] - changed[:, 0, 8, 0]
     assert (changed.diff(dim=3) >= -1e-6).all()
     assert extent.min() > 0.3 and extent.max() <= 1 and extent.std() > 0.05
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 16)])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_crop_keeps_the_promised_share_of_images_of_any_shape(size, share):
+    """Of two ramps, the ranges of a crop are its width and its height, as shares of the image."""
+    height, width = size
+    ramps = torch.zeros(200, 3, *size)
+    ramps[:, 0], ramps[:, 1] = torch.linspace(0, 1, width), torch.linspace(0, 1, height)[:, None]
+    changed = Augmentation(TrainConfig(flip=0.0, crop=share), size)(ramps, 0, slice(None), 200)
+    across = changed[:, 0, 0, -1] - changed[:, 0, 0, 0]
+    down = changed[:, 1, -1, 0] - changed[:, 1, 0, 0]
+    area, distortion = across * down, across / down
+    assert share - 0.1 < area.min() < share + 0.1 and area.max() > 0.94
+    assert 0.65 < distortion.min() < 1 < distortion.max() < 1.5  # corners are whole pixels
 
 
 def test_an_image_depends_on_the_seed_and_its_row_only(images):

@@ -48,9 +48,9 @@ def decode(path: str, size: tuple[int, int] | int) -> np.ndarray:
 
     A number instead of `size` is that of the longer side; the aspect ratio is kept.
 
-    Turned upright by its EXIF orientation. Transparent areas become white, but not a single transparent value of a PNG
-    with 2, 4 or 16 bits. Of more than 8 bits of gray, the upper 8 are used; of an animation, the first frame. A JPEG is
-    decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than `size`, then resized (bicubic).
+    Turned upright by its EXIF orientation. Transparent areas become white, but not a single transparent value of a
+    PNG with 2, 4 or 16 bits. Of more than 8 bits of gray, the upper 8 are used; of an animation, the first frame. A
+    JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is not smaller than `size`, then resized (bicubic).
 
     A file that cannot be decoded, or has more than MAX_PIXELS, raises DamagedImageError; one that cannot be opened or
     read, an OSError.
