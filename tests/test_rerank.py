@@ -186,7 +186,7 @@ def test_errors_name_the_argument():
         k_reciprocal_rerank(rows[0], rows, head, k=2)
     with pytest.raises(ValueError, match=r"query: expected rows \[N, D\], got \[6\]"):
         expand_queries(rows[0], rows, head)
-    with pytest.raises(TypeError, match="head: expected a DissimilarityHead or .* with their forward, got function"):
+    with pytest.raises(TypeError, match=r"head: expected a DissimilarityHead or .* with their forward, got function"):
         k_reciprocal_rerank(rows, rows, cosine, k=2)
     broken = rows.clone()
     broken[3, 2] = torch.nan
