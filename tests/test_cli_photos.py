@@ -128,6 +128,15 @@ def test_search_with_a_photo_finds_it_first(made):
     assert [float(row[1]) for row in rows] == sorted((float(row[1]) for row in rows), reverse=True)
 
 
+def test_a_gallery_of_embeddings_has_labels_and_cameras_to_filter_by():
+    success("embed", "run", "all.npz", "--part", "all")
+    success("index", "run", "all.npz", "all.dissim")
+    options = ["photos/id03/a.png", "--json", "--filter", "camera = 'all' AND label != 'id03' AND id LIKE '%/a.png'"]
+    (found,) = json.loads(success("search", "all.dissim", *options))
+    assert len(found["results"]) == 10
+    assert all(one["id"].endswith("/a.png") and one["id"] != "id03/a.png" for one in found["results"])
+
+
 def test_a_name_with_a_tab_is_one_cell():
     name = "a\tb\nc\rd\\e.png"
     Path("odd").mkdir()
