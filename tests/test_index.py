@@ -423,7 +423,7 @@ def test_errors_say_what_to_do(head, gallery, query):
         (lambda: index.search(query, 1, filter="numbr < 3"), "filter: expected an SQL condition on id, label"),
         (lambda: index.search(query, 1, filter="label = '"), "filter: expected an SQL condition"),
         (lambda: index.search(query, 1, filter="id = ?"), "filter: expected an SQL condition .* Task was aborted"),
-        (lambda: index.search(query, 1, filter=["x"]), r"ids: expected int64 \[n\]"),
+        (lambda: index.search(query, 1, filter=["x"]), r"filter: expected int64 \[n\]"),
         (lambda: index.search(query, 1, group_by="name"), "group_by: expected a metadata column, one of id, label"),
         (lambda: index.search(query, 1, group_by="label", fuse="sum"), "fuse: expected one of max, mean"),
         (lambda: index.range_search(query, float("nan")), r"threshold: expected a number, got nan\."),

@@ -69,7 +69,7 @@ def test_ids_are_stored_as_they_are(ids, stored):
     ids=repr,
 )
 def test_other_ids_are_an_error_wherever_they_are_passed(ids, got):
-    message = rf"ids: expected int64( or str)? \[.\].*, got {got}"
+    message = rf"(ids|filter): expected int64( or str)? \[.\].*, got {got}"
     index, query = index_of([1, 2]), torch.ones(1, 3)
     for call in (
         lambda: DissimilarityIndex(index.head).add(torch.randn(2, 3), ids),

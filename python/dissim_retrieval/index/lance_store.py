@@ -403,7 +403,7 @@ def write_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def first_sentence(error: BaseException) -> str:
+def first_sentence(error: BaseException | str) -> str:
     """The message of a Lance error without the place in its source."""
     return str(error).splitlines()[0].split(", /")[0].rstrip(".")
 
