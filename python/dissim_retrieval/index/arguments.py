@@ -143,6 +143,8 @@ def _column(name: str, values: Any, wanted: pa.DataType | None) -> pa.Array:
         array = pa.array(as_array(values) if isinstance(values, np.ndarray) else values, from_pandas=False)
         if pa.types.is_dictionary(array.type):
             array = array.dictionary_decode()
+        if pa.types.is_string_view(array.type):
+            array = array.cast(pa.string())  # Arrow cannot take rows of a view
         if pa.types.is_null(array.type):
             array = array.cast(wanted or pa.string())
         if wanted is not None and not _is_cast(array.type, wanted):

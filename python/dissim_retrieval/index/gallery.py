@@ -194,7 +194,8 @@ class DissimilarityIndex:
                 the largest.
             metadata: columns {name: B values} of bool, numbers, str or times, for `filter` and `group_by`. Rows have
                 null in columns that are not given for them. A column keeps the type of its first values: numbers,
-                text and bools are not converted to each other.
+                text and bools are not converted to each other. Filters compare nanoseconds of times, but results
+                have microseconds.
         """
         self._check_provenance(provenance)
         rows = self._prepare("embeddings", embeddings)
