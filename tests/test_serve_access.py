@@ -15,6 +15,8 @@ from photo_gallery import BEARER, LOCAL, ROOT, TOKEN, make_gallery, problem, ser
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from dissim_retrieval.serve import create_app, listen
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,32 @@ def test_other_machines_need_a_token(path):
 
 
 # --- command line ---------------------------------------------------------------------------------------------------
+
+def test_pages_of_other_sites_do_not_reach_the_api(local):
+    """As the address of an image, for which a browser sends no Origin."""
+    for site in ("cross-site", "same-site", "", "anything"):
+        for path in ("/api/items", "/api/thumbnail?id=id2/a.png", "/api/nothing"):
+            assert "Sec-Fetch-Site: " in problem(local.get(path, headers={"Sec-Fetch-Site": site}), 403)
+        assert local.get("/", headers={"Sec-Fetch-Site": site}).status_code == 200, "a link to the page"
+    for site in ("same-origin", "none"):
+        assert local.get("/api/items", headers={"Sec-Fetch-Site": site}).status_code == 200
+
+
+@pytest.mark.parametrize("prefix", ["/gallery", "/api/search"])
+def test_a_mounted_application_is_as_strict(path, prefix):
+    with_token, without = create_app(path, token=TOKEN), create_app(path)
+    app = Starlette(routes=[Mount(f"{prefix}/remote", with_token), Mount(f"{prefix}/local", without)])
+    with TestClient(app, base_url=LOCAL) as client:
+        remote, local = f"{prefix}/remote", f"{prefix}/local"
+        assert client.get(f"{remote}/").status_code == 200
+        for method, route in (("GET", "/api/info"), ("DELETE", "/api/items?id=id2/a.png")):
+            assert "token" in problem(client.request(method, remote + route), 401)
+        assert client.get(f"{remote}/api/info", headers=BEARER).status_code == 200
+        assert client.post(f"{local}/api/search", json={"id": "id2/a.png"}).status_code == 200
+        assert "without a token" in problem(client.delete(f"{local}/api/items", params={"id": "id2/a.png"}), 403)
+        other = {"Sec-Fetch-Site": "cross-site"}
+        assert "Sec-Fetch-Site: " in problem(client.get(f"{local}/api/info", headers=other), 403)
+
 
 
 def error_line(capsys, *arguments):
