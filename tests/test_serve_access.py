@@ -44,10 +44,22 @@ def remote(path):
 def test_a_body_that_is_too_large_is_not_read(remote):
     with_length = remote.post("/api/search/image", files={"image": ("x", bytes(200_000))})
     assert with_length.status_code == 413
-    assert asyncio.run(chunks_read(remote.app)) == 3, "reading stopped at the limit of 100,000 bytes"
+    assert asyncio.run(chunks_read(remote.app, "/api/items")) == 3, "reading stopped at 100,000 bytes"
 
 
-async def chunks_read(app):
+def test_a_search_in_json_is_limited_by_what_it_needs(local):
+    """Parsing 14 MiB would block other requests for seconds."""
+    kibibytes = 64 * 1024 + 32 * 8
+    fits = '{"id": "id2/a.png"' + " " * (kibibytes - 19) + "}"
+    json_type = {"Content-Type": "application/json"}
+    assert local.post("/api/search", content=fits, headers=json_type).status_code == 200
+    assert local.post("/api/search", content=fits + " ", headers=json_type).status_code == 413
+    assert asyncio.run(chunks_read(local.app, "/api/search")) == 2, "also without a Content-Length"
+    long = [0.12345678901234567] * 8
+    assert local.post("/api/search", json={"embedding": long, "filter": "label = 1" + " " * 3900}).status_code == 200
+
+
+async def chunks_read(app, path):
     """How many parts of 50,000 bytes of an endless body the application reads."""
     read, status = 0, None
 
@@ -61,7 +73,8 @@ async def chunks_read(app):
         status = message.get("status", status)
 
     headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {TOKEN}".encode())]
-    scope = {"type": "http", "method": "POST", "path": "/api/search", "headers": headers, "query_string": b""}
+    headers += [(b"host", b"localhost")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
     await app(scope, receive, send)
     assert status == 413
     return read
@@ -111,19 +124,6 @@ def test_scripts_of_other_sites_are_denied(local):
     assert same.status_code == 200 and "access-control-allow-origin" not in same.headers
 
 
-def test_other_machines_need_a_token(path):
-    for host in ("0.0.0.0", "::", "10.1.2.3", "example.org"):
-        with pytest.raises(ValueError, match="token: expected one"):
-            listen(host, 0, token=None)
-    for token in ("short", "with space in the token", "ä" * 20):
-        with pytest.raises(ValueError, match="token: expected at least 16 ASCII characters"):
-            create_app(path, token=token)
-    with pytest.raises(ValueError, match="max_batch: expected at least 1, got 0"):
-        create_app(path, max_batch=0)
-
-
-# --- command line ---------------------------------------------------------------------------------------------------
-
 def test_pages_of_other_sites_do_not_reach_the_api(local):
     """As the address of an image, for which a browser sends no Origin."""
     for site in ("cross-site", "same-site", "", "anything"):
@@ -149,6 +149,19 @@ def test_a_mounted_application_is_as_strict(path, prefix):
         other = {"Sec-Fetch-Site": "cross-site"}
         assert "Sec-Fetch-Site: " in problem(client.get(f"{local}/api/info", headers=other), 403)
 
+
+def test_other_machines_need_a_token(path):
+    for host in ("0.0.0.0", "::", "10.1.2.3", "example.org"):
+        with pytest.raises(ValueError, match="token: expected one"):
+            listen(host, 0, token=None)
+    for token in ("short", "with space in the token", "ä" * 20):
+        with pytest.raises(ValueError, match="token: expected at least 16 ASCII characters"):
+            create_app(path, token=token)
+    with pytest.raises(ValueError, match="max_batch: expected at least 1, got 0"):
+        create_app(path, max_batch=0)
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
 
 
 def error_line(capsys, *arguments):

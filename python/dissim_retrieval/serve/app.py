@@ -37,6 +37,8 @@ from .messages import (
 
 logger = get_logger(__name__)
 Result = TypeVar("Result")
+#: A search in JSON may have so many bytes, and 32 for each number of an embedding: parsing blocks other requests.
+MAX_SEARCH = 64 << 10
 MAX_UPLOAD = 20 << 20
 
 
@@ -56,7 +58,8 @@ def create_app(
         token: at least 16 characters. Every request to the API must carry it. Without one, the service answers only
             requests that name this machine as their host, and does not write.
         device, quantized, clustered: as of `DissimilarityIndex.open`.
-        max_upload: the largest body of a request, in bytes.
+        max_upload: the largest body of a request, in bytes. A search in JSON has at most 64 KiB and 32 bytes for each
+            number of an embedding.
         max_batch: how many queries, of all clients together, share a scan of the gallery.
 
     Raises what `DissimilarityIndex.open` raises. The gallery is closed when the application shuts down.
@@ -82,13 +85,17 @@ def create_app(
     app.state.gallery, app.state.writable, app.state.max_upload = gallery, token is not None, max_upload
     app.add_middleware(Access, token=token)
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.include_router(router, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
+    searches = APIRouter(**ROUTER, max_body_size=min(max_upload, MAX_SEARCH + 32 * gallery.dim))
+    searches.post("/search")(search)
+    for routes in (router, searches):
+        app.include_router(routes, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
     app.get("/health", responses={503: {"model": Problem}})(health)
     app.mount("/", StaticFiles(directory=Path(__file__).with_name("page"), html=True))
     return app
 
 
-router = APIRouter(prefix="/api", responses={"4XX": {"model": Problem}, 503: {"model": Problem}})
+ROUTER: dict[str, Any] = {"prefix": "/api", "responses": {"4XX": {"model": Problem}, 503: {"model": Problem}}}
+router = APIRouter(**ROUTER)
 
 
 async def _gallery(request: Request) -> ServedGallery:
@@ -123,7 +130,6 @@ async def info(gallery: Gallery, request: Request) -> Info:
     )
 
 
-@router.post("/search")
 async def search(body: Search, gallery: Gallery, request: Request) -> SearchResults:
     """The best rows for an embedding, or for a row of the gallery."""
     with _problems():
