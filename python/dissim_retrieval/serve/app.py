@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from fastapi.staticfiles import StaticFiles
 
 from ..logs import get_logger
 from .access import Access, check_token
-from .gallery import PRIVATE, Answer, ServedGallery
+from .gallery import PRIVATE, Answer, ServedGallery, typed_ids
 from .gallery import Query as GalleryQuery
 from .messages import (
     Hit,
@@ -37,9 +36,9 @@ from .messages import (
 
 logger = get_logger(__name__)
 Result = TypeVar("Result")
+MAX_UPLOAD = 20 << 20
 #: A search in JSON may have so many bytes, and 32 for each number of an embedding: parsing blocks other requests.
 MAX_SEARCH = 64 << 10
-MAX_UPLOAD = 20 << 20
 
 
 def create_app(
@@ -203,13 +202,7 @@ async def remove(gallery: Gallery, id: Annotated[list[str], Query(min_length=1)]
 
 
 async def _typed(gallery: ServedGallery, ids: list[str]) -> list[Any]:
-    """Ids of an address or a form, which are text, as the type that the gallery has."""
-    columns = await gallery.read(lambda index: index.columns)
-    if columns.get("id") != "int64":
-        return list(ids)
-    if not all(re.fullmatch("-?[0-9]{1,20}", id) for id in ids):  # int() takes "1_0" as well
-        raise ValueError(f"id: expected numbers, as in this gallery, got {', '.join(map(repr, ids))}.")
-    return [int(id) for id in ids]
+    return await gallery.read(lambda index: typed_ids(index, ids))
 
 
 def _query(row: np.ndarray | None, id: Any, options: SearchOptions) -> GalleryQuery:
