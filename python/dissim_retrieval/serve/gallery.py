@@ -254,7 +254,7 @@ def _check_filter(filter: str | None) -> None:
     if not re.search(r'["`\\$#]|--|/\*', text):
         text = re.sub("'[^']*'", "", text)
     _check_public("filter", re.findall(r"\w+", text.lower()))
-    for name in re.findall(r"(\w+)`?\s*\(", without_strings(filter or "").lower()):
+    for name in re.findall(r"\b(\w+)`?\s*\(", without_strings(filter or "").lower()):
         if name not in FUNCTIONS:
             expected = f"filter: expected only these names before a parenthesis: {', '.join(FUNCTIONS)}"
             raise ValueError(f"{expected}, got {name!r}.")
