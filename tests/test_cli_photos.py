@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -258,8 +259,45 @@ def test_a_writer_and_a_replacement_exclude_each_other(monkeypatch):
 
 
 def test_only_a_gallery_is_overwritten():
-    assert "expected a gallery to overwrite" in failure("index", "run", "photos", "photos", "--overwrite")
+    for run in ("run", "nowhere"):  # an error before the run is read
+        assert "expected a gallery to overwrite" in failure("index", run, "photos", "photos", "--overwrite")
     assert Path("photos/id00/a.png").exists()
+
+
+def test_a_gallery_that_was_made_meanwhile_is_kept(monkeypatch):
+    """By another `dissim index`, while the photos are embedded."""
+    module = sys.modules["dissim_retrieval.cli.index"]
+    embed_images = module.embed_images
+
+    def slow(network, images):
+        shutil.copytree("gallery", "new.dissim")
+        return embed_images(network, images)
+
+    monkeypatch.setattr(module, "embed_images", slow)
+    assert "new.dissim, which exists" in failure("index", "run", "photos/id03", "new.dissim")
+    assert "60 of 8 numbers" in success("info", "new.dissim")
+    assert sorted(path.name for path in Path(".").iterdir()) == ["gallery", "new.dissim", "photos", "run"]
+
+
+def test_arguments_of_a_search_are_checked_before_photos_are_embedded(monkeypatch):
+    module = sys.modules["dissim_retrieval.cli.search"]
+    monkeypatch.setattr(module, "embed_photos", lambda *arguments, **options: pytest.fail("embedded"))
+    search = ("search", "gallery", "photos")
+    assert "k: expected an integer of at least 1, got 0" in failure(*search, "-k", 0)
+    assert "got photos, which is a folder" in failure(*search, "--html", "photos")
+    assert "filter: expected an SQL condition on id" in failure(*search, "--filter", "colour = 1")
+
+
+def test_a_search_looks_up_the_files_of_all_results_at_once(monkeypatch):
+    get, calls = DissimilarityIndex.get, []
+    monkeypatch.setattr(DissimilarityIndex, "get", lambda index, ids: calls.append(ids) or get(index, ids))
+    text = success("search", "gallery", "photos/id03", "-k", 2)
+    assert len(text.splitlines()) == 7 and text.count("photos/id03/") >= 3 and len(calls) == 1
+
+
+def test_info_reads_no_rows(monkeypatch):
+    monkeypatch.setattr(lance_store.LanceStore, "_all_rows", lambda *arguments: pytest.fail("rows were read"))
+    assert "60 of 8 numbers" in success("info", "gallery")
 
 
 def test_other_photos_of_the_same_names_are_not_appended():

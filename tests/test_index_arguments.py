@@ -69,7 +69,7 @@ def test_ids_are_stored_as_they_are(ids, stored):
     ids=repr,
 )
 def test_other_ids_are_an_error_wherever_they_are_passed(ids, got):
-    message = rf"ids: expected int64( or str)? \[.\].*, got {got}"
+    message = rf"(ids|filter): expected int64( or str)? \[.\].*, got {got}"
     index, query = index_of([1, 2]), torch.ones(1, 3)
     for call in (
         lambda: DissimilarityIndex(index.head).add(torch.randn(2, 3), ids),
@@ -117,6 +117,38 @@ def test_values_of_a_column_keep_their_meaning(first, second, stored):
     else:
         index.add(torch.randn(1, 3), ["y"], {"column": second})
         assert index.get(["x", "y"]).metadata == {"column": stored}
+
+
+TIMES = np.array(["2026-01-02T03:04:05.123456789", "NaT"], "datetime64[ns]")
+TIME = datetime.datetime(2026, 1, 2, 3, 4, 5, 123456)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (TIMES, TIME),
+        (pa.array(TIMES).cast(pa.timestamp("ns", "UTC")), TIME.replace(tzinfo=datetime.UTC)),
+        (np.array([-1_234_567_890, "NaT"], "timedelta64[ns]"), datetime.timedelta(seconds=-1, microseconds=-234567)),
+        (pa.array([1_234_567_890, None], pa.time64("ns")), datetime.time(0, 0, 1, 234567)),
+        (pa.array(["a", None], pa.string_view()), "a"),
+    ],
+    ids=["timestamp", "with a zone", "duration", "time", "view"],
+)
+def test_columns_that_python_or_arrow_cannot_hold(column, value, on_disk, tmp_path):
+    """Nanoseconds are stored, but results have microseconds."""
+    head = DissimilarityHead(3)
+    index = DissimilarityIndex.create(tmp_path / "g", head) if on_disk else DissimilarityIndex(head)
+    index.add(torch.randn(2, 3), ["x", "y"], {"column": column})
+    assert index.get(["y", "x"]).metadata == {"column": [None, value]}
+    assert index.search(torch.randn(1, 3), 1, group_by="column").ids.tolist() == [[value]]
+    index.update(torch.randn(1, 3), ["x"])
+    index.optimize()
+    assert index.ids("column IS NOT NULL").tolist() == ["x"]
+    index.save(tmp_path / "copy")
+    opened = DissimilarityIndex.open(tmp_path / "copy", verify=True)
+    assert opened.get(["x"]).metadata == {"column": [value]}
+    assert opened.columns["column"].endswith("]") == ("ns" in opened.columns["column"])
 
 
 def test_a_number_beyond_int64_in_a_new_column_is_an_error():

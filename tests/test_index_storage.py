@@ -88,6 +88,42 @@ def test_rows_that_are_looked_up_keep_no_others_in_memory(path, rows, monkeypatc
     assert [row.untyped_storage().nbytes() for row in looked_up] == [8 * 4] * 2
 
 
+@pytest.mark.parametrize("name", ["file:g.rel", "memory:x", "s3:x", "index"])
+def test_relative_names_are_folders_wherever_the_process_is(tmp_path, head, rows, name, monkeypatch):
+    """Lance alone would take what is before the colon for a kind of storage, and write elsewhere or nowhere."""
+    monkeypatch.chdir(tmp_path)
+    index = DissimilarityIndex.create(name, head)
+    index.add(rows, metadata={"number": range(60)})
+    assert [file.name for file in tmp_path.iterdir()] == [name] and list(tmp_path.joinpath(name).glob("rows/data/*"))
+    assert len(DissimilarityIndex.open(name, verify=True)) == 60
+    index.save(f"{name}.copy")
+    assert len(DissimilarityIndex.open(f"{name}.copy", verify=True)) == 60
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    index.add(rows[:1], [99])
+    index.refresh()
+    assert index.ids("number IS NULL").tolist() == [99] and not list(Path().iterdir())
+
+
+def test_a_folder_that_was_made_meanwhile_is_not_replaced(tmp_path, head, rows, monkeypatch):
+    index = DissimilarityIndex(head)
+    index.add(rows)
+    first = DissimilarityIndex(head)
+    first.add(rows[:5])
+    write_all = lance_store.LanceStore.write_all
+
+    def slow(store, tables):
+        monkeypatch.undo()
+        first.save(tmp_path / "index")
+        write_all(store, tables)
+
+    monkeypatch.setattr(lance_store.LanceStore, "write_all", slow)
+    with pytest.raises(FileExistsError, match=r"path: expected a new path, got .*index, which exists"):
+        index.save(tmp_path / "index")
+    assert len(DissimilarityIndex.open(tmp_path / "index")) == 5
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
+
+
 def test_create_leaves_nothing_if_it_fails(tmp_path, head):
     with pytest.raises(TypeError):
         DissimilarityIndex.create(tmp_path / "index", head, provenance={"model": object()})

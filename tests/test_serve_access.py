@@ -15,6 +15,8 @@ from photo_gallery import BEARER, LOCAL, ROOT, TOKEN, make_gallery, problem, ser
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from dissim_retrieval.serve import create_app, listen
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,22 @@ def remote(path):
 def test_a_body_that_is_too_large_is_not_read(remote):
     with_length = remote.post("/api/search/image", files={"image": ("x", bytes(200_000))})
     assert with_length.status_code == 413
-    assert asyncio.run(chunks_read(remote.app)) == 3, "reading stopped at the limit of 100,000 bytes"
+    assert asyncio.run(chunks_read(remote.app, "/api/items")) == 3, "reading stopped at 100,000 bytes"
 
 
-async def chunks_read(app):
+def test_a_search_in_json_is_limited_by_what_it_needs(local):
+    """Parsing 14 MiB would block other requests for seconds."""
+    kibibytes = 64 * 1024 + 32 * 8
+    fits = '{"id": "id2/a.png"' + " " * (kibibytes - 19) + "}"
+    json_type = {"Content-Type": "application/json"}
+    assert local.post("/api/search", content=fits, headers=json_type).status_code == 200
+    assert local.post("/api/search", content=fits + " ", headers=json_type).status_code == 413
+    assert asyncio.run(chunks_read(local.app, "/api/search")) == 2, "also without a Content-Length"
+    long = [0.12345678901234567] * 8
+    assert local.post("/api/search", json={"embedding": long, "filter": "label = 1" + " " * 3900}).status_code == 200
+
+
+async def chunks_read(app, path):
     """How many parts of 50,000 bytes of an endless body the application reads."""
     read, status = 0, None
 
@@ -59,7 +73,8 @@ async def chunks_read(app):
         status = message.get("status", status)
 
     headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {TOKEN}".encode())]
-    scope = {"type": "http", "method": "POST", "path": "/api/search", "headers": headers, "query_string": b""}
+    headers += [(b"host", b"localhost")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
     await app(scope, receive, send)
     assert status == 413
     return read
@@ -107,6 +122,32 @@ def test_scripts_of_other_sites_are_denied(local):
         assert "Origin: " in problem(local.post("/api/search", json=body, headers={"Origin": origin}), 403)
     same = local.post("/api/search", json=body, headers={"Origin": LOCAL})
     assert same.status_code == 200 and "access-control-allow-origin" not in same.headers
+
+
+def test_pages_of_other_sites_do_not_reach_the_api(local):
+    """As the address of an image, for which a browser sends no Origin."""
+    for site in ("cross-site", "same-site", "", "anything"):
+        for path in ("/api/items", "/api/thumbnail?id=id2/a.png", "/api/nothing"):
+            assert "Sec-Fetch-Site: " in problem(local.get(path, headers={"Sec-Fetch-Site": site}), 403)
+        assert local.get("/", headers={"Sec-Fetch-Site": site}).status_code == 200, "a link to the page"
+    for site in ("same-origin", "none"):
+        assert local.get("/api/items", headers={"Sec-Fetch-Site": site}).status_code == 200
+
+
+@pytest.mark.parametrize("prefix", ["/gallery", "/api/search"])
+def test_a_mounted_application_is_as_strict(path, prefix):
+    with_token, without = create_app(path, token=TOKEN), create_app(path)
+    app = Starlette(routes=[Mount(f"{prefix}/remote", with_token), Mount(f"{prefix}/local", without)])
+    with TestClient(app, base_url=LOCAL) as client:
+        remote, local = f"{prefix}/remote", f"{prefix}/local"
+        assert client.get(f"{remote}/").status_code == 200
+        for method, route in (("GET", "/api/info"), ("DELETE", "/api/items?id=id2/a.png")):
+            assert "token" in problem(client.request(method, remote + route), 401)
+        assert client.get(f"{remote}/api/info", headers=BEARER).status_code == 200
+        assert client.post(f"{local}/api/search", json={"id": "id2/a.png"}).status_code == 200
+        assert "without a token" in problem(client.delete(f"{local}/api/items", params={"id": "id2/a.png"}), 403)
+        other = {"Sec-Fetch-Site": "cross-site"}
+        assert "Sec-Fetch-Site: " in problem(client.get(f"{local}/api/info", headers=other), 403)
 
 
 def test_other_machines_need_a_token(path):

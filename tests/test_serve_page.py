@@ -4,6 +4,8 @@ import shutil
 import tempfile
 
 import pytest
+import torch
+from dissim_retrieval import DissimilarityHead, DissimilarityIndex
 from photo_gallery import TOKEN, make_gallery, served, write_photos
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -120,6 +122,24 @@ def test_an_image_of_the_gallery_and_a_result_are_searched(page):
     page.find_element(By.ID, "more").click()
     until(page, lambda: len(all_of(page, "#items .frame")) == 40)
     assert not page.find_element(By.ID, "more").is_displayed()
+
+
+def test_a_double_click_shows_the_next_rows_once(page):
+    page.execute_script("const more = document.getElementById('more'); more.click(); more.click()")
+    until(page, lambda: not page.find_element(By.ID, "more").is_displayed())
+    ids = page.execute_script("return [...document.querySelectorAll('#items .id')].map(e => e.textContent)")
+    assert len(ids) == len(set(ids)) == 40
+
+
+def test_an_id_that_javascript_cannot_hold_is_searched(browser, tmp_path):
+    ids = [2**53, 2**53 + 1]
+    DissimilarityIndex.create(tmp_path / "g", DissimilarityHead(2)).add(torch.eye(2), ids)
+    with served(tmp_path / "g") as (url, _):
+        browser.get(url)
+        until(browser, lambda: len(all_of(browser, "#items .frame")) == 2)
+        for id in map(str, ids):
+            browser.find_element(By.CSS_SELECTOR, f"#items [data-query='{id}']").click()
+            until(browser, lambda id=id: result_ids(browser)[:1] == [id])
 
 
 def test_what_is_no_photo_and_a_wrong_k_are_explained(page, tmp_path):

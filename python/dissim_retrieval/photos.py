@@ -89,17 +89,22 @@ def without_stored(images: ImageSet, index: DissimilarityIndex) -> ImageSet:
     return images.take(torch.from_numpy(~stored))
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise ValueError for a file or a folder that is no gallery."""
+    if path.exists() and not (path / "index.json").is_file():
+        raise ValueError(f"gallery: expected a gallery to overwrite, got {path}, which is none. Delete it first.")
+
+
 def replace_gallery(index: DissimilarityIndex, path: str | Path) -> None:
     """Save a gallery at `path`, where another one may be, which is deleted when the new one is in its place.
 
     An error or an interrupt before that leaves the other one where it was.
     """
     path = Path(path)
+    check_replaceable(path)
     if not path.exists():
         index.save(path)
         return
-    if not (path / "index.json").is_file():
-        raise ValueError(f"gallery: expected a gallery to overwrite, got {path}, which is none. Delete it first.")
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         old, new = Path(folder, "old"), Path(folder, "new")
         index.save(new)

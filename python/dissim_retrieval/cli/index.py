@@ -12,7 +12,7 @@ from ..embedding import embed_images
 from ..embedding_file import read_embedding_file
 from ..fitted_gallery import fitted_gallery
 from ..index import DissimilarityIndex
-from ..photos import new_gallery, photo_metadata, replace_gallery, without_stored
+from ..photos import check_replaceable, new_gallery, photo_metadata, replace_gallery, without_stored
 from ..projected import ProjectedHead
 from ..provenance import check_same_model
 from ..train import Trained, load_trained
@@ -56,6 +56,8 @@ def index(
         raise ValueError("quantized: expected --quantized or --clustered, got both.")
     if gallery.exists() and not append and not overwrite:
         raise FileExistsError(f"{gallery} exists. --append adds to it, --overwrite replaces it.")
+    if overwrite:
+        check_replaceable(gallery)
     computed_on = pick_device(device)
     model = ProjectedHead.load(run) if run.is_file() else load_trained(run)
     new = new_gallery(model) if isinstance(model, Trained) else fitted_gallery(model)
@@ -85,8 +87,10 @@ def index(
         raise ValueError(
             f"photos: expected an .npz or .npy file of embeddings with {run}, which has no network, got {source}."
         )
-    if not existing:
+    if overwrite:
         replace_gallery(built, gallery)
+    elif not existing:
+        built.save(gallery)  # an error if another process has made it meanwhile
     if quantized or clustered:
         DissimilarityIndex.open(gallery, quantized=quantized, clustered=clustered).optimize()
     added = len(built) - before

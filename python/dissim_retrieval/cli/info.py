@@ -122,7 +122,7 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def _gallery(path: Path) -> Output:
-    index = DissimilarityIndex.open(path)
+    index = DissimilarityIndex.open(path, in_memory=False)
     dim, dtype, provenance = len(index.head.weight), _dtype(index.head.weight), index.provenance or {}
     reason = _no_search_with_photos(index)
     record = {

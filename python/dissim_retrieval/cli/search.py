@@ -7,16 +7,19 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from ..atomic import check_no_folder
 from ..embedding_file import read_embedding_file
 from ..fitted_gallery import fitted_head
-from ..index import DissimilarityIndex
-from ..index.arguments import check_threshold
+from ..index import DissimilarityIndex, SearchResult
+from ..index.arguments import check_k, check_threshold
 from ..photos import embed_photos, files_of
 from ..search_page import Candidate, QueryResult, write_search_page
 from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, open_gallery, pick_device
 from .images import skips_damaged
 from .output import Output, tab_separated
 
+#: The score of what fills the results of an index with fewer than k rows.
+PADDING = float("-inf")
 Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz or .npy of embeddings.")]
 
 
@@ -41,9 +44,13 @@ def search(
         filter: An SQL condition on id and metadata that results satisfy: "camera != '3'", "id LIKE 'cats/%'".
         html: Write a page with thumbnails to this file.
     """
+    check_k(k)
     if threshold is not None:
         check_threshold(threshold)
+    if html is not None:
+        check_no_folder(html)
     index = open_gallery(gallery, device=pick_device(device))
+    index.ids(filter, count=0)  # an error before photos are embedded
     if is_embedding_file(query):
         stored = read_embedding_file(query)
         rows, provenance, fitted = stored.embeddings, stored.provenance, fitted_head(index)
@@ -56,8 +63,9 @@ def search(
         provenance, names, files = None, images.ids, [*files_of(images)]
     found = index.search(rows, min(k, max(1, len(index))), filter=filter, provenance=provenance)
 
+    known = _files(index, found)
     results = [
-        QueryResult(name, file, _candidates(index, ids, scores, threshold))
+        QueryResult(name, file, _candidates(known, ids, scores, threshold))
         for name, file, ids, scores in zip(names, files, found.ids.tolist(), found.scores.tolist(), strict=True)
     ]
     if html is not None:
@@ -67,16 +75,23 @@ def search(
     )
 
 
+def _files(index: DissimilarityIndex, found: SearchResult) -> dict[Any, str | None]:
+    """The file of each row that was found, by its id. None if there is none."""
+    pairs = zip(found.ids.flatten().tolist(), found.scores.flatten().tolist(), strict=True)
+    ids = list({name for name, score in pairs if score != PADDING})
+    stored = index.get(ids).metadata.get("file", [None] * len(ids))
+    # Another program may mean something else.
+    return {name: file if isinstance(file, str) else None for name, file in zip(ids, stored, strict=True)}
+
+
 def _candidates(
-    index: DissimilarityIndex, ids: list[Any], scores: list[float], threshold: float | None
+    files: dict[Any, str | None], ids: list[Any], scores: list[float], threshold: float | None
 ) -> list[Candidate]:
-    """The results of a query; an index with fewer than k rows pads them with ids None or -1 of score -inf."""
-    known = [(name, score) for name, score in zip(ids, scores, strict=True) if score != float("-inf")]
-    stored = index.get([name for name, _ in known]).metadata.get("file", [None] * len(known))
-    files = [file if isinstance(file, str) else None for file in stored]  # another program may mean something else
+    """The results of a query, without padding."""
+    known = [(name, score) for name, score in zip(ids, scores, strict=True) if score != PADDING]
     return [
-        Candidate(rank, score, name, file, None if threshold is None else score >= threshold)
-        for rank, ((name, score), file) in enumerate(zip(known, files, strict=True), 1)
+        Candidate(rank, score, name, files[name], None if threshold is None else score >= threshold)
+        for rank, (name, score) in enumerate(known, 1)
     ]
 
 

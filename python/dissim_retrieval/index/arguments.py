@@ -62,14 +62,20 @@ def check_threshold(threshold: float) -> None:
 
 
 def as_ids(
-    ids: Any, count: int | None = None, id_type: pa.DataType | None = None, *, repeated: bool = False
+    ids: Any,
+    count: int | None = None,
+    id_type: pa.DataType | None = None,
+    *,
+    name: str = "ids",
+    repeated: bool = False,
 ) -> pa.Array:
     """Ids as an Arrow array, int64 or string.
 
-    count: the length expected; id_type: that of the index, None if free; repeated: whether an id may be there twice.
+    count: the length expected; id_type: that of the index, None if free; name: of the argument, in errors; repeated:
+    whether an id may be there twice.
     """
     kind = "int64 or str" if id_type is None else "int64" if id_type == INT_IDS else "str"
-    expected = f"ids: expected {kind} [{'n' if count is None else count}]"
+    expected = f"{name}: expected {kind} [{'n' if count is None else count}]"
     expected += "" if repeated else ", one per row and each once"
     values, got = _id_values(ids)
     kinds = {_id_type(kind) for kind in set(map(type, values or ()))}
@@ -137,6 +143,8 @@ def _column(name: str, values: Any, wanted: pa.DataType | None) -> pa.Array:
         array = pa.array(as_array(values) if isinstance(values, np.ndarray) else values, from_pandas=False)
         if pa.types.is_dictionary(array.type):
             array = array.dictionary_decode()
+        if pa.types.is_string_view(array.type):
+            array = array.cast(pa.string())  # Arrow cannot take rows of a view
         if pa.types.is_null(array.type):
             array = array.cast(wanted or pa.string())
         if wanted is not None and not _is_cast(array.type, wanted):

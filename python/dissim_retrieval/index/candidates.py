@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from .arguments import as_ids
+from .condition import in_parentheses
 from .lance_store import LanceStore, first_sentence
 from .memory_store import MemoryStore
 from .scan import FUSE, Candidates
@@ -25,16 +26,18 @@ def matching(store: MemoryStore | LanceStore, snapshot: Snapshot, filter: Any) -
         return np.empty(0, np.int64)
     if not isinstance(filter, str):
         assert snapshot.schema is not None
-        found = snapshot.locate(as_ids(filter, None, snapshot.schema.field("id").type))
+        listed = as_ids(filter, None, snapshot.schema.field("id").type, name="filter", repeated=True)
+        found = snapshot.locate(listed)
         return found[found >= 0]
     try:
-        table = store.select(snapshot, filter, [])
+        table = store.select(snapshot, in_parentheses(filter), [])
     except (ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and str(error) != ABORTED:
             raise
         names = ", ".join(snapshot.schema.names if snapshot.schema is not None else [])
         expected = f"filter: expected an SQL condition on {names}, got {filter!r}"
-        raise ValueError(f"{expected}: {first_sentence(error)}.") from error
+        reason = first_sentence(str(error).replace(f"({filter}\n)", "..."))
+        raise ValueError(f"{expected}: {reason}.") from error
     return snapshot.positions(table.column("_sequence").to_numpy())
 
 

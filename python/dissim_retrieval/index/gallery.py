@@ -190,11 +190,13 @@ class DissimilarityIndex:
         """Append embeddings [B, D]. Returns their ids.
 
         Args:
-            ids: int64 or str [B], which the index does not have yet. Without ids, they are numbers that go on after
-                the largest.
+            ids: int64 or str [B], which the index does not have yet. Without ids, they are the numbers after the
+                largest in the index, from 0 on if it has none or only negative ones. The largest may be given
+                again after `remove`.
             metadata: columns {name: B values} of bool, numbers, str or times, for `filter` and `group_by`. Rows have
                 null in columns that are not given for them. A column keeps the type of its first values: numbers,
-                text and bools are not converted to each other.
+                text and bools are not converted to each other. Filters compare nanoseconds of times, but results
+                have microseconds.
         """
         self._check_provenance(provenance)
         rows = self._prepare("embeddings", embeddings)
@@ -340,7 +342,8 @@ class DissimilarityIndex:
         Args:
             filter: an SQL condition on id and metadata (``"camera = 2 AND label != 'unknown'"``), or a list of ids
                 (unknown ones are ignored). Only rows that satisfy it are scored. If they are a sixteenth of a
-                segment or more, their codes or clusters are used.
+                segment or more, their codes or clusters are used. ValueError if text is left after the condition,
+                or if it has more than 100 of the operators ``+ - * / % || ::``.
             group_by: a metadata column. Scores of rows with the same value become one score, and the result has the
                 k best values as its ids. Rows without a value are no candidates. Every candidate is scored.
             fuse: how scores of a group become one: max, mean, min or median.
@@ -405,7 +408,7 @@ class DissimilarityIndex:
                 raise ValueError(
                     "ids: expected str, as in this index, got None. Pass them: only int64 ids may be omitted."
                 )
-            first = max(snapshot.next_sequence, snapshot.max_id + 1)
+            first = max(snapshot.max_id + 1, 0)
             if first + count - 1 > MAX_ID:
                 raise ValueError(
                     f"ids: expected them with {snapshot.max_id} in the index, got None. Pass them: int64 cannot hold"

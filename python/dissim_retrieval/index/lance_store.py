@@ -57,6 +57,7 @@ class LanceStore:
         in_memory: bool = True,
         sync: bool = False,
     ) -> None:
+        path = path.absolute()  # Lance takes what is before a colon for a kind of storage; and the folder may change
         self.path, self.in_memory, self.sync = path, in_memory, sync
         self.device, self.dtype = weight.device, weight.dtype
         self._files = {one: PreparedFiles(path, one, weight) for one in PREPARATIONS}
@@ -403,7 +404,7 @@ def write_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def first_sentence(error: BaseException) -> str:
+def first_sentence(error: BaseException | str) -> str:
     """The message of a Lance error without the place in its source."""
     return str(error).splitlines()[0].split(", /")[0].rstrip(".")
 

@@ -17,7 +17,8 @@ from .scan import Best
 class SearchResult(NamedTuple):
     """scores [N, k] and ids [N, k], best first: int64, or an array of objects if the ids are str.
 
-    Of a grouped search, ids are values of the column: int64 for integers except uint64, else an array of objects.
+    Of a grouped search, ids are values of the column: int64 for integers except uint64, else an array of objects, in
+    which times have microseconds.
 
     Where there are fewer than k candidates, the score is -inf and the id -1 or None.
     """
@@ -35,7 +36,10 @@ class RangeResult(NamedTuple):
 
 
 class StoredRows(NamedTuple):
-    """Rows as the index stores them: transformed embeddings [B, D], and a list of values for each metadata column."""
+    """Rows as the index stores them: transformed embeddings [B, D], and a list of values for each metadata column.
+
+    Times are given in microseconds, which Python's have: digits of nanoseconds are cut off.
+    """
 
     ids: Any
     embeddings: Any
@@ -63,14 +67,28 @@ def stored_rows(entries: Entries, ids: Any) -> StoredRows:
     if isinstance(ids, np.ndarray) and rows.dtype == torch.bfloat16:
         rows = rows.float()
     embeddings = rows.cpu().numpy() if isinstance(ids, np.ndarray) else rows
-    return StoredRows(present_ids(entries.ids, ids), embeddings, entries.metadata.to_pydict())
+    columns = zip(entries.metadata.column_names, entries.metadata.columns, strict=True)
+    metadata = {name: _in_microseconds(values).to_pylist() for name, values in columns}
+    return StoredRows(present_ids(entries.ids, ids), embeddings, metadata)
 
 
 def present_ids(ids: pa.Array, like_this: Any) -> Any:
     """Ids as int64, -1 for null, or as an array of objects. int64 cannot hold every uint64."""
     if pa.types.is_integer(ids.type) and ids.type != pa.uint64():
         return like(torch.from_numpy(ids.cast(pa.int64()).fill_null(-1).to_numpy().astype(np.int64)), like_this)
-    return np.array([*ids.to_pylist(), None], object)[:-1]
+    return np.array([*_in_microseconds(ids).to_pylist(), None], object)[:-1]
+
+
+def _in_microseconds(values: Any) -> Any:
+    """Times in nanoseconds, which Python does not have, in microseconds; other values as they are."""
+    kind = values.type
+    if getattr(kind, "unit", None) != "ns":
+        return values
+    if pa.types.is_timestamp(kind):
+        coarser = pa.timestamp("us", kind.tz)
+    else:
+        coarser = pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
+    return values.cast(coarser, safe=False)
 
 
 def like(values: Tensor, argument: Any) -> Any:

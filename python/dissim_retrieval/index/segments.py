@@ -189,8 +189,8 @@ class Snapshot:
 
     @cached_property
     def max_id(self) -> int:
-        """The largest id of an index with int64 ids; -1 if it is empty."""
-        return max((pc.max(part.ids).as_py() for part in self.segments if len(part.ids)), default=-1)
+        """The largest id of the live rows of an index with int64 ids; -1 if it is empty."""
+        return pc.max(self.ids.filter(pa.array(self.live))).as_py() if len(self) else -1
 
     def locate(self, ids: pa.Array) -> np.ndarray:
         """The position of every id; -1 for an id that the index does not have."""

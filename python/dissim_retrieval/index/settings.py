@@ -45,21 +45,26 @@ class Settings(NamedTuple):
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that gets the name `path` when the block ends, and is deleted if the block raises."""
-    if path.exists():
-        raise FileExistsError(
-            f"path: expected a new path, got {path}, which exists. Choose another, or delete it first."
-        )
+    _check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     made.mkdir()
     try:
         yield made
         sync(file for file in made.rglob("*"))
+        _check_new(path)  # another process may have made it; a rename replaces no folder but an empty one
         made.rename(path)
         sync([path, path.parent])
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(
+            f"path: expected a new path, got {path}, which exists. Choose another, or delete it first."
+        )
 
 
 def folder_identity(path: Path) -> tuple[int, int] | None:

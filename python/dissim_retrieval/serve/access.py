@@ -53,7 +53,8 @@ class Access:
 
     Without a token, a page of another site must not reach the service through the user's browser. So the name in the
     Host header must be one of this machine, whatever address the site's own name resolves to (DNS rebinding), and
-    requests that scripts of other sites send are denied by their Origin.
+    requests that scripts of other sites send are denied by their Origin. Browsers send no Origin for an image or a
+    link, but a Sec-Fetch-Site, which tells whether another site has it.
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
@@ -69,7 +70,7 @@ class Access:
         await (problem or self.app)(scope, receive, send_with_headers)
 
     def _problem(self, scope: MutableMapping[str, Any]) -> JSONResponse | None:
-        headers, path = Headers(scope=scope), scope["path"]
+        headers, path = Headers(scope=scope), _route_path(scope)
         if self.token is not None:
             if not path.startswith("/api/") or self._has_token(headers.get("authorization", "")):
                 return None
@@ -79,6 +80,9 @@ class Access:
             return _denied(403, f"Host: expected a name of this machine, as localhost, got {host!r}.")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             return _denied(403, f"Origin: expected a page of this service, got {origin!r}.")
+        site = headers.get("sec-fetch-site", "none")
+        if path.startswith("/api/") and site not in ("same-origin", "none"):
+            return _denied(403, f"Sec-Fetch-Site: expected a page of this service, got {site!r}.")
         if scope["method"] not in ("GET", "HEAD") and not path.startswith("/api/search"):
             return _denied(403, READ_ONLY)
         return None
@@ -88,6 +92,13 @@ class Access:
         assert self.token is not None
         same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token.encode())
         return scheme.lower() == "bearer" and same
+
+
+def _route_path(scope: MutableMapping[str, Any]) -> str:
+    """The path as the routes see it: without that under which the application is mounted."""
+    path: str = scope["path"]
+    below = path.removeprefix(scope.get("root_path", ""))
+    return below if not below or below.startswith("/") else path
 
 
 def _host_name(url: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from fastapi.staticfiles import StaticFiles
 
 from ..logs import get_logger
 from .access import Access, check_token
-from .gallery import PRIVATE, Answer, ServedGallery
+from .gallery import PRIVATE, Answer, ServedGallery, typed_ids
 from .gallery import Query as GalleryQuery
 from .messages import (
     Hit,
@@ -38,6 +37,8 @@ from .messages import (
 logger = get_logger(__name__)
 Result = TypeVar("Result")
 MAX_UPLOAD = 20 << 20
+#: A search in JSON may have so many bytes, and 32 for each number of an embedding: parsing blocks other requests.
+MAX_SEARCH = 64 << 10
 
 
 def create_app(
@@ -56,7 +57,8 @@ def create_app(
         token: at least 16 characters. Every request to the API must carry it. Without one, the service answers only
             requests that name this machine as their host, and does not write.
         device, quantized, clustered: as of `DissimilarityIndex.open`.
-        max_upload: the largest body of a request, in bytes.
+        max_upload: the largest body of a request, in bytes. A search in JSON has at most 64 KiB and 32 bytes for each
+            number of an embedding.
         max_batch: how many queries, of all clients together, share a scan of the gallery.
 
     Raises what `DissimilarityIndex.open` raises. The gallery is closed when the application shuts down.
@@ -82,13 +84,17 @@ def create_app(
     app.state.gallery, app.state.writable, app.state.max_upload = gallery, token is not None, max_upload
     app.add_middleware(Access, token=token)
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.include_router(router, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
+    searches = APIRouter(**ROUTER, max_body_size=min(max_upload, MAX_SEARCH + 32 * gallery.dim))
+    searches.post("/search")(search)
+    for routes in (router, searches):
+        app.include_router(routes, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
     app.get("/health", responses={503: {"model": Problem}})(health)
     app.mount("/", StaticFiles(directory=Path(__file__).with_name("page"), html=True))
     return app
 
 
-router = APIRouter(prefix="/api", responses={"4XX": {"model": Problem}, 503: {"model": Problem}})
+ROUTER: dict[str, Any] = {"prefix": "/api", "responses": {"4XX": {"model": Problem}, 503: {"model": Problem}}}
+router = APIRouter(**ROUTER)
 
 
 async def _gallery(request: Request) -> ServedGallery:
@@ -123,7 +129,6 @@ async def info(gallery: Gallery, request: Request) -> Info:
     )
 
 
-@router.post("/search")
 async def search(body: Search, gallery: Gallery, request: Request) -> SearchResults:
     """The best rows for an embedding, or for a row of the gallery."""
     with _problems():
@@ -197,13 +202,7 @@ async def remove(gallery: Gallery, id: Annotated[list[str], Query(min_length=1)]
 
 
 async def _typed(gallery: ServedGallery, ids: list[str]) -> list[Any]:
-    """Ids of an address or a form, which are text, as the type that the gallery has."""
-    columns = await gallery.read(lambda index: index.columns)
-    if columns.get("id") != "int64":
-        return list(ids)
-    if not all(re.fullmatch("-?[0-9]{1,20}", id) for id in ids):  # int() takes "1_0" as well
-        raise ValueError(f"id: expected numbers, as in this gallery, got {', '.join(map(repr, ids))}.")
-    return [int(id) for id in ids]
+    return await gallery.read(lambda index: typed_ids(index, ids))
 
 
 def _query(row: np.ndarray | None, id: Any, options: SearchOptions) -> GalleryQuery:

@@ -18,6 +18,7 @@ from ..data.decode import decode_opened
 from ..embedding import embed, pixels_like
 from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex
+from ..index.condition import without_strings
 from ..index.settings import folder_identity
 from ..photos import gallery_network
 from .batching import Batcher
@@ -29,6 +30,13 @@ Result = TypeVar("Result")
 REFRESH_SECONDS = 1.0
 #: Columns that `dissim index` writes and the service does not show, so that nobody learns where files are.
 PRIVATE = ("file", "digest")
+#: What may be before a parenthesis in a filter: no function that makes long text or lists of short ones.
+FUNCTIONS = (
+    *("and", "between", "from", "ilike", "in", "like", "not", "or"),
+    *("abs", "cast", "ceil", "char_length", "coalesce", "contains", "date_part", "date_trunc", "decimal"),
+    *("ends_with", "length", "lower", "now", "nullif", "round", "starts_with", "strpos", "to_date"),
+    *("to_timestamp", "try_cast", "upper"),
+)
 
 
 class Query(NamedTuple):
@@ -72,9 +80,9 @@ class ServedGallery:
         clustered: bool = False,
         max_batch: int = 64,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the current folder may change
         self._identity = folder_identity(self.path)
-        self.index = DissimilarityIndex.open(path, device=device, quantized=quantized, clustered=clustered)
+        self.index = DissimilarityIndex.open(self.path, device=device, quantized=quantized, clustered=clustered)
         self._fitted = fitted_head(self.index)
         self.dim = len(self.index.head.weight if self._fitted is None else self._fitted.mean)
         try:
@@ -170,10 +178,12 @@ class ServedGallery:
 
     def _read_files(self, ids: list[str]) -> list[Any]:
         """What each row has in the column "file"."""
-        wanted = list(set(ids))
-        files = self._newest().get(wanted).metadata.get("file", [None] * len(wanted))
+        index = self._newest()
+        typed = typed_ids(index, ids)
+        wanted = list(set(typed))
+        files = index.get(wanted).metadata.get("file", [None] * len(wanted))
         known = dict(zip(wanted, files, strict=True))
-        return [known[id] for id in ids]
+        return [known[id] for id in typed]
 
     # --- write ------------------------------------------------------------------------------------------------
 
@@ -206,10 +216,25 @@ def _search_key(query: Query) -> Hashable:
     return query.filter, query.group_by, query.fuse, query.metadata, max(16, query.k - 1).bit_length()
 
 
-def _stored(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, np.ndarray]:
-    """The embedding of each row."""
-    wanted = list(set(ids))
-    return dict(zip(wanted, index.get(np.array(wanted, object)).embeddings, strict=True)) if wanted else {}
+def typed_ids(index: DissimilarityIndex, ids: Sequence[Any]) -> list[Any]:
+    """Ids as the index has them: text may be numbers, because addresses and forms have only text, and browsers no
+    numbers beyond 2^53."""
+    if index.columns.get("id") != "int64":
+        return list(ids)
+    wrong = [id for id in ids if isinstance(id, str) and not re.fullmatch("-?[0-9]{1,20}", id)]
+    if wrong:  # int() takes "1_0" as well
+        raise ValueError(f"id: expected numbers, as in this gallery, got {', '.join(map(repr, wrong))}.")
+    return [int(id) if isinstance(id, str) else id for id in ids]
+
+
+def _stored(index: DissimilarityIndex, ids: Sequence[Any]) -> dict[Any, np.ndarray]:
+    """The embedding of each row, by its id as it was given."""
+    if not ids:
+        return {}
+    typed = typed_ids(index, ids)
+    wanted = list(set(typed))
+    known = dict(zip(wanted, index.get(np.array(wanted, object)).embeddings, strict=True))
+    return {given: known[id] for given, id in zip(ids, typed, strict=True)}
 
 
 def _metadata(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, dict[str, Any]]:
@@ -220,7 +245,7 @@ def _metadata(index: DissimilarityIndex, ids: Iterable[Any]) -> dict[Any, dict[s
 
 
 def _check_filter(filter: str | None) -> None:
-    """Raise ValueError if a condition names a private column.
+    """Raise ValueError if a condition names a private column, or calls a function that is not in FUNCTIONS.
 
     The names may be in a string, unless the condition has characters with which a single quote may not begin one:
     those of other quotes, of escapes and of comments.
@@ -229,6 +254,10 @@ def _check_filter(filter: str | None) -> None:
     if not re.search(r'["`\\$#]|--|/\*', text):
         text = re.sub("'[^']*'", "", text)
     _check_public("filter", re.findall(r"\w+", text.lower()))
+    for name in re.findall(r"\b(\w+)`?\s*\(", without_strings(filter or "").lower()):
+        if name not in FUNCTIONS:
+            expected = f"filter: expected only these names before a parenthesis: {', '.join(FUNCTIONS)}"
+            raise ValueError(f"{expected}, got {name!r}.")
 
 
 def _check_public(argument: str, names: Any) -> None:

@@ -37,7 +37,7 @@ class Search(SearchOptions):
     """A search by an embedding, or by the id of a row."""
 
     embedding: Annotated[list[Number] | None, Field(description="As the network makes it.")] = None
-    id: Annotated[Id | None, Field(description="The id of a row of the gallery.")] = None
+    id: Annotated[Id | None, Field(description="The id of a row of the gallery; a number may be text.")] = None
 
     @model_validator(mode="after")
     def _one_query(self) -> Search:

@@ -31,7 +31,12 @@ function askForToken(problem) {
   $("content").hidden = true;
 }
 
-const json = async (path, options) => (await call(path, options)).json();
+// Numbers of JavaScript hold no id beyond 2^53, so integers beyond it become text.
+const STRING_OR_NUMBER = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?/g;
+const exact = (token) => (/^-?\d+$/.test(token) && !Number.isSafeInteger(Number(token)) ? `"${token}"` : token);
+const parse = (text) => JSON.parse(text.replace(STRING_OR_NUMBER, exact));
+
+const json = async (path, options) => parse(await (await call(path, options)).text());
 
 function post(path, body, signal) {
   if (body instanceof FormData) return json(path, { method: "POST", body, signal });
@@ -152,10 +157,16 @@ function say(text, isError = false) {
 // --- gallery ----------------------------------------------------------------------------------------------------
 
 async function showItems() {
-  const { ids, next } = await json(`api/items?start=${start}&count=${ITEMS_AT_A_TIME}`);
-  $("items").append(...ids.map((id) => card(id, element("span", "id", String(id)))));
-  start = next ?? start;
-  $("more").hidden = next === null;
+  if ($("more").disabled) return; // the items are under way
+  $("more").disabled = true;
+  try {
+    const { ids, next } = await json(`api/items?start=${start}&count=${ITEMS_AT_A_TIME}`);
+    $("items").append(...ids.map((id) => card(id, element("span", "id", String(id)))));
+    start = next ?? start;
+    $("more").hidden = next === null;
+  } finally {
+    $("more").disabled = false;
+  }
 }
 
 async function load() {
