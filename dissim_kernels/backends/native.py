@@ -156,7 +156,8 @@ cluster_references = partial(make_clusters, Scorer(score, topk))
 def clustered_topk(arguments: TopKArguments, clusters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`topk` with the tensors of `cluster_references`, and how many references were scored for each query.
 
-    That number is -1 for the first query if the order of the references holds numbers that are none.
+    That number is -1 for the first query, and the result undefined, if the search finds a row number in `order` that
+    is none, a negative or NaN radius, or a score outside its bounds.
     """
     pivots, order, offsets, radii, center, _ = clusters
     kernel_arguments, (scores, indices) = _topk_operands(arguments), _empty_topk(arguments)

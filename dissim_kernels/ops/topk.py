@@ -175,6 +175,8 @@ def fused_dissim_topk(
     if quantized is not None:
         check_quantized(quantized, reference)
     if clusters is not None:
+        if isinstance(clusters, ClusteredReferences):
+            clusters = clusters._replace(pivots=autocast_to_float32(clusters.pivots)[0])
         check_clusters(clusters, reference)
         if quantized is not None:
             raise_argument_error("clusters", "None, since quantized is given", "both", "Pass one of them.")
