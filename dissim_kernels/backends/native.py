@@ -5,8 +5,9 @@ This module is the backend `cpu`. cuda.py offers the same functions for CUDA ten
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -49,7 +50,19 @@ operators = torch.ops.dissim_native
 def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cpu":
         return f"it runs tensors on the CPU, these are on {problem.device.type!r}"
-    return NOT_LOADED
+    return NOT_LOADED or _unsupported_instruction_set()
+
+
+@cache
+def _unsupported_instruction_set() -> str | None:
+    """The reason why the instruction set that DISSIM_ISA names cannot run, or None. The library reads it once."""
+    if operators.isa():
+        return None
+    names = ", ".join(name for name in operators.isas().split() if not name.startswith("["))
+    return (
+        f"DISSIM_ISA: expected one of the instruction sets that this machine runs ({names}), "
+        f"got {os.environ.get('DISSIM_ISA')!r}. Unset it, or set one of these, before Python starts."
+    )
 
 
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
