@@ -332,6 +332,7 @@ def test_invalid_arguments_raise_when_clustering():
         ((rows, weight[:3]), {}, "weight: expected shape"),
         ((rows, weight), {"num_clusters": 0}, "num_clusters: expected an integer of at least 1, got 0"),
         ((rows, weight), {"seed": -1}, "seed: expected an integer of at least 0, got -1"),
+        ((rows, weight), {"seed": 2**64}, "seed: expected an integer below 2**63, got 18446744073709551616"),
         (
             (torch.empty(1, 1).expand(1, 2**19), torch.ones(2**19)),
             {},

@@ -13,6 +13,7 @@ from ..contract import (
     RankArguments,
     check_cameras,
     check_filters,
+    check_flag,
     check_labels,
     check_matrix_inputs,
     check_positives,
@@ -152,6 +153,7 @@ def fused_dissim_rank(
     check_cameras(query, reference, query_cameras, reference_cameras)
     given = (positive_offsets, positive_indices, positive_scores)
     check_positives(query, *given)
+    check_flag("return_scores", return_scores)
 
     bias = head_bias(bias, weight)
     rows, columns, match = _listed_pairs(

@@ -13,6 +13,7 @@ from ..contract import (
     check_among,
     check_count,
     check_filters,
+    check_flag,
     check_matrix_inputs,
     raise_argument_error,
 )
@@ -170,6 +171,8 @@ def fused_dissim_topk(
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_count("k", k, 0)
+    check_flag("largest", largest)
+    check_flag("return_stats", return_stats)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
     check_among(among, query_labels, ("same",))
     if quantized is not None:
