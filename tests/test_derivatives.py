@@ -205,6 +205,22 @@ def test_unsupported_derivatives_raise(name):
         attempt()
 
 
+@pytest.mark.parametrize(
+    "function",
+    [fused_dissim_score, hinge_loss, logsumexp, lambda *x: fused_dissim_topk(*x, k=2), grad(fused, 2),
+     grad(hinge_loss), lambda *x: jvp(fused, x, x)[1]],
+    ids=["score", "hinge", "logsumexp", "topk", "grad", "grad hinge", "jvp"],
+)  # fmt: skip
+@pytest.mark.parametrize("argument", [0, 2])
+def test_vmap_over_no_entries(function, argument):
+    def shapes(entries):
+        arguments = [x.expand(entries, *x.shape) if i == argument else x for i, x in enumerate(INPUTS)]
+        found = vmap(function, tuple(0 if i == argument else None for i in range(4)))(*arguments)
+        return [(x.shape[1:], x.dtype, len(x)) for x in (found if isinstance(found, tuple) else [found])]
+
+    assert shapes(0) == [(*described, 0) for *described, _ in shapes(1)]
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_no_graph_is_recorded_without_grad_mode(mode):
     with mode():

@@ -58,6 +58,8 @@ class Operator:
             self._check(*arguments)
             return fake(*arguments)
 
+        self.empty_results = fake
+
     def __call__(self, *arguments):
         return self.registered(*arguments) if _needs_dispatcher(arguments) else self._run(*arguments)
 
@@ -95,21 +97,27 @@ def saved(ctx) -> list[Tensor]:
     return [unique[place] for place in ctx.places]
 
 
-def vmap_by_loop(operator: Callable) -> Callable:
+def vmap_by_loop(operator: Operator) -> Callable:
     """A vmap rule that calls the operator once per entry of the mapped dimension and stacks the results."""
 
     def rule(info, in_dims, *args):
         def entry(value, dim, i):
             if isinstance(dim, list | tuple):
                 return [entry(v, d, i) for v, d in zip(value, dim, strict=True)]
-            return value if dim is None else value.select(dim, i)
+            if dim is None:
+                return value
+            return value.select(dim, i) if info.batch_size else value.new_empty(value.movedim(dim, 0).shape[1:])
 
-        outs = [
-            operator(*(entry(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)
-        ]
+        def call_entry(run, i):
+            return run(*(entry(a, d, i) for a, d in zip(args, in_dims, strict=True)))
+
+        if info.batch_size:
+            outs = [call_entry(operator, i) for i in range(info.batch_size)]
+        else:
+            outs = [call_entry(operator.empty_results, 0)]  # only for the shapes and dtypes
         if isinstance(outs[0], Tensor):
-            return torch.stack(outs), 0
-        stacked = [torch.stack(column) for column in zip(*outs, strict=True)]
+            return torch.stack(outs)[: info.batch_size], 0
+        stacked = [torch.stack(column)[: info.batch_size] for column in zip(*outs, strict=True)]
         return stacked, [0] * len(stacked)
 
     return rule
