@@ -23,7 +23,7 @@ from ..contract import (
 from ..dispatch import check_backend
 from .arguments import autocast_to_float32, head_bias
 from .hinge_operators import HingeFunction, hinge
-from .operator import differentiated
+from .operator import call
 
 
 def fused_dissim_hinge_loss(
@@ -95,8 +95,9 @@ def fused_dissim_hinge_loss(
         check_count("num_hard_negatives", num_hard_negatives, 0)
     check_pair_counts(pair_counts)
     bias = head_bias(bias, weight)
-    run = HingeFunction.apply if differentiated(query, reference, weight, bias) else hinge
-    positive, negative, _ = run(
+    positive, negative, _ = call(
+        HingeFunction,
+        hinge,
         query,
         reference,
         weight,

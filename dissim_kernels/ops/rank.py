@@ -27,7 +27,7 @@ from ..operands import (
     check_rank_values,
 )
 from .arguments import autocast_to_float32, head_bias
-from .operator import differentiated, operator
+from .operator import call, operator
 
 
 class Ranks(NamedTuple):
@@ -159,8 +159,8 @@ def fused_dissim_rank(
     rows, columns, match = _listed_pairs(
         query_labels, reference_labels, query_cameras, reference_cameras, exclude_index
     )
-    run = _ListedScoresFunction.apply if differentiated(query, reference, weight, bias) else listed_scores
-    scores = run(query, reference, weight, bias, _offsets(rows, len(query)), columns, backend)
+    lists = _offsets(rows, len(query)), columns
+    scores = call(_ListedScoresFunction, listed_scores, query, reference, weight, bias, *lists, backend)
     excluded = _Pairs(rows[~match], columns[~match], scores[~match])
     if positive_offsets is None or positive_indices is None or positive_scores is None:
         positives = _Pairs(rows[match], columns[match], scores[match])
@@ -264,7 +264,7 @@ def listed_scores(
     return module.listed_scores(query, reference, weight, bias, offsets, indices)
 
 
-@operator("dissim::rank", check_rank_operands, check_rank_values)
+@operator("dissim::rank", check_rank_operands, check_rank_values, differentiable=False)
 def rank(
     query: Tensor,
     reference: Tensor,
