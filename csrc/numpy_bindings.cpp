@@ -55,13 +55,20 @@ dissim::Parallel parallel(int threads) {
           std::min(threads, dissim::kMaxThreads)};
 }
 
+// The compiled instruction sets that this machine can run, best first.
+std::string runnable_sets() {
+  std::string names;
+  for (const dissim::Kernels* const* set = dissim::compiled_kernels(); *set; ++set)
+    if (dissim::can_run(**set)) names += (names.empty() ? "" : ", ") + std::string((*set)->isa);
+  return names;
+}
+
 const dissim::Kernels& kernels() {
   const dissim::Kernels* chosen = dissim::kernels();
-  if (!chosen)
-    throw std::runtime_error(std::string("DISSIM_ISA: expected one of the instruction sets that were compiled and that "
-                                         "this machine runs (dissim_kernels.numpy.build_info()), got ") +
-                             getenv("DISSIM_ISA"));
-  return *chosen;
+  if (chosen) return *chosen;
+  const char* name = getenv("DISSIM_ISA");  // null if it was removed since the choice
+  throw std::runtime_error("DISSIM_ISA: expected an instruction set that this machine runs (" + runnable_sets() +
+                           "), got " + (name ? name : "another one") + ". Set one of these before Python starts.");
 }
 
 void score(const py::array& query, const py::array& reference, const py::array& weight, const py::array& bias,

@@ -52,10 +52,11 @@ dissim::Parallel parallel() {
 
 const dissim::Kernels& kernels() {
   const dissim::Kernels* chosen = dissim::kernels();
+  const char* name = getenv("DISSIM_ISA");  // null if it was removed since the choice
   STD_TORCH_CHECK(chosen,
                   "DISSIM_ISA: expected one of the instruction sets that were compiled and that this machine "
-                  "runs (dissim_kernels.available_backends()), got ",
-                  getenv("DISSIM_ISA"));
+                  "runs (`python -m dissim_kernels` lists them), got ",
+                  name ? name : "another one");
   return *chosen;
 }
 

@@ -20,6 +20,9 @@ inline Sides check_sides(Arguments& given, const Tensor& query, const Tensor& re
   const dissim::Rows queries = given.rows("query", query, batch, kAny);
   const int64_t dim = query.size(2);
   const dissim::Rows references = given.rows("reference", reference, query.size(0), dim);
+  if (dim > INT32_MAX)  // kernels store dimensions as int32
+    raise_argument_error("query", "fewer than 2**31 dimensions", std::to_string(dim),
+                         "Split the dimensions and add the scores of the parts.");
   int64_t bytes;  // of all scores: kernels compute such offsets
   if (__builtin_mul_overflow(queries.rows, references.rows, &bytes) || __builtin_mul_overflow(bytes, 64, &bytes))
     raise_argument_error("reference", "fewer pairs than 2**57", list(reference.sizes()),

@@ -25,7 +25,7 @@ def facts() -> dict[str, str]:
     """What a bug report should contain, by heading."""
     native = torch.ops.dissim_native
     available = available_backends()
-    loaded = "cpu" in available
+    loaded = hasattr(native, "isas")
     backends = {f"backend {name}": "available" for name in available}
     backends |= {f"backend {name}": f"not available: {reason}" for name, reason in unavailable_backends().items()}
     set_variables = sorted(f"{name}={value}" for name, value in os.environ.items() if name in VARIABLES)
@@ -35,9 +35,9 @@ def facts() -> dict[str, str]:
         "triton": installed("triton"),
         "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
         **backends,
-        "instruction set": f"{native.isa()} (of {native.isas()})"
+        "instruction set": f"{native.isa() or 'none'} (of {native.isas()})"
         if loaded
-        else "none, the compiled library does not run",
+        else "none, the compiled library does not load",
         "CUDA architectures": (native.cuda_archs() or "none compiled in") if loaded else "none",
         "threads": str(torch.get_num_threads()),
         "environment": ", ".join(set_variables) or "none of the variables that change what runs is set",

@@ -6,6 +6,7 @@ run the same under FakeTensor, torch.compile and torch.export.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
@@ -214,8 +215,8 @@ def check_filters(
             check_labels(name, labels, rows, query.device)
 
 
-def check_labels(name: str, labels: object, rows: int, device: torch.device) -> None:
-    """Integer row labels (or row numbers) int64 [rows], on the embeddings' device."""
+def check_labels(name: str, labels: object, rows: int | None, device: torch.device) -> None:
+    """Integer row labels (or row numbers) int64 [rows], on the embeddings' device; rows None is any number."""
     if not isinstance(labels, Tensor):
         raise_argument_error(name, "an int64 tensor", type(labels).__name__, "Use torch.tensor(values).", TypeError)
     if labels.layout != torch.strided:
@@ -224,7 +225,9 @@ def check_labels(name: str, labels: object, rows: int, device: torch.device) -> 
         raise_argument_error(
             name, "dtype int64", labels.dtype, "Use .long(): floats merge labels above 2**24.", TypeError
         )
-    if labels.shape != (rows,):
+    if rows is None and labels.dim() != 1:
+        raise_argument_error(name, "1 dimension", shape(labels), "Use .reshape(-1).")
+    if rows is not None and labels.shape != (rows,):
         raise_argument_error(
             name, f"shape [{rows}], one entry per row", shape(labels), "Pass one label for each row."
         )
@@ -235,20 +238,52 @@ def check_labels(name: str, labels: object, rows: int, device: torch.device) -> 
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise_argument_error(name, "one of " + ", ".join(map(repr, choices)), repr(value), "Choose one of these.")
 
 
 def check_count(name: str, value: object, minimum: int) -> None:
     if not isinstance(value, int | torch.SymInt) or isinstance(value, bool) or value < minimum:
         raise_argument_error(name, f"an integer of at least {minimum}", repr(value), "Pass a Python int.")
+    if value >= 2**63:
+        raise_argument_error(name, "an integer below 2**63", repr(value), "Pass a smaller one.")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise_argument_error(name, "True or False", repr(value), "Pass a bool.", TypeError)
 
 
 def check_number(name: str, value: object) -> None:
+    """A number that fits in float64, which an integer may not."""
     if not isinstance(value, int | float):
         raise_argument_error(
             name, "a number", type(value).__name__, f"It is not a parameter: use float({name}).", TypeError
         )
+    _check_range(name, value)
+
+
+def _check_range(name: str, value: int | float) -> None:
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise_argument_error(
+            name, "a number in the range of float64", "a larger one", "Use a float, which can be inf."
+        )
+
+
+def check_pair_counts(counts: object) -> None:
+    """Two numbers or 0-d tensors, or None."""
+    if counts is None:
+        return
+    remedy = "Pass (positives, negatives)."
+    if not isinstance(counts, tuple | list):
+        raise_argument_error("pair_counts", "two counts", type(counts).__name__, remedy, TypeError)
+    if len(counts) != 2:
+        raise_argument_error("pair_counts", "two counts", len(counts), remedy)
+    for count in counts:
+        if not isinstance(count, Tensor):
+            check_number("pair_counts", count)
+        elif count.dim():
+            raise_argument_error("pair_counts", "numbers or tensors of shape []", shape(count), "Use count.sum().")
 
 
 def check_cameras(
@@ -273,7 +308,7 @@ def check_positives(query: Tensor, offsets: Tensor | None, indices: Tensor | Non
         raise_argument_error(missing[0], "a tensor, since the other two are given", None, "Pass all three or none.")
     assert offsets is not None and indices is not None and scores is not None
     check_labels("positive_offsets", offsets, query.shape[0] + 1, query.device)
-    check_labels("positive_indices", indices, len(indices), query.device)
+    check_labels("positive_indices", indices, None, query.device)
     check_operand("positive_scores", scores, (ACCUMULATE[query.dtype],), (len(indices),), query.device)
     check_offsets("positive_offsets", offsets, len(indices))
     if bool(scores.isnan().any()):
@@ -329,6 +364,8 @@ def _check_tensors(query: Tensor, reference: Tensor, weight: Tensor, bias: objec
             raise_argument_error("bias", f"{allowed} for weight {shape(weight)}", shape(bias), "Reshape it.")
     elif bias is not None and not isinstance(bias, int | float):
         raise_argument_error("bias", "None, a number or a tensor", type(bias).__name__, "Use float(bias).", TypeError)
+    elif bias is not None:
+        _check_range("bias", bias)
     _check_parameter("weight", weight, query)
 
 

@@ -20,8 +20,8 @@ AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _last = threading.local()
 
 
-def check_backend(name: str) -> None:
-    if name != "auto" and name not in BACKENDS:
+def check_backend(name: object) -> None:
+    if not isinstance(name, str) or (name != "auto" and name not in BACKENDS):
         raise_argument_error(
             "backend", "'auto' or one of " + ", ".join(map(repr, BACKENDS)), repr(name), "Choose one of these."
         )

@@ -6,6 +6,7 @@ Results are bit-identical to those of the torch operators on the CPU, with any n
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -106,6 +107,8 @@ def topk(
     acc_weight, acc_bias = _check(query, reference, weight, bias)
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
         _raise_error("k", "an integer of at least 0", repr(k), "Pass an int.")
+    if not isinstance(largest, bool | np.bool_):
+        _raise_error("largest", "True or False", repr(largest), "Pass a bool.", TypeError)
     if exclude_index is not None:
         if not isinstance(exclude_index, np.ndarray) or exclude_index.dtype != np.int64:
             got = getattr(exclude_index, "dtype", type(exclude_index).__name__)
@@ -162,6 +165,8 @@ def _check(query: Any, reference: Any, weight: Any, bias: Any) -> tuple[np.ndarr
         if array.ndim < 1 or array.shape[-1] != query.shape[1]:
             expected = f"a last dimension of {query.shape[1]} as in query"
             _raise_error(name, expected, _shape(array), "All three share the embedding dimension D.")
+    if query.shape[1] >= 2**31:
+        _raise_error("query", "fewer than 2**31 dimensions", query.shape[1], "Add the scores of parts.")
     if weight.ndim != 1:
         _raise_error("weight", "one head [D]", _shape(weight), "Call once per head: weight[c].")
     acc = ACCUMULATE[query.dtype]
@@ -174,16 +179,21 @@ def _check(query: Any, reference: Any, weight: Any, bias: Any) -> tuple[np.ndarr
             _raise_error("bias", "a number or shape []", _shape(bias), "Use bias[0].")
     elif bias is not None and not isinstance(bias, int | float | np.number):
         _raise_error("bias", "None, a number or an array", type(bias).__name__, "Use float(bias).", TypeError)
-    return np.ascontiguousarray(weight, acc), np.full(1, 0 if bias is None else bias, acc)
+    if isinstance(bias, int) and abs(bias) > sys.float_info.max:
+        _raise_error("bias", "a number in the range of float64", "a larger one", "Use float(bias).")
+    with np.errstate(over="ignore"):  # a number beyond the range of the dtype becomes infinite
+        return np.ascontiguousarray(weight, acc), np.array([0 if bias is None else bias], np.float64).astype(acc)
 
 
 def _threads(threads: int | None) -> int:
     if threads is None:
         for name in ("DISSIM_THREADS", "OMP_NUM_THREADS"):
             if value := os.environ.get(name):
-                if not value.isdecimal() or int(value) < 1:
+                # OpenMP's variable may be a list, a number for each level of nested loops.
+                levels = [value] if name == "DISSIM_THREADS" else [level.strip() for level in value.split(",")]
+                if not all(level.isdecimal() and int(level) > 0 for level in levels):
                     _raise_error(name, "a number of threads in the environment", repr(value), "Set it to 1 or more.")
-                return min(int(value), MAX_THREADS)
+                return min(int(levels[0]), MAX_THREADS)
         return len(os.sched_getaffinity(0))
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         _raise_error("threads", "None or an integer of at least 1", repr(threads), "Omit it to use all cores.")

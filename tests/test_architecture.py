@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-#: Files that git tracks. Empty in an unpacked source distribution, whose top level is not checked.
+#: Files that git tracks. Empty outside of a clone, where the top level is not checked.
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
 SOURCES = sorted(
     path
@@ -19,7 +19,7 @@ SOURCES = sorted(
 MODULES = [path for path in SOURCES if path.suffix == ".py"]
 MAX_LINES = 500
 TOP_LEVEL = {
-    *("pyproject.toml", "setup.py", "csrc", "dissim_kernels", "python", "bench", "tests"),
+    *("pyproject.toml", "setup.py", "MANIFEST.in", "csrc", "dissim_kernels", "python", "bench", "tests"),
     *("README.md", "CONTRIBUTING.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile", "docs", ".ci"),
 }
 

@@ -226,7 +226,8 @@ def test_forced_cuda_kernels_load_with_a_torch_without_cuda(tmp_path):
     assert done.stdout.startswith("9.0 | ") and "on 'cpu'" in done.stdout
 
 
-def test_a_source_distribution_has_every_source(tmp_path):
+def test_a_source_distribution_has_every_source_and_no_test(tmp_path):
+    """Most tests need files that it does not have, such as other modules of tests/."""
     done = run("setup.py", "-q", "sdist", "--dist-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (archive,) = tmp_path.glob("*.tar.gz")
@@ -235,6 +236,7 @@ def test_a_source_distribution_has_every_source(tmp_path):
     patterns = "csrc/**/*.*", "dissim_kernels/**/*.py", "python/**/*.py"
     sources = [path for pattern in patterns for path in ROOT.glob(pattern)]
     assert {str(path.relative_to(ROOT)) for path in sources} | {"setup.py", "pyproject.toml"} <= names
+    assert not [name for name in names if name.startswith("tests/")]
 
 
 @pytest.mark.parametrize("skips", ["def test(): pytest.skip('absent')", "pytest.importorskip('no_such_module')"])

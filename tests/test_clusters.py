@@ -254,6 +254,27 @@ def test_clusters_of_other_references_or_weights_raise():
         fused_dissim_topk(query, reference, weight, k=2, clusters=made)
 
 
+@pytest.mark.parametrize("made_for", [0.0, torch.finfo(torch.float32).max, -torch.finfo(torch.float32).max])
+@pytest.mark.parametrize("weight", [torch.nan, torch.inf, -torch.inf])
+def test_clusters_of_finite_weights_do_not_serve_others(made_for, weight):
+    query, reference, *_ = testing.random_inputs((3, 3), (40, 3))
+    made = cluster_references(reference, torch.tensor([-1, -2, made_for]))
+    with pytest.raises(ValueError, match="clusters: expected clusters made for these weights"):
+        fused_dissim_topk(query, reference, torch.tensor([-1, -2, weight]), k=2, clusters=made)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_clusters_of_half_precision_under_autocast(dtype):
+    """A search under autocast runs in float32, with clusters made inside or outside of it."""
+    inputs = clustered(4, 800, 6, dtype=dtype)
+    outside = cluster_references(inputs.reference, inputs.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = fused_dissim_topk(*inputs, k=3)
+        for made in (outside, cluster_references(inputs.reference, inputs.weight)):
+            found = fused_dissim_topk(*inputs, k=3, clusters=made)
+            assert found.scores.dtype == torch.float32 and all(map(torch.equal, found, expected))
+
+
 NOT_OF_THESE = ": expected the clusters of these references, got others or damaged ones"
 #: A field of the clusters of 500 references of 5 dimensions, its change, and the error.
 DAMAGES = [
@@ -311,6 +332,7 @@ def test_invalid_arguments_raise_when_clustering():
         ((rows, weight[:3]), {}, "weight: expected shape"),
         ((rows, weight), {"num_clusters": 0}, "num_clusters: expected an integer of at least 1, got 0"),
         ((rows, weight), {"seed": -1}, "seed: expected an integer of at least 0, got -1"),
+        ((rows, weight), {"seed": 2**64}, "seed: expected an integer below 2**63, got 18446744073709551616"),
         (
             (torch.empty(1, 1).expand(1, 2**19), torch.ones(2**19)),
             {},

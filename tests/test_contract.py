@@ -28,6 +28,9 @@ FUNCTIONS = {
 ALL, MATRIX, LABELED = tuple(FUNCTIONS), ("topk", "hinge", "logsumexp", "rank"), ("hinge", "rank")
 HALF = torch.ones(4, 3, dtype=torch.float16)
 
+#: Of the four queries, without any match.
+LISTS = {"positive_offsets": FIVE, "positive_indices": FIVE[:0], "positive_scores": torch.ones(0)}
+
 #: Functions, the changed argument, the error, the argument it names, expected, got.
 BAD = [
     (ALL, {"query": [[1.0]]}, TypeError, "query", "a torch.Tensor", "list"),
@@ -86,6 +89,24 @@ BAD = [
     (("hinge",), {"num_hard_negatives": 1.5}, ValueError, "num_hard_negatives", "an integer", r"1\.5"),
     (("hinge",), {"margin": "1"}, TypeError, "margin", "a number", "str"),
     (("hinge",), {"margin": torch.ones(3)}, TypeError, "margin", "a number", "Tensor"),
+    (("hinge",), {"margin": 10**400}, ValueError, "margin", "a number in the range of float64", "a larger one"),
+    (("logsumexp",), {"scale": 10**400}, ValueError, "scale", "a number in the range of float64", "a larger one"),
+    (ALL, {"bias": -(10**400)}, ValueError, "bias", "a number in the range of float64", "a larger one"),
+    (("hinge",), {"num_hard_negatives": 2**64}, ValueError, "num_hard_negatives", r"an integer below 2\*\*63", 2**64),
+    (("topk",), {"k": 2**64}, ValueError, "k", r"an integer below 2\*\*63", 2**64),
+    (("hinge",), {"pair_counts": 5}, TypeError, "pair_counts", "two counts", "int"),
+    (("hinge",), {"pair_counts": (1, 2, 3)}, ValueError, "pair_counts", "two counts", "3"),
+    (("hinge",), {"pair_counts": ("1", 2)}, TypeError, "pair_counts", "a number", "str"),
+    (("hinge",), {"pair_counts": (torch.ones(3), 2)}, ValueError, "pair_counts", r".*shape \[\]", r"shape \[3\]"),
+    (("topk",), {"largest": "no"}, TypeError, "largest", "True or False", "'no'"),
+    (("topk",), {"return_stats": 1}, TypeError, "return_stats", "True or False", "1"),
+    (("rank",), {"return_scores": None}, TypeError, "return_scores", "True or False", "None"),
+    (("rank",), {**LISTS, "positive_indices": 5}, TypeError, "positive_indices", "an int64 tensor", "int"),
+    (("rank",), {**LISTS, "positive_indices": torch.tensor(1)}, ValueError, "positive_indices", "1 dimension",
+     r"shape \[\]"),
+    (ALL, {"backend": ["cpu"]}, ValueError, "backend", "'auto' or one of", r"\['cpu'\]"),
+    (("hinge",), {"reduction": ["mean"]}, ValueError, "reduction", "one of 'mean'", r"\['mean'\]"),
+    (("logsumexp",), {"among": torch.ones(2)}, ValueError, "among", "one of 'different'", r"tensor\(\[1., 1.\]\)"),
 ]  # fmt: skip
 ROWS = [(name, *row[1:]) for row in BAD for name in row[0]]
 
@@ -112,6 +133,18 @@ def test_valid_arguments_are_accepted(name):
         right |= {name: right[name].to(dtype) for name in ("query", "reference")}
         for parameters in {dtype, ACCUMULATE[dtype]}:
             function(**{**right, "weight": torch.ones(3, dtype=parameters)})
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_out_of_range_become_infinite(sign):
+    """As in torch, where torch.ones(1) + 1e39 is infinite."""
+    huge, infinite = sign * 1e39, torch.tensor(sign * torch.inf)
+    for function, options in (FUNCTIONS["score"], FUNCTIONS["paired"], FUNCTIONS["topk"], FUNCTIONS["hinge"]):
+        found, expected = (function(**{**GOOD, **options, "bias": bias}) for bias in (huge, infinite))
+        torch.testing.assert_close(found, expected)
+    function, options = FUNCTIONS["logsumexp"]
+    found, expected = (function(**{**GOOD, **options, "scale": scale}) for scale in (huge, infinite))
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 def test_the_message_is_the_same_under_autocast():

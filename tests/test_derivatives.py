@@ -205,6 +205,107 @@ def test_unsupported_derivatives_raise(name):
         attempt()
 
 
+def tangent_by_dual_numbers(function):
+    def tangent(x):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(function(forward_ad.make_dual(x, x.cos()))).tangent
+
+    return tangent
+
+
+def tangent_by_jvp(function):
+    return lambda x: jvp(function, (x,), (x.cos(),))[1]
+
+
+IN_GRAPH = {
+    "jvp": tangent_by_jvp,
+    "dual numbers": tangent_by_dual_numbers,
+    "jacfwd": jacfwd,
+    "grad": grad,
+    "jacrev": jacrev,
+    "vmap of grad": lambda function: lambda x: vmap(grad(function))(torch.stack((x, x + 1))),
+}
+
+
+def compiled(function, **options):
+    torch.compiler.reset()  # the cases share functions, and torch limits how often one is compiled
+    return torch.compile(function, backend="aot_eager", **options)
+
+
+@pytest.mark.parametrize("name", IN_GRAPH)
+def test_derivatives_in_a_compiled_program(name):
+    """Without a graph break they fail or give zeros without an error (pytorch#179652)."""
+    derivative = IN_GRAPH[name]
+    expected = derivative(lambda x: plain(x, *INPUTS[1:]))(Q)
+    torch.testing.assert_close(compiled(derivative(score_of))(Q), expected)
+
+
+def test_a_compiled_program_with_the_value_and_its_derivative():
+    def both(x):
+        return score_of(x), tangent_by_jvp(score_of)(x)
+
+    torch.testing.assert_close(compiled(both)(Q), both(Q))
+
+
+@pytest.mark.parametrize("derivative", [jvp, grad])
+@pytest.mark.parametrize("function", [hinge_of, sum_of_logsumexp, top_scores], ids=["hinge", "logsumexp", "topk"])
+def test_unsupported_derivatives_raise_in_a_compiled_program(function, derivative):
+    if derivative is grad and function is not top_scores:
+        torch.testing.assert_close(compiled(grad(function))(Q), grad(function)(Q))
+        return
+    attempt = compiled(tangent_by_jvp(function) if derivative is jvp else grad(function))
+    with pytest.raises(NotImplementedError, match="derivative"):
+        attempt(Q)
+
+
+def test_derivatives_in_one_graph_raise_with_the_reason():
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"need a graph break\. Omit fullgraph=True"):
+        compiled(tangent_by_jvp(score_of), fullgraph=True)(Q)
+
+
+def test_gradients_of_compiled_top_scores_raise():
+    """As in an eager call, indices may be used."""
+    with pytest.raises(Exception, match="topk: its scores have no derivative"):
+        compiled(top_scores)(leaves()[0]).backward()
+    indices = compiled(lambda x: fused_dissim_topk(x, *INPUTS[1:], k=2).indices, fullgraph=True)(leaves()[0])
+    assert torch.equal(indices, fused_dissim_topk(*INPUTS, k=2).indices)
+
+
+@pytest.mark.parametrize("tangent", [tangent_by_jvp, tangent_by_dual_numbers])
+def test_an_operator_called_in_forward_mode_raises(tangent):
+    def scores(query):
+        return torch.ops.dissim.score(query[None], INPUTS.reference[None], INPUTS.weight[None], None, "auto")
+
+    with pytest.raises(NotImplementedError, match=r"torch\.ops\.dissim\.score: it has no forward-mode derivative"):
+        tangent(scores)(Q)
+
+
+def test_a_dual_level_without_tangents_changes_nothing():
+    def second(query):
+        first = torch.autograd.grad(score_of(query), query, create_graph=True)[0]
+        return torch.autograd.grad(first.square().sum(), query)[0]
+
+    expected = second(leaves()[0]), *ranks(*INPUTS)
+    with forward_ad.dual_level():
+        assert all(map(torch.equal, (second(leaves()[0]), *ranks(*INPUTS)), expected))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [fused_dissim_score, hinge_loss, logsumexp, lambda *x: fused_dissim_topk(*x, k=2), grad(fused, 2),
+     grad(hinge_loss), lambda *x: jvp(fused, x, x)[1]],
+    ids=["score", "hinge", "logsumexp", "topk", "grad", "grad hinge", "jvp"],
+)  # fmt: skip
+@pytest.mark.parametrize("argument", [0, 2])
+def test_vmap_over_no_entries(function, argument):
+    def shapes(entries):
+        arguments = [x.expand(entries, *x.shape) if i == argument else x for i, x in enumerate(INPUTS)]
+        found = vmap(function, tuple(0 if i == argument else None for i in range(4)))(*arguments)
+        return [(x.shape[1:], x.dtype, len(x)) for x in (found if isinstance(found, tuple) else [found])]
+
+    assert shapes(0) == [(*described, 0) for *described, _ in shapes(1)]
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_no_graph_is_recorded_without_grad_mode(mode):
     with mode():

@@ -30,6 +30,30 @@ def test_unsupported_instruction_set_raises_with_the_choices(name):
     assert name in done.stderr.splitlines()[-1] + done.stderr
 
 
+def test_backend_of_an_unsupported_instruction_set_is_not_available():
+    script = (
+        "import dissim_kernels as d; from dissim_kernels.__main__ import facts\n"
+        "print(d.available_backends(), d.unavailable_backends()['cpu'], facts()['instruction set'], sep='|')"
+    )
+    done = run("-c", script, DISSIM_ISA="sse9")
+    available, reason, chosen = done.stdout.strip().split("|")
+    assert "'cpu'" not in available and "reference" in available
+    names = ", ".join(HERE)
+    expected = f"DISSIM_ISA: expected one of the instruction sets that this machine runs ({names}), got 'sse9'. Unset"
+    assert reason.startswith(expected) and chosen == f"none (of {' '.join(SETS)})"
+
+
+def test_operators_raise_after_the_name_was_removed():
+    """The set is chosen once, so the error cannot tell the name any more."""
+    script = (
+        "import os, torch, dissim_kernels as d; d.available_backends(); del os.environ['DISSIM_ISA']\n"
+        "x = torch.ones(1, 2, 3)\n"
+        "torch.ops.dissim_native.score(x, x, x[0, :1], None, torch.empty(1, 1, 2, 2))"
+    )
+    done = run("-c", script, DISSIM_ISA="sse9")
+    assert "RuntimeError" in done.stderr and "got another one" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("library", "reason"), [(None, "was not built"), (b"no library at all", "does not load with torch")]
 )

@@ -94,6 +94,17 @@ def test_bit_identical_for_any_number_of_threads_and_environment_variables(monke
         assert all(map(np.array_equal, first, other))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert dissim_numpy._threads(None) == 3
+    for value, threads in (("4,2", 4), (" 2", 2), ("3 , 1", 3)):  # a number for each level of nested loops
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert dissim_numpy._threads(None) == threads
+        monkeypatch.setenv("DISSIM_THREADS", value)
+        with pytest.raises(ValueError, match="DISSIM_THREADS: expected a number of threads in the environment"):
+            dissim_numpy._threads(None)
+        monkeypatch.delenv("DISSIM_THREADS")
+    for value in ("4,", "0", "-1", "4;2", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        with pytest.raises(ValueError, match="OMP_NUM_THREADS: expected a number of threads in the environment"):
+            dissim_numpy._threads(None)
     monkeypatch.setenv("DISSIM_THREADS", "5")
     assert dissim_numpy._threads(None) == 5
     monkeypatch.setenv("DISSIM_THREADS", "many")
@@ -124,6 +135,8 @@ def test_build_info():
 
 
 Q, R, W = np.ones((3, 5), np.float32), np.ones((4, 5), np.float32), np.ones(5, np.float32)
+#: The shapes of rows whose dimensions do not fit in int32.
+HUGE = {"query": (1, 2**31), "reference": (1, 2**31), "weight": (2**31,)}
 PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))["value"]
 
 
@@ -164,6 +177,13 @@ PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))[
         ({"bias": "1"}, TypeError, r"bias: expected None, a number or an array, got str. Use float\(bias\)"),
         ({"threads": 0}, ValueError, "threads: expected None or an integer of at least 1, got 0. Omit it"),
         ({"k": -1}, ValueError, "k: expected an integer of at least 0, got -1. Pass an int"),
+        ({"bias": 10**400}, ValueError, "bias: expected a number in the range of float64, got a larger one. Use"),
+        ({"largest": "no"}, TypeError, "largest: expected True or False, got 'no'. Pass a bool"),
+        (
+            {name: np.broadcast_to(np.float32(1), shape) for name, shape in HUGE.items()},
+            ValueError,
+            r"query: expected fewer than 2\*\*31 dimensions, got 2147483648. Add the scores",
+        ),
         ({"k": 5}, ValueError, "k: expected at most the 4 candidates of query row 0, got 5. Use a smaller k"),
         ({"k": 2**50}, ValueError, f"k: expected at most the 4 candidates of query row 0, got {2**50}. Use"),
         (
@@ -187,3 +207,15 @@ def test_invalid_arguments_raise(change, error, message):
     arguments = {"query": Q, "reference": R, "weight": W, "k": 1, **change}
     with pytest.raises(error, match=f"^{message}"):
         dissim_numpy.topk(**arguments)
+
+
+def test_a_bias_out_of_range_is_infinite():
+    assert (dissim_numpy.score(Q, R, W, 1e39) == np.inf).all()
+    assert (dissim_numpy.score(Q, R, W, -1e39) == -np.inf).all()
+
+
+def test_an_instruction_set_that_cannot_run_raises_with_the_choices():
+    script = "import dissim_kernels.numpy as d\ntry: d.build_info()\nexcept RuntimeError as error: print(error)"
+    names = " ".join(name for name, runs in dissim_numpy.build_info()["isas"].items() if runs).replace(" ", ", ")
+    expected = f"DISSIM_ISA: expected an instruction set that this machine runs ({names}), got sse9. Set one of"
+    assert run(script, DISSIM_ISA="sse9").startswith(expected)

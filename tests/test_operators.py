@@ -196,6 +196,16 @@ def test_traced_calls_are_checked_as_well():
         torch.ops.dissim.score(*(CALLS["score"] | {"weight": W[None, :3]}).values())
 
 
+@compiled
+@pytest.mark.parametrize("name", ["score", "topk", "hinge_backward", "rank"])
+def test_more_dimensions_than_int32_holds_raise(name):
+    """The kernels store dimensions as int32. Nothing of this size is allocated."""
+    sides = {side: torch.zeros(1, 1, 1).expand(1, 1, 2**31) for side in ("query", "reference")}
+    raises(
+        "dissim_native", name, NATIVE_CALLS[name] | sides, r"query: expected fewer than 2\*\*31 dim.*, got 2147483648"
+    )
+
+
 NATIVE, SHRUNK = tuple(NATIVE_CALLS), "reference: expected a storage of at least 288 bytes, got 100"
 
 

@@ -284,6 +284,15 @@ def test_codes_of_other_references_or_weights_raise():
         quantized_topk(query, reference, weight, k=2, quantized=made)
 
 
+@pytest.mark.parametrize("made_for", [0.0, torch.finfo(torch.float32).max, -torch.finfo(torch.float32).max])
+@pytest.mark.parametrize("weight", [torch.nan, torch.inf, -torch.inf])
+def test_codes_of_finite_weights_do_not_serve_others(made_for, weight):
+    query, reference, *_ = testing.random_inputs((3, 3), (40, 3))
+    made = quantize_references(reference, torch.tensor([-1, -2, made_for]))
+    with pytest.raises(ValueError, match="quantized: expected codes made for these weights"):
+        quantized_topk(query, reference, torch.tensor([-1, -2, weight]), k=2, quantized=made)
+
+
 #: A field of the codes of 40 references of 5 dimensions, its change, and the error.
 DAMAGES = [
     ("codes", torch.Tensor.short, "expected torch.uint8 [3, 2, 16, 8], got torch.int16"),

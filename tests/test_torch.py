@@ -145,7 +145,7 @@ PRIVATE = ("_dispatch_keys", "_dispatch_tls_local_include_set", "_are_functorch_
 @pytest.mark.parametrize("missing", [*PRIVATE, "DispatchKeySet", "_current_level"])
 def test_torch_without_private_functions(missing, monkeypatch):
     """Each call then takes the slower path through the registered operator or the autograd Function."""
-    spec = importlib.util.spec_from_file_location("without", operator.__file__)
+    spec = importlib.util.spec_from_file_location("dissim_kernels.ops.without", operator.__file__)
     without = importlib.util.module_from_spec(spec)
     with monkeypatch.context() as patch:
         if missing != "_current_level":

@@ -65,8 +65,8 @@ class PairLists {
 
   // The number of active pairs.
   int64_t count() const { return count_; }
-  // Whether the buffer can hold the lists of any 64 references.
-  bool fits_buffer() const { return max_word_count_ <= kMaxEntries; }
+  // Whether the buffer can hold the lists of any 64 references, and its entries the number of any query.
+  bool fits_buffer() const { return max_word_count_ <= kMaxEntries && queries_ <= INT32_MAX; }
 
   // Entries and positions of the buffers that `build` writes to, and the bytes of both.
   int64_t entries() const { return min(count_, kMaxEntries); }

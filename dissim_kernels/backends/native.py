@@ -5,8 +5,9 @@ This module is the backend `cpu`. cuda.py offers the same functions for CUDA ten
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -49,7 +50,19 @@ operators = torch.ops.dissim_native
 def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cpu":
         return f"it runs tensors on the CPU, these are on {problem.device.type!r}"
-    return NOT_LOADED
+    return NOT_LOADED or _unsupported_instruction_set()
+
+
+@cache
+def _unsupported_instruction_set() -> str | None:
+    """The reason why the instruction set that DISSIM_ISA names cannot run, or None. The library reads it once."""
+    if operators.isa():
+        return None
+    names = ", ".join(name for name in operators.isas().split() if not name.startswith("["))
+    return (
+        f"DISSIM_ISA: expected one of the instruction sets that this machine runs ({names}), "
+        f"got {os.environ.get('DISSIM_ISA')!r}. Unset it, or set one of these, before Python starts."
+    )
 
 
 def score(query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -156,7 +169,8 @@ cluster_references = partial(make_clusters, Scorer(score, topk))
 def clustered_topk(arguments: TopKArguments, clusters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`topk` with the tensors of `cluster_references`, and how many references were scored for each query.
 
-    That number is -1 for the first query if the order of the references holds numbers that are none.
+    That number is -1 for the first query, and the result undefined, if the search finds a row number in `order` that
+    is none, a negative or NaN radius, or a score outside its bounds.
     """
     pivots, order, offsets, radii, center, _ = clusters
     kernel_arguments, (scores, indices) = _topk_operands(arguments), _empty_topk(arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,13 @@ def head_bias(bias: Tensor | float | None, weight: Tensor) -> Tensor | None:
     """The bias as a tensor [C], one entry per head, or None."""
     if bias is None:
         return None
-    if not isinstance(bias, Tensor):
-        return weight.new_full((1 if weight.dim() == 1 else weight.shape[0],), bias, dtype=ACCUMULATE[weight.dtype])
-    return bias.expand(1 if weight.dim() == 1 else weight.shape[0])
+    heads = 1 if weight.dim() == 1 else weight.shape[0]
+    return bias.expand(heads) if isinstance(bias, Tensor) else constant(bias, heads, weight)
+
+
+def constant(value: float, size: int, like: Tensor) -> Tensor:
+    """A number as a tensor [size] in the accumulator dtype; infinite if it is out of range, as in torch's sums."""
+    dtype = ACCUMULATE[like.dtype]
+    if abs(value) > torch.finfo(dtype).max:
+        value = math.inf if value > 0 else -math.inf
+    return like.new_full((size,), value, dtype=dtype)

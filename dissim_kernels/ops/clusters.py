@@ -11,7 +11,7 @@ from torch import Tensor
 from ..contract import ACCUMULATE, Problem, check_count, check_reference_inputs, raise_argument_error, shape
 from ..dispatch import resolve
 from .arguments import autocast_to_float32
-from .quantize import MAX_DIMENSIONS, check_field
+from .quantize import MAX_DIMENSIONS, check_field, same_weights
 
 #: The default number of clusters is this times the root of M, and at most MAX_CLUSTERS.
 CLUSTERS_PER_ROOT, MAX_CLUSTERS = 4, 2**16
@@ -118,8 +118,7 @@ def check_clusters(clusters: object, reference: Tensor) -> None:
 
 def check_clusters_weight(clusters: ClusteredReferences, weight: Tensor) -> None:
     """Checks that the clusters were made for these weights."""
-    made_for, weight = clusters.weight, weight.to(clusters.weight.dtype)
-    if not torch.equal(made_for, weight) and not torch.equal(made_for.nan_to_num(), weight.nan_to_num()):
+    if not same_weights(clusters.weight, weight.to(clusters.weight.dtype)):
         raise_argument_error("clusters", "clusters made for these weights", "clusters made for others", REMEDY)
 
 

@@ -18,12 +18,12 @@ from ..contract import (
     check_labels,
     check_matrix_inputs,
     check_number,
-    raise_argument_error,
+    check_pair_counts,
 )
 from ..dispatch import check_backend
 from .arguments import autocast_to_float32, head_bias
 from .hinge_operators import HingeFunction, hinge
-from .operator import differentiated
+from .operator import call
 
 
 def fused_dissim_hinge_loss(
@@ -93,11 +93,11 @@ def fused_dissim_hinge_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     if num_hard_negatives is not None:
         check_count("num_hard_negatives", num_hard_negatives, 0)
-    if pair_counts is not None and len(pair_counts) != 2:
-        raise_argument_error("pair_counts", "two counts", f"{len(pair_counts)}", "Pass (positives, negatives).")
+    check_pair_counts(pair_counts)
     bias = head_bias(bias, weight)
-    run = HingeFunction.apply if differentiated(query, reference, weight, bias) else hinge
-    positive, negative, _ = run(
+    positive, negative, _ = call(
+        HingeFunction,
+        hinge,
         query,
         reference,
         weight,

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ..contract import ACCUMULATE, check_among, check_filters, check_matrix_inputs, check_scale
 from ..dispatch import check_backend
-from .arguments import autocast_to_float32, head_bias
+from .arguments import autocast_to_float32, constant, head_bias
 from .logsumexp_operators import LogSumExpFunction, logsumexp
-from .operator import differentiated
+from .operator import call
 
 
 def fused_dissim_logsumexp(
@@ -63,9 +63,6 @@ def fused_dissim_logsumexp(
     check_among(among, query_labels, ("different", "same"))
     check_scale(scale, query)
     bias = head_bias(bias, weight)
-    acc = ACCUMULATE[query.dtype]
-    factor = scale.to(acc).reshape(1) if isinstance(scale, Tensor) else query.new_full((1,), scale, dtype=acc)
-    run = LogSumExpFunction.apply if differentiated(query, reference, weight, bias, factor) else logsumexp
-    return run(query, reference, weight, bias, factor, query_labels, reference_labels, exclude_index, among, backend)[
-        0
-    ]
+    factor = scale.to(ACCUMULATE[query.dtype]).reshape(1) if isinstance(scale, Tensor) else constant(scale, 1, query)
+    filters = (query_labels, reference_labels, exclude_index, among)
+    return call(LogSumExpFunction, logsumexp, query, reference, weight, bias, factor, *filters, backend)[0]

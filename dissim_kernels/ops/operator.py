@@ -19,12 +19,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import custom_op, infer_schema
 from torch.overrides import has_torch_function
+
+from ..contract import OPERATOR_REMEDY
 
 
 class Operator:
@@ -33,15 +36,25 @@ class Operator:
     On a small problem, torch's dispatch of a Python operator takes several times as long as the kernel.
 
     `check` validates the arguments of calls through torch, which need not come from our public functions.
-    `check_values` is a further check that reads data, which traced calls have not.
+    `check_values` is a further check that reads data, which traced calls have not. An operator that is not
+    `differentiable` returns no floats.
     """
 
-    def __init__(self, name: str, run: Callable, check: Callable, check_values: Callable | None = None):
+    def __init__(
+        self,
+        name: str,
+        run: Callable,
+        check: Callable,
+        check_values: Callable | None = None,
+        differentiable: bool = True,
+    ):
         @functools.wraps(run)
         def checked(*arguments):
             check(*arguments)
             if check_values is not None:
                 check_values(*arguments)
+            if differentiable and in_forward_mode() and torch._C._is_fwd_grad_enabled():
+                _raise_no_forward_mode(name)
             return run(*arguments)
 
         self.registered = custom_op(name, checked, mutates_args=(), schema=infer_schema(run, mutates_args=()))
@@ -58,27 +71,72 @@ class Operator:
             self._check(*arguments)
             return fake(*arguments)
 
+        self.empty_results = fake
+
     def __call__(self, *arguments):
         return self.registered(*arguments) if _needs_dispatcher(arguments) else self._run(*arguments)
 
 
-def operator(name: str, check: Callable, check_values: Callable | None = None) -> Callable[[Callable], Operator]:
-    """Decorator that makes a function an `Operator`; the checks validate its arguments first."""
-    return lambda run: Operator(name, run, check, check_values)
+def operator(name: str, *options, **named_options) -> Callable[[Callable], Operator]:
+    """Decorator that makes a function an `Operator`, with the same options."""
+    return lambda run: Operator(name, run, *options, **named_options)
 
 
-def differentiated(*inputs: Tensor | None) -> bool:
-    """Whether an eager call may be differentiated. If not, the operator is called directly, which costs less."""
+def _raise_no_forward_mode(name: str) -> NoReturn:
+    """For a call through torch.ops, which would lose the tangents. The Functions of public functions keep them."""
+    raise NotImplementedError(
+        f"torch.ops.{name.replace('::', '.')}: it has no forward-mode derivative. {OPERATOR_REMEDY}"
+    )
+
+
+def call(function: type[torch.autograd.Function], operator: Operator, *arguments):
+    """Calls an operator of which `function` is the Function: through it if the call may be differentiated.
+
+    The operator alone costs less, and is what a compiler can put into its graph. But with it a derivative of
+    torch.func and forward mode fail or give zeros without an error (pytorch#179652). A compiled program that takes
+    one therefore breaks its graph here.
+    """
     if torch.compiler.is_compiling():
-        return False
-    return transformed() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs if x is not None))
+        return _apply_outside(function, *arguments) if _differentiated_in_graph() else operator(*arguments)
+    return function.apply(*arguments) if _differentiated(arguments) else operator(*arguments)
+
+
+def _differentiated(arguments: Sequence) -> bool:
+    if transformed():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
 
 
 def transformed() -> bool:
-    """Whether torch.func or forward mode is active. They use a Function but not `register_autograd`."""
+    """Whether torch.func or forward mode is active in an eager call. They use a Function, not `register_autograd`."""
     if torch.compiler.is_compiling():
         return False
-    return _transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0
+    return _transforms_active() or in_forward_mode(if_unknown=True)
+
+
+def in_forward_mode(if_unknown: bool = False) -> bool:
+    level = getattr(forward_ad, "_current_level", None)
+    return if_unknown if level is None else level >= 0
+
+
+def _apply(function: type[torch.autograd.Function], *arguments):
+    return function.apply(*arguments)
+
+
+_apply_outside = _apply  # of the graph, as soon as `_differentiated_in_graph` was called
+
+
+def _differentiated_in_graph() -> bool:
+    """Whether forward mode or a derivative of torch.func is active while a compiler traces. vmap alone is none."""
+    global _apply_outside
+    if _apply_outside is _apply:  # not earlier, because it imports the compiler, which takes a second
+        reason = "dissim_kernels: derivatives of torch.func and forward mode need a graph break. Omit fullgraph=True."
+        _apply_outside = torch.compiler.disable(_apply, reason=reason)
+    return in_forward_mode() or any(layer.key().name != "Vmap" for layer in _transform_layers() or ())
+
+
+# The compiler calls it while it traces. It is what torch.compiler.assume_constant_result sets, without the import.
+_differentiated_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def save(ctx, *tensors: Tensor) -> None:
@@ -95,21 +153,27 @@ def saved(ctx) -> list[Tensor]:
     return [unique[place] for place in ctx.places]
 
 
-def vmap_by_loop(operator: Callable) -> Callable:
+def vmap_by_loop(operator: Operator) -> Callable:
     """A vmap rule that calls the operator once per entry of the mapped dimension and stacks the results."""
 
     def rule(info, in_dims, *args):
         def entry(value, dim, i):
             if isinstance(dim, list | tuple):
                 return [entry(v, d, i) for v, d in zip(value, dim, strict=True)]
-            return value if dim is None else value.select(dim, i)
+            if dim is None:
+                return value
+            return value.select(dim, i) if info.batch_size else value.new_empty(value.movedim(dim, 0).shape[1:])
 
-        outs = [
-            operator(*(entry(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)
-        ]
+        def call_entry(run, i):
+            return run(*(entry(a, d, i) for a, d in zip(args, in_dims, strict=True)))
+
+        if info.batch_size:
+            outs = [call_entry(operator, i) for i in range(info.batch_size)]
+        else:
+            outs = [call_entry(operator.empty_results, 0)]  # only for the shapes and dtypes
         if isinstance(outs[0], Tensor):
-            return torch.stack(outs), 0
-        stacked = [torch.stack(column) for column in zip(*outs, strict=True)]
+            return torch.stack(outs)[: info.batch_size], 0
+        stacked = [torch.stack(column)[: info.batch_size] for column in zip(*outs, strict=True)]
         return stacked, [0] * len(stacked)
 
     return rule
@@ -135,6 +199,7 @@ def _keys_of_plain_calls() -> int | None:
 
 _PLAIN = _keys_of_plain_calls()
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_transform_layers = getattr(getattr(torch._C, "_functorch", None), "get_interpreter_stack", lambda: ())
 
 
 def _needs_dispatcher(arguments: Sequence) -> bool:
@@ -142,7 +207,7 @@ def _needs_dispatcher(arguments: Sequence) -> bool:
     tensor subclass. Each of them sets a dispatch key, in the thread or in a tensor."""
     if _PLAIN is None or torch.compiler.is_compiling() or has_torch_function(arguments):
         return True
-    if getattr(forward_ad, "_current_level", 0) >= 0:
+    if in_forward_mode(if_unknown=True):
         return True
     keys, grad_enabled = torch._C._dispatch_tls_local_include_set(), torch.is_grad_enabled()
     for x in arguments:

@@ -124,6 +124,11 @@ def check_field(
         raise_argument_error(name, "a contiguous tensor", f"strides {tensor.stride()}", "Use .contiguous().")
 
 
+def same_weights(made_for: Tensor, weight: Tensor) -> bool:
+    """Whether weights of one dtype are equal, NaN to NaN."""
+    return torch.equal(made_for, weight) or torch.allclose(made_for, weight, rtol=0, atol=0, equal_nan=True)
+
+
 def check_quantized_values(quantized: QuantizedReferences, weight: Tensor) -> None:
     """Checks that the codes belong to these weights. On CUDA it waits for the device.
 
@@ -131,10 +136,9 @@ def check_quantized_values(quantized: QuantizedReferences, weight: Tensor) -> No
     """
     quantized_weight, dim_order = quantized.weight, quantized.dim_order
     weight = weight.to(quantized_weight.dtype)
-    same = torch.equal(quantized_weight.nan_to_num(), weight.nan_to_num())
     groups = sum(-(-int((side > 0).sum()) // GROUP) for side in (weight, -weight))
     in_range = weight.device.type == "cpu" or bool(((dim_order >= 0) & (dim_order < len(weight))).all())
-    if not same:
+    if not same_weights(quantized_weight, weight):
         raise_argument_error("quantized", "codes made for these weights", "codes made for others", REMEDY)
     if GROUP * groups != len(dim_order):
         expected = "8 for each 8 weights of a sign, rounded up"

@@ -13,6 +13,7 @@ from ..contract import (
     RankArguments,
     check_cameras,
     check_filters,
+    check_flag,
     check_labels,
     check_matrix_inputs,
     check_positives,
@@ -26,7 +27,7 @@ from ..operands import (
     check_rank_values,
 )
 from .arguments import autocast_to_float32, head_bias
-from .operator import differentiated, operator
+from .operator import call, operator
 
 
 class Ranks(NamedTuple):
@@ -152,13 +153,14 @@ def fused_dissim_rank(
     check_cameras(query, reference, query_cameras, reference_cameras)
     given = (positive_offsets, positive_indices, positive_scores)
     check_positives(query, *given)
+    check_flag("return_scores", return_scores)
 
     bias = head_bias(bias, weight)
     rows, columns, match = _listed_pairs(
         query_labels, reference_labels, query_cameras, reference_cameras, exclude_index
     )
-    run = _ListedScoresFunction.apply if differentiated(query, reference, weight, bias) else listed_scores
-    scores = run(query, reference, weight, bias, _offsets(rows, len(query)), columns, backend)
+    lists = _offsets(rows, len(query)), columns
+    scores = call(_ListedScoresFunction, listed_scores, query, reference, weight, bias, *lists, backend)
     excluded = _Pairs(rows[~match], columns[~match], scores[~match])
     if positive_offsets is None or positive_indices is None or positive_scores is None:
         positives = _Pairs(rows[match], columns[match], scores[match])
@@ -262,7 +264,7 @@ def listed_scores(
     return module.listed_scores(query, reference, weight, bias, offsets, indices)
 
 
-@operator("dissim::rank", check_rank_operands, check_rank_values)
+@operator("dissim::rank", check_rank_operands, check_rank_values, differentiable=False)
 def rank(
     query: Tensor,
     reference: Tensor,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..contract import check_paired_inputs, check_score_inputs
 from ..dispatch import check_backend
 from .arguments import autocast_to_float32, head_bias
-from .operator import differentiated
+from .operator import call
 from .score_derivatives import ScoreFunction
 from .score_operators import score
 
@@ -69,11 +69,10 @@ def fused_dissim_score(
     if lead != reference.shape[:-2]:
         lead = torch.broadcast_shapes(lead, reference.shape[:-2])
     heads, bias = weight if weight.dim() == 2 else weight.unsqueeze(0), head_bias(bias, weight)
-    run = ScoreFunction.apply if differentiated(query, reference, weight, bias) else score
     query_rows = _batch(query, lead)
     # The same tensor object for both sides, because autograd then saves it only once.
     reference_rows = query_rows if reference is query else _batch(reference, lead)
-    scores = run(query_rows, reference_rows, heads, bias, backend)
+    scores = call(ScoreFunction, score, query_rows, reference_rows, heads, bias, backend)
     if weight.dim() == 1:
         return scores.reshape(*lead, *scores.shape[2:])
     return scores.reshape(*lead, *scores.shape[1:]).movedim(-3, -1)

@@ -5,10 +5,11 @@ Each formula is registered twice:
 - `register_autograd` of the operator is used by torch.compile and torch.export, which do not accept an
   `autograd.Function` with a jvp.
 - An `autograd.Function` is used by eager calls. With an operator alone, torch.func.grad raises and torch.func.jvp
-  returns zeros without an error (pytorch#179652).
+  returns zeros without an error (pytorch#179652). Compiled programs with such a derivative break their graph at it.
 
-Inside a backward pass, the next derivative uses a Function only under torch.func or forward mode (`transformed`).
-Otherwise it uses the operator: for is_grads_batched, torch loops over an operator but loses the graph of a Function.
+Inside a backward pass, the next derivative uses a Function only under torch.func or forward mode (`transformed`);
+`_second_gradients` only in forward mode. Otherwise it uses the operator: for is_grads_batched, torch loops over an
+operator but loses the graph of a Function.
 
     Function        computes              backward              jvp
     ScoreFunction   score                 ScoreBackward (E2)    ScoreJvp (E13)
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..contract import ACCUMULATE
-from .operator import save, saved, transformed
+from .operator import in_forward_mode, save, saved, transformed
 from .score_operators import score, score_backward, score_jvp
 
 # --- first derivatives ----------------------------------------------------------------------------------------
@@ -146,11 +147,14 @@ def _second_gradients(ctx, *directions: Tensor) -> tuple:
     )
     need_grad, need_query, need_reference, need_weight, *_ = ctx.needs_input_grad
     second: list[Tensor | None] = [None] * 8
+    run_jvp, run_backward = (
+        (ScoreJvp.apply, ScoreBackward.apply) if in_forward_mode() else (score_jvp, score_backward)
+    )
     if need_grad:
-        second[0] = score_jvp(query, reference, weight, direction_query, direction_reference, direction_weight, None)
+        second[0] = run_jvp(query, reference, weight, direction_query, direction_reference, direction_weight, None)
     if need_query or need_reference:
         needs = [need_query, need_reference, False]
-        computed = score_backward(grad, query, reference, direction_weight, ctx.backend, *needs)
+        computed = run_backward(grad, query, reference, direction_weight, ctx.backend, *needs)
         second[1:3] = (x if needed else None for x, needed in zip(computed[:2], needs, strict=False))
     if need_weight:
         second[3] = _second_grad_weight(
@@ -174,7 +178,8 @@ def _second_grad_weight(
     rows = [x.repeat_interleave(heads, 0) for x in (query, reference, direction_query, direction_reference)]
     grad_per_head = grad.flatten(0, 1).unsqueeze(1)
     needs = (True, True, False)
-    sign_sums = score_backward(grad_per_head, *rows[:2], torch.ones_like(weight[:1]), backend, *needs)[:2]
+    run = ScoreBackward.apply if in_forward_mode() else score_backward
+    sign_sums = run(grad_per_head, *rows[:2], torch.ones_like(weight[:1]), backend, *needs)[:2]
     query_sum, reference_sum = (
         (direction * sums).reshape(len(query), heads, *direction.shape[1:]).sum((0, 2))
         for direction, sums in zip(rows[2:], sign_sums, strict=True)

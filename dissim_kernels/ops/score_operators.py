@@ -91,7 +91,8 @@ def _(info, in_dims, query, reference, weight, bias, backend):
         return rows.flatten(0, 1)
 
     scores = score(fold_into_batch(query, in_dims[0]), fold_into_batch(reference, in_dims[1]), weight, bias, backend)
-    return scores.unflatten(0, (info.batch_size, -1)), 0
+    batch = query.shape[0] if in_dims[0] is None else query.movedim(in_dims[0], 0).shape[1]
+    return scores.unflatten(0, (info.batch_size, batch)), 0
 
 
 score_backward.register_vmap(vmap_by_loop(score_backward))

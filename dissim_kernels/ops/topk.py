@@ -13,6 +13,7 @@ from ..contract import (
     check_among,
     check_count,
     check_filters,
+    check_flag,
     check_matrix_inputs,
     raise_argument_error,
 )
@@ -21,7 +22,7 @@ from ..operands import check_topk_operands
 from .arguments import autocast_to_float32, head_bias
 from .clustered_topk import ClusteredTopKFunction, clustered_topk
 from .clusters import ClusteredReferences, check_clusters
-from .operator import differentiated, operator, vmap_by_loop
+from .operator import call, operator, vmap_by_loop
 from .quantize import QuantizedReferences, check_quantized
 from .quantized_topk import QuantizedTopKFunction, quantized_topk
 from .topk_checks import check_enough_candidates, check_k, raise_no_derivative
@@ -130,7 +131,9 @@ def fused_dissim_topk(
             M if every reference was scored.
 
     A derivative raises NotImplementedError, and so does vmap with quantized or clusters. To train through the result,
-    gather the rows and score them with `paired_dissim_score`.
+    gather the rows and score them with `paired_dissim_score`. torch.compile traces the backward pass in advance: if
+    an input requires a gradient, a program that returns or uses scores without detaching them raises at its first
+    call.
 
     Cost: that of the score, and a sort of k. With quantized: N M D operations on bytes and the scores of the
     references that are rescored. For 32 byte terms AVX2 needs two instructions, where a float32 score needs three for
@@ -170,30 +173,28 @@ def fused_dissim_topk(
     query, reference, weight, bias = autocast_to_float32(query, reference, weight, bias)
     check_matrix_inputs(query, reference, weight, bias)
     check_count("k", k, 0)
+    check_flag("largest", largest)
+    check_flag("return_stats", return_stats)
     check_filters(query, reference, exclude_index, query_labels, reference_labels)
     check_among(among, query_labels, ("same",))
     if quantized is not None:
         check_quantized(quantized, reference)
     if clusters is not None:
+        if isinstance(clusters, ClusteredReferences):
+            clusters = clusters._replace(pivots=autocast_to_float32(clusters.pivots)[0])
         check_clusters(clusters, reference)
         if quantized is not None:
             raise_argument_error("clusters", "None, since quantized is given", "both", "Pass one of them.")
-    tensors = [query, reference, weight, head_bias(bias, weight)]
-    if torch.compiler.is_compiling():
-        tensors = [t if t is None else t.detach() for t in tensors]
-    arguments = (*tensors, k, largest, exclude_index, query_labels, reference_labels, among)
-    may_differentiate = differentiated(*tensors)
+    bias = head_bias(bias, weight)
+    arguments = (query, reference, weight, bias, k, largest, exclude_index, query_labels, reference_labels, among)
     if quantized is not None:
         *codes, rows = quantized
-        run = QuantizedTopKFunction.apply if may_differentiate else quantized_topk
-        scores, indices, rescored = run(*arguments, codes, rows, backend)
+        scores, indices, rescored = call(QuantizedTopKFunction, quantized_topk, *arguments, codes, rows, backend)
     elif clusters is not None:
         *tensors, rows = clusters
-        run = ClusteredTopKFunction.apply if may_differentiate else clustered_topk
-        scores, indices, rescored = run(*arguments, tensors, rows, backend)
+        scores, indices, rescored = call(ClusteredTopKFunction, clustered_topk, *arguments, tensors, rows, backend)
     else:
-        run = _TopKFunction.apply if may_differentiate else topk
-        scores, indices = run(*arguments, backend)
+        scores, indices = call(_TopKFunction, topk, *arguments, backend)
         rescored = None
     if not return_stats:
         return TopK(scores, indices)
@@ -231,23 +232,18 @@ def _(query, reference, weight, bias, k, largest, exclude_index, query_labels, r
     return scores, torch.empty_like(scores, dtype=torch.int64)
 
 
+topk.register_autograd(raise_no_derivative)
 topk.register_vmap(vmap_by_loop(topk))
 
 
 class _TopKFunction(torch.autograd.Function):
-    """Raises for derivatives, which torch would otherwise treat as zero."""
+    """Raises for derivatives, which torch would treat as zero."""
 
     generate_vmap_rule = True
     forward = staticmethod(topk)
+    backward = staticmethod(raise_no_derivative)
+    jvp = staticmethod(raise_no_derivative)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise_no_derivative()
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        raise_no_derivative()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..contract import raise_argument_error
 from ..dispatch import last_backend
+from .operator import Operator
 
 
 def check_k(k: int, reference: Tensor) -> None:
@@ -42,27 +42,25 @@ def warn_of_plain_search(argument: str, reason: str) -> None:
     warnings.warn(
         f"fused_dissim_topk: backend {last_backend()!r} does not use {argument}: {reason}. "
         "It scores every reference instead, with the same result.",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
-def search_function(search: Callable, argument: str) -> type[torch.autograd.Function]:
-    """A Function over a search with `argument`: it raises for vmap and derivatives, which torch would treat as 0."""
+def search_function(search: Operator, argument: str) -> type[torch.autograd.Function]:
+    """A Function over a search with `argument`: it raises for vmap and derivatives, which torch would treat as 0.
+
+    Derivatives of the operator, which compiled programs call, raise as well.
+    """
+    search.register_autograd(raise_no_derivative)
 
     class Search(torch.autograd.Function):
         forward = staticmethod(search)
+        backward = staticmethod(raise_no_derivative)
+        jvp = staticmethod(raise_no_derivative)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
             ctx.mark_non_differentiable(*output[1:])
-
-        @staticmethod
-        def backward(ctx, *grads):
-            raise_no_derivative()
-
-        @staticmethod
-        def jvp(ctx, *tangents):
-            raise_no_derivative()
 
         @staticmethod
         def vmap(info, in_dims, *args) -> NoReturn:
@@ -73,7 +71,7 @@ def search_function(search: Callable, argument: str) -> type[torch.autograd.Func
     return Search
 
 
-def raise_no_derivative() -> NoReturn:
+def raise_no_derivative(ctx: object, *grads: object) -> NoReturn:
     raise NotImplementedError(
         "fused_dissim_topk: its scores have no derivative. "
         "Gather reference[indices] and score the rows with paired_dissim_score, or detach the scores."
