@@ -6,6 +6,7 @@ import pytest
 import torch
 from dissim_retrieval import DissimilarityHead, ProjectedHead, per_query_metrics, retrieval_metrics
 from dissim_retrieval.evaluation import ranks
+from dissim_retrieval.head import scores_transformed_rows
 
 WEIGHT = torch.tensor([-1.0, 2.0, -3.0])
 
@@ -135,7 +136,8 @@ def test_a_head_is_ranked_as_its_scores_are(dtype, seed, monkeypatch):
     embeddings, head = [rows.to(dtype) for rows in embeddings], integer_head(dtype)
     options = {"query_cameras": cameras[0], "reference_cameras": cameras[1], "exclude_index": torch.arange(29) - 1}
     expected = retrieval_metrics(*embeddings, lambda q, r: head(q, r), *labels, **options)
-    monkeypatch.setattr(DissimilarityHead, "forward", None)  # no score is computed for a head
+    unused = scores_transformed_rows(lambda *_: pytest.fail("scores were computed"))
+    monkeypatch.setattr(DissimilarityHead, "forward", unused)
     assert retrieval_metrics(*embeddings, head, *labels, **options) == expected
     projected = ProjectedHead(torch.zeros(3, dtype=dtype), torch.eye(3, dtype=dtype), head)
     assert retrieval_metrics(*(rows.numpy() for rows in embeddings), projected, *labels, **options) == expected
