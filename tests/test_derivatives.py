@@ -232,10 +232,18 @@ def compiled(function, **options):
     return torch.compile(function, backend="aot_eager", **options)
 
 
+def expect_that_a_newer_torch_is_asked_for(attempt):
+    with pytest.raises(torch._dynamo.exc.InternalTorchDynamoError, match=r"torch\.func needs PyTorch 2\.13"):
+        attempt(Q)
+
+
 @pytest.mark.parametrize("name", IN_GRAPH)
 def test_derivatives_in_a_compiled_program(name):
     """Without a graph break they fail or give zeros without an error (pytorch#179652)."""
     derivative = IN_GRAPH[name]
+    if torch.__version__ < "2.13" and name in ("grad", "jacrev", "vmap of grad"):
+        expect_that_a_newer_torch_is_asked_for(compiled(derivative(score_of)))
+        return
     expected = derivative(lambda x: plain(x, *INPUTS[1:]))(Q)
     torch.testing.assert_close(compiled(derivative(score_of))(Q), expected)
 
@@ -250,6 +258,9 @@ def test_a_compiled_program_with_the_value_and_its_derivative():
 @pytest.mark.parametrize("derivative", [jvp, grad])
 @pytest.mark.parametrize("function", [hinge_of, sum_of_logsumexp, top_scores], ids=["hinge", "logsumexp", "topk"])
 def test_unsupported_derivatives_raise_in_a_compiled_program(function, derivative):
+    if derivative is grad and torch.__version__ < "2.13":
+        expect_that_a_newer_torch_is_asked_for(compiled(grad(function)))
+        return
     if derivative is grad and function is not top_scores:
         torch.testing.assert_close(compiled(grad(function))(Q), grad(function)(Q))
         return

@@ -132,7 +132,13 @@ def _differentiated_in_graph() -> bool:
     if _apply_outside is _apply:  # not earlier, because it imports the compiler, which takes a second
         reason = "dissim_kernels: derivatives of torch.func and forward mode need a graph break. Omit fullgraph=True."
         _apply_outside = torch.compiler.disable(_apply, reason=reason)
-    return in_forward_mode() or any(layer.key().name != "Vmap" for layer in _transform_layers() or ())
+    layers = {layer.key().name for layer in _transform_layers() or ()}
+    if "Grad" in layers and torch.__version__ < "2.13":  # there, jacrev is 0 if it breaks the graph
+        raise NotImplementedError(
+            f"dissim_kernels: a compiled program with a derivative of torch.func needs PyTorch 2.13, got"
+            f" {torch.__version__}. Call the derivative outside of torch.compile."
+        )
+    return in_forward_mode() or not layers <= {"Vmap"}
 
 
 # The compiler calls it while it traces. It is what torch.compiler.assume_constant_result sets, without the import.
