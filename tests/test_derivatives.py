@@ -244,6 +244,10 @@ def test_derivatives_in_a_compiled_program(name):
     if torch.__version__ < "2.13" and name in ("grad", "jacrev", "vmap of grad"):
         expect_that_a_newer_torch_is_asked_for(compiled(derivative(score_of)))
         return
+    if torch.__version__ >= "2.14" and name == "dual numbers":  # the level is not there while it is traced
+        with pytest.raises(NotImplementedError, match="it has no forward-mode derivative"):
+            compiled(derivative(score_of))(Q)
+        return
     expected = derivative(lambda x: plain(x, *INPUTS[1:]))(Q)
     torch.testing.assert_close(compiled(derivative(score_of))(Q), expected)
 
