@@ -365,6 +365,9 @@ def test_a_file_of_embeddings_has_labels_and_cameras_by_name(tmp_path):
     for own in (["a", "b", "a"], [b"a", b"b", b"a"]):
         np.savez(path, embeddings=rows, labels=own, label_names=names["label_names"])
         assert read_embedding_file(path).metadata()["label"].tolist() == ["a", "b", "a"]
+    np.savez(path, embeddings=rows, labels=[b"a", b"\xff", b"c"])
+    with pytest.raises(ValueError, match=r"labels: expected text in UTF-8, got b'\\xff'"):
+        read_embedding_file(path).metadata()
     for wrong in ([0, 1, 2], [-1, 0, 0]):
         np.savez(path, embeddings=rows, labels=wrong, label_names=names["label_names"])
         with pytest.raises(ValueError, match=r"labels: expected indices into the array label_names \[2\]"):

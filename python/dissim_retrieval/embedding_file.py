@@ -140,7 +140,10 @@ def read_features(path: str | Path, labels: str | Path | None = None) -> tuple[T
 def _named(one: str, values: np.ndarray, names: np.ndarray | None) -> np.ndarray:
     """The labels or cameras, by name if they are indices into names."""
     if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8")
+        try:
+            return np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{one}s: expected text in UTF-8, got {error.object!r}. Store names as str.") from error
     if names is None or values.dtype.kind not in "iu":
         return values
     if names.ndim != 1 or (len(values) and not 0 <= values.min() <= values.max() < len(names)):

@@ -18,8 +18,9 @@ Scorer = Callable[[Tensor, Tensor], Tensor]
 class PairClassifier(Protocol):
     """A scorer whose scores are ``fused_dissim_score(transform(query), transform(reference), weight, bias[0])``.
 
-    DissimilarityHead and ProjectedHead are such scorers. Their matches are ranked by `fused_dissim_rank`, which keeps
-    no scores.
+    DissimilarityHead, ProjectedHead and subclasses with their forward are such scorers: `is_pair_classifier` tells.
+    Their matches are ranked by `fused_dissim_rank`, which keeps no scores. Any other module is called, also one that
+    has these attributes.
     """
 
     @property
