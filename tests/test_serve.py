@@ -287,6 +287,7 @@ def test_a_gallery_of_dissim_fit_projects_the_embeddings_of_requests(tmp_path):
         assert client.get("/api/info").json()["dim"] == 6
         new = {"embeddings": rows[4:].tolist(), "ids": ["e"]}
         assert client.post("/api/items", json=new).status_code == 201
+        assert client.post("/api/items", json={"embeddings": [], "ids": []}).json()["ids"] == []
         scores = fitted(rows[2:3], rows)[0]
         for query in ({"embedding": rows[2].tolist()}, {"id": "c"}):
             found = client.post("/api/search", json=query).json()["results"]

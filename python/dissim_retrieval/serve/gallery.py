@@ -174,7 +174,8 @@ class ServedGallery:
         """Embeddings [..., D] as the gallery stores them."""
         if self._fitted is None:
             return rows
-        return self._fitted.project(rows.reshape(-1, self.dim)).cpu().numpy().reshape(*rows.shape[:-1], -1)
+        projected = self._fitted.project(rows.reshape(-1, self.dim)).cpu().numpy()
+        return projected.reshape(*rows.shape[:-1], projected.shape[1])
 
     def _read_files(self, ids: list[str]) -> list[Any]:
         """What each row has in the column "file"."""
