@@ -111,6 +111,7 @@ def test_a_transformers_model_in_a_folder(dtype, tmp_path):
     assert backbone(torch.rand(2, 3, 28, 28)).shape == (2, 8)
     assert backbone.preprocessing == Preprocessing((0.4,) * 3, (0.2,) * 3, (28, 28))
     assert len(stages(backbone)) == 4 and {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert not any(p.data_ptr() % 64 for p in backbone.parameters())
     build_backbone(name, 8, pretrained=False).load_state_dict(backbone.state_dict())
 
 
@@ -252,8 +253,10 @@ def test_a_transformers_model_is_trained_at_its_size_and_read_again(photos, tmp_
     config = TrainConfig(backbone=name, dim=8, steps=2, identities=4, warmup=0.5)
     trained = train(config, images, folder=run, device="cpu", workers=0, progress=False)
     again = load_trained(run).backbone
-    pixels = torch.rand(2, 3, *images.size)
-    assert images.size == (28, 28) and torch.equal(again(pixels), trained.backbone(pixels))
+    weights, pixels = again.state_dict(), torch.rand(2, 3, *images.size)
+    assert images.size == (28, 28) and weights.keys() == trained.backbone.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in trained.backbone.state_dict().items())
+    torch.testing.assert_close(again(pixels), trained.backbone(pixels))
 
 
 def test_preprocessing_is_that_of_the_weights():

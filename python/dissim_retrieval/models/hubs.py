@@ -85,6 +85,8 @@ def _from_transformers(transformers: Any, name: str, pretrained: bool) -> tuple[
     network = getattr(model, "vision_model", model).float()  # some weights are float16
     if hasattr(getattr(network, "pooler", None), "dense"):  # most vision transformers have no weights for it
         network.pooler = None
+    for parameter in network.parameters():  # loaded ones are views of a file, not aligned: MKL may round differently
+        parameter.data = parameter.data.clone()
     return PooledOutput(network), preprocessing
 
 
