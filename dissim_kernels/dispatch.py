@@ -57,7 +57,7 @@ def available_backends() -> list[str]:
 def unavailable_backends() -> dict[str, str]:
     """Each backend that runs on no device of this machine, with the reason.
 
-    On a machine with several devices it is the reason for the last one. `python -m dissim_kernels` prints them.
+    `python -m dissim_kernels` prints them.
 
     >>> set(unavailable_backends()).isdisjoint(available_backends())
     True

@@ -26,11 +26,11 @@ class ClusteredReferences(NamedTuple):
 
     The references of cluster c are order[offsets[c] : offsets[c + 1]], with descending radii.
 
-    A search checks types, shapes, devices, `offsets`, `weight` and `rows`, and that every score it computes is within
-    the bounds of the clusters. So clusters of other references, or of references that have changed since, raise as
-    soon as the search scores a reference outside its bounds. What it does not score it does not check, since that
-    would take as long as some searches: with an `order` that repeats references, or `radii` that are too small, the
-    result may miss references, or the search raises that there are too few candidates.
+    A search checks types, shapes, devices, `offsets`, `weight` and `rows`. It also checks that every score it
+    computes is within the bounds of the clusters. So it raises if a score is outside the bounds, which happens with
+    clusters of other references, or after the references have changed. It does not check references that it does not
+    score, because that would take as long as some searches. So if `order` repeats references or `radii` are too
+    small, the result may miss references, or the search raises that there are too few candidates.
     """
 
     pivots: Tensor  #: [C, D] in the dtype of the references: a point near the references of each cluster
@@ -62,9 +62,10 @@ def cluster_references(
     references. Not differentiable.
 
     Args:
-        num_clusters: how many clusters at most; None: 4 times the root of M, at most 65536. A search scores all
-            pivots, so more clusters cost more there, and have smaller radii.
-        seed: of the sample and the draws. The same seed gives the same clusters in one version and on one machine.
+        num_clusters: the largest number of clusters; None: 4 sqrt(M), at most 65536. More clusters have smaller
+            radii, but a search scores all pivots.
+        seed: seed of the random choice of the pivots. The same seed gives the same clusters in one version and on one
+            machine.
 
     Cost: that of the scores of M rows by the pivots, twice that for a sample of 20 rows per cluster, and some passes
     over the references. Memory: 2 M + C numbers of 8 bytes, the pivots, and the sample. Errors name `reference`,

@@ -59,7 +59,7 @@ def fused_dissim_hinge_loss(
             one half to the negatives (all of it to one class if there is no pair of the other).
         num_hard_negatives: keep only this many highest-scoring negatives of each query (ties by lower index; all if
             there are fewer). Every positive is kept. None keeps all negatives.
-        exclude_index: int64 [N], a reference row that each query is not paired with, -1 for none.
+        exclude_index: int64 [N], for each query a reference row that it is not paired with, -1 for none.
         pair_counts: the numbers of positive and of negative pairs from which the weights follow, numbers or 0-d
             tensors. None counts the pairs kept here. If the queries are a part of a batch (one process of several),
             pass the counts of the whole batch: the means of the parts then sum to the mean of the whole.
@@ -67,9 +67,8 @@ def fused_dissim_hinge_loss(
             number of pairs kept. "none": one value per query row [N]; they sum to the mean times N.
 
     Returns:
-        0-d, or [N] for reduction "none", in the accumulator dtype (float32 for half precision). Any upstream gradient
-        is supported, and inputs that need no gradient cost nothing. Double backward and jvp raise
-        NotImplementedError.
+        0-d, or [N] for reduction "none", in the accumulator dtype (float32 for half precision). Only the gradients
+        that are required are computed. Double backward and jvp raise NotImplementedError.
 
     Cost: forward as `fused_dissim_score`. Backward: one term per active pair and dimension if at most one pair in 4
     is active (one in 16 on GPUs), else as the score's backward. Memory on the CPU: forward needs one bit per pair and

@@ -39,13 +39,13 @@ def fused_dissim_logsumexp(
         scale: a number or 0-d tensor of either sign; with a negative one the smallest scores dominate.
         query_labels, reference_labels: int64 [N] and [M], or neither with among="all".
         among: "different", the references of another label; "same", those of the query's label; "all".
-        exclude_index: int64 [N], a reference that does not count for each query (for example itself), -1 for none.
+        exclude_index: int64 [N], for each query a reference that is excluded (for example itself), -1 for none.
 
     A query without any pair, or whose scores times scale are all -inf, gives -inf and zero gradients.
 
-    Gradients for query, reference, weight, bias and scale. Backward computes the scores of a pair again where the
-    pair's share of its row exceeded u / M of the sum so far, with u the unit roundoff; all other pairs of the row
-    together hold less than u of its sum (E15). Second derivatives and forward mode raise NotImplementedError.
+    Gradients: for query, reference, weight, bias and scale. Backward recomputes the scores of the pairs whose terms
+    exceeded u / M of the sum of their row so far, with u the unit roundoff. The other pairs of a row together hold
+    less than u of its sum (E15). Second derivatives and forward mode raise NotImplementedError.
 
     Cost: forward that of the score; backward that of the kept pairs. Memory: [N], one bit for each pair, a block of
     scores, and the gradients. Errors as in `fused_dissim_score`, and ValueError for labels that `among` needs.

@@ -104,11 +104,11 @@ def fused_dissim_rank(
     return_scores: bool = False,
     backend: str = "auto",
 ) -> Ranks | ScoredRanks:
-    """For each query its matches in the gallery, and how many candidates each of them has before it.
+    """The matches of each query in the gallery, and for each match how many candidates come before it.
 
-    A match is a candidate of the query's label. All references are candidates but the one that `exclude_index` names
-    and, with cameras, those of the query's label and camera (the Market-1501 rule). Larger scores come first, equal
-    scores by lower index. Average precision, CMC and every other rank metric follow from the result.
+    A match is a candidate with the query's label. All references are candidates except the one that `exclude_index`
+    names and, with cameras, those with the query's label and camera (the Market-1501 rule). Larger scores come first;
+    if scores are equal, the lower index. Average precision, CMC and every other rank metric follow from the result.
 
     Plain torch, for one query without cameras::
 
@@ -122,11 +122,12 @@ def fused_dissim_rank(
     Args:
         query_labels, reference_labels: int64 [N] and [M].
         query_cameras, reference_cameras: int64 [N] and [M], or neither.
-        exclude_index: int64 [N], a reference row that is no candidate of the query (itself, for one), -1 for none.
-        positive_offsets, positive_indices, positive_scores: count for these matches instead of those of the labels,
-            so that the counts of the shards of a gallery add up. They are what a call with return_scores=True gave
-            on the shard that holds the matches. positive_indices are relative to the first row of this shard:
-            a row of an earlier shard is below 0, one of a later shard M or more.
+        exclude_index: int64 [N], for each query a reference row that is no candidate (for example itself), -1 for
+            none.
+        positive_offsets, positive_indices, positive_scores: matches to use instead of those by label, if the gallery
+            is split into shards. They are the result of a call with return_scores=True on the shard that has the
+            matches. The counts of all shards then add up to the ranks. positive_indices are relative to the first row
+            of this shard: they are below 0 in an earlier shard, and M or more in a later one.
         return_scores: return `ScoredRanks`.
 
     A derivative raises NotImplementedError, and so do vmap, torch.export and torch.compile with fullgraph=True: the

@@ -43,14 +43,14 @@ def fused_dissim_score(
     computed. They can be differentiated once more; a third derivative raises NotImplementedError.
 
     Under autocast the call runs in float32, as torch.cdist does. Results are deterministic: the same input gives
-    bit-identical output with any number of threads. The last bits of a pair's score may differ between calls with few
-    rows and calls with many, which use different forms of the same sum (E1, E7).
+    bit-identical output with any number of threads. The last bits of a pair's score may depend on the number of rows
+    in the call, because calls with few rows and with many compute the sum in different forms (E1, E7).
 
     Cost: B C N M D terms ``|q_d - r_d|``, for B batch entries. Memory on the CPU, with any number of threads: forward
     needs the result and at most 2(N + M)D values of the embeddings' dtype and 16 MiB; backward needs the gradients
-    and at most 3(N + M)D values and 16 MiB. The calling thread keeps 2 MiB of it for its next call. Backward may need
-    more with fewer than 4 dimensions and more than 300,000 rows on both sides. Leading dimensions that broadcast are
-    copied unless they are absent or 1 on one side.
+    and at most 3(N + M)D values and 16 MiB. The calling thread keeps 2 MiB of this memory for its next call. Backward
+    may need more with fewer than 4 dimensions and more than 300,000 rows on both sides. Leading dimensions that
+    broadcast are copied, except if they are absent or 1 on one side.
 
     Raises:
         TypeError, ValueError: an argument is not valid. The message names the argument, what was expected, what was
@@ -88,7 +88,7 @@ def paired_dissim_score(
         F.linear((query - reference).abs(), weight, bias)
 
     query [..., D] and reference [..., D] broadcast; weight [D] gives [...], weight [C, D] gives [..., C].
-    Dtypes, gradients, errors and backends are those of `fused_dissim_score`, of which this is the case N = M = 1.
+    Dtypes, gradients, errors and backends are those of `fused_dissim_score`.
 
     >>> import torch
     >>> paired_dissim_score(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([-1.0, -0.5]))

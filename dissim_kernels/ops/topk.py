@@ -111,7 +111,7 @@ def fused_dissim_topk(
     order is that of the float32 scores, and the returned scores are rounded.
 
     Args:
-        exclude_index: int64 [N], a reference row that must not be returned for each query (for example the query
+        exclude_index: int64 [N], for each query a reference row that must not be returned (for example the query
             itself), -1 for none.
         query_labels, reference_labels: int64 [N] and [M], or neither: then all references are candidates.
         among: which references are candidates, by label: "different", those of another label than the query's, as in
@@ -119,13 +119,13 @@ def fused_dissim_topk(
             scores: among="same", largest=False, and exclude_index for the query itself.
         quantized: the result of `quantize_references(reference, weight)`. A scan over its 8-bit codes bounds every
             score (E10), and only references that may be among the k best are scored in full precision. Scores and
-            indices are bit-identical to those without it. It is faster if few references score close to the best, and
-            slower if most do. A backend without such a scan (triton, reference) warns, gives its reason and scores
-            every reference.
+            indices are bit-identical to those without it. The search is faster if few references score close to the
+            best, and slower if most do. A backend without such a scan (triton, reference) warns with the reason and
+            scores every reference.
         clusters: the result of `cluster_references(reference, weight)`, in place of quantized. Bounds of whole
             clusters (E17) exclude most references if these are clustered and k is below M / 128. Scores and indices
             are bit-identical to those without it. If nothing can be excluded, every reference is scored. Only the
-            backend cpu has such a search; the others warn, give their reason and score every reference.
+            backend cpu has such a search; the others warn with the reason and score every reference.
         return_stats: return `TopKStats`. Its `rescored` counts, for each query, the references whose bound reaches
             the k-th best score (on CUDA: a score slightly below it), or with clusters those that were scored. It is
             M if every reference was scored.
@@ -135,10 +135,9 @@ def fused_dissim_topk(
     an input requires a gradient, a program that returns or uses scores without detaching them raises at its first
     call.
 
-    Cost: that of the score, and a sort of k. With quantized: N M D operations on bytes and the scores of the
-    references that are rescored. For 32 byte terms AVX2 needs two instructions, where a float32 score needs three for
-    8 terms; CUDA needs one for 4 terms, where a float32 score needs two for one. With clusters: the scores of the
-    pivots, and of the references that are not excluded.
+    Cost: that of the score, and a sort of k. With quantized: N M D operations on bytes, and the scores of the
+    references that are rescored. With clusters: the scores of the pivots, and of the references that are not
+    excluded.
 
     Memory on the CPU: the result (for half types once more in float32) and at most 2(N + M)D values and 16 MiB, or
     16 k bytes if that is more. On GPUs: the result and a block of scores; CUDA also needs lists of 1.25 k + 32
@@ -152,7 +151,7 @@ def fused_dissim_topk(
     Each tensor's dtype, shape and contiguity and the range of row and column numbers are checked; codes, error bounds
     and radii are not. Other errors as in `fused_dissim_score`. On CUDA, two checks wait for the device: the count of
     candidates if a filter is given, and the values of `quantized` or `clusters`. Both are skipped while a CUDA graph
-    is captured; places without a candidate then have index -1.
+    is captured; if a query has fewer than k candidates, its last indices are then -1.
 
     >>> import torch
     >>> from dissim_kernels import quantize_references

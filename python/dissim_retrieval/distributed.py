@@ -32,8 +32,8 @@ def gather_references(embeddings: Tensor, labels: Tensor) -> References:
 def gather(rows: Tensor) -> Tensor:
     """[B, ...] of every process -> [processes * B, ...] in rank order, with gradient.
 
-    The gradient of this process's rows is the sum over the processes of their gradients for them. Without a process
-    group, `rows` itself. Every process must call it, and call backward of what follows, or the others wait for it.
+    The gradient of this process's rows is the sum of their gradients on all processes. Without a process group, the
+    result is `rows` itself. Every process must call this and the backward pass through it; otherwise the others wait.
     """
     return rows if world_size() == 1 else _Gather.apply(rows)
 

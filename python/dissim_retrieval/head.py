@@ -50,7 +50,7 @@ class DissimilarityHead(nn.Module):
             `scale` has no effect.
         learn_weight: False keeps the weights as they start: minus an L1 distance, without learned weights. Optimizers
             then train the bias only.
-        positive_share: the share of the dimensions, the first ones, whose weights start positive. The others start
+        positive_share: the fraction of the dimensions whose weights start positive: the first ones. The others start
             negative.
         initial_bias: the bias at the start: the score of two equal embeddings.
     """
@@ -122,8 +122,8 @@ class DissimilarityHead(nn.Module):
         """Change the weights so that they satisfy `sign` and `constraint`.
 
         A hook calls this after every step of a torch optimizer. Call it yourself if you change the weights in another
-        way. Weights that are all zero cannot be scaled to a norm; they are reset to the initial weights. Weights that
-        are not learned stay as they are.
+        way. If all weights are zero, they cannot be scaled to a norm, and are reset to the initial weights. Weights
+        that are not learned stay as they are.
         """
         if not self.learn_weight:
             return
@@ -144,7 +144,7 @@ class DissimilarityHead(nn.Module):
         return (self.weight.norm() - self.radius).square()
 
     def options(self) -> dict:
-        """The keyword arguments of this head, to build another: ``DissimilarityHead(dim, **head.options())``."""
+        """The options of this head, to make another one: ``DissimilarityHead(dim, **head.options())``."""
         return {name: getattr(self, name) for name in OPTIONS}
 
     def extra_repr(self) -> str:

@@ -43,9 +43,10 @@ class PMLLoss(nn.Module):
 
     ``PMLLoss(loss, miner)(embeddings, labels)`` is ``loss(embeddings, labels, miner(embeddings, labels))``. With the
     `References` of several processes, each process computes the loss of the whole batch, because PML's reducers
-    average over what they are given. The gradients are then those of one process, and each pays the whole cost.
-    Remembered rows are passed as PML's ref_emb and ref_labels, together with the batch; pairs of a row with itself
-    are removed, which the losses that use pairs or triplets of indices respect (NCALoss, for example, does not).
+    average over what they are given. The gradients are then those of one process, and every process has the cost of
+    the whole batch. Remembered rows are passed as PML's ref_emb and ref_labels, together with the batch. Pairs of a
+    row with itself are removed from the pairs or triplets of indices; losses that do not use these, such as NCALoss,
+    ignore that.
 
     Args:
         loss: a loss that takes (embeddings, labels, indices_tuple, ref_emb, ref_labels), as PML's do.

@@ -3,8 +3,8 @@
 All are called as ``loss(embeddings, labels)``: embeddings [B, D], labels int64 [B] -> 0-d. A third argument,
 `References`, adds rows that the batch is compared with: those of other processes (`gather_references`) or of earlier
 batches (`CrossBatchMemory`). The mean of the losses over the processes is then the loss of one process with the whole
-batch, so data parallel training, which averages gradients over processes, has the same gradients. Of an empty batch
-the loss is 0, to which the head's penalty is added.
+batch, so data parallel training, which averages gradients over processes, has the same gradients. The loss of an
+empty batch is 0 plus the head's penalty.
 
 The softmax losses (InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss) do not depend on the head's bias and leave it as
 it is: their scores rank, but 0 is no threshold for "same". HingeLoss and SoftMarginLoss train it.
@@ -112,8 +112,8 @@ class SoftMarginLoss(_HeadLoss):
         log(1 + sum over P_i of exp(alpha (margin - s_ij))) / alpha
         + log(1 + sum over N_i of exp(beta (margin + s_ij))) / beta
 
-    As beta grows, the second term becomes the hinge on the row's hardest negative, max(0, margin + max s_ij), from
-    above: it is larger by at most log(1 + M) / beta. As alpha grows, the first becomes the hinge on the hardest
+    As beta grows, the second term approaches the hinge on the row's hardest negative, max(0, margin + max s_ij). It
+    is larger by at most log(1 + M) / beta. As alpha grows, the first term approaches the hinge on the hardest
     positive.
 
     Args:
@@ -194,8 +194,8 @@ class NCALoss(_SoftmaxLoss):
 
         log(sum over all j other than i of exp(scale s_ij)) - log(sum over P_i of exp(scale s_ij))
 
-    It equals InfoNCELoss and SupConLoss if every row has one positive. With more, a row need be close to some of them
-    only. Unlike theirs, its memory does not grow with the number of positive pairs. 0 if no row has a positive.
+    It equals InfoNCELoss and SupConLoss if every row has one positive. With more positives, it is enough that a row
+    is close to some of them. Its memory does not grow with the number of positive pairs. 0 if no row has a positive.
 
     Args:
         head: the scores, and the penalty that is added if the head's constraint is "penalty".

@@ -14,16 +14,15 @@ class CrossBatchMemory(nn.Module):
     """The last `size` embeddings and their labels (cross-batch memory, Wang et al., CVPR 2020, arXiv 1912.06798).
 
     The backbone changes slowly, so embeddings of recent steps are nearly what it would give now. As references they
-    add many negatives at the cost of their scores alone: no image is embedded again, and the losses on the head's
-    score form no N x M float tensor. In each step::
+    add many negatives, and only their scores have to be computed: no image is embedded again. In each step::
 
         references = memory.extend(gather_references(embeddings, labels))
         loss(embeddings, labels, references).backward()
         memory.add(references)
 
     With several processes the memory of each holds the batches of all, in rank order, so the memories are identical.
-    Early steps change the backbone much: start to `extend` when the loss has dropped (the paper starts after some
-    hundred steps), and `add` before.
+    Early steps change the backbone much. So `add` from the first step, but `extend` only when the loss has dropped
+    (in the paper, after some hundred steps).
 
     Rows and labels are buffers: ``.to(device)`` moves them, and ``state_dict()`` contains them and the position.
     Memory: size * dim values, and for the loss and its gradient about four times that.
@@ -49,7 +48,7 @@ class CrossBatchMemory(nn.Module):
         return min(self._added, len(self.rows))
 
     def extend(self, references: References) -> References:
-        """`references` with the remembered rows. They are read when the loss is computed, so `add` after that."""
+        """`references` with the remembered rows. The loss reads these rows, so call `add` after it."""
         count = len(self)
         return replace(references, memory=self.rows[:count], memory_labels=self.labels[:count])
 

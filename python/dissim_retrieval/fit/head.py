@@ -39,8 +39,8 @@ def fit_head(
 ) -> ProjectedHead:
     """Learn a projection and a DissimilarityHead on embeddings of a frozen backbone (CLIP, DINOv2 or any other).
 
-    The projection starts as within-class whitening, the weights of the head equal. Both are then trained on all pairs
-    of a batch at once, without an N x M matrix (AdamW, one-cycle schedule).
+    The projection starts as within-class whitening; the weights of the head start equal. Both are then trained on all
+    pairs of a batch, without an N x M matrix (AdamW, one-cycle schedule).
 
     Which start is best depends on the embeddings, so three are compared: the shrinkage whose whitening ranks best
     before training, a shrinkage of 10, and the same with a quarter of the weights positive. Each is trained on four
@@ -67,8 +67,8 @@ def fit_head(
         lr: maximum learning rate of the projection, for rows of mean length 1.
         batch: rows of a step, at least 4. Up to this many embeddings, each step has all of them; above, all rows of
             random identities. Of two identities that have more rows together, it has batch // 2 random ones of each.
-        seed: of the held-out identities, the rotation and the batches. The same input, seed, machine and number of
-            threads give the same result. Torch's own generator is not used.
+        seed: seed of the held-out identities, the rotation and the batches. The same input, seed, machine and number
+            of threads give the same result. Torch's own generator is not used.
 
     Returns a scorer whose `check` is the comparison; ``print(fitted.check)`` says whether it beats the baselines.
 

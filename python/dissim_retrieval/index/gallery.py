@@ -125,12 +125,11 @@ class DissimilarityIndex:
         Args:
             device: where the rows are, and where searches run.
             verify: call `verify` first.
-            in_memory: read the rows now. If False, every search reads them from the disk, in parts of 64 MiB, so that
-                the index may be larger than the memory; only ids and sequence numbers are in memory. It excludes
-                `quantized` and `clustered`: a search with them scores rows at any place of a segment, whose rows
-                then have to be in memory.
-            sync: a write returns after the disk has it (fsync), so that it survives a power loss. Without it, a write
-                that has returned survives the death of the process, but not of the machine.
+            in_memory: read the rows now. If False, every search reads them from the disk, in parts of 64 MiB, so the
+                index may be larger than the memory; only ids and sequence numbers are in memory. False cannot be
+                combined with `quantized` or `clustered`, whose searches read single rows.
+            sync: a write returns after the disk has it (fsync), so it survives a power loss. Without sync, a write
+                that has returned is kept if the process dies, but may be lost if the machine loses power.
         """
         preparation = preparation_for(quantized, clustered)
         if preparation is not None and not in_memory:
@@ -191,12 +190,12 @@ class DissimilarityIndex:
 
         Args:
             ids: int64 or str [B], which the index does not have yet. Without ids, they are the numbers after the
-                largest in the index, from 0 on if it has none or only negative ones. The largest may be given
-                again after `remove`.
+                largest in the index, or from 0 on if it has none or only negative ones. The number of a removed row
+                may be given again.
             metadata: columns {name: B values} of bool, numbers, str or times, for `filter` and `group_by`. Rows have
                 null in columns that are not given for them. A column keeps the type of its first values: numbers,
-                text and bools are not converted to each other. Filters compare nanoseconds of times, but results
-                have microseconds.
+                text and bools are not converted to each other. Filters compare times in nanoseconds; results have
+                microseconds.
         """
         self._check_provenance(provenance)
         rows = self._prepare("embeddings", embeddings)
@@ -253,11 +252,11 @@ class DissimilarityIndex:
                 self._publish(self._store.delete(snapshot, positions))
 
     def optimize(self) -> None:
-        """Merge all small segments, drop deleted rows, and delete versions that are older than an hour from the disk.
+        """Merge all small segments and drop deleted rows. Also deletes versions older than an hour.
 
         With quantized or clustered, also store the codes or clusters that are not stored yet.
 
-        Writes merge small segments by themselves when there are many. Call this after many writes, for fewer.
+        Writes merge small segments only if there are many. Call this after many writes.
         """
         with self._store.writing():
             self._publish(self._store.compact(self._store.latest(self._snapshot), 1 << 20))
@@ -373,8 +372,9 @@ class DissimilarityIndex:
         """How many rows come before each listed row, int64 [P]; 0 is the best. Ties are ordered as in `search`.
 
         The rows listed for query n are ids[offsets[n]:offsets[n + 1]], as in a `RangeResult`; offsets int64 [N + 1].
-        Average precision, CMC and every other rank metric follow from the ranks of each query's matches. All rows
-        are candidates. If some should be none for a query, list them as well and subtract those that come before.
+        Average precision, CMC and every other rank metric follow from the ranks of each query's matches. All rows are
+        candidates. To exclude rows for a query, list them as well, and subtract from each rank the number of excluded
+        rows before it.
 
         Cost: that of a search, and for each listed row a comparison with every row. Memory: the listed rows, [P, D].
         Raises KeyError for an unknown id.

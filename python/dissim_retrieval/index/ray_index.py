@@ -73,8 +73,8 @@ class RayDissimilarityIndex:
     ) -> RayDissimilarityIndex:
         """Start one actor for each shard and read the rows.
 
-        Call `ray.init()` before for other settings than Ray's own; Ray that is started here sends no statistics to
-        its makers. Every node must have dissim-kernels, and must see the same files at `path`.
+        To choose Ray's settings, call `ray.init()` first. If this call starts Ray, Ray's usage statistics are off.
+        Every node must have dissim-kernels, and must see the same files at `path`.
 
         Args:
             shards: how many. Segments, of up to 1,048,576 rows, are spread evenly by rows and not split, so more
@@ -118,13 +118,13 @@ class RayDissimilarityIndex:
         return index
 
     def close(self) -> None:
-        """End the actors. Ray itself goes on: see `ray.shutdown`."""
+        """End the actors. Ray itself keeps running: see `ray.shutdown`."""
         actors, self._actors = self._actors, []
         for actor in actors if self._ray.is_initialized() else ():
             self._ray.kill(actor)
 
     def refresh(self) -> None:
-        """Move to the newest version. Searches stay on the one before until every shard has read the new one."""
+        """Move to the newest version. Searches use the old version until every shard has read the new one."""
         with self._refreshing:
             state = self._newest()
             if state.version != self._state.version:

@@ -67,7 +67,7 @@ class IdentityBatches(Sequence[Tensor]):
         return part
 
     def part(self, rows: slice) -> IdentityBatches:
-        """The same batches with these rows of each only, for one of several processes."""
+        """The same batches, but only these rows of each, for one of several processes."""
         part = copy.copy(self)
         part._part = rows
         return part

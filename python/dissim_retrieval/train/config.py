@@ -33,19 +33,20 @@ class TrainConfig:
     views: int = 2
     """Images of each identity in a batch. Without a memory, the losses of pairs need at least 2, and 2 identities."""
     flip: float = 0.5
-    """Share of the training images that are mirrored."""
+    """Fraction of the training images that are mirrored."""
     crop: float = 1.0
-    """Smallest share of an image's area that a random crop keeps; it is resized to the full size. 1: no crop."""
+    """Smallest fraction of an image's area that a random crop keeps; the crop is resized to the full size. 1: no
+    crop."""
     color: float = 0.0
     """Largest random change of brightness, contrast and saturation; 0.2 is up to 20 %."""
     erase: float = 0.0
-    """Share of the training images of which a random rectangle is erased."""
+    """Fraction of the training images of which a random rectangle is erased."""
     lr: float = 1e-3
     """Maximum learning rate of the backbone (AdamW): linear warm-up, then half a cosine to 0."""
     head_lr: float = 2e-2
     """Maximum learning rate of the classifier's weights and bias, and of other parameters of the loss."""
     warmup: float = 0.2
-    """Share of the steps in which the learning rates increase."""
+    """Fraction of the steps in which the learning rates increase."""
     weight_decay: float = 1e-2
     """Weight decay of the backbone; the classifier has a norm constraint instead."""
     clip_norm: float | None = None
@@ -61,22 +62,22 @@ class TrainConfig:
     patience: int | None = None
     """Stop after this many validations without a higher mAP. Needs validation images."""
     seed: int = 0
-    """Of the new weights, the batches, the augmentation and dropout."""
+    """Seed of the new weights, the batches, the augmentation and dropout."""
     triplet_margin: float = 0.2
     """Margin of the triplet loss, in L2 distances of normalized embeddings."""
     margin: float = 1.0
     """Of the hinge loss: a pair of one identity has no loss from this score on, one of two identities from minus this
     score down."""
     num_hard_negatives: int | None = 2
-    """Of the hinge loss: highest-scoring negatives of each image that count; None: all."""
+    """Of the hinge loss: how many negatives of each image count, those with the highest scores; None: all."""
     balance: Literal["classes", "pairs"] = "classes"
     """Of the hinge loss. classes: positives and negatives each have half of the weight; pairs: every pair has the
     same."""
     constraint: Literal["project", "cap", "penalty", "none"] = "project"
-    """Of the L2 norm of the classifier's weights. project: set to the radius after each step; cap: reduced to it;
-    penalty: (norm - radius)**2 is added to the loss."""
+    """What keeps the L2 norm of the classifier's weights. project: it is set to the radius after each step; cap: it
+    is reduced to the radius; penalty: (norm - radius)**2 is added to the loss."""
     radius: float = 1.0
-    """That norm, also of the first weights."""
+    """The norm that the constraint keeps, and the norm of the first weights."""
     sign: Literal["free", "negative"] = "free"
     """negative: no weight of the classifier above 0, so that its score is minus a weighted L1 distance."""
     normalize: bool = True
@@ -86,8 +87,8 @@ class TrainConfig:
     learn_weight: bool = True
     """False keeps the classifier's weights as they start: minus an L1 distance. Its bias is trained."""
     positive_share: float = 0.0
-    """Share of the classifier's weights that start positive. On emoji, a quarter kept other identities of the query's
-    camera from the first places, and made results from other cameras worse: docs/experiments.md, Demo."""
+    """Fraction of the classifier's weights that start positive. On emoji, 0.25 kept other identities of the query's
+    camera out of the first results, and made results from other cameras worse: docs/experiments.md, Demo."""
     initial_bias: float = 1.0
     """The classifier's bias at the start, which is the score of equal embeddings."""
 
