@@ -51,7 +51,7 @@ BUILD = "In a clone of dissim-kernels, run `FORCE_CUDA=1 pip install -e .` (need
 
 def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
-        return f"it runs tensors on CUDA devices, these are on {problem.device.type!r}"
+        return f"it runs tensors on CUDA devices, not on {problem.device.type!r}"
     if problem.operation == "clustered_topk":
         return "it has no search of clusters"
     return NOT_LOADED or _unsupported_device_reason(problem.device)

@@ -49,7 +49,7 @@ operators = torch.ops.dissim_native
 
 def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cpu":
-        return f"it runs tensors on the CPU, these are on {problem.device.type!r}"
+        return f"it runs tensors on the CPU, not on {problem.device.type!r}"
     return NOT_LOADED or _unsupported_instruction_set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -86,6 +87,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
     }
 
     evaluations = []
+    _log(f"training {len(METHODS)} networks at the same time, {config.steps} steps each")
     context = get_context("spawn")  # torch's threads do not work after a fork
     with ProcessPoolExecutor(len(METHODS), context, tqdm.set_lock, (context.RLock(),)) as pool:
         work = partial(_train_and_embed, training=training, seen=seen, unseen=unseen, threads=config.threads)
@@ -93,6 +95,7 @@ def run_demo(config: DemoConfig) -> DemoResult:
         for method, (rows, scorer, seconds) in zip(METHODS, results, strict=True):
             name = f"{training.backbone}, {method}"
             facts[name] = f"{METHODS[method]}; {tuned_settings(method)}; {seconds:.0f} s of CPU time"
+            _log(f"{name}: trained")
             evaluations.append(evaluate(name, rows, scorer, unseen, pictured_queries=pictured))
 
     for backbone in ("efficientnet_lite0", "mobilenet_v2"):
@@ -146,6 +149,12 @@ def _best_plain(name: str, rows: Tensor, images: ImageSet, pictured: list[int]) 
         for kind, scorer in scorers.items()
     ]
     return max(tried, key=lambda evaluation: evaluation.metrics["mAP_mean"])
+
+
+def _log(text: str) -> None:
+    """A line on stderr, where that is no terminal, so no progress bar is shown."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _count(images: ImageSet) -> str:

@@ -32,9 +32,9 @@ def unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type == "cpu":
         if INTERPRETED:
             return None
-        return "it runs tensors on a GPU, these are on 'cpu'; with TRITON_INTERPRET=1 it interprets them, for tests"
+        return "it runs tensors on a GPU, not on 'cpu'; with TRITON_INTERPRET=1 it interprets them, for tests"
     if problem.device.type != "cuda":
-        return f"it runs tensors on a GPU that torch calls 'cuda', these are on {problem.device.type!r}"
+        return f"it runs tensors on a GPU that torch calls 'cuda', not on {problem.device.type!r}"
     if torch.version.cuda and capability(problem.device) < (8, 0):
         return f"it needs a GPU of compute capability 8.0 or more, this is {describe(problem.device)}"
     return None

@@ -22,7 +22,7 @@ def load_folder(size: Size, root: Path | None) -> ImageSet:
     if len(rows) < len(paths):
         warn_skipped(root, len(paths) - len(rows), "image", "outside of the folders of identities")
     layout = "images as <identity>/<image>, a folder for each identity"
-    return image_set(root, rows, size=square(size), credit=f"Images of {root.name}", layout=layout)
+    return image_set(root, rows, size=square(size), credit=root.name, layout=layout)
 
 
 def load_photos(size: Size, root: Path) -> ImageSet:
@@ -46,5 +46,5 @@ def load_photos(size: Size, root: Path) -> ImageSet:
         cameras=torch.zeros(len(files), dtype=torch.int64),
         label_names=files.ids(),
         camera_names=["all"],
-        credit=f"Images of {root.name}",
+        credit=root.name,
     )

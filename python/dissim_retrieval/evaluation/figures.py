@@ -116,7 +116,7 @@ def draw_cmc(axes: Axes, evaluations: list[Evaluation]) -> None:
     axes.set(title="Cumulative matches (CMC)", xlabel="rank k", ylabel="queries with a match\namong the first k, %")
     axes.set(xscale="log", ylim=(0, 102), xticks=(ticks := [1, 2, 5, 10, 20, 50]), xticklabels=ticks)
     axes.minorticks_off()
-    axes.legend(loc="upper left", fontsize=7, labelspacing=0.2, borderaxespad=0)
+    axes.legend(loc="best", fontsize=7, labelspacing=0.2, borderaxespad=0)
 
 
 def draw_precision_recall(axes: Axes, evaluations: list[Evaluation]) -> None:
@@ -138,7 +138,7 @@ def draw_histogram(axes: Axes, evaluation: Evaluation) -> None:
         density = np.array(counts) / max(1, pairs) / np.diff(edges)
         axes.stairs(density, edges, fill=True, color=color, alpha=0.25, hatch=hatch)
         axes.stairs(density, edges, color=color, linewidth=1.6, linestyle=line, label=f"{name}, {pairs:,} pairs")
-    axes.set(title="Scores of all pairs, first method", xlabel="score, larger is same", ylabel="density")
+    axes.set(title=f"Scores of all pairs\n{evaluation.name}", xlabel="score, larger is same", ylabel="density")
     axes.set(ylim=(0, 1.3 * axes.get_ylim()[1]))
     axes.legend(loc="upper left", fontsize=9)
 
@@ -155,5 +155,9 @@ def _draw_image(axes: Axes, images: ImageSet, row: int, x: float, y: float) -> N
 
 
 def _short(images: ImageSet, row: int) -> str:
+    """The identity, and the camera if there is more than one."""
     name = images.label_names[int(images.labels[row])]
-    return f"{name if len(name) <= 18 else name[:17] + '…'}\n{images.camera_names[int(images.cameras[row])]}"
+    shortened = name if len(name) <= 18 else f"{name[:17]}…"
+    if len(images.camera_names) == 1:
+        return shortened
+    return f"{shortened}\n{images.camera_names[int(images.cameras[row])]}"

@@ -93,6 +93,7 @@ def write_report(
         pictures={row: data_uri("png", _png(images, row)) for row in pictured},
         names=[images.label_names[label] for label in images.labels.tolist()],
         cameras=[images.camera_names[camera] for camera in images.cameras.tolist()],
+        several_cameras=len(images.camera_names) > 1,
         official_queries=images.queries is not None,
         credit=images.credit,
     )
