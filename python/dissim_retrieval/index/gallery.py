@@ -342,7 +342,8 @@ class DissimilarityIndex:
             filter: an SQL condition on id and metadata (``"camera = 2 AND label != 'unknown'"``), or a list of ids
                 (unknown ones are ignored). Only rows that satisfy it are scored. If they are a sixteenth of a
                 segment or more, their codes or clusters are used. ValueError if text is left after the condition,
-                or if it has more than 100 of the operators ``+ - * / % || ::``.
+                or if it has more than 100 of the operators ``+ - * / % || ::`` and of comparisons after another, as
+                in ``a = b = c``.
             group_by: a metadata column. Scores of rows with the same value become one score, and the result has the
                 k best values as its ids. Rows without a value are no candidates. Every candidate is scored.
             fuse: how scores of a group become one: max, mean, min or median.
