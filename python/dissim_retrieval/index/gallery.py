@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..head import DissimilarityHead
+from ..head import DissimilarityHead, check_scored_by_weights
 from ..provenance import as_provenance, check_same_model
 from . import scan
 from .arguments import INT_IDS, MAX_ID, STR_IDS, as_ids, as_metadata, check_k, check_threshold, transformed
@@ -78,6 +78,7 @@ class DissimilarityIndex:
         provenance: dict[str, Any] | None = None,
         backbone: BackboneWeights | None = None,
     ) -> None:
+        check_scored_by_weights("head", head)
         self.head, self._preparation = head, preparation_for(quantized, clustered)
         self.provenance = None if provenance is None else as_provenance(provenance)
         self._backbone = backbone
