@@ -151,14 +151,28 @@ class DissimilarityHead(nn.Module):
         return f"dim={len(self.weight)}, " + ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
 
+def is_scored_by_weights(scorer: object) -> bool:
+    """Whether its scores are those of `transform`, `weight` and `bias`: not of a subclass with its own forward."""
+    return getattr(getattr(type(scorer), "forward", None), "scores_transformed_rows", False)
+
+
+def check_scored_by_weights(name: str, head: DissimilarityHead) -> None:
+    """Raise TypeError for a subclass with its own forward, whose scores do not follow from the weights."""
+    if not is_scored_by_weights(head):
+        raise TypeError(
+            f"{name}: expected a DissimilarityHead, whose scores follow from its weights, got a"
+            f" {type(head).__name__} with its own forward. Keep it in memory, and score with head(query, gallery)."
+        )
+
+
 def check_storable(name: str, head: DissimilarityHead) -> None:
     """Raise TypeError for a subclass with scores of its own: a file has the options and the weights only."""
-    for method in ("forward", "transform"):
-        if getattr(type(head), method) is not getattr(DissimilarityHead, method):
-            raise TypeError(
-                f"{name}: expected a DissimilarityHead, of which options and weights are stored, got a"
-                f" {type(head).__name__} with its own {method}. Keep such a head in memory."
-            )
+    check_scored_by_weights(name, head)
+    if type(head).transform is not DissimilarityHead.transform:
+        raise TypeError(
+            f"{name}: expected a DissimilarityHead, of which options and weights are stored, got a"
+            f" {type(head).__name__} with its own transform. Keep such a head in memory."
+        )
 
 
 _heads: weakref.WeakSet[DissimilarityHead] = weakref.WeakSet()
