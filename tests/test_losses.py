@@ -269,7 +269,7 @@ class OwnHead(DissimilarityHead):
 
 
 @pytest.mark.parametrize("loss", [HingeLoss, SoftMarginLoss, InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss])
-def test_a_head_with_its_own_forward_is_refused(loss):
+def test_a_head_with_its_own_forward_is_an_error(loss):
     """The losses score by its weights, without calling it."""
     arguments = (5,) if loss is PrototypeLoss else ()
     message = r"head: expected a DissimilarityHead, .* got a \w+ with its own forward\. Write a loss of your own"

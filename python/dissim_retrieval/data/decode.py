@@ -69,7 +69,7 @@ def decode_opened(file: BinaryIO, size: tuple[int, int] | int, name: str) -> np.
     except MemoryError:
         raise
     except Exception as error:  # on damaged data, decoders raise OSError, SyntaxError, struct.error and others
-        # An offset of damaged data is one that seek refuses. With other numbers, the system cannot read the file.
+        # An offset of damaged data is one where seek fails. With other numbers, the system cannot read the file.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise OSError(error.errno, error.strerror, name) from error
         reason = str(error) or type(error).__name__
