@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -271,19 +272,30 @@ def _check_range(name: str, value: int | float) -> None:
 
 
 def check_pair_counts(counts: object) -> None:
-    """Two numbers or 0-d tensors, or None."""
+    """Two numbers or 0-d tensors, or both in one tensor, or None. The values of tensors are not read."""
     if counts is None:
         return
     remedy = "Pass (positives, negatives)."
-    if not isinstance(counts, tuple | list):
+    if not isinstance(counts, tuple | list | Tensor):
         raise_argument_error("pair_counts", "two counts", type(counts).__name__, remedy, TypeError)
+    if isinstance(counts, Tensor) and not counts.dim():
+        raise_argument_error("pair_counts", "two counts", shape(counts), remedy)
     if len(counts) != 2:
         raise_argument_error("pair_counts", "two counts", len(counts), remedy)
     for count in counts:
-        if not isinstance(count, Tensor):
-            check_number("pair_counts", count)
-        elif count.dim():
-            raise_argument_error("pair_counts", "numbers or tensors of shape []", shape(count), "Use count.sum().")
+        if isinstance(count, Tensor):
+            if count.is_complex():
+                raise_argument_error("pair_counts", "real numbers", count.dtype, remedy, TypeError)
+            if count.dim():
+                raise_argument_error(
+                    "pair_counts", "numbers or tensors of shape []", shape(count), "Use count.sum()."
+                )
+        elif not isinstance(count, Real):
+            raise_argument_error("pair_counts", "a number", type(count).__name__, remedy, TypeError)
+        elif not count >= 0:
+            raise_argument_error("pair_counts", "numbers of at least 0", count, remedy)
+        elif count >= 2**63:
+            raise_argument_error("pair_counts", "numbers below 2**63", "a larger one", remedy)
 
 
 def check_cameras(

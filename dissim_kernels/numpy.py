@@ -121,7 +121,9 @@ def topk(
                 "Pass one reference row for each query.",
             )
         exclude_index = np.ascontiguousarray(exclude_index)
-    if len(query) and k > len(reference):  # checked before anything is allocated
+    if k > len(reference):  # checked before anything is allocated
+        if not len(query):
+            _raise_error("k", f"at most the {len(reference)} rows of reference", k, "Use a smaller k.")
         candidates = len(reference) - (exclude_index is not None and 0 <= exclude_index[0] < len(reference))
         _raise_too_few_candidates(candidates, 0, k)
     scores = np.empty((len(query), k), ACCUMULATE[query.dtype])
@@ -177,12 +179,17 @@ def _check(query: Any, reference: Any, weight: Any, bias: Any) -> tuple[np.ndarr
     if isinstance(bias, np.ndarray):
         if bias.ndim:
             _raise_error("bias", "a number or shape []", _shape(bias), "Use bias[0].")
-    elif bias is not None and not isinstance(bias, int | float | np.number):
+    elif bias is not None and not _is_real(bias):
         _raise_error("bias", "None, a number or an array", type(bias).__name__, "Use float(bias).", TypeError)
     if isinstance(bias, int) and abs(bias) > sys.float_info.max:
-        _raise_error("bias", "a number in the range of float64", "a larger one", "Use float(bias).")
+        _raise_error("bias", "a number in the range of float64", "a larger one", "Use a float, which can be inf.")
     with np.errstate(over="ignore"):  # a number beyond the range of the dtype becomes infinite
         return np.ascontiguousarray(weight, acc), np.array([0 if bias is None else bias], np.float64).astype(acc)
+
+
+def _is_real(value: Any) -> bool:
+    """Whether it is a number; NumPy counts a timedelta64 as an integer."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, np.timedelta64)
 
 
 def _threads(threads: int | None) -> int:

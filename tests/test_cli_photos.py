@@ -447,6 +447,7 @@ def test_market1501_keeps_its_official_split():
     ):
         options = ["--data", "market1501", "--root", "market", "--part", part, "--json"]
         assert text in success("embed", "run", "other.npz", *options)
+    assert "part: expected train or test of market1501" in failure("embed", "people", "all.npz", "--part", "all")
 
 
 def console_sessions(document):

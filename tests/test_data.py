@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,27 @@ def test_take_keeps_rows_together(numbered):
         taken = numbered.take(indices)
         assert taken.images[:, 0, 0, 0].tolist() == (taken.labels + 10 * taken.cameras).tolist()
         assert len(taken) == len(taken.images) and taken.label_names == numbered.label_names
+
+
+@pytest.mark.parametrize(
+    ("rows", "got"),
+    [
+        (3, "torch.int64 []"), ([1.0], "torch.float64 [1]"), ([[1, 2]], "torch.int64 [1, 2]"),
+        ([[1], [2, 3]], "list"), (["a"], "list"), ([True] * 3, "torch.bool [3]"),
+        ([2, 20], "torch.int64 [2] from 2 to 20"),
+    ],
+)  # fmt: skip
+def test_rows_that_a_set_does_not_have_are_named(numbered, rows, got):
+    expected = f"expected row numbers below 20, or a bool for each of the 20 images, got {got}. Pass int64"
+    for name, function in (("indices", numbered.take), ("rows", numbered.read)):
+        with pytest.raises(IndexError, match=f"^{name}: {re.escape(expected)}"):
+            function(rows)
+
+
+def test_rows_may_be_of_any_integer_type(numbered):
+    for rows in ([3, 19], (3, -1), np.array([3, 19], np.uint8), range(3, 20, 16), torch.tensor([3, 19]).int()):
+        assert numbered.take(rows).ids == ["3", "19"] and numbered.read(rows)[:, 0, 0, 0].tolist() == [3, 19]
+    assert len(numbered.take([])) == 0 and len(numbered.read([])) == 0
 
 
 def test_read_takes_rows_and_masks(numbered):

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from dissim_retrieval.data import decode as decode_module
-from dissim_retrieval.data.decode import ENDINGS, FORMATS, decode, decode_opened, printable
+from dissim_retrieval.data.decode import ENDINGS, FORMATS, DamagedImageError, decode, decode_opened, printable
 from dissim_retrieval.thumbnail import thumbnail
 from PIL import Image, ImageOps
 
@@ -100,8 +100,15 @@ def test_a_failure_of_the_machine_is_no_damaged_image(tmp_path, error):
         def read(self, *size):
             raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error), match="photo.png" if error.args else None):
         decode_opened(Broken(b"x"), 4, "photo.png")
+
+
+def test_an_offset_that_no_file_has_is_damage(tmp_path):
+    path = tmp_path / "big.tif"
+    path.write_bytes(b"II\x2b\0\x08\0\0\0" + struct.pack("<Q", 2**63 - 1) + bytes(50))
+    with pytest.raises(DamagedImageError, match=r"big\.tif: expected an image that can be .*Invalid arg"):
+        decode(str(path), 4)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

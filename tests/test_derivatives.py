@@ -295,6 +295,13 @@ def test_an_operator_called_in_forward_mode_raises(tangent):
         tangent(scores)(Q)
 
 
+def test_a_program_compiled_before_a_dual_level_says_to_compile_it_anew():
+    program = torch.compile(score_of, backend="aot_eager")
+    program(Q)
+    with pytest.raises(NotImplementedError, match=r"compiled before the dual level .* torch\.compiler\.reset\(\)"):
+        tangent_by_dual_numbers(program)(Q)
+
+
 def test_a_dual_level_without_tangents_changes_nothing():
     def second(query):
         first = torch.autograd.grad(score_of(query), query, create_graph=True)[0]

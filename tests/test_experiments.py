@@ -324,6 +324,16 @@ def test_table_is_that_of_the_records(tiny, tmp_path):
     assert (tmp_path / "out" / "frozen.md").read_text() == text
 
 
+def test_a_report_leaves_out_a_file_whose_first_line_is_cut_off(tiny, tmp_path):
+    path = tmp_path / "out" / "frozen" / "synthetic-none.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"methods": "fro')
+    assert tiny("--dry-run") == 0
+    assert program.main(["report", "--output", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "(the usual rule)" in text and "The same fits" not in text, "a rule without a group has no table"
+
+
 def test_galleries_without_the_camera_of_the_query_have_their_own_table(tiny, tmp_path):
     """Of the runs that have such values: those of earlier versions have none."""
     assert tiny() == 0

@@ -1,5 +1,6 @@
 """fit_head on stored embeddings: it learns, says how well, is deterministic; errors name the argument."""
 
+import copy
 import json
 from dataclasses import asdict, replace
 from typing import get_args, get_type_hints
@@ -26,6 +27,8 @@ from dissim_retrieval.fit.training import Training
 from dissim_retrieval.held_out import Comparison, average_precisions, check_held_out
 from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.whitening import SHRINKAGES, within_class_whitening
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 
 def features(identities=60, rows=4, dim=48, informative=8, noise=3.0, seed=0):
@@ -204,11 +207,51 @@ def test_damaged_and_other_files_are_named(fitted, tmp_path):
         ValueError, match=r"path: expected a file written by ProjectedHead.save, got .*head.safetensors"
     ):
         ProjectedHead.load(path)
-    from safetensors.torch import save_file
-
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"head.safetensors of format None"):
         ProjectedHead.load(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "reason"),
+    [
+        ({"mean": None}, {}, "it has no 'mean'"),
+        ({"mean": torch.zeros(5)}, {}, r"mean: expected shape \[48\], got \[5\]"),
+        ({"projection": torch.zeros(48)}, {}, r"projection: expected shape \[D, dim\], got \[48\]"),
+        ({"head.weight": torch.zeros(3)}, {}, r"head.weight: expected shape \[16\], got \[3\]"),
+        ({"head.weight": torch.zeros(())}, {}, "0-d tensor"),
+        ({"head.bias": torch.zeros(2)}, {}, "size mismatch for head.bias"),
+        ({}, {"head": None}, "it has no 'head'"),
+        ({}, {"head": "{"}, "Expecting property name"),
+        ({}, {"head": '{"size": 3}'}, "'size'"),
+        ({}, {"check": "[]"}, "not a mapping"),
+        ({}, {"check": '{"baselines": 1}'}, "no attribute 'items'"),
+        ({}, {"provenance": "[]"}, "provenance: expected a dict, got list"),
+    ],
+)
+def test_a_file_with_other_content_is_named_with_the_reason(fitted, tmp_path, tensors, metadata, reason):
+    path = tmp_path / "head.safetensors"
+    fitted.save(path)
+    with safe_open(path, "pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118 (it is no dict)
+        facts = file.metadata() | metadata
+    kept = [{name: value for name, value in one.items() if value is not None} for one in (found, facts)]
+    save_file(kept[0], path, metadata=kept[1])
+    with pytest.raises(ValueError, match=rf"path: expected .*head\.safetensors, which is damaged: .*{reason}"):
+        ProjectedHead.load(path)
+
+
+def test_a_folder_is_no_fitted_head(tmp_path):
+    with pytest.raises(ValueError, match=r"path: expected a file written by ProjectedHead\.save, got .*, a folder\."):
+        ProjectedHead.load(tmp_path)
+
+
+def test_provenance_that_is_no_json_cannot_be_saved(fitted, tmp_path):
+    other = copy.deepcopy(fitted)
+    other.provenance = {"rows": torch.ones(2)}
+    with pytest.raises(TypeError, match="provenance: expected a dict that fits in JSON"):
+        other.save(tmp_path / "head.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 TRAINING = Training(projection=8, loss="softmax", steps=2, lr=1e-2, batch=5000, seed=0)

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -239,6 +240,16 @@ def test_parts_with_the_pair_counts_of_the_whole_sum_to_its_mean(num_hard_negati
     torch.testing.assert_close(sum(parts), whole)
     with pytest.raises(ValueError, match="pair_counts: expected two counts, got 1"):
         fused_dissim_hinge_loss(*inputs, *sides, pair_counts=(same.sum(),))
+
+
+def test_pair_counts_are_numbers_of_any_kind():
+    inputs, sides = testing.random_inputs((4, 3), (5, 3)), labels(4, 5)
+    expected = fused_dissim_hinge_loss(*inputs, *sides, pair_counts=(6, 14))
+    tensor = torch.tensor([6, 14])
+    for counts in ((np.int64(6), np.int64(14)), (np.float32(6), 14.0), tensor, list(tensor), (6, torch.tensor(14))):
+        assert torch.equal(fused_dissim_hinge_loss(*inputs, *sides, pair_counts=counts), expected)
+    compiled = torch.compile(fused_dissim_hinge_loss, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(*inputs, *sides, pair_counts=(6, 14)), expected)
 
 
 @backends

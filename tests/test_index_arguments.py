@@ -159,3 +159,29 @@ def test_categories_are_text(encode):
 def test_a_number_beyond_int64_in_a_new_column_is_an_error():
     with pytest.raises(ValueError, match="metadata: expected bool, numbers, str or times in 'column', got"):
         index_of([1], {"column": [2**70]})
+
+
+class Squared(DissimilarityHead):
+    def forward(self, query, reference):
+        return -super().forward(query, reference).square()
+
+
+class OfAbsolute(DissimilarityHead):
+    def transform(self, embeddings):
+        return super().transform(embeddings.abs())
+
+
+def test_a_head_with_other_scores_is_an_error(tmp_path):
+    message = "head: expected a DissimilarityHead, .* got a Squared with its own forward. Keep it in memory, and score"
+    for make in (DissimilarityIndex, lambda head: DissimilarityIndex.create(tmp_path / "g", head)):
+        with pytest.raises(TypeError, match=message):
+            make(Squared(3))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_head_with_its_own_transform_is_used_in_memory():
+    head, rows = OfAbsolute(3), torch.randn(6, 3)
+    index = DissimilarityIndex(head)
+    index.add(rows)
+    expected = head(rows[:2], rows).topk(3)
+    assert torch.equal(index.search(rows[:2], 3).ids, expected.indices)

@@ -80,6 +80,8 @@ def test_the_error_names_what_is_wrong(index):
         ("label IN (" + ", ".join(f"-{n}" for n in range(200)) + ")", [0]),
         ("name != '" + "+" * 200 + "' AND label = 1", [1]),
         ("label = 0" + " + 1" * 100, []),
+        ("1. > 0" + " + 1." * 100, []),
+        ("(label = 2) = true AND (label < 9) != (label = 1)", [2]),
         (" OR ".join(["label = 3"] * 500), [3]),
         ([4, 1, 4, 77], [1, 4]),  # an id twice is once
         ([], []),
@@ -91,8 +93,16 @@ def test_correct_filters_are_applied(index, condition, ids):
 
 @pytest.mark.parametrize(
     "condition",
-    ["1=1" + "+1" * 1990, "name=" + "||".join(["name"] * 990), "label" + "::int" * 700 + "=1", "1=1" + "*1" * 101],
-    ids=["sum", "text", "cast", "product"],
+    [
+        "1=1" + "+1" * 1990,
+        "1 > 1" + "+1." * 250,
+        "name=" + "||".join(["name"] * 990),
+        "label" + "::int" * 700 + "=1",
+        "1=1" + "*1" * 101,
+        "true" + "=true" * 250,
+        "1<2" + " != (1<2)" * 250,
+    ],
+    ids=["sum", "sum of floats", "text", "cast", "product", "comparisons", "comparisons in parentheses"],
 )
 def test_a_condition_that_is_too_deep_is_an_error(index, condition):
     with pytest.raises(ValueError, match=r"expected at most 100 operators .*, got \d+"):

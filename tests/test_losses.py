@@ -12,6 +12,7 @@ from dissim_retrieval.losses import (
     SoftMarginLoss,
     SupConLoss,
 )
+from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.references import References, positive_pairs
 from dissim_retrieval.triplet import TripletLoss
 from pytorch_metric_learning import losses as pml
@@ -260,3 +261,20 @@ def test_errors_name_the_argument():
         for wrong in (float("nan"), float("-inf")):
             with pytest.raises(ValueError, match=f"margin: expected a finite number, got {wrong}"):
                 kind(head, margin=wrong)
+
+
+class OwnHead(DissimilarityHead):
+    def forward(self, query, reference):
+        return -super().forward(query, reference)
+
+
+@pytest.mark.parametrize("loss", [HingeLoss, SoftMarginLoss, InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss])
+def test_a_head_with_its_own_forward_is_an_error(loss):
+    """The losses score by its weights, without calling it."""
+    arguments = (5,) if loss is PrototypeLoss else ()
+    message = r"head: expected a DissimilarityHead, .* got a \w+ with its own forward\. Write a loss of your own"
+    fitted = ProjectedHead(torch.zeros(8), torch.eye(8), OwnHead(8))
+    for head in (OwnHead(8), torch.compile(OwnHead(8), backend="eager"), fitted):
+        with pytest.raises(TypeError, match=message):
+            loss(head, *arguments)
+    loss(torch.compile(DissimilarityHead(8), backend="eager"), *arguments)

@@ -177,7 +177,13 @@ PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))[
         ({"bias": "1"}, TypeError, r"bias: expected None, a number or an array, got str. Use float\(bias\)"),
         ({"threads": 0}, ValueError, "threads: expected None or an integer of at least 1, got 0. Omit it"),
         ({"k": -1}, ValueError, "k: expected an integer of at least 0, got -1. Pass an int"),
-        ({"bias": 10**400}, ValueError, "bias: expected a number in the range of float64, got a larger one. Use"),
+        (
+            {"bias": 10**400},
+            ValueError,
+            "bias: expected a number in the range of float64, got a larger one. Use a float, which can be inf",
+        ),
+        ({"bias": np.complex64(1)}, TypeError, "bias: expected None, a number or an array, got complex64. Use float"),
+        ({"bias": np.timedelta64(1)}, TypeError, "bias: expected None, a number or an array, got timedelta64. Use"),
         ({"largest": "no"}, TypeError, "largest: expected True or False, got 'no'. Pass a bool"),
         (
             {name: np.broadcast_to(np.float32(1), shape) for name, shape in HUGE.items()},
@@ -186,6 +192,11 @@ PACKED = np.zeros((3, 5), np.dtype([("gap", np.uint8), ("value", np.float32)]))[
         ),
         ({"k": 5}, ValueError, "k: expected at most the 4 candidates of query row 0, got 5. Use a smaller k"),
         ({"k": 2**50}, ValueError, f"k: expected at most the 4 candidates of query row 0, got {2**50}. Use"),
+        (
+            {"query": Q[:0], "k": 2**40},
+            ValueError,
+            f"k: expected at most the 4 rows of reference, got {2**40}. Use a",
+        ),
         (
             {"k": 2**50, "exclude_index": np.zeros(3, np.int64)},
             ValueError,

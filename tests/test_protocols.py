@@ -6,6 +6,7 @@ import pytest
 import torch
 from dissim_retrieval import DissimilarityHead, ProjectedHead, per_query_metrics, retrieval_metrics
 from dissim_retrieval.evaluation import ranks
+from dissim_retrieval.evaluation.scorers import check_classifier
 from dissim_retrieval.head import scores_transformed_rows
 
 WEIGHT = torch.tensor([-1.0, 2.0, -3.0])
@@ -203,3 +204,25 @@ def test_a_nan_score_names_the_query_unless_it_is_excluded(monkeypatch):
 def test_no_query_is_an_error():
     with pytest.raises(ValueError, match="got none in 0 queries"):
         retrieval_metrics(torch.zeros(0, 3), torch.zeros(4, 3), integer_head(), [], [1, 2, 3, 4])
+
+
+def test_compiled_heads_and_projected_ones_with_their_own_forward_are_told_apart():
+    """The first are ranked by their weights, the second are called."""
+
+    class Reversed(DissimilarityHead):
+        def forward(self, query, reference):
+            return -super().forward(query, reference)
+
+    rows, labels = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    head, own = DissimilarityHead(4), Reversed(4)
+
+    def metrics(scorer):
+        return retrieval_metrics(rows, rows, scorer, labels, labels)
+
+    compiled = torch.compile(head, backend="eager")
+    check_classifier(compiled)
+    assert metrics(compiled) == metrics(head)
+    for scorer in (ProjectedHead(torch.zeros(4), torch.eye(4), own), torch.compile(own, backend="eager")):
+        with pytest.raises(TypeError, match="head: expected a DissimilarityHead or ProjectedHead"):
+            check_classifier(scorer)
+        assert metrics(scorer) == metrics(lambda q, r: -head(q, r))

@@ -16,6 +16,7 @@ from dissim_retrieval.losses import HingeLoss, PrototypeLoss, SoftMarginLoss
 from dissim_retrieval.models import build_backbone
 from dissim_retrieval.train import TrainConfig, load_trained, train
 from dissim_retrieval.train.own_modules import module_settings
+from filelock import Timeout
 from index_killing import error_in_a_process
 from killed_training import count_kills_with_other_weights
 from pytorch_metric_learning.losses import ContrastiveLoss
@@ -288,6 +289,17 @@ def test_a_run_is_written_by_one_training_at_a_time(tmp_path):
     first = network()
     first.register_forward_hook(another)
     with pytest.raises(StartsAnother):
+        start(tmp_path, backbone=first)
+    start(tmp_path)
+
+
+def test_the_lock_of_another_file_is_not_that_of_the_run(tmp_path):
+    def waits(*_):
+        raise Timeout("gallery.lock")
+
+    first = network()
+    first.register_forward_hook(waits)
+    with pytest.raises(Timeout, match=r"gallery\.lock"):
         start(tmp_path, backbone=first)
     start(tmp_path)
 

@@ -69,6 +69,8 @@ def test_deep_conditions_do_not_end_the_service(client, filter):
         ("name IN('a') OR(name = 'b') AND NOT(name = 'c')", 2),
         ("lower(name) = 'a' OR length(name) > 1 OR starts_with(name, 'b')", 3),
         ("cast(id AS double) > 0 AND abs(1) = 1", 3),
+        ("cast(id AS decimal(20, 1)) > 0", 3),
+        ("cast('2026-01-02' AS timestamp(3)) > cast('2026-01-01' AS datetime(3)) AND name = 'a'", 1),
         ("`name` = 'repeat (x)' OR name = 'c (d)' -- rpad (c)", 1),
         ('name = "c (d)"', 1),
     ],

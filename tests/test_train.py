@@ -205,6 +205,25 @@ def test_frozen_stages_keep_their_weights_and_statistics(glyphs):
     assert {name for name in after if not torch.equal(everything[name], before[name])} >= {"projection.weight"}
 
 
+def test_stages_are_frozen_during_one_run_only_and_own_frozen_parameters_always(glyphs):
+    backbone = build_backbone("small", 32)
+    own = "projection.bias"
+    backbone.get_parameter(own).requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in backbone.named_parameters()}
+    train(replace(CONFIG, freeze="all", steps=1), glyphs, backbone=backbone, progress=False)
+    assert {name: parameter.requires_grad for name, parameter in backbone.named_parameters()} == flags
+    before = copy.deepcopy(backbone.state_dict())
+    after = train(replace(CONFIG, freeze=2, steps=1), glyphs, backbone=backbone, progress=False).backbone.state_dict()
+    changed = {name for name in flags if not torch.equal(after[name], before[name])}
+    assert changed == {name for name in flags if not name.startswith(("features.0.0.", "features.0.1."))} - {own}
+    with pytest.raises(ValueError, match="freeze: expected"):
+        train(replace(CONFIG, freeze=99), glyphs, backbone=backbone, progress=False)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 32))
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        train(replace(CONFIG, loss="triplet", freeze="all"), glyphs, backbone=net, progress=False)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
 def test_freezing_everything_of_an_own_network_leaves_nothing_to_train(glyphs):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 32))
     with pytest.raises(ValueError, match="freeze: 'all' leaves nothing to train"):

@@ -163,7 +163,7 @@ def _list(groups: list[Group], amounts: Amounts, output: Path) -> int:
     for group in groups:
         path = path_of(group, output)
         plan = make_plan(group, METHODS[group.methods], amounts, "")
-        found = records.read(path) if path.exists() else Records(plan, [])
+        found = records.read(path) if path.exists() and records.has_plan(path) else Records(plan, [])
         records.check_plan(path, found.plan, plan | {"images": found.plan["images"]})
         cells = pending(found)
         for cell in cells:
@@ -177,7 +177,7 @@ def _report(output: Path) -> int:
     contents: dict[Path, str | bytes | None] = {}
     found: dict[str, list[Records]] = {}
     for folder in sorted(path for path in output.glob("*") if path.is_dir()):
-        files_of_groups = [path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size]
+        files_of_groups = [path for path in sorted(folder.glob("*.jsonl")) if records.has_plan(path)]
         groups = [records.read(path) for path in files_of_groups]
         contents[folder.with_suffix(".md")] = tables.to_markdown(folder.name, groups)
         contents[folder.with_suffix(".png")] = plots.draw(folder.name, groups)

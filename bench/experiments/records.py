@@ -124,8 +124,14 @@ class Records:
         return [e["seconds"] for e in self.entries if "seconds" in e and method in (None, e["method"])]
 
 
+def has_plan(path: Path) -> bool:
+    """Whether the first line of a file is complete, so that it can be read."""
+    with path.open("rb") as file:
+        return file.readline().endswith(b"\n")
+
+
 def read(path: Path) -> Records:
-    """The results in a file. An unfinished last line, of a program that was killed, is not read."""
+    """The results in a file that has a plan. An unfinished last line, of a program that was killed, is not read."""
     lines = path.read_text().split("\n")[:-1]
     plan, *entries = map(json.loads, lines)
     return Records(plan, entries)

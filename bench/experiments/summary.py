@@ -65,11 +65,12 @@ def _summary(records: Records, found: Comparison, other_cameras: bool) -> Summar
 
 
 def to_markdown(groups: list[Records]) -> str:
-    """A table for each of RULES, mAP / R@1. A difference is bold where its interval excludes 0."""
+    """A table for each of RULES that a group has, mAP / R@1. A difference is bold where its interval excludes 0."""
     tables = []
     for other_cameras, rule in RULES.items():
         rows = [_cells(one) for one in summarize(groups, other_cameras=other_cameras)]
-        tables.append(f"{rule}\n\n{grid(TITLES, rows)}\n")
+        if rows or not other_cameras:
+            tables.append(f"{rule}\n\n{grid(TITLES, rows)}\n")
     return "\n".join(tables)
 
 

@@ -38,7 +38,7 @@ def fused_dissim_hinge_loss(
     balance: str = "pairs",
     num_hard_negatives: int | None = None,
     exclude_index: Tensor | None = None,
-    pair_counts: tuple[Tensor | int, Tensor | int] | None = None,
+    pair_counts: tuple[Tensor | float, Tensor | float] | Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -61,8 +61,9 @@ def fused_dissim_hinge_loss(
             there are fewer). Every positive is kept. None keeps all negatives.
         exclude_index: int64 [N], for each query a reference row that it is not paired with, -1 for none.
         pair_counts: the numbers of positive and of negative pairs from which the weights follow, numbers or 0-d
-            tensors. None counts the pairs kept here. If the queries are a part of a batch (one process of several),
-            pass the counts of the whole batch: the means of the parts then sum to the mean of the whole.
+            tensors, or one tensor [2]. None counts the pairs kept here. If the queries are a part of a batch (one
+            process of several), pass the counts of the whole batch: the means of the parts then sum to the mean of
+            the whole.
         reduction: "mean": the weights sum to one (the loss is 0 if there is no pair). "sum": the mean times the
             number of pairs kept. "none": one value per query row [N]; they sum to the mean times N.
 

@@ -36,8 +36,8 @@ class Operator:
     On a small problem, torch's dispatch of a Python operator takes several times as long as the kernel.
 
     `check` validates the arguments of calls through torch, which need not come from our public functions.
-    `check_values` is a further check that reads data, which traced calls have not. An operator that is not
-    `differentiable` returns no floats.
+    `check_values` is a further check that reads data, which traced calls have not. A `differentiable` operator raises
+    if it is called in forward mode, which would lose the tangents.
     """
 
     def __init__(
@@ -83,9 +83,10 @@ def operator(name: str, *options, **named_options) -> Callable[[Callable], Opera
 
 
 def _raise_no_forward_mode(name: str) -> NoReturn:
-    """For a call through torch.ops, which would lose the tangents. The Functions of public functions keep them."""
+    """For a call through torch.ops, or by a program compiled without a dual level. Functions keep the tangents."""
     raise NotImplementedError(
-        f"torch.ops.{name.replace('::', '.')}: it has no forward-mode derivative. {OPERATOR_REMEDY}"
+        f"torch.ops.{name.replace('::', '.')}: it has no forward-mode derivative. {OPERATOR_REMEDY} If a program was"
+        " compiled before the dual level began, compile it anew inside: call torch.compiler.reset() first."
     )
 
 

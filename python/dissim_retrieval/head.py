@@ -151,14 +151,38 @@ class DissimilarityHead(nn.Module):
         return f"dim={len(self.weight)}, " + ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
 
+def is_scored_by_weights(scorer: object) -> bool:
+    """Whether its scores are those of `transform`, `weight` and `bias`: not of a subclass with its own forward.
+
+    A ProjectedHead is if its head is, and what torch.compile made of a module if the module is.
+    """
+    scorer = getattr(scorer, "_orig_mod", scorer)
+    marked = getattr(getattr(type(scorer), "forward", None), "scores_transformed_rows", False)
+    inner = getattr(scorer, "head", None)
+    return marked and (inner is None or is_scored_by_weights(inner))
+
+
+def check_scored_by_weights(
+    name: str,
+    head: nn.Module,
+    remedy: str = "Keep it in memory, and score with head(query, gallery).",
+) -> None:
+    """Raise TypeError for a subclass with its own forward, whose scores do not follow from the weights."""
+    if not is_scored_by_weights(head):
+        raise TypeError(
+            f"{name}: expected a DissimilarityHead, whose scores follow from its weights, got a"
+            f" {type(head).__name__} with its own forward. {remedy}"
+        )
+
+
 def check_storable(name: str, head: DissimilarityHead) -> None:
     """Raise TypeError for a subclass with scores of its own: a file has the options and the weights only."""
-    for method in ("forward", "transform"):
-        if getattr(type(head), method) is not getattr(DissimilarityHead, method):
-            raise TypeError(
-                f"{name}: expected a DissimilarityHead, of which options and weights are stored, got a"
-                f" {type(head).__name__} with its own {method}. Keep such a head in memory."
-            )
+    check_scored_by_weights(name, head)
+    if getattr(type(head), "transform", None) is not DissimilarityHead.transform:
+        raise TypeError(
+            f"{name}: expected a DissimilarityHead, of which options and weights are stored, got a"
+            f" {type(head).__name__} with its own transform. Keep such a head in memory."
+        )
 
 
 _heads: weakref.WeakSet[DissimilarityHead] = weakref.WeakSet()

@@ -23,15 +23,19 @@ from torch import Tensor, nn
 
 from dissim_kernels import fused_dissim_hinge_loss, fused_dissim_logsumexp, paired_dissim_score
 
-from .head import DissimilarityHead
+from .head import DissimilarityHead, check_scored_by_weights
 from .references import References, positive_pairs
 
 
 class _HeadLoss(nn.Module):
-    """A loss of the head's scores: checks the arguments, transforms the rows and adds the head's norm penalty."""
+    """A loss of the head's scores: checks the arguments, transforms the rows and adds the head's norm penalty.
+
+    A head whose scores do not follow from its weights, such as a subclass with its own forward, raises TypeError.
+    """
 
     def __init__(self, head: DissimilarityHead) -> None:
         super().__init__()
+        check_scored_by_weights("head", head, "Write a loss of your own that calls it.")
         self.head = head
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:

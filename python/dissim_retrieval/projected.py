@@ -16,6 +16,7 @@ from .arrays import ArrayLike, as_rows
 from .atomic import atomic_write
 from .head import DissimilarityHead, check_storable, scores_transformed_rows
 from .held_out import Comparison, HeldOutCheck
+from .provenance import as_provenance
 
 _FORMAT = "dissim-projected-head 2"
 
@@ -38,6 +39,13 @@ class ProjectedHead(nn.Module):
         self, mean: Tensor, projection: Tensor, head: DissimilarityHead, check: HeldOutCheck | None = None
     ) -> None:
         super().__init__()
+        for name, found, expected in (
+            ("projection", projection, "[D, dim]" if projection.dim() != 2 else list(projection.shape)),
+            ("mean", mean, list(projection.shape[:1])),
+            ("head.weight", head.weight, list(projection.shape[1:])),
+        ):
+            if list(found.shape) != expected:
+                raise ValueError(f"{name}: expected shape {expected}, got {list(found.shape)}. See ProjectedHead.")
         self.mean: Tensor
         self.register_buffer("mean", mean)
         self.projection = nn.Parameter(projection)
@@ -75,7 +83,7 @@ class ProjectedHead(nn.Module):
         """Write one safetensors file, atomically: the tensors, and options, check and provenance as JSON."""
         check_storable("head", self.head)
         check = None if self.check is None else asdict(self.check)
-        facts = {"head": self.head.options(), "check": check, "provenance": self.provenance}
+        facts = {"head": self.head.options(), "check": check, "provenance": as_provenance(self.provenance)}
         metadata = {"format": _FORMAT} | {name: json.dumps(value) for name, value in facts.items()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         with atomic_write(path) as file:
@@ -85,6 +93,8 @@ class ProjectedHead(nn.Module):
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> ProjectedHead:
         """Read what `save` wrote. Only tensors and JSON are read from the file, never code."""
         expected = f"path: expected a file written by ProjectedHead.save, got {path}"
+        if Path(path).is_dir():
+            raise ValueError(f"{expected}, a folder. Pass the file, or use load_trained for a training run.")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -93,10 +103,15 @@ class ProjectedHead(nn.Module):
             raise ValueError(f"{expected}, which is damaged or of another kind: {error}.") from error
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{expected} of format {metadata.get('format')!r} instead of {_FORMAT!r}.")
-        head = DissimilarityHead(len(tensors["head.weight"]), **json.loads(metadata["head"]))
-        fitted = cls(tensors["mean"], tensors["projection"], head, _read_check(json.loads(metadata["check"])))
-        fitted.load_state_dict(tensors)
-        fitted.provenance = json.loads(metadata["provenance"])
+        try:
+            facts = {name: json.loads(metadata[name]) for name in ("head", "check", "provenance")}
+            head = DissimilarityHead(len(tensors["head.weight"]), **facts["head"])
+            fitted = cls(tensors["mean"], tensors["projection"], head, _read_check(facts["check"]))
+            fitted.load_state_dict(tensors)
+            fitted.provenance = as_provenance(facts["provenance"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ValueError(f"{expected}, which is damaged: {reason.rstrip('.')}. Fit and save it again.") from error
         return fitted.to(device).eval().requires_grad_(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from typing import BinaryIO
@@ -68,8 +69,9 @@ def decode_opened(file: BinaryIO, size: tuple[int, int] | int, name: str) -> np.
     except MemoryError:
         raise
     except Exception as error:  # on damaged data, decoders raise OSError, SyntaxError, struct.error and others
-        if isinstance(error, OSError) and error.errno is not None:  # the system cannot read the file
-            raise
+        # An offset of damaged data is one where seek fails. With other numbers, the system cannot read the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise OSError(error.errno, error.strerror, name) from error
         reason = str(error) or type(error).__name__
     raise DamagedImageError(name, reason)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -74,7 +75,7 @@ class ImageSet(Dataset):
 
         Files are decoded in this process.
         """
-        return self.images[self._numbers(rows)]
+        return self.images[self._numbers("rows", rows)]
 
     def batches(self, plan: Sequence[Tensor], *, workers: int | None = None) -> Iterator[Tensor]:
         """`read(rows)` for each rows (int64) of the plan, in order.
@@ -105,14 +106,29 @@ class ImageSet(Dataset):
             logger.warning("%s: skipped %d of %d images: %s", self.name, len(bad), len(self), shown)
         return self.take(torch.tensor([not text for text in damage], dtype=torch.bool))
 
-    def _numbers(self, rows: Tensor | Sequence[int]) -> Tensor:
-        """int64, from 0, of rows or a bool mask."""
-        rows = torch.as_tensor(rows)
-        return torch.arange(len(self))[rows if len(rows) else rows.long()]
+    def _numbers(self, name: str, rows: Tensor | Sequence[int]) -> Tensor:
+        """int64, from 0, of row numbers or a bool mask."""
+        got = type(rows).__name__
+        with suppress(TypeError, ValueError):  # of texts, and of lists of different lengths
+            given = as_tensor(rows)
+            got = f"{given.dtype} {list(given.shape)}"
+            if given.dim() == 1 and given.dtype == torch.bool and len(given) == len(self):
+                return given.nonzero()[:, 0]
+            if given.dim() == 1 and not len(given):
+                return given.long()
+            if given.dim() == 1 and _is_integer(given):
+                lowest, highest = int(given.min()), int(given.max())
+                if -len(self) <= lowest and highest < len(self):
+                    return given.long() % len(self)
+                got += f" from {lowest} to {highest}"
+        raise IndexError(
+            f"{name}: expected row numbers below {len(self)}, or a bool for each of the {len(self)} images, got"
+            f" {got}. Pass int64 [n] or bool [B]."
+        )
 
     def take(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The images at `indices` (int64, or a bool mask [B]); label numbers, names and ids stay as they are."""
-        rows = self._numbers(indices)
+        rows = self._numbers("indices", indices)
         numbers = rows.tolist()
         return replace(
             self,
@@ -187,7 +203,7 @@ def _as_pixels(images: Tensor) -> Tensor:
 
 def _as_indices(field: str, values: Tensor, count: int, names_field: str, names: list[str]) -> Tensor:
     values = as_tensor(values)
-    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+    if not _is_integer(values):
         raise TypeError(f"{field}: expected integers, got {values.dtype}.")
     if values.shape != (count,):
         raise ValueError(f"{field}: expected one for each of {count} images, got shape {list(values.shape)}.")
@@ -198,6 +214,10 @@ def _as_indices(field: str, values: Tensor, count: int, names_field: str, names:
             f"{values.max()}."
         )
     return values
+
+
+def _is_integer(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def _as_mask(queries: Tensor, count: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..arrays import ArrayLike, as_rows, check_rows_finite
+from ..head import is_scored_by_weights
 
 #: (query [n, D], reference [M, D]) -> scores [n, M], larger = "same".
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -40,7 +41,7 @@ class PairClassifier(Protocol):
 
 def is_pair_classifier(scorer: Any) -> TypeGuard[PairClassifier]:
     """Whether it is one, and no other module that has these attributes, such as a subclass with its own forward."""
-    return getattr(getattr(type(scorer), "forward", None), "scores_transformed_rows", False)
+    return is_scored_by_weights(scorer)
 
 
 def check_classifier(head: object) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..head import DissimilarityHead
+from ..head import DissimilarityHead, check_scored_by_weights
 from ..provenance import as_provenance, check_same_model
 from . import scan
 from .arguments import INT_IDS, MAX_ID, STR_IDS, as_ids, as_metadata, check_k, check_threshold, transformed
@@ -78,6 +78,7 @@ class DissimilarityIndex:
         provenance: dict[str, Any] | None = None,
         backbone: BackboneWeights | None = None,
     ) -> None:
+        check_scored_by_weights("head", head)
         self.head, self._preparation = head, preparation_for(quantized, clustered)
         self.provenance = None if provenance is None else as_provenance(provenance)
         self._backbone = backbone
@@ -342,7 +343,8 @@ class DissimilarityIndex:
             filter: an SQL condition on id and metadata (``"camera = 2 AND label != 'unknown'"``), or a list of ids
                 (unknown ones are ignored). Only rows that satisfy it are scored. If they are a sixteenth of a
                 segment or more, their codes or clusters are used. ValueError if text is left after the condition,
-                or if it has more than 100 of the operators ``+ - * / % || ::``.
+                or if it has more than 100 of the operators ``+ - * / % || ::`` and of comparisons after another, as
+                in ``a = b = c``.
             group_by: a metadata column. Scores of rows with the same value become one score, and the result has the
                 k best values as its ids. Rows without a value are no candidates. Every candidate is scored.
             fuse: how scores of a group become one: max, mean, min or median.

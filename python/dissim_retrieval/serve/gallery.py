@@ -30,10 +30,12 @@ Result = TypeVar("Result")
 REFRESH_SECONDS = 1.0
 #: Columns that `dissim index` writes and the service does not show, so that nobody learns where files are.
 PRIVATE = ("file", "digest")
-#: What may be before a parenthesis in a filter: no function that makes long text or lists of short ones.
+#: What may be before a parenthesis in a filter: no function that makes long text or lists of short ones. Words of SQL
+#: and types come first.
 FUNCTIONS = (
     *("and", "between", "from", "ilike", "in", "like", "not", "or"),
-    *("abs", "cast", "ceil", "char_length", "coalesce", "contains", "date_part", "date_trunc", "decimal"),
+    *("datetime", "decimal", "timestamp"),
+    *("abs", "cast", "ceil", "char_length", "coalesce", "contains", "date_part", "date_trunc"),
     *("ends_with", "length", "lower", "now", "nullif", "round", "starts_with", "strpos", "to_date"),
     *("to_timestamp", "try_cast", "upper"),
 )

@@ -61,7 +61,8 @@ def train(
     Args:
         validation: images of other identities. Their mAP is computed every `validate_every` steps and at the end, and
             the weights with the highest mAP are the result.
-        backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place.
+        backbone: your own module (images [B, 3, H, W] in [0, 1] -> [B, config.dim]), trained in place, without its
+            parameters that do not require a gradient. After training, the same ones require it as before.
         loss: your own loss (embeddings [B, D], labels int64 [B]) -> 0-d, instead of config.loss. Its parameters are
             trained, too. If it contains a DissimilarityHead, that is the head of the result. The config of the result
             has the loss "own".
@@ -111,6 +112,7 @@ def train(
         network = backbone if backbone is not None else build_backbone(config.backbone, config.dim)
         if isinstance(network, Backbone):
             network.check_size(images.size)
+        stack.callback(_set_trainable, {p: p.requires_grad for p in network.parameters()})  # undoes `freeze`
         objective = Objective(config, network, loss, num_identities=batches.num_identities)
         objective.to(processes.device).train()
         own = {"own_backbone": backbone is not None, "own_loss": loss is not None}
@@ -227,6 +229,11 @@ def _validate(state: TrainingState, images: ImageSet, workers: int | None, folde
     scorer = cosine if objective.head is None else copy.deepcopy(objective.head).cpu().float()
     with torch.no_grad():
         return mean_average_precision(rows, scorer, images)
+
+
+def _set_trainable(flags: Mapping[nn.Parameter, bool]) -> None:
+    for parameter, needs_gradient in flags.items():
+        parameter.requires_grad_(needs_gradient)
 
 
 def _diverged(state: TrainingState, what: str, folder: Path | None) -> str:

@@ -35,13 +35,17 @@ COLUMNS = ("step", "loss", "lr", "validation_mAP", "seconds")
 def lock(folder: Path) -> Iterator[None]:
     """While a process writes a run. Raises BlockingIOError if another one does."""
     folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / "train.lock", timeout=0)
     try:
-        with FileLock(folder / "train.lock", timeout=0):
-            yield
+        held.acquire()
     except Timeout as error:
         raise BlockingIOError(
             f"folder: another process trains in {folder}. Wait for its end, or choose a new folder."
         ) from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def clean(folder: Path) -> None:
