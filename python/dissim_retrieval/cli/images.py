@@ -58,7 +58,7 @@ class SplitSettings:
     def split(self, images: ImageSet) -> Split:
         """The parts of what `load_all` loaded."""
         if self.part == "all":
-            return Split(*hold_out(images, self.val_fraction or 0.0, self.split_seed), None)
+            return Split(*hold_out(images, self.val_fraction, self.split_seed), None)
         return split_images(
             images, val_fraction=self.val_fraction, train_fraction=self.train_fraction, seed=self.split_seed
         )
