@@ -78,9 +78,13 @@ def train(
 
     Raises:
         FloatingPointError: the loss, a weight or a validation embedding is not finite. The last checkpoint stays.
-        ValueError: a setting or an image set that cannot be trained on; a folder with another run.
+        ValueError: a setting or an image set that cannot be trained on; a folder with another run, or with other
+            files.
         BlockingIOError: another process trains in the folder.
     """
+    folder = None if folder is None else Path(folder)
+    if folder is not None:
+        run_folder.check_folder(folder)
     if config.patience is not None and validation is None:
         raise ValueError(
             f"patience: expected validation images with patience={config.patience}, got none. Pass validation=, on"
@@ -101,7 +105,6 @@ def train(
         config = replace(config, loss="own")
     processes = join_processes(device)
     first = processes.rank == 0
-    folder = None if folder is None else Path(folder)
     batches = IdentityBatches(
         images.labels, identities=config.identities, views=config.views, steps=config.steps, seed=config.seed
     )

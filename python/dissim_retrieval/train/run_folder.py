@@ -24,10 +24,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..atomic import atomic_write, remove_unfinished
+from ..data.decode import printable
 from .config import TrainConfig
 from .state import PARTS, VALUES
 
 CONFIG, CHECKPOINT, MODEL, LOG = "config.json", "checkpoint.pt", "model.safetensors", "log.csv"
+LOCK = "train.lock"
 COLUMNS = ("step", "loss", "lr", "validation_mAP", "seconds")
 
 
@@ -36,12 +38,30 @@ def lock(folder: Path) -> Iterator[None]:
     """While a process writes a run. Raises BlockingIOError if another one does."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "train.lock", timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             yield
     except Timeout as error:
         raise BlockingIOError(
             f"folder: another process trains in {folder}. Wait for its end, or choose a new folder."
         ) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raise for a folder that is neither new nor empty nor that of a run. Hidden files do not count."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"folder: expected a folder, or the name of a new one, got {folder}, a file.")
+    if (folder / CONFIG).exists():
+        read_config(folder)
+        return
+    own = {CHECKPOINT, MODEL, LOG, LOCK}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own and not path.name.startswith("."))
+    if others:
+        raise ValueError(
+            f"folder: expected a new folder or one of a run, got {folder}, which has other files, such as"
+            f" {printable(others[0])}. Choose a new folder."
+        )
 
 
 def clean(folder: Path) -> None:

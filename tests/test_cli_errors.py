@@ -1,0 +1,63 @@
+"""What newcomers get wrong on the command line: each error names the argument, what came, and what to do."""
+
+import re
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from dissim_retrieval import TrainConfig, cli, train
+from dissim_retrieval.data import load_images
+from photo_gallery import write_photos
+
+SETTINGS = ["--root", "photos", "--size", "20x16", "--backbone", "small", "--dim", "8", "--identities", "8"]
+TRAINING = [*SETTINGS, "--steps", "1"]
+
+
+def dissim(*arguments):
+    """The exit code, and the lines that were printed on stdout and stderr, in order."""
+    out = StringIO()
+    with redirect_stdout(out), redirect_stderr(out):
+        code = cli.main([str(argument) for argument in arguments])
+    return code, out.getvalue().splitlines()
+
+
+def failure(*arguments):
+    """The line of an error, without "dissim: "."""
+    code, lines = dissim(*arguments)
+    assert code == 1 and lines[-1].startswith("dissim: ") and len(lines) < 4, lines
+    return lines[-1].removeprefix("dissim: ")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """photos/ of 20 identities, run/ trained on 18 of them, and its gallery."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_photos(Path("photos"), 20)
+        for command in (["train", "run", *TRAINING], ["index", "run", "photos", "gallery"]):
+            code, lines = dissim(*command)
+            assert code == 0, lines
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_a_copy(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_run():
+    told = "folder: expected a new folder or one of a run, got photos, which has other files, such as id0."
+    before = sorted(Path("photos").rglob("*"))
+    assert failure("train", "photos", *TRAINING).startswith(told)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        train(TrainConfig(), load_images("folder", size=16, root="photos"), folder="photos")
+    with pytest.raises(NotADirectoryError, match=r"got photos/id0/a\.png, a file"):
+        train(TrainConfig(), load_images("folder", size=16, root="photos"), folder="photos/id0/a.png")
+    assert sorted(Path("photos").rglob("*")) == before
+    Path("empty").mkdir()
+    Path("empty/.hidden").touch()
+    assert dissim("train", "empty", *TRAINING)[0] == 0
