@@ -61,3 +61,16 @@ def test_a_folder_of_other_files_is_no_place_for_a_run():
     Path("empty").mkdir()
     Path("empty/.hidden").touch()
     assert dissim("train", "empty", *TRAINING)[0] == 0
+
+
+def test_other_settings_of_a_run_are_told_with_their_values():
+    other = failure("train", "run", *TRAINING, "--identities", 4, "--lr", 0.5)
+    assert other == (
+        "identities: expected 8, as the run in run has, got 4; lr: expected 0.001, got 0.5. Pass the run's values to"
+        " continue it, or choose a new folder."
+    )
+    other = failure("train", "run", *TRAINING, "--size", 16)
+    assert other.startswith("size: expected 20x16, as the run in run has, got 16x16. Pass the run's values")
+    shutil.rmtree("photos/id0")
+    other = failure("train", "run", *TRAINING, "--val-fraction", 0)
+    assert other.startswith("images: expected the images that run was made with (36 images of 18 identities, ")
