@@ -74,3 +74,11 @@ def test_other_settings_of_a_run_are_told_with_their_values():
     shutil.rmtree("photos/id0")
     other = failure("train", "run", *TRAINING, "--val-fraction", 0)
     assert other.startswith("images: expected the images that run was made with (36 images of 18 identities, ")
+
+
+@pytest.mark.parametrize("size", ["32,32", "x", "20x16x3", "0", "-4", "1.5", "20x"])
+def test_a_size_that_cannot_be_read_is_told(size, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "new", *TRAINING, f"--size={size}"])
+    error = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert f"expected pixels such as 128, or HEIGHTxWIDTH such as 256x128, got '{size}'" in error

@@ -37,9 +37,10 @@ SkipDamaged = Annotated[
 
 
 def _parse_size(words: list[str]) -> int | tuple[int, int]:
-    height, *width = (int(number) for number in words[0].lower().split("x"))
-    if len(width) > 1 or height < 1 or (width and width[0] < 1):
-        raise ValueError(f"expected a number of pixels or HEIGHTxWIDTH, got {words[0]}")
+    sides = words[0].lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"expected pixels such as 128, or HEIGHTxWIDTH such as 256x128, got {words[0]!r}")
+    height, *width = map(int, sides)
     return (height, width[0]) if width else height
 
 
