@@ -321,7 +321,7 @@ def test_an_unexpected_error_is_one_line_with_its_type(monkeypatch, capsys):
 
 def test_more_identities_than_there_are_are_lowered_with_a_line(capsys):
     assert run("train", "run", *DATA, *TRAINING, "--identities", 999) == 0
-    assert "999 in a batch" in capsys.readouterr().err
+    assert "a batch has all 13 identities: there are fewer than 999 (--identities)" in capsys.readouterr().err
     assert not logging.getLogger("dissim_retrieval").handlers, "the handler is there during a command only"
 
 

@@ -82,3 +82,11 @@ def test_a_size_that_cannot_be_read_is_told(size, capsys):
         cli.main(["train", "new", *TRAINING, f"--size={size}"])
     error = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert f"expected pixels such as 128, or HEIGHTxWIDTH such as 256x128, got '{size}'" in error
+
+
+def test_the_number_of_identities_is_told_after_the_other_checks():
+    lines = dissim("train", "new", *TRAINING, "--identities", 64)[1]
+    assert "identities: a batch has all 18 identities: there are fewer than 64 (--identities)" in lines
+    lines = dissim("train", "new", *TRAINING, "--identities", 65)[1]
+    assert lines[-1].startswith("dissim: identities: expected 64, as the run in new has, got 65.")
+    assert not [line for line in lines if "a batch has all" in line]

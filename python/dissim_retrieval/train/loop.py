@@ -27,7 +27,7 @@ from ..models import Backbone, build_backbone
 from ..provenance import as_provenance
 from . import run_folder
 from .augmentation import Augmentation
-from .batches import IdentityBatches
+from .batches import IdentityBatches, count_identities
 from .config import TrainConfig
 from .objective import Objective
 from .processes import Processes, join_processes
@@ -105,16 +105,14 @@ def train(
         config = replace(config, loss="own")
     processes = join_processes(device)
     first = processes.rank == 0
-    batches = IdentityBatches(
-        images.labels, identities=config.identities, views=config.views, steps=config.steps, seed=config.seed
-    )
+    num_identities = count_identities(images.labels)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []))
         torch.manual_seed(config.seed)
         network = backbone if backbone is not None else build_backbone(config.backbone, config.dim)
         if isinstance(network, Backbone):
             network.check_size(images.size)
-        objective = Objective(config, network, loss, num_identities=batches.num_identities)
+        objective = Objective(config, network, loss, num_identities=num_identities)
         objective.to(processes.device).train()
         own = {"own_backbone": backbone is not None, "own_loss": loss is not None}
         facts = describe(config, objective, images, validation, **own)
@@ -128,6 +126,9 @@ def train(
             resume(state, folder, facts, {"data": images, "validation": validation}, write=first)
             if first:
                 run_folder.clean(folder)
+        batches = IdentityBatches(  # after all checks, since it tells how many identities a batch has
+            images.labels, identities=config.identities, views=config.views, steps=config.steps, seed=config.seed
+        )
         title = progress if isinstance(progress, str) else config.loss
         with tqdm(
             total=config.steps, initial=state.steps, desc=f"train {title}", position=line,
