@@ -90,3 +90,17 @@ def test_the_number_of_identities_is_told_after_the_other_checks():
     lines = dissim("train", "new", *TRAINING, "--identities", 65)[1]
     assert lines[-1].startswith("dissim: identities: expected 64, as the run in new has, got 65.")
     assert not [line for line in lines if "a batch has all" in line]
+
+
+def test_a_part_that_a_run_does_not_have_is_told():
+    assert failure("embed", "run", "out.npz", "--part", "test") == (
+        "part: run has no test part: it was trained without --train-fraction. Without --part, its 2 validation"
+        " identities are taken; --part all takes all."
+    )
+    assert dissim("train", "half", *TRAINING, "--train-fraction", 0.5)[0] == 0
+    assert "no validation part: it was trained without --val-fraction. Without --part, its 10 test identities" in (
+        failure("evaluate", "half", "--part", "validation")
+    )
+    assert dissim("train", "whole", *TRAINING, "--part", "all")[0] == 0
+    told = failure("evaluate", "whole", "--part", "test")
+    assert told.endswith(", and no identities were held out. --part all takes the trained ones.")
