@@ -6,6 +6,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dissim_retrieval import TrainConfig, cli, train
 from dissim_retrieval.data import load_images
@@ -104,3 +105,43 @@ def test_a_part_that_a_run_does_not_have_is_told():
     assert dissim("train", "whole", *TRAINING, "--part", "all")[0] == 0
     told = failure("evaluate", "whole", "--part", "test")
     assert told.endswith(", and no identities were held out. --part all takes the trained ones.")
+
+
+def test_what_info_cannot_describe_is_told():
+    expected = "path: expected a run, a gallery, a file of embeddings (.npz, .npy) or a file of `dissim fit`, got "
+    Path("empty").mkdir()
+    Path("a.txt").write_text("text")
+    assert failure("info", "photos").startswith(f"{expected}photos, a folder of other files. `dissim train")
+    assert failure("info", "empty").startswith(f"{expected}empty, an empty folder.")
+    assert failure("info", "a.txt").startswith(f"{expected}a.txt, a file that is none of them")
+
+
+def test_a_folder_that_is_no_gallery_is_neither_appended_to_nor_replaced():
+    told = failure("index", "run", "photos", "photos")
+    assert told == "gallery: expected a name for a new gallery, got photos, a folder that is no gallery." + (
+        " Choose a new name."
+    )
+    told = failure("index", "run", "photos", "photos", "--overwrite")
+    assert "Delete" not in told and told.endswith("Choose another name.")
+
+
+def test_features_that_cannot_be_fitted_are_told():
+    np.save("int.npy", np.ones((4, 3), int))
+    np.savez("rows.npz", embeddings=np.ones((4, 3)))
+    np.savez("labels.npz", labels=np.ones(4))
+    told = failure("fit", "int.npy", "out")
+    assert told.startswith("FEATURES: expected embeddings [N, D] of floats in int.npy, got int64 [4, 3]. Convert")
+    assert told.endswith('.astype("float32").')
+    told = failure("fit", "photos", "out")
+    assert told.startswith("FEATURES: expected an .npz or .npy file, got photos, a folder. `dissim train RUN --root")
+    assert "rows.npz has no array 'labels'. Add the array" in failure("fit", "rows.npz", "out")
+    assert failure("fit", "labels.npz", "out").startswith("FEATURES: expected an array 'embeddings' in labels.npz")
+
+
+def test_a_gallery_in_the_place_of_another_argument_is_told():
+    told = "which is a gallery. Pass the run that it was made with."
+    assert failure("evaluate", "gallery") == f"folder: expected a training run, got gallery, {told}"
+    assert failure("evaluate", "none") == "folder: expected a training run, got none, which does not exist."
+    told = failure("search", "photos/id0/a.png", "gallery")
+    assert told.startswith("gallery: expected GALLERY before QUERY, got photos/id0/a.png, then the gallery gallery.")
+    assert told.endswith("Swap them: `dissim search gallery photos/id0/a.png`.")

@@ -98,7 +98,7 @@ def open_gallery(path: Path, **options: Any) -> DissimilarityIndex:
 
 def require_gallery(path: Path) -> None:
     """Raise if there is no gallery at `path`, and say how to make one."""
-    if (path / "index.json").is_file():
+    if is_gallery(path):
         return
     run, made = "RUN", "makes one"
     if not path.exists():
@@ -111,6 +111,11 @@ def require_gallery(path: Path) -> None:
         f"gallery: expected a gallery made by `dissim index`, got {path}, {what}. `dissim index {run} PHOTOS GALLERY`"
         f" {made}."
     )
+
+
+def is_gallery(path: Path) -> bool:
+    """Whether there is a gallery at `path`."""
+    return (path / "index.json").is_file()
 
 
 def is_embedding_file(path: Path) -> bool:

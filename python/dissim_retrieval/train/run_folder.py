@@ -79,8 +79,13 @@ def write_config(folder: Path, config: TrainConfig, provenance: Mapping) -> None
 def read_config(folder: Path) -> tuple[TrainConfig, dict]:
     """The settings and the provenance of the run in `folder`."""
     path = folder / CONFIG
+    if (folder / "index.json").is_file():
+        raise ValueError(
+            f"folder: expected a training run, got {folder}, which is a gallery. Pass the run that it was made with."
+        )
     if not path.exists():
-        raise FileNotFoundError(f"folder: expected a training run, got {folder}, which has no {CONFIG}.")
+        what = f"has no {CONFIG}" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"folder: expected a training run, got {folder}, which {what}.")
     try:
         content = json.loads(path.read_text())
         return TrainConfig(**content["config"]), content["provenance"]
