@@ -5,11 +5,13 @@ import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from dissim_retrieval import TrainConfig, cli, train
 from dissim_retrieval.data import load_images
+from dissim_retrieval.evaluation.report import threshold_text
 from photo_gallery import write_photos
 
 SETTINGS = ["--root", "photos", "--size", "20x16", "--backbone", "small", "--dim", "8", "--identities", "8"]
@@ -145,3 +147,12 @@ def test_a_gallery_in_the_place_of_another_argument_is_told():
     told = failure("search", "photos/id0/a.png", "gallery")
     assert told.startswith("gallery: expected GALLERY before QUERY, got photos/id0/a.png, then the gallery gallery.")
     assert told.endswith("Swap them: `dissim search gallery photos/id0/a.png`.")
+
+
+@pytest.mark.parametrize(("same", "different", "useless"), [(0.9, 0.6, True), (0, 0, True), (0.9, 0.5, False)])
+def test_a_threshold_that_separates_nothing_is_told(same, different, useless):
+    evaluation = SimpleNamespace(name="pair classifier", same_above_0=same, different_above_0=different)
+    text = threshold_text(evaluation, is_threshold=True)
+    told = "0 is no useful threshold for this run: train longer, or choose one from the report's histogram."
+    assert text.endswith(told) == useless
+    assert not threshold_text(evaluation, is_threshold=False).endswith(told)
