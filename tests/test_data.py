@@ -1,6 +1,7 @@
 """Image sets: identities, cameras, splits, and the layouts on disk."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -262,7 +263,7 @@ def many(tmp_path, identities, images=2):
 
 
 @pytest.mark.parametrize(
-    ("identities", "fraction", "held_out"), [(20, None, 2), (30, 0.5, 15), (19, None, 0), (19, 0.5, 0), (20, 0, 0)]
+    ("identities", "fraction", "held_out"), [(20, None, 2), (30, 0.5, 15), (19, None, 0), (19, 0, 0), (20, 0, 0)]
 )
 def test_a_tenth_of_the_identities_of_a_folder_is_for_validation(tmp_path, identities, fraction, held_out):
     many(tmp_path, identities)
@@ -276,6 +277,15 @@ def test_a_tenth_of_the_identities_of_a_folder_is_for_validation(tmp_path, ident
     assert again.validation.ids == split.validation.ids
     others = [load_split("folder", size=4, root=tmp_path, val_fraction=fraction, seed=seed) for seed in range(4, 8)]
     assert any(other.validation.ids != split.validation.ids for other in others)
+
+
+def test_too_few_identities_to_hold_some_out_are_told(tmp_path, caplog):
+    many(tmp_path, 19)
+    with pytest.raises(ValueError, match=r"val_fraction: expected 20 or more identities .* two images, .* got 19\."):
+        load_split("folder", size=4, root=tmp_path, val_fraction=0.5)
+    with caplog.at_level(logging.INFO):
+        load_split("folder", size=4, root=tmp_path)
+    assert "folder: 19 identities to train, none held out: fewer than 20 identities with two images" in caplog.text
 
 
 def test_an_identity_with_one_image_is_never_held_out(tmp_path):

@@ -78,7 +78,7 @@ def test_unfinished_files_of_a_killed_run_are_deleted(tmp_path):
     assert (tmp_path / "train.lock").exists()
     for name in (*kept, *(f".{name}.{uuid4().hex}" for name in names)):
         (tmp_path / name).write_bytes(b"half")
-    with pytest.raises(ValueError, match="has a run with another seed"):
+    with pytest.raises(ValueError, match=r"^seed: expected 0, as the run in .* has, got \d+\. Pass"):
         start(tmp_path, config=replace(CONFIG, seed=3))
     assert len(list(tmp_path.glob(".*"))) == 7
     start(tmp_path, backbone=StopsAt(99))
@@ -139,7 +139,8 @@ def test_resume_on_other_images_raises_and_keeps_the_files(tmp_path, options):
 
 def test_resume_with_another_setting_raises(tmp_path):
     interrupt(tmp_path)
-    with pytest.raises(ValueError, match="has a run with another lr, seed"):
+    told = r"^lr: expected 0\.001, as the run in .* has, got 0\.1; seed: expected 0, got 3\. Pass the run's values to"
+    with pytest.raises(ValueError, match=told):
         start(tmp_path, config=replace(CONFIG, lr=0.1, seed=3))
     with pytest.raises(ValueError, match=r"^steps: expected 6, .* got 7\. .* cannot be extended, .* schedule"):
         start(tmp_path, config=replace(CONFIG, steps=7))

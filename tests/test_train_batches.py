@@ -56,7 +56,7 @@ def test_more_identities_than_there_are_lowers_the_number(caplog):
     with caplog.at_level(logging.WARNING):
         plan = batches(identities=64)
     assert plan.identities == 12 and plan[0].shape == (36,)
-    assert "64 in a batch were asked for, the images have 12" in caplog.text
+    assert "identities: a batch has all 12 identities: there are fewer than 64 (--identities)" in caplog.text
 
 
 def test_identities_of_one_image_each_are_told(caplog):

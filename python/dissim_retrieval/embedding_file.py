@@ -78,6 +78,7 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
     if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(
             f"path: expected embeddings [N, D] of floats in {path}, got {embeddings.dtype} {list(embeddings.shape)}."
+            + ("" if embeddings.ndim != 2 else ' Convert them: embeddings.astype("float32").')
         )
     for name in ("ids", "labels", "cameras"):
         if name in arrays and arrays[name].shape != embeddings.shape[:1]:
@@ -108,8 +109,8 @@ def read_labelled(path: str | Path, labels: str | Path | None = None) -> Embeddi
     if labels is None:
         if stored.labels is None:
             raise ValueError(
-                f"labels: expected a file with the label of each row of {path}, got None. An .npz file may have them"
-                " as its array 'labels'."
+                f"labels: expected a file with the label of each row of {path}, got None, and {path} has no array"
+                " 'labels'. Add the array to an .npz file, or pass labels (on the command line --labels FILE)."
             )
         return stored
     if stored.labels is not None:

@@ -92,7 +92,7 @@ def without_stored(images: ImageSet, index: DissimilarityIndex) -> ImageSet:
 def check_replaceable(path: Path) -> None:
     """Raise ValueError for a file or a folder that is no gallery."""
     if path.exists() and not (path / "index.json").is_file():
-        raise ValueError(f"gallery: expected a gallery to overwrite, got {path}, which is none. Delete it first.")
+        raise ValueError(f"gallery: expected a gallery to overwrite, got {path}, which is none. Choose another name.")
 
 
 def replace_gallery(index: DissimilarityIndex, path: str | Path) -> None:

@@ -37,9 +37,10 @@ SkipDamaged = Annotated[
 
 
 def _parse_size(words: list[str]) -> int | tuple[int, int]:
-    height, *width = (int(number) for number in words[0].lower().split("x"))
-    if len(width) > 1 or height < 1 or (width and width[0] < 1):
-        raise ValueError(f"expected a number of pixels or HEIGHTxWIDTH, got {words[0]}")
+    sides = words[0].lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"expected pixels such as 128, or HEIGHTxWIDTH such as 256x128, got {words[0]!r}")
+    height, *width = map(int, sides)
     return (height, width[0]) if width else height
 
 
@@ -97,7 +98,7 @@ def open_gallery(path: Path, **options: Any) -> DissimilarityIndex:
 
 def require_gallery(path: Path) -> None:
     """Raise if there is no gallery at `path`, and say how to make one."""
-    if (path / "index.json").is_file():
+    if is_gallery(path):
         return
     run, made = "RUN", "makes one"
     if not path.exists():
@@ -110,6 +111,11 @@ def require_gallery(path: Path) -> None:
         f"gallery: expected a gallery made by `dissim index`, got {path}, {what}. `dissim index {run} PHOTOS GALLERY`"
         f" {made}."
     )
+
+
+def is_gallery(path: Path) -> bool:
+    """Whether there is a gallery at `path`."""
+    return (path / "index.json").is_file()
 
 
 def is_embedding_file(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ..atomic import check_no_folder
-from ..embedding_file import read_labelled
+from ..embedding_file import EmbeddingFile, read_labelled
 from ..fit import fit_head
 from .arguments import Device, pick_device
 from .output import Output
@@ -52,7 +53,7 @@ def fit(
     out = out or features.with_name(f"{features.name}.head.safetensors")
     check_no_folder(out)
     computed_on = pick_device(device)
-    stored = read_labelled(features, labels)
+    stored = _read(features, labels)
     rows, names = stored.embeddings, stored.labels
     fitted = fit_head(
         rows, names, projection=projection, loss=loss, head={"sign": sign}, held_out=held_out, steps=steps, lr=lr,
@@ -67,3 +68,16 @@ def fit(
     check = None if fitted.check is None else asdict(fitted.check)
     record = {"file": str(out), "seconds": seconds, "positive_weights": positive, "check": check}
     return Output(text if fitted.check is None else f"{text}\n{fitted.check}", record)
+
+
+def _read(features: Path, labels: Path | None) -> EmbeddingFile:
+    """The embeddings with their labels. Errors name the argument of the command."""
+    if features.is_dir():
+        raise IsADirectoryError(
+            f"FEATURES: expected an .npz or .npy file, got {features}, a folder. `dissim train RUN --root {features}`"
+            " takes photos."
+        )
+    try:
+        return read_labelled(features, labels)
+    except ValueError as error:
+        raise ValueError(re.sub("^path:", "FEATURES:", str(error))) from error

@@ -59,7 +59,7 @@ class SplitSettings:
     def split(self, images: ImageSet) -> Split:
         """The parts of what `load_all` loaded."""
         if self.part == "all":
-            return Split(*hold_out(images, self.val_fraction or 0.0, self.split_seed), None)
+            return Split(*hold_out(images, self.val_fraction, self.split_seed), None)
         return split_images(
             images, val_fraction=self.val_fraction, train_fraction=self.train_fraction, seed=self.split_seed
         )
@@ -188,9 +188,7 @@ def _held_out(run: Path, settings: SplitSettings, split: Split, data: dict, part
     part = part or default
     images = getattr(split, part)
     if images is None:
-        raise ValueError(
-            f"part: {run} has no {part} part, since no identities were held out. --part all takes the trained ones."
-        )
+        raise ValueError(f"part: {run} has no {part} part{_why_without(settings, split, part, default)}")
     total = _identities(images)
     if part != "test" and not known:
         note = (
@@ -204,6 +202,18 @@ def _held_out(run: Path, settings: SplitSettings, split: Split, data: dict, part
     chosen = "; its weights were chosen by their mAP" if part == "validation" else ""
     note = f"{total} {part} identities, none of which the model was trained on{chosen}."
     return Selection(images, part, note, 0, is_held_out=known and part == default)
+
+
+def _why_without(settings: SplitSettings, split: Split, part: Part, default: Part) -> str:
+    """Why there is no such part, and what to do."""
+    instead = getattr(split, default)
+    if instead is None and part == default:
+        return ", since no identities were held out. --part all takes the trained ones."
+    option = {"test": "--train-fraction", "validation": "--val-fraction"}.get(part)
+    why = f": it was trained without {option}" if option and settings.official is None else ""
+    if instead is None:
+        return f"{why}, and no identities were held out. --part all takes the trained ones."
+    return f"{why}. Without --part, its {_identities(instead)} {default} identities are taken; --part all takes all."
 
 
 def skips_damaged(provenance: Mapping[str, Any] | None, photos: Path) -> bool:

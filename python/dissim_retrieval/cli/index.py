@@ -16,7 +16,7 @@ from ..photos import check_replaceable, new_gallery, photo_metadata, replace_gal
 from ..projected import ProjectedHead
 from ..provenance import check_same_model
 from ..train import Trained, load_trained
-from .arguments import Device, SkipDamaged, is_embedding_file, open_gallery, pick_device
+from .arguments import Device, SkipDamaged, is_embedding_file, is_gallery, open_gallery, pick_device
 from .images import skips_damaged
 from .output import Output
 
@@ -55,6 +55,11 @@ def index(
     if quantized and clustered:
         raise ValueError("quantized: expected --quantized or --clustered, got both.")
     if gallery.exists() and not append and not overwrite:
+        if not is_gallery(gallery):
+            what = "a folder that is no gallery" if gallery.is_dir() else "a file"
+            raise FileExistsError(
+                f"gallery: expected a name for a new gallery, got {gallery}, {what}. Choose a new name."
+            )
         raise FileExistsError(f"{gallery} exists. --append adds to it, --overwrite replaces it.")
     if overwrite:
         check_replaceable(gallery)

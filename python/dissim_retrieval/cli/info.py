@@ -22,9 +22,10 @@ from ..models import BACKBONES
 from ..photos import gallery_network
 from ..projected import ProjectedHead
 from ..train import load_trained, run_folder
-from .arguments import is_embedding_file
+from .arguments import is_embedding_file, is_gallery
 from .output import Output, facts
 
+EXPECTED = "path: expected a run, a gallery, a file of embeddings (.npz, .npy) or a file of `dissim fit`"
 PACKAGES = (
     "dissim-kernels",
     "torch",
@@ -50,13 +51,17 @@ def info(
         raise FileNotFoundError(f"{path}: no such file or folder.")
     if is_embedding_file(path):
         return _embeddings(path)
-    if (path / "index.json").is_file():
+    if is_gallery(path):
         return _gallery(path)
     if (path / "config.json").is_file():
         return _run(path)
-    if path.is_file():
-        return _fit(path)
-    raise ValueError(f"path: expected a run, a gallery, a file of embeddings or of `dissim fit`, got {path}.")
+    try:
+        if path.is_file():
+            return _fit(path)
+    except ValueError as error:
+        raise ValueError(f"{EXPECTED}, got {path}, a file that is none of them ({error})") from error
+    what = "a folder of other files" if any(path.iterdir()) else "an empty folder"
+    raise ValueError(f"{EXPECTED}, got {path}, {what}. `dissim train RUN --root PHOTOS` takes photos.")
 
 
 def _machine() -> Output:

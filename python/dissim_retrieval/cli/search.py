@@ -14,7 +14,7 @@ from ..index import DissimilarityIndex, SearchResult
 from ..index.arguments import check_k, check_threshold
 from ..photos import embed_photos, files_of
 from ..search_page import Candidate, QueryResult, write_search_page
-from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, open_gallery, pick_device
+from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, is_gallery, open_gallery, pick_device
 from .images import skips_damaged
 from .output import Output, tab_separated
 
@@ -49,6 +49,11 @@ def search(
         check_threshold(threshold)
     if html is not None:
         check_no_folder(html)
+    if not is_gallery(gallery) and is_gallery(query):
+        raise ValueError(
+            f"gallery: expected GALLERY before QUERY, got {gallery}, then the gallery {query}. Swap them:"
+            f" `dissim search {query} {gallery}`."
+        )
     index = open_gallery(gallery, device=pick_device(device))
     index.ids(filter, count=0)  # an error before photos are embedded
     if is_embedding_file(query):

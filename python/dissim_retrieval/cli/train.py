@@ -58,6 +58,7 @@ def train(
     start, config = time.perf_counter(), TrainConfig(**asdict(options))
     if run.exists() and not run.is_dir():
         raise NotADirectoryError(f"RUN: expected a folder, or a name for a new one, got {run}, which is a file.")
+    run_folder.check_folder(run)
     computed_on = None if device is None else pick_device(device)
     steps_before = run_folder.saved_steps(run)
     split, trained = _load_and_train(run, images, config, part, computed_on, workers)

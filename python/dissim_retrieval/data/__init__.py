@@ -86,7 +86,7 @@ def load_split(
 
     val_fraction: the fraction of the training identities with two or more images that is held out for validation
     (`split.hold_out`). None: a tenth if there is no test part, otherwise none. Sets with fewer than 20 such
-    identities hold none out.
+    identities hold none out; with a val_fraction above 0 they are an error.
     """
     load = partial(load_images, size=size, root=root, skip_damaged=skip_damaged)
     split = partial(split_images, val_fraction=val_fraction, train_fraction=train_fraction, seed=seed)
@@ -113,7 +113,7 @@ def split_images(
         train, default_val_fraction = images, 0.1
     else:
         train, test = images.split_labels(0.5 if train_fraction is None else train_fraction, seed)
-    train, validation = hold_out(train, default_val_fraction if val_fraction is None else val_fraction, seed)
+    train, validation = hold_out(train, val_fraction, seed, default=default_val_fraction)
     return Split(train, validation, test)
 
 

@@ -13,6 +13,11 @@ from .listing import list_images, warn_skipped
 _NAME = re.compile(r"(-?\d+)_c(\d+)")
 
 
+def names_identity_and_camera(path: str) -> bool:
+    """Whether the file name begins with identity and camera."""
+    return _NAME.match(path.rsplit("/", 1)[-1]) is not None
+
+
 def rows_of_folders(root: Path, folders: Sequence[str], queries: str | None) -> list[Row]:
     """The images of these folders; those of the folder `queries` are the queries.
 

@@ -148,11 +148,17 @@ def _cell(value: float) -> str:
 
 
 def threshold_text(evaluation: Evaluation, *, is_threshold: bool) -> str:
-    """How many pairs score 0 or more, which is the threshold of a classifier whose bias was trained."""
+    """How many pairs score 0 or more, which is the threshold of a classifier whose bias was trained.
+
+    A sentence says so if this threshold separates nothing.
+    """
+    useless = evaluation.different_above_0 > 0.5 or evaluation.same_above_0 == 0
+    advice = " 0 is no useful threshold for this run: train longer, or choose one from the report's histogram."
     return (
         f"{evaluation.name}: {100 * evaluation.same_above_0:.1f} % of the pairs of one identity and"
         f" {100 * evaluation.different_above_0:.1f} % of the pairs of two score 0 or more"
         f"{', which means the same' if is_threshold else ''}."
+        f"{advice if is_threshold and useless else ''}"
     )
 
 

@@ -16,6 +16,17 @@ from ..logs import get_logger
 logger = get_logger(__name__)
 
 
+def count_identities(labels: Tensor) -> int:
+    """How many identities there are. Fewer than two cannot be trained on."""
+    present = len(labels.unique())
+    if present < 2:
+        raise ValueError(
+            f"images: expected at least 2 identities to train on, got {present} with {len(labels)} images."
+            " Sort the images by identity, or choose another split."
+        )
+    return present
+
+
 class IdentityBatches(Sequence[Tensor]):
     """Batch `step` has `views` images of each of `identities` identities: int64 rows [identities * views].
 
@@ -34,16 +45,11 @@ class IdentityBatches(Sequence[Tensor]):
         for name, value, smallest in (("identities", identities, 1), ("views", views, 1), ("seed", seed, 0)):
             if value < smallest:
                 raise ValueError(f"{name}: expected at least {smallest}, got {value}.")
+        present = count_identities(labels)
         self._rows = [rows.numpy() for rows in rows_by_label(labels)]
-        present = len(self._rows)
-        if present < 2:
-            raise ValueError(
-                f"images: expected at least 2 identities to train on, got {present} with {len(labels)} images."
-                " Sort the images by identity, or choose another split."
-            )
         if identities > present:
-            logger.warning("identities: %d in a batch were asked for, the images have %d: it is %d now.",
-                           identities, present, present)  # fmt: skip
+            logger.warning("identities: a batch has all %d identities: there are fewer than %d (--identities)",
+                           present, identities)  # fmt: skip
         if views > 1 and max(map(len, self._rows)) == 1:
             logger.warning("images: none of the %d identities has two images, so their views repeat the same image.",
                            present)  # fmt: skip

@@ -27,7 +27,7 @@ from ..models import Backbone, build_backbone
 from ..provenance import as_provenance
 from . import run_folder
 from .augmentation import Augmentation
-from .batches import IdentityBatches
+from .batches import IdentityBatches, count_identities
 from .config import TrainConfig
 from .objective import Objective
 from .processes import Processes, join_processes
@@ -79,9 +79,13 @@ def train(
 
     Raises:
         FloatingPointError: the loss, a weight or a validation embedding is not finite. The last checkpoint stays.
-        ValueError: a setting or an image set that cannot be trained on; a folder with another run.
+        ValueError: a setting or an image set that cannot be trained on; a folder with another run, or with other
+            files.
         BlockingIOError: another process trains in the folder.
     """
+    folder = None if folder is None else Path(folder)
+    if folder is not None:
+        run_folder.check_folder(folder)
     if config.patience is not None and validation is None:
         raise ValueError(
             f"patience: expected validation images with patience={config.patience}, got none. Pass validation=, on"
@@ -102,10 +106,7 @@ def train(
         config = replace(config, loss="own")
     processes = join_processes(device)
     first = processes.rank == 0
-    folder = None if folder is None else Path(folder)
-    batches = IdentityBatches(
-        images.labels, identities=config.identities, views=config.views, steps=config.steps, seed=config.seed
-    )
+    num_identities = count_identities(images.labels)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []))
         torch.manual_seed(config.seed)
@@ -113,7 +114,7 @@ def train(
         if isinstance(network, Backbone):
             network.check_size(images.size)
         stack.callback(_set_trainable, {p: p.requires_grad for p in network.parameters()})  # undoes `freeze`
-        objective = Objective(config, network, loss, num_identities=batches.num_identities)
+        objective = Objective(config, network, loss, num_identities=num_identities)
         objective.to(processes.device).train()
         own = {"own_backbone": backbone is not None, "own_loss": loss is not None}
         facts = describe(config, objective, images, validation, **own)
@@ -127,6 +128,9 @@ def train(
             resume(state, folder, facts, {"data": images, "validation": validation}, write=first)
             if first:
                 run_folder.clean(folder)
+        batches = IdentityBatches(  # after all checks, since it tells how many identities a batch has
+            images.labels, identities=config.identities, views=config.views, steps=config.steps, seed=config.seed
+        )
         title = progress if isinstance(progress, str) else config.loss
         with tqdm(
             total=config.steps, initial=state.steps, desc=f"train {title}", position=line,

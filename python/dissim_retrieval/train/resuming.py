@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data import ImageFiles, ImageSet
 from ..data.decode import DamagedImageError, printable
 from ..logs import get_logger
-from ..provenance import check_same_data
+from ..provenance import check_same_data, image_size
 from . import run_folder
 from .config import TrainConfig
 from .own_modules import check_same_modules
@@ -18,6 +18,7 @@ from .state import TrainingState
 
 logger = get_logger(__name__)
 
+_REMEDY = "Pass the run's values to continue it, or choose a new folder."
 #: The image sets of a run, by the name that they have in its provenance.
 Sets = Mapping[str, ImageSet | None]
 
@@ -32,6 +33,7 @@ def resume(state: TrainingState, folder: Path, facts: dict, sets: Sets, *, write
         return
     config, recorded = run_folder.read_config(folder)
     _check_same_config(config, state.config, folder)
+    _check_same_size(recorded, facts, folder)
     repaired = _accept_repaired(recorded, facts, sets)
     check_same_data(recorded, facts, argument="images", source=folder)
     check_same_modules(recorded, facts, source=folder)
@@ -93,8 +95,19 @@ def _check_same_config(before: TrainConfig, now: TrainConfig, folder: Path) -> N
             " because its learning-rate schedule covers just these steps. Choose a new folder."
         )
     if changed:
-        names = ", ".join(name for name in vars(now) if name in changed)
-        raise ValueError(f"folder: {folder} has a run with another {names}. Choose a new folder.")
+        names = [name for name in vars(now) if name in changed]
+        values = [f"{name}: expected {getattr(before, name)}, got {getattr(now, name)}" for name in names]
+        values[0] = values[0].replace(", got", f", as the run in {folder} has, got", 1)
+        raise ValueError(f"{'; '.join(values)}. {_REMEDY}")
+
+
+def _check_same_size(recorded: Mapping, found: Mapping, folder: Path) -> None:
+    before, now = image_size(recorded), image_size(found)
+    if before and now and before != now:
+        raise ValueError(
+            f"size: expected {'x'.join(map(str, before))}, as the run in {folder} has, got {'x'.join(map(str, now))}."
+            f" {_REMEDY}"
+        )
 
 
 def _allow_repair(folder: Path, key: str, images: ImageSet, name: str) -> None:

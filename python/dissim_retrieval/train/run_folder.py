@@ -24,10 +24,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..atomic import atomic_write, remove_unfinished
+from ..data.decode import printable
 from .config import TrainConfig
 from .state import PARTS, VALUES
 
 CONFIG, CHECKPOINT, MODEL, LOG = "config.json", "checkpoint.pt", "model.safetensors", "log.csv"
+LOCK = "train.lock"
 COLUMNS = ("step", "loss", "lr", "validation_mAP", "seconds")
 
 
@@ -35,9 +37,9 @@ COLUMNS = ("step", "loss", "lr", "validation_mAP", "seconds")
 def lock(folder: Path) -> Iterator[None]:
     """While a process writes a run. Raises BlockingIOError if another one does."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / "train.lock", timeout=0)
+    file_lock = FileLock(folder / LOCK, timeout=0)
     try:
-        held.acquire()
+        file_lock.acquire()
     except Timeout as error:
         raise BlockingIOError(
             f"folder: another process trains in {folder}. Wait for its end, or choose a new folder."
@@ -45,7 +47,25 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise for a folder that is neither new nor empty nor that of a run. Hidden files do not count."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"folder: expected a folder, or the name of a new one, got {folder}, a file.")
+    if (folder / CONFIG).exists():
+        read_config(folder)
+        return
+    own = {CHECKPOINT, MODEL, LOG, LOCK}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own and not path.name.startswith("."))
+    if others:
+        raise ValueError(
+            f"folder: expected a new folder or one of a run, got {folder}, which has other files, such as"
+            f" {printable(others[0])}. Choose a new folder."
+        )
 
 
 def clean(folder: Path) -> None:
@@ -63,8 +83,13 @@ def write_config(folder: Path, config: TrainConfig, provenance: Mapping) -> None
 def read_config(folder: Path) -> tuple[TrainConfig, dict]:
     """The settings and the provenance of the run in `folder`."""
     path = folder / CONFIG
+    if (folder / "index.json").is_file():
+        raise ValueError(
+            f"folder: expected a training run, got {folder}, which is a gallery. Pass the run that it was made with."
+        )
     if not path.exists():
-        raise FileNotFoundError(f"folder: expected a training run, got {folder}, which has no {CONFIG}.")
+        what = f"has no {CONFIG}" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"folder: expected a training run, got {folder}, which {what}.")
     try:
         content = json.loads(path.read_text())
         return TrainConfig(**content["config"]), content["provenance"]
