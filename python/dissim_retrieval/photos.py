@@ -17,7 +17,7 @@ from .data.decode import printable
 from .embedding import embed_images
 from .index import BackboneWeights, DissimilarityIndex
 from .index.lance_store import write_lock
-from .index.settings import PROJECTION
+from .index.projection import PROJECTION
 from .logs import get_logger
 from .models import Backbone, build_backbone
 from .provenance import image_size

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..atomic import check_no_folder
+from ..atomic import check_writable
 from ..embedding_file import read_labelled
 from ..fit import fit_head
 from .arguments import Device, pick_device
@@ -50,7 +50,7 @@ def fit(
     """
     start = time.perf_counter()
     out = out or features.with_name(f"{features.name}.head.safetensors")
-    check_no_folder(out)
+    check_writable(out)
     computed_on = pick_device(device)
     stored = read_labelled(features, labels)
     rows, names = stored.embeddings, stored.labels

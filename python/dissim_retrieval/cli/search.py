@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from ..atomic import check_no_folder
+from ..atomic import check_writable
 from ..embedding_file import read_embedding_file
 from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex, SearchResult
@@ -48,7 +48,7 @@ def search(
     if threshold is not None:
         check_threshold(threshold)
     if html is not None:
-        check_no_folder(html)
+        check_writable(html)
     index = open_gallery(gallery, device=pick_device(device))
     index.ids(filter, count=0)  # an error before photos are embedded
     if is_embedding_file(query):
