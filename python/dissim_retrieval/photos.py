@@ -100,7 +100,7 @@ def replace_gallery(index: DissimilarityIndex, path: str | Path) -> None:
 
     An error or an interrupt before that leaves the other one where it was.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # of a symbolic link, the gallery that it names is replaced
     check_replaceable(path)
     if not path.exists():
         index.save(path)
