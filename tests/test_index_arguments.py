@@ -212,7 +212,7 @@ class OfAbsolute(DissimilarityHead):
 
 
 def test_a_head_with_other_scores_is_an_error(tmp_path):
-    message = "head: expected a DissimilarityHead, .* got a Squared with its own forward. Keep it in memory, and score"
+    message = "head: expected a DissimilarityHead, .* got a Squared with its own forward. Keep it in memory"
     for make in (DissimilarityIndex, lambda head: DissimilarityIndex.create(tmp_path / "g", head)):
         with pytest.raises(TypeError, match=message):
             make(Squared(3))

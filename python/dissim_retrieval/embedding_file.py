@@ -148,7 +148,9 @@ def _decoded(name: str, values: np.ndarray, path: str | Path) -> np.ndarray:
     try:
         return np.char.decode(values, "utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: expected text in UTF-8, got {error.object!r} in {path}. Store it as str.") from error
+        raise ValueError(
+            f"{name}: expected text in UTF-8, got {error.object!r} in {path}. Store it as str."
+        ) from error
 
 
 def _no_json(constant: str) -> None:

@@ -12,14 +12,13 @@ from ..embedding_file import read_embedding_file
 from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex, SearchResult
 from ..index.arguments import check_k, check_threshold
+from ..index.results import PADDING
 from ..photos import embed_photos, files_of
 from ..search_page import Candidate, QueryResult, write_search_page
 from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, open_gallery, pick_device
 from .images import skips_damaged
 from .output import Output, tab_separated
 
-#: The score of what fills the results of an index with fewer than k rows.
-PADDING = float("-inf")
 Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz or .npy of embeddings.")]
 
 

@@ -91,8 +91,8 @@ def export_faiss(
         )
     if not len(snapshot):
         raise ValueError("index: expected rows to export, got an index without rows.")
-    for file in (path, f"{path}.json"):
-        check_writable(Path(file))
+    check_writable(Path(path))
+    check_writable(Path(f"{path}.json"))
     mean, projection = stored_projection(index) or (None, None)
     query = index._query(snapshot.take(_drawn(snapshot, DRAWN_QUERIES)) if queries is None else queries)
     rows = len(snapshot)

@@ -13,6 +13,9 @@ from torch import Tensor
 from .entries import Entries
 from .scan import Best
 
+#: The score of what fills the results of an index with fewer than k candidates.
+PADDING = float("-inf")
+
 
 class SearchResult(NamedTuple):
     """scores [N, k] and ids [N, k], best first: int64, or an array of objects if the ids are str.
@@ -52,7 +55,7 @@ def search_result(best: Best, names: pa.Array, k: int, query: Any, column: str =
     positions = F.pad(best.positions, missing, value=-1)
     known = pa.array(positions.flatten().numpy(), mask=(positions < 0).flatten().numpy())
     ids = present_ids(names.take(known), query, column)
-    return SearchResult(like(F.pad(best.scores, missing, value=-torch.inf), query), ids.reshape(positions.shape))
+    return SearchResult(like(F.pad(best.scores, missing, value=PADDING), query), ids.reshape(positions.shape))
 
 
 def range_result(offsets: Tensor, scores: Tensor, positions: Tensor, names: pa.Array, query: Any) -> RangeResult:
@@ -85,8 +88,8 @@ def _python_values(column: str, values: Any) -> list[Any]:
         return _in_microseconds(values).to_pylist()
     except (ValueError, OverflowError) as error:
         raise ValueError(
-            f"{column}: expected values that Python can hold, such as times of the years 1 to 9999, got others of type"
-            f" {values.type}: {str(error).rstrip('.')}. Store them as numbers."
+            f"{column}: expected values that Python can hold, such as times of the years 1 to 9999, got others of"
+            f" type {values.type}: {str(error).rstrip('.')}. Store them as numbers."
         ) from error
 
 

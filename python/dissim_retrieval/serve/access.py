@@ -75,7 +75,7 @@ class Access:
         too_large = f"body: expected at most {limit:,} bytes, got more."
         size = 0
 
-        async def receive_at_most_limit() -> Message:
+        async def receive_within_limit() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -86,7 +86,7 @@ class Access:
         problem = self._problem(scope)
         if problem is None and _content_length(scope) > limit:
             problem = _denied(413, too_large)
-        await (problem or self.app)(scope, receive_at_most_limit, send_with_headers)
+        await (problem or self.app)(scope, receive_within_limit, send_with_headers)
 
     def _problem(self, scope: MutableMapping[str, Any]) -> JSONResponse | None:
         headers, path = Headers(scope=scope), _route_path(scope)

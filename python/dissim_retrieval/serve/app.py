@@ -184,7 +184,7 @@ async def add_image(body: Annotated[NewImage, File()], gallery: Gallery) -> Rows
     """Add the embedding of an image; the image itself is not kept. Needs the token."""
     with _problems():
         row = await gallery.embed(body.image.file)
-        ids = None if body.id is None else await _typed(gallery, [body.id])
+        ids = None if body.id is None else await gallery.read(lambda index: typed_ids(index, [body.id]))
         version, new = await gallery.add(row[None], ids, {name: [value] for name, value in body.metadata.items()})
     return Rows(version=version, ids=new)
 
@@ -193,13 +193,9 @@ async def add_image(body: Annotated[NewImage, File()], gallery: Gallery) -> Rows
 async def remove(gallery: Gallery, id: Annotated[list[str], Query(min_length=1)]) -> Rows:
     """Remove rows: ?id=...&id=... Needs the token."""
     with _problems():
-        ids = await _typed(gallery, id)
+        ids = await gallery.read(lambda index: typed_ids(index, id))
         version = await gallery.remove(ids)
     return Rows(version=version, ids=ids)
-
-
-async def _typed(gallery: ServedGallery, ids: list[str]) -> list[Any]:
-    return await gallery.read(lambda index: typed_ids(index, ids))
 
 
 def _query(row: np.ndarray | None, id: Any, options: SearchOptions) -> GalleryQuery:
