@@ -22,6 +22,7 @@ from dissim_retrieval.embedding_file import read_embedding_file
 from dissim_retrieval.evidence import experiment_verdict
 from dissim_retrieval.fit import fit_head
 from dissim_retrieval.index import prepared_files
+from dissim_retrieval.photos import replace_gallery
 from dissim_retrieval.projected import ProjectedHead
 from dissim_retrieval.speed import compare_speed
 
@@ -303,6 +304,47 @@ def test_errors_are_printed_in_one_line(arguments, message, capsys):
     error = captured.err.strip().splitlines()[-1]
     assert error.startswith("dissim: ") and message in error
     assert "Traceback" not in captured.err and not captured.out
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        (["export", "gallery", "out.faiss"], "out.faiss.json"),
+        (["export", "gallery", "out.faiss"], "out.faiss"),
+    ],
+)
+def test_an_export_replaces_no_file_without_being_told(command, given, capsys):
+    Path(given).write_text("of another program")
+    assert cli.main(command) == 1
+    assert last_error(capsys) == f"dissim: {given} exists. --overwrite replaces it."
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["embed", "run", "file/out.npz"],
+        ["evaluate", "run", "file/report"],
+        ["export", "gallery", "file/out.faiss"],
+        ["fit", "features.npz", "file/out.safetensors"],
+        ["index", "run", "features.npz", "file/gallery"],
+        ["search", "gallery", "features.npz", "--html", "file/page.html"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_name_below_a_file_is_an_error_before_anything_is_read(command, capsys):
+    Path("file").touch()
+    assert cli.main(command) == 1
+    assert "path: expected the name of a file to write, got file/" in (line := last_error(capsys))
+    assert "but file is a file" in line
+
+
+def test_replacing_a_gallery_keeps_a_link_to_it(tmp_path):
+    index = DissimilarityIndex(DissimilarityHead(2))
+    index.save(tmp_path / "old")
+    Path("link").symlink_to(tmp_path / "old")
+    index.add([[1.0, 2.0]])
+    replace_gallery(index, "link")
+    assert Path("link").is_symlink() and len(DissimilarityIndex.open(tmp_path / "old")) == 1
 
 
 def test_debug_shows_where_an_error_was_raised(capsys):

@@ -445,8 +445,7 @@ def test_market1501_keeps_its_official_split():
         ("train", "than the model was trained on; whether it knows some is unknown."),
         ("test", "6 test identities, none of which the model was trained on."),
     ):
-        options = ["--data", "market1501", "--root", "market", "--part", part, "--json"]
-        assert text in success("embed", "run", "other.npz", *options)
+        assert text in success("embed", "run", "x.npz", "--data", "market1501", *data[:2], "--part", part, "--json")
     assert "part: expected train or test of market1501" in failure("embed", "people", "all.npz", "--part", "all")
 
 

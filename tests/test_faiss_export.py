@@ -6,7 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval import DissimilarityHead, DissimilarityIndex, ProjectedHead, cli, export_faiss
+from dissim_retrieval import (
+    BackboneWeights,
+    DissimilarityHead,
+    DissimilarityIndex,
+    ProjectedHead,
+    cli,
+    export_faiss,
+)
 from dissim_retrieval.fitted_gallery import fitted_gallery
 
 faiss = pytest.importorskip("faiss")
@@ -100,6 +107,31 @@ def test_a_gallery_of_dissim_fit_is_exported_with_its_projection(tmp_path, head,
     export_faiss(filled(DissimilarityIndex(head)), path, kind="Flat")
     record = json.loads(path.with_name("out.faiss.json").read_text())
     assert record["mean"] is None and record["projection"] is None
+
+
+def test_a_backbone_of_this_name_is_no_projection(tmp_path, head):
+    own = BackboneWeights("projection", {"layer": torch.ones(1)})
+    export_faiss(filled(DissimilarityIndex(head, backbone=own)), tmp_path / "out.faiss", kind="Flat")
+    assert json.loads((tmp_path / "out.faiss.json").read_text())["projection"] is None
+    wrong = filled(DissimilarityIndex(head, backbone=own, provenance={"fit": "1"}))
+    with pytest.raises(ValueError, match=r"gallery: expected mean \[D\] and projection \[D, 8\]"):
+        export_faiss(wrong, tmp_path / "wrong.faiss", kind="Flat")
+
+
+@pytest.mark.parametrize("name", ["out.faiss", "out.faiss.json"])
+def test_files_are_checked_before_the_rows_are_added(tmp_path, head, monkeypatch, name):
+    index = filled(DissimilarityIndex(head))
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(faiss, "IndexFlat", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(IsADirectoryError, match=f"{name}, which is a folder"):
+        export_faiss(index, tmp_path / "out.faiss", kind="Flat")
+
+
+def test_an_export_that_fails_leaves_no_file(tmp_path, head, monkeypatch):
+    monkeypatch.setattr("dissim_retrieval.index.faiss_export.json.dumps", lambda _: pytest.fail("the disk is full"))
+    with pytest.raises(pytest.fail.Exception, match="the disk is full"):
+        export_faiss(filled(DissimilarityIndex(head)), tmp_path / "out.faiss", kind="Flat")
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_index_on_disk_is_exported_by_the_command_line(tmp_path, head, capsys):

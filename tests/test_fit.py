@@ -455,6 +455,9 @@ def test_features_files_that_do_not_fit_are_named(tmp_path):
     np.savez(tmp_path / "short.npz", embeddings=rows, labels=labels[:5])
     np.savez(tmp_path / "objects.npz", embeddings=rows, labels=np.array([{}] * 80))
     np.save(tmp_path / "rows.npy", rows)
+    header = (tmp_path / "rows.npy").read_bytes()
+    (tmp_path / "header.npy").write_bytes(header.replace(b"(80, 48)", b"(80) 48)"))
+    (tmp_path / "type.npy").write_bytes(header.replace(b"<f4", b"<,4"))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "half.npz").read_bytes()[:300])
     for arguments, message in (
         (["half.npz"], "labels: expected a file with the label of each row of .*half.npz, got None, and .*half.npz"
@@ -467,6 +470,8 @@ def test_features_files_that_do_not_fit_are_named(tmp_path):
         (["short.npz"], r"path: expected labels \[80\], one for each embedding, got \[5\] in .*short.npz"),
         (["objects.npz"], "path: expected an .npz or .npy file of numbers and text, got .*objects.npz"),
         (["cut.npz"], "path: expected an .npz or .npy file of numbers and text, got .*cut.npz"),
+        (["header.npy"], "path: expected an .npz or .npy file of numbers and text, got .*header.npy"),
+        (["type.npy"], "path: expected an .npz or .npy file of numbers and text, got .*type.npy"),
         (["rows.npy"], "labels: expected a file with the label of each row of .*rows.npy, got None"),
         (["rows.npy", "half.npz"], "labels: expected an .npy file, or text in UTF-8, got .*half.npz"),
     ):  # fmt: skip

@@ -419,6 +419,8 @@ def test_provenance_must_belong_to_the_index(kind, head, gallery, tmp_path):
     else:
         DissimilarityIndex.create(tmp_path / "index", head, provenance=ours)
         index = DissimilarityIndex.open(tmp_path / "index")
+    with pytest.raises(TypeError, match=r"provenance: expected a dict that fits in JSON, .* not: Out of range float"):
+        DissimilarityIndex(head, provenance={"loss": float("nan")})
     index.add(gallery, provenance=ours)
     for call in (index.add, lambda rows, **options: index.search(rows, 1, **options)):
         call(gallery)

@@ -156,6 +156,46 @@ def test_categories_are_text(encode):
     assert index.get(["x", "y"]).metadata == {"column": ["a", "b"]}
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([10**13], pa.timestamp("s")),
+        pa.array([10**17], pa.date64()),
+        pa.array([-(10**6)], pa.date32()),
+        pa.array([10**15], pa.duration("s")),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_times_that_python_cannot_hold_name_their_column(column):
+    index = index_of([1], {"time": column})
+    for read in (lambda: index.get([1]), lambda: index.search(torch.ones(1, 3), 1, group_by="time")):
+        with pytest.raises(ValueError, match=r"^time: expected values that Python can hold, .* got others of type"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([b"a"]),
+        pa.array([b"a"], pa.large_binary()),
+        pa.array([b"a"], pa.binary(1)),
+        pa.array([b"a"], pa.binary_view()),
+        pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
+        pa.array([[1]]),
+        pa.array([{"a": 1}]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_other_types_of_columns_are_an_error(column):
+    with pytest.raises(ValueError, match="metadata: expected bool, numbers, str or times in 'column', got"):
+        index_of([1], {"column": column})
+
+
+def test_a_column_of_bfloat16_has_its_numbers():
+    index = index_of([1, 2], {"column": torch.tensor([0.5, 3], dtype=torch.bfloat16)})
+    assert index.get([1, 2]).metadata == {"column": [0.5, 3.0]} and index.ids("column > 1").tolist() == [2]
+
+
 def test_a_number_beyond_int64_in_a_new_column_is_an_error():
     with pytest.raises(ValueError, match="metadata: expected bool, numbers, str or times in 'column', got"):
         index_of([1], {"column": [2**70]})
@@ -172,7 +212,7 @@ class OfAbsolute(DissimilarityHead):
 
 
 def test_a_head_with_other_scores_is_an_error(tmp_path):
-    message = "head: expected a DissimilarityHead, .* got a Squared with its own forward. Keep it in memory, and score"
+    message = "head: expected a DissimilarityHead, .* got a Squared with its own forward. Keep it in memory"
     for make in (DissimilarityIndex, lambda head: DissimilarityIndex.create(tmp_path / "g", head)):
         with pytest.raises(TypeError, match=message):
             make(Squared(3))

@@ -55,6 +55,9 @@ def test_the_error_names_what_is_wrong(index):
         ("label = 1\nLIMIT 1", "found: LIMIT"),
         ("label = 1) OR (1 = 1", "a parenthesis is closed that was not opened"),
         ("colour = 1", "No field named colour"),
+        ("(label = 1) BETWEEN 0 AND 1", "Failed to coerce types Boolean and Int64"),
+        ("label = 1 LIMIT 1 -- LanceError(IO)", "found: LIMIT"),
+        ("cast(concat(name, 'LanceError(IO)') AS int) = 1", "Cannot cast string"),
     ):
         with pytest.raises(ValueError, match=reason):
             index.ids(condition)

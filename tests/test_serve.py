@@ -13,7 +13,7 @@ import torch
 from dissim_retrieval import BackboneWeights, DissimilarityHead, DissimilarityIndex, ProjectedHead
 from dissim_retrieval.fitted_gallery import fitted_gallery
 from dissim_retrieval.index import lance_store
-from dissim_retrieval.index.settings import PROJECTION
+from dissim_retrieval.index.projection import PROJECTION
 from filelock import FileLock
 from photo_gallery import BEARER, LOCAL, TOKEN, make_gallery, problem, write_photos
 from PIL import Image

@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from dissim_retrieval import DissimilarityHead, DissimilarityIndex
@@ -103,6 +104,17 @@ def test_times_are_answered_in_microseconds(tmp_path):
         for options in ({"metadata": True}, {"group_by": "time"}):
             answer = client.post("/api/search", json={"id": 1, **options})
             assert answer.status_code == 200 and "2026-01-02T03:04:05.123456" in answer.text
+
+
+def test_times_of_other_programs_that_python_cannot_hold_are_named(tmp_path):
+    times = pa.array([10**13], pa.timestamp("s"))
+    DissimilarityIndex.create(tmp_path / "g", DissimilarityHead(2)).add(torch.ones(1, 2), [1], {"time": times})
+    with TestClient(create_app(tmp_path / "g"), base_url=LOCAL) as client:
+        query = {"embedding": [1, 1]}
+        for options in ({"metadata": True}, {"group_by": "time"}):
+            answer = client.post("/api/search", json=query | options)
+            assert "time: expected values that Python can hold" in problem(answer, 400)
+        assert client.post("/api/search", json=query).status_code == 200
 
 
 def test_a_service_does_not_depend_on_the_current_folder(path, tmp_path, monkeypatch):

@@ -366,6 +366,9 @@ def test_embedding_files_tell_ids_labels_and_provenance(glyphs, tmp_path):
     np.savez(tmp_path / "list.npz", embeddings=rows.numpy(), provenance=np.array("[1]"))
     with pytest.raises(ValueError, match=r"expected a JSON object in the array 'provenance' .* got \[1\]"):
         read_embedding_file(tmp_path / "list.npz")
+    np.savez(tmp_path / "nan.npz", embeddings=rows.numpy(), provenance=np.array('{"loss": NaN}'))
+    with pytest.raises(ValueError, match=r"expected JSON in the array 'provenance' .* got NaN"):
+        read_embedding_file(tmp_path / "nan.npz")
     np.savez(tmp_path / "short.npz", embeddings=rows.numpy(), labels=np.arange(4))
     with pytest.raises(ValueError, match=r"expected labels \[5\], one for each embedding, got \[4\]"):
         read_embedding_file(tmp_path / "short.npz")
@@ -386,6 +389,13 @@ def test_a_file_of_embeddings_has_labels_and_cameras_by_name(tmp_path):
         assert read_embedding_file(path).metadata()["label"].tolist() == ["a", "b", "a"]
     np.savez(path, embeddings=rows, labels=[b"a", b"\xff", b"c"])
     with pytest.raises(ValueError, match=r"labels: expected text in UTF-8, got b'\\xff'"):
+        read_embedding_file(path).metadata()
+    texts = {"ids": [b"x", b"y", b"z"], "label_names": [b"ada", b"bob"], "camera_names": [b"c1"]}
+    np.savez(path, embeddings=rows, labels=[1, 0, 1], cameras=[0, 0, 0], **texts)
+    found = read_embedding_file(path)
+    assert found.ids == ["x", "y", "z"] and found.metadata()["label"].tolist() == ["bob", "ada", "bob"]
+    np.savez(path, embeddings=rows[:0], labels=np.zeros(0, int), label_names=np.array("ada"))
+    with pytest.raises(ValueError, match=r"label_names: expected an array \[n\], got \[\]"):
         read_embedding_file(path).metadata()
     for wrong in ([0, 1, 2], [-1, 0, 0]):
         np.savez(path, embeddings=rows, labels=wrong, label_names=names["label_names"])

@@ -20,7 +20,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     content is written to a temporary file in the same folder, so that the final move is atomic.
     """
     path = Path(path)
-    check_no_folder(path)
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -36,10 +36,14 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def check_no_folder(path: Path) -> None:
-    """Raise IsADirectoryError for a folder, which no file can replace."""
+def check_writable(path: Path) -> None:
+    """Raise OSError for a folder, which no file can replace, and for a name below a file."""
+    expected = f"path: expected the name of a file to write, got {path}"
     if path.is_dir():
-        raise IsADirectoryError(f"path: expected the name of a file to write, got {path}, which is a folder.")
+        raise IsADirectoryError(f"{expected}, which is a folder.")
+    above = next((folder for folder in path.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise NotADirectoryError(f"{expected}, but {above} is a file. Choose a name in a folder.")
 
 
 def remove_unfinished(path: Path) -> None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,9 @@ class EmbeddingFile:
     def metadata(self) -> dict[str, Any]:
         """Columns of a gallery: "label" and "camera" of each image, as far as they are known, by name if possible."""
         given = {"label": (self.labels, self.label_names), "camera": (self.cameras, self.camera_names)}
-        return {one: _named(one, values, names) for one, (values, names) in given.items() if values is not None}
+        return {
+            column: _named(column, values, names) for column, (values, names) in given.items() if values is not None
+        }
 
 
 def write_embeddings(
@@ -74,6 +77,7 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
             f"path: expected an array 'embeddings' in {path}, got {', '.join(arrays) or 'none'}. Write it with"
             " `dissim embed` or numpy.savez(path, embeddings=...)."
         )
+    arrays = {name: _decoded(name, values, path) for name, values in arrays.items()}
     embeddings = as_array(arrays["embeddings"])
     if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(
@@ -87,7 +91,7 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
                 f" in {path}."
             )
     try:
-        facts = json.loads(arrays["provenance"].item()) if "provenance" in arrays else {}
+        facts = json.loads(arrays["provenance"].item(), parse_constant=_no_json) if "provenance" in arrays else {}
     except (ValueError, TypeError) as error:
         raise ValueError(f"path: expected JSON in the array 'provenance' of {path}: {error}.") from error
     if not isinstance(facts, dict):
@@ -138,25 +142,41 @@ def read_features(path: str | Path, labels: str | Path | None = None) -> tuple[T
     return stored.embeddings, stored.labels
 
 
-def _named(one: str, values: np.ndarray, names: np.ndarray | None) -> np.ndarray:
+def _decoded(name: str, values: np.ndarray, path: str | Path) -> np.ndarray:
+    """Bytes as text."""
+    if values.dtype.kind != "S":
+        return values
+    try:
+        return np.char.decode(values, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name}: expected text in UTF-8, got {error.object!r} in {path}. Store it as str."
+        ) from error
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"expected numbers, got {constant}")
+
+
+def _named(column: str, values: np.ndarray, names: np.ndarray | None) -> np.ndarray:
     """The labels or cameras, by name if they are indices into names."""
-    if values.dtype.kind == "S":
-        try:
-            return np.char.decode(values, "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{one}s: expected text in UTF-8, got {error.object!r}. Store names as str.") from error
     if names is None or values.dtype.kind not in "iu":
         return values
-    if names.ndim != 1 or (len(values) and not 0 <= values.min() <= values.max() < len(names)):
+    if names.ndim != 1:
+        raise ValueError(f"{column}_names: expected an array [n], got {list(names.shape)}.")
+    if len(values) and not 0 <= values.min() <= values.max() < len(names):
         raise ValueError(
-            f"{one}s: expected indices into the array {one}_names {list(names.shape)} of the same file, got numbers"
-            f" from {values.min()} to {values.max()}."
+            f"{column}s: expected indices into the array {column}_names {list(names.shape)} of the same file, got"
+            f" numbers from {values.min()} to {values.max()}."
         )
     return names[values]
 
 
 def _load(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
-    damage = (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    damage = (
+        *(ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error),
+        *(SyntaxError, TokenError),  # NumPy reads the header of an array as Python's text
+    )
     with open(path, "rb") as file:
         try:
             loaded = np.load(file, allow_pickle=False)
@@ -169,7 +189,7 @@ def _load(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
 
 def _labels(path: str | Path) -> np.ndarray:
     if Path(path).suffix == ".npy":
-        return np.asarray(_load(path))
+        return _decoded("labels", np.asarray(_load(path)), path)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .index import BackboneWeights, DissimilarityIndex
-from .index.settings import PROJECTION
+from .index.projection import PROJECTION, stored_projection
 from .projected import ProjectedHead
 from .provenance import weights_digest
 
@@ -24,17 +24,7 @@ def fitted_head(index: DissimilarityIndex) -> ProjectedHead | None:
 
     Raises ValueError for a projection that does not fit the head.
     """
-    if "fit" not in (index.provenance or {}):
+    stored = stored_projection(index)
+    if stored is None:
         return None
-    weights = index.backbone
-    if weights is None or weights.name != PROJECTION:
-        return None
-    shapes = {name: list(value.shape) for name, value in weights.state.items()}
-    width = shapes.get("mean", [])
-    if len(width) != 1 or shapes.get("projection") != [*width, len(index.head.weight)]:
-        raise ValueError(
-            f"gallery: expected mean [D] and projection [D, {len(index.head.weight)}], as `dissim index` stores them,"
-            f" got {shapes}. Make the gallery again with the file of `dissim fit`."
-        )
-    fitted = ProjectedHead(weights.state["mean"], weights.state["projection"], index.head)
-    return fitted.to(index.head.weight.device).requires_grad_(False)
+    return ProjectedHead(*stored, index.head).to(index.head.weight.device).requires_grad_(False)

@@ -17,7 +17,7 @@ from .data.decode import printable
 from .embedding import embed_images
 from .index import BackboneWeights, DissimilarityIndex
 from .index.lance_store import write_lock
-from .index.settings import PROJECTION
+from .index.projection import PROJECTION
 from .logs import get_logger
 from .models import Backbone, build_backbone
 from .provenance import image_size
@@ -100,7 +100,7 @@ def replace_gallery(index: DissimilarityIndex, path: str | Path) -> None:
 
     An error or an interrupt before that leaves the other one where it was.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # of a symbolic link, the gallery that it names is replaced
     check_replaceable(path)
     if not path.exists():
         index.save(path)

@@ -22,7 +22,7 @@ def as_provenance(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"provenance: expected a dict, got {type(value).__name__}.")
     try:
-        return json.loads(json.dumps(dict(value)))
+        return json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"provenance: expected a dict that fits in JSON, got one that does not: {error}.") from error
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from ..atomic import check_no_folder
+from ..atomic import check_writable
 from ..embedding import embed_images
 from ..embedding_file import write_embeddings
 from ..train import load_trained
@@ -33,7 +33,7 @@ def embed(
         raise ValueError(
             f"out: expected a name that ends in .npz, by which commands know a file of embeddings, got {out}."
         )
-    check_no_folder(out)
+    check_writable(out)
     computed_on = pick_device(device)
     trained = load_trained(run)
     selection = load_for_run(run, trained, images, part)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tyro.conf import OmitArgPrefixes, arg
 
+from ..atomic import check_writable
 from ..embedding import embed_images
 from ..evaluation import KReciprocalScorer, Scorer, cosine, negative_euclidean, pick_queries
 from ..evaluation import evaluate as evaluate_scorer
@@ -52,6 +53,8 @@ def evaluate(
         rerank: Also evaluate the pair classifier after k-reciprocal re-ranking.
     """
     start = time.perf_counter()
+    if out is not None:
+        check_writable(out / "report.html")
     computed_on = pick_device(device)
     trained = load_trained(run)
     if rerank and trained.head is None:

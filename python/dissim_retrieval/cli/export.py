@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ..atomic import check_writable
 from ..index import export_faiss
 from .arguments import Gallery, open_gallery
 from .output import Output
@@ -27,10 +28,12 @@ def export(
 
     Args:
         kind: Flat is exact; HNSW and IVF are approximate.
-        overwrite: Replace an existing file.
+        overwrite: Replace existing files.
     """
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists. --overwrite replaces it.")
+    for file in (out, Path(f"{out}.json")):
+        check_writable(file)
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file} exists. --overwrite replaces it.")
     made = export_faiss(open_gallery(gallery), out, kind=kind)
     text = f"{out}: {made.rows} rows, built in {made.seconds:.1f} s, recall@10 {made.recall:.3f}"
     return Output(text, {"file": str(out), "kind": kind, **made._asdict()})

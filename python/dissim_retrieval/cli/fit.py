@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..atomic import check_no_folder
+from ..atomic import check_writable
 from ..embedding_file import EmbeddingFile, read_labelled
 from ..fit import fit_head
 from .arguments import Device, pick_device
@@ -51,7 +51,7 @@ def fit(
     """
     start = time.perf_counter()
     out = out or features.with_name(f"{features.name}.head.safetensors")
-    check_no_folder(out)
+    check_writable(out)
     computed_on = pick_device(device)
     stored = _read(features, labels)
     rows, names = stored.embeddings, stored.labels

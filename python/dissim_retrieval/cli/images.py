@@ -50,8 +50,8 @@ class SplitSettings:
         """All images, without a split."""
         if self.data in OFFICIAL:
             raise ValueError(
-                f"part: expected train or test of {self.data}, which has an official split, got all. Or choose"
-                f" the images with --data {self.data}-train or --data {self.data}-test."
+                f"part: expected train or test of {self.data}, which has an official split, got all. Or choose the"
+                f" images with --data {self.data}-train or --data {self.data}-test."
             )
         self._check_root(root)
         return load_images(self.data, size=size, root=root, skip_damaged=self.skip_damaged)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from ..atomic import check_writable
 from ..data import load_unlabelled
 from ..embedding import embed_images
 from ..embedding_file import read_embedding_file
@@ -63,6 +64,8 @@ def index(
         raise FileExistsError(f"{gallery} exists. --append adds to it, --overwrite replaces it.")
     if overwrite:
         check_replaceable(gallery)
+    if not gallery.exists():
+        check_writable(gallery)
     computed_on = pick_device(device)
     model = ProjectedHead.load(run) if run.is_file() else load_trained(run)
     new = new_gallery(model) if isinstance(model, Trained) else fitted_gallery(model)

@@ -7,19 +7,18 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from ..atomic import check_no_folder
+from ..atomic import check_writable
 from ..embedding_file import read_embedding_file
 from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex, SearchResult
 from ..index.arguments import check_k, check_threshold
+from ..index.results import PADDING
 from ..photos import embed_photos, files_of
 from ..search_page import Candidate, QueryResult, write_search_page
 from .arguments import Device, Gallery, SkipDamaged, is_embedding_file, is_gallery, open_gallery, pick_device
 from .images import skips_damaged
 from .output import Output, tab_separated
 
-#: The score of what fills the results of an index with fewer than k rows.
-PADDING = float("-inf")
 Query = Annotated[Path, arg(metavar="QUERY", help="A photo, a folder of photos, or an .npz or .npy of embeddings.")]
 
 
@@ -48,7 +47,7 @@ def search(
     if threshold is not None:
         check_threshold(threshold)
     if html is not None:
-        check_no_folder(html)
+        check_writable(html)
     if not is_gallery(gallery) and is_gallery(query):
         raise ValueError(
             f"gallery: expected GALLERY before QUERY, got {gallery}, then the gallery {query}. Swap them:"

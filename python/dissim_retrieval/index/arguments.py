@@ -131,7 +131,8 @@ def as_metadata(metadata: Mapping[str, Sequence[Any]] | None, count: int, known:
             got = f"{len(values)} values" if hasattr(values, "__len__") else type(values).__name__
             raise ValueError(f"metadata: expected {count} values of {name!r}, one per row, got {got}.")
         if isinstance(values, Tensor):
-            values = values.detach().cpu().numpy()
+            values = values.detach().cpu()
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
         wanted = known.field(name).type if known is not None and name in known.names else None
         columns[name] = _column(name, values, wanted)
     return pa.table(columns) if columns else pa.table({"": pa.nulls(count)}).select([])
@@ -153,7 +154,7 @@ def _column(name: str, values: Any, wanted: pa.DataType | None) -> pa.Array:
             array = array.cast(wanted)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"metadata: expected {what} in {name!r}, got {str(error).splitlines()[0]}.") from error
-    if pa.types.is_nested(array.type) or pa.types.is_binary(array.type):
+    if not any(kind(array.type) for kind in (pa.types.is_boolean, _is_number, _is_text, _is_time)):
         raise ValueError(f"metadata: expected {what} in {name!r}, got {array.type}.")
     return array
 
@@ -163,13 +164,17 @@ def _is_cast(given: pa.DataType, wanted: pa.DataType) -> bool:
 
     Text may be cast to times, because JSON has none.
     """
-    if pa.types.is_temporal(wanted):
-        return pa.types.is_temporal(given) or _is_text(given)
+    if _is_time(wanted):
+        return _is_time(given) or _is_text(given)
     return any(kind(given) and kind(wanted) for kind in (pa.types.is_boolean, _is_number, _is_text))
 
 
 def _is_number(type: pa.DataType) -> bool:
     return pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type)
+
+
+def _is_time(type: pa.DataType) -> bool:
+    return pa.types.is_temporal(type) and not pa.types.is_interval(type)
 
 
 def _is_text(type: pa.DataType) -> bool:

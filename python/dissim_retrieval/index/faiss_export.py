@@ -13,12 +13,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..atomic import atomic_write
+from ..atomic import atomic_write, check_writable
 from ..extras import install_extra
 from . import scan
 from .gallery import DissimilarityIndex
+from .projection import stored_projection
 from .segments import BLOCK_VALUES, Snapshot
-from .settings import PROJECTION
 
 KINDS = ("Flat", "HNSW", "IVF")
 #: Stored rows that are queries if none are given.
@@ -91,6 +91,9 @@ def export_faiss(
         )
     if not len(snapshot):
         raise ValueError("index: expected rows to export, got an index without rows.")
+    check_writable(Path(path))
+    check_writable(Path(f"{path}.json"))
+    mean, projection = stored_projection(index) or (None, None)
     query = index._query(snapshot.take(_drawn(snapshot, DRAWN_QUERIES)) if queries is None else queries)
     rows = len(snapshot)
     cells = min(nlist or max(1, min(4 * int(rows**0.5), rows // MIN_ROWS_PER_CELL)), rows)
@@ -102,26 +105,20 @@ def export_faiss(
         inner.hnsw.efSearch = ef_search
     elif kind == "IVF":
         inner.nprobe = min(nprobe or max(1, cells // 16), cells)
-    with atomic_write(path) as file:
-        faiss.write_index(built, faiss.PyCallbackIOWriter(file.write))
     record = {
-        **_projection(index),
+        "mean": None if mean is None else mean.tolist(),
+        "projection": None if projection is None else projection.tolist(),
         "abs_weight": head.weight.abs().tolist(),
         "bias": head.bias.item(),
         "normalize": head.normalize,
         "scale": head.scale,
         "names": _names(snapshot),
     }
-    with atomic_write(f"{path}.json") as file:
-        file.write(json.dumps(record).encode())
+    with atomic_write(path) as file, atomic_write(f"{path}.json") as facts:  # neither is moved before both are there
+        faiss.write_index(built, faiss.PyCallbackIOWriter(file.write))
+        facts.write(json.dumps(record).encode())
     without = 1 if queries is None else 0  # the best row of a drawn query is itself, or an equal one
     return FaissExport(rows, _recall(built, query, snapshot, k, without), seconds)
-
-
-def _projection(index: DissimilarityIndex) -> dict[str, list | None]:
-    network = index.backbone
-    state = network.state if network is not None and network.name == PROJECTION else {}
-    return {name: state[name].tolist() if state else None for name in ("mean", "projection")}
 
 
 def _faiss() -> Any:

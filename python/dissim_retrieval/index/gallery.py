@@ -359,7 +359,7 @@ class DissimilarityIndex:
             check_fuse(fuse)
             candidates, names = numbered([grouped(self._store, snapshot, group_by, filter)])
             best = scan.top_groups(rows, snapshot, k, candidates, fuse)
-        return search_result(best, names, k, query)
+        return search_result(best, names, k, query, group_by or "id")
 
     @torch.no_grad()
     def range_search(self, query: Any, threshold: float, *, filter: str | Any | None = None) -> RangeResult:

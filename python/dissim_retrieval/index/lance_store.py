@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,8 @@ from .settings import damaged, folder_identity, sync
 from .writing import LOCK_SECONDS, merge_targets
 
 OWN_COLUMNS = ("embedding", "_sequence", "_checksum")
+#: How Lance begins errors about files. Its errors about a condition quote it, so it may be anywhere in them.
+UNREADABLE = re.compile(r"(?!Invalid user input)(?:[\w ]+: )*LanceError\(IO\)")
 #: Earlier versions are kept this long, for readers that have not called refresh().
 KEPT = timedelta(hours=1)
 
@@ -214,7 +217,7 @@ class LanceStore:
             scanner = snapshot.handle.scanner([*columns, "_sequence"], condition, fragments=fragments)
             return scanner.to_table()
         except (OSError, ValueError) as error:
-            if "LanceError(IO)" not in str(error):
+            if not UNREADABLE.match(str(error)):
                 raise
             raise self._missing(error) from error
 

@@ -160,7 +160,7 @@ class RayDissimilarityIndex:
         else:
             check_fuse(fuse)
             best, names = self._groups(state, rows, k, filter, group_by, fuse)
-        return search_result(best, names, k, query)
+        return search_result(best, names, k, query, group_by or "id")
 
     def range_search(self, query: Any, threshold: float, *, filter: str | Any | None = None) -> RangeResult:
         """As `DissimilarityIndex.range_search`."""

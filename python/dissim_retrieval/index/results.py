@@ -13,6 +13,9 @@ from torch import Tensor
 from .entries import Entries
 from .scan import Best
 
+#: The score of what fills the results of an index with fewer than k candidates.
+PADDING = float("-inf")
+
 
 class SearchResult(NamedTuple):
     """scores [N, k] and ids [N, k], best first: int64, or an array of objects if the ids are str.
@@ -46,13 +49,13 @@ class StoredRows(NamedTuple):
     metadata: dict[str, list[Any]]
 
 
-def search_result(best: Best, names: pa.Array, k: int, query: Any) -> SearchResult:
-    """`best`, padded to k columns. names: the id of every position."""
+def search_result(best: Best, names: pa.Array, k: int, query: Any, column: str = "id") -> SearchResult:
+    """`best`, padded to k columns. names: the id of every position, or its value in another column."""
     missing = (0, k - best.scores.shape[1])
     positions = F.pad(best.positions, missing, value=-1)
     known = pa.array(positions.flatten().numpy(), mask=(positions < 0).flatten().numpy())
-    ids = present_ids(names.take(known), query)
-    return SearchResult(like(F.pad(best.scores, missing, value=-torch.inf), query), ids.reshape(positions.shape))
+    ids = present_ids(names.take(known), query, column)
+    return SearchResult(like(F.pad(best.scores, missing, value=PADDING), query), ids.reshape(positions.shape))
 
 
 def range_result(offsets: Tensor, scores: Tensor, positions: Tensor, names: pa.Array, query: Any) -> RangeResult:
@@ -68,15 +71,26 @@ def stored_rows(entries: Entries, ids: Any) -> StoredRows:
         rows = rows.float()
     embeddings = rows.cpu().numpy() if isinstance(ids, np.ndarray) else rows
     columns = zip(entries.metadata.column_names, entries.metadata.columns, strict=True)
-    metadata = {name: _in_microseconds(values).to_pylist() for name, values in columns}
+    metadata = {name: _python_values(name, values) for name, values in columns}
     return StoredRows(present_ids(entries.ids, ids), embeddings, metadata)
 
 
-def present_ids(ids: pa.Array, like_this: Any) -> Any:
+def present_ids(ids: pa.Array, like_this: Any, column: str = "id") -> Any:
     """Ids as int64, -1 for null, or as an array of objects. int64 cannot hold every uint64."""
     if pa.types.is_integer(ids.type) and ids.type != pa.uint64():
         return like(torch.from_numpy(ids.cast(pa.int64()).fill_null(-1).to_numpy().astype(np.int64)), like_this)
-    return np.array([*_in_microseconds(ids).to_pylist(), None], object)[:-1]
+    return np.array([*_python_values(column, ids), None], object)[:-1]
+
+
+def _python_values(column: str, values: Any) -> list[Any]:
+    """Values as Python has them. Raises ValueError for times in other years, which another program may store."""
+    try:
+        return _in_microseconds(values).to_pylist()
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{column}: expected values that Python can hold, such as times of the years 1 to 9999, got others of"
+            f" type {values.type}: {str(error).rstrip('.')}. Store them as numbers."
+        ) from error
 
 
 def _in_microseconds(values: Any) -> Any:

@@ -24,10 +24,6 @@ from ..head import DissimilarityHead, check_storable
 FORMAT, VERSION = "dissim-index", 2
 
 
-#: The name of the projection of `fit_head`, in the place of a network: tensors mean [D] and projection [D, dim].
-PROJECTION = "projection"
-
-
 class BackboneWeights(NamedTuple):
     """The network that made the embeddings: its name and its state dict."""
 

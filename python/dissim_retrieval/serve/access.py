@@ -1,4 +1,4 @@
-"""Who may use the service.
+"""Who may use the service, and how large a request may be.
 
 Without a token, programs on this machine may search, and nobody may write. With one, anyone who sends it may search
 and write, from anywhere.
@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,14 +52,16 @@ def check_token(token: str | None) -> None:
 class Access:
     """Middleware: checks a request before its body is read, and adds security headers to every answer.
 
+    A body may have `max_upload` bytes, that of a search in JSON `max_search`. More is not read.
+
     Without a token, a page of another site must not reach the service through the user's browser. So the name in the
     Host header must be one of this machine, whatever address the site's own name resolves to (DNS rebinding), and
     requests that scripts of other sites send are denied by their Origin. Browsers send no Origin for an image or a
     link, but a Sec-Fetch-Site, which tells whether another site has it.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self.app, self.token = app, token
+    def __init__(self, app: ASGIApp, token: str | None, max_upload: int, max_search: int) -> None:
+        self.app, self.token, self.max_upload, self.max_search = app, token, max_upload, max_search
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -66,8 +69,24 @@ class Access:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        problem = self._problem(scope) if scope["type"] == "http" else None
-        await (problem or self.app)(scope, receive, send_with_headers)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        limit = self.max_search if _route_path(scope) == "/api/search" else self.max_upload
+        too_large = f"body: expected at most {limit:,} bytes, got more."
+        size = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise HTTPException(413, too_large)
+            return message
+
+        problem = self._problem(scope)
+        if problem is None and _content_length(scope) > limit:
+            problem = _denied(413, too_large)
+        await (problem or self.app)(scope, receive_within_limit, send_with_headers)
 
     def _problem(self, scope: MutableMapping[str, Any]) -> JSONResponse | None:
         headers, path = Headers(scope=scope), _route_path(scope)
@@ -92,6 +111,12 @@ class Access:
         assert self.token is not None
         same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token.encode())
         return scheme.lower() == "bearer" and same
+
+
+def _content_length(scope: MutableMapping[str, Any]) -> int:
+    """0 if the header is missing or no number; then the body is counted while it is read."""
+    given = Headers(scope=scope).get("content-length", "")
+    return int(given) if given.isascii() and given.isdigit() else 0
 
 
 def _route_path(scope: MutableMapping[str, Any]) -> str:

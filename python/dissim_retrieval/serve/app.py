@@ -79,22 +79,18 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=max_upload,
     )
     app.state.gallery, app.state.writable, app.state.max_upload = gallery, token is not None, max_upload
-    app.add_middleware(Access, token=token)
+    max_search = min(max_upload, MAX_SEARCH + 32 * gallery.dim)
+    app.add_middleware(Access, token=token, max_upload=max_upload, max_search=max_search)
     app.add_exception_handler(RequestValidationError, _malformed)
-    searches = APIRouter(**ROUTER, max_body_size=min(max_upload, MAX_SEARCH + 32 * gallery.dim))
-    searches.post("/search")(search)
-    for routes in (router, searches):
-        app.include_router(routes, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
+    app.include_router(router, dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [])
     app.get("/health", responses={503: {"model": Problem}})(health)
     app.mount("/", StaticFiles(directory=Path(__file__).with_name("page"), html=True))
     return app
 
 
-ROUTER: dict[str, Any] = {"prefix": "/api", "responses": {"4XX": {"model": Problem}, 503: {"model": Problem}}}
-router = APIRouter(**ROUTER)
+router = APIRouter(prefix="/api", responses={"4XX": {"model": Problem}, 503: {"model": Problem}})
 
 
 async def _gallery(request: Request) -> ServedGallery:
@@ -129,6 +125,7 @@ async def info(gallery: Gallery, request: Request) -> Info:
     )
 
 
+@router.post("/search")
 async def search(body: Search, gallery: Gallery, request: Request) -> SearchResults:
     """The best rows for an embedding, or for a row of the gallery."""
     with _problems():
@@ -187,7 +184,7 @@ async def add_image(body: Annotated[NewImage, File()], gallery: Gallery) -> Rows
     """Add the embedding of an image; the image itself is not kept. Needs the token."""
     with _problems():
         row = await gallery.embed(body.image.file)
-        ids = None if body.id is None else await _typed(gallery, [body.id])
+        ids = None if body.id is None else await gallery.read(lambda index: typed_ids(index, [body.id]))
         version, new = await gallery.add(row[None], ids, {name: [value] for name, value in body.metadata.items()})
     return Rows(version=version, ids=new)
 
@@ -196,13 +193,9 @@ async def add_image(body: Annotated[NewImage, File()], gallery: Gallery) -> Rows
 async def remove(gallery: Gallery, id: Annotated[list[str], Query(min_length=1)]) -> Rows:
     """Remove rows: ?id=...&id=... Needs the token."""
     with _problems():
-        ids = await _typed(gallery, id)
+        ids = await gallery.read(lambda index: typed_ids(index, id))
         version = await gallery.remove(ids)
     return Rows(version=version, ids=ids)
-
-
-async def _typed(gallery: ServedGallery, ids: list[str]) -> list[Any]:
-    return await gallery.read(lambda index: typed_ids(index, ids))
 
 
 def _query(row: np.ndarray | None, id: Any, options: SearchOptions) -> GalleryQuery:

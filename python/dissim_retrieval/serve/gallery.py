@@ -19,6 +19,7 @@ from ..embedding import embed, pixels_like
 from ..fitted_gallery import fitted_head
 from ..index import DissimilarityIndex
 from ..index.condition import without_strings
+from ..index.results import PADDING
 from ..index.settings import folder_identity
 from ..photos import gallery_network
 from .batching import Batcher
@@ -165,7 +166,7 @@ class ServedGallery:
         )
         answers = []
         for query, ids, scores in zip(queries, found.ids.tolist(), found.scores.tolist(), strict=True):
-            count = sum(score != float("-inf") for score in scores[: query.k])  # rows of -inf are padding
+            count = sum(score != PADDING for score in scores[: query.k])
             answers.append(Answer(index.version, ids[:count], scores[:count]))
         if first.metadata:
             metadata = _metadata(index, {id for answer in answers for id in answer.ids})

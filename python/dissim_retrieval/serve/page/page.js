@@ -18,7 +18,6 @@ async function call(path, options = {}) {
   });
   if (response.ok) return response;
   if (response.status === 401) askForToken(token ? "The service has another token." : "");
-  if (response.status === 413) throw new Failure(`The photo has more than ${info.max_upload >> 20} MiB.`);
   const text = await response.text();
   let detail = text;
   try { detail = JSON.parse(text).detail; } catch {} // not JSON: the text itself
@@ -183,7 +182,9 @@ async function load() {
   $("facts").textContent = `${info.rows.toLocaleString("en")} rows of ${info.dim} numbers, version ${info.version}`;
   $("k").max = info.max_k;
   const columns = Object.keys(info.columns);
-  const example = columns.includes("label") ? "label = 3" : "id LIKE 'a%'";
+  const name = columns.includes("label") ? "label" : "id";
+  const type = info.columns[name] ?? "";
+  const example = type.includes("string") ? `${name} LIKE 'a%'` : type === "bool" ? name : `${name} = 3`;
   $("columns").replaceChildren("Columns: ", element("code", "", columns.join(", ")), ". A condition in SQL, as ", element("code", "", example));
   if (info.image_search !== null) {
     $("photo").disabled = true;
