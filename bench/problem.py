@@ -94,7 +94,7 @@ def _matches(case: Case) -> Problem:
     return Problem(case, query, reference, weight, 0.5, None, query_labels, reference_labels)
 
 
-def _labelled(case: Case) -> Problem:
+def _labeled(case: Case) -> Problem:
     """Rows around class centers."""
     classes = case.references // CLASS_ROWS
     reference_labels = torch.arange(case.references) // CLASS_ROWS
@@ -116,7 +116,7 @@ def _sample(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def _hinge(case: Case) -> Problem:
     """The bias is chosen on a sample such that the fraction `case.active` of negative pairs is inside the margin."""
-    problem = _labelled(case)
+    problem = _labeled(case)
     scores, negative = _sample(problem)
     negatives = scores[negative]
     if case.active == 1:
@@ -129,7 +129,7 @@ def _hinge(case: Case) -> Problem:
 
 def _logsumexp(case: Case) -> Problem:
     """The scale is chosen on a sample such that the fraction `case.active` of pairs has a share above rounding."""
-    problem = _labelled(case)
+    problem = _labeled(case)
     scores, negative = _sample(problem)
     if case.active == 1:
         return replace(problem, scale=1 / (scores.max() - scores.min()).item())

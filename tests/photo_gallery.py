@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from dissim_retrieval import BackboneWeights, DissimilarityHead, DissimilarityIndex
-from dissim_retrieval.data import load_unlabelled
+from dissim_retrieval.data import load_unlabeled
 from dissim_retrieval.embedding import embed_images
 from dissim_retrieval.models import build_backbone
 from dissim_retrieval.photos import photo_metadata
@@ -38,7 +38,7 @@ def make_gallery(path, photos, network=True):
     """A gallery at `path` of the folder `photos`, with columns file, digest and label, the identity."""
     torch.manual_seed(0)
     backbone = build_backbone("small", 8, pretrained=False).eval()
-    images = load_unlabelled(photos, SIZE)
+    images = load_unlabeled(photos, SIZE)
     index = DissimilarityIndex.create(
         path,
         DissimilarityHead(8),

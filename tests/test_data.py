@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dissim_retrieval.data import SETS, ImageSet, load_images, load_split, load_unlabelled
+from dissim_retrieval.data import SETS, ImageSet, load_images, load_split, load_unlabeled
 from dissim_retrieval.data.emoji import load_emoji
 from dissim_retrieval.data.glyphs import load_glyphs
 from dissim_retrieval.data.image_set import drop_ambiguous
@@ -185,16 +185,16 @@ def test_links_that_lead_back_are_not_followed(tmp_path):
 def test_photos_without_identities(tmp_path):
     for name in ("b.png", "day/a.png", "day/c.jpg"):
         save(tmp_path / name)
-    images = load_unlabelled(tmp_path, 4)
+    images = load_unlabeled(tmp_path, 4)
     assert images.ids == ["b.png", "day/a.png", "day/c.jpg"] == images.label_names
     assert images.labels.tolist() == [0, 1, 2], "each photo is an identity, so an evaluation finds no match"
     (tmp_path / "b.png").rename(tmp_path / "photo")
-    assert load_unlabelled(str(tmp_path / "photo"), (6, 4)).read([0]).shape == (1, 3, 6, 4)
+    assert load_unlabeled(str(tmp_path / "photo"), (6, 4)).read([0]).shape == (1, 3, 6, 4)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="found none"):
-        load_unlabelled(tmp_path / "empty", 4)
+        load_unlabeled(tmp_path / "empty", 4)
     with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
-        load_unlabelled(tmp_path / "nowhere", 4)
+        load_unlabeled(tmp_path / "nowhere", 4)
 
 
 @pytest.mark.parametrize(

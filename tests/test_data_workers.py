@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dissim_retrieval.data import ImageSet, load_unlabelled
+from dissim_retrieval.data import ImageSet, load_unlabeled
 from dissim_retrieval.data.workers import default_workers
 from PIL import Image
 
@@ -30,7 +30,7 @@ def grays(batches):
 
 
 def test_workers_return_the_batches_of_the_plan_in_order(photos):
-    images = load_unlabelled(photos, (4, 8))
+    images = load_unlabeled(photos, (4, 8))
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
     plan = [order[:1], *order[1:].split(5), torch.tensor([3, 3])]
     before = torch.random.get_rng_state()
@@ -61,7 +61,7 @@ def test_a_damaged_image_raises_one_line_with_its_name(photos, tmp_path, workers
     (tmp_path / "05.png").write_bytes((photos / "05.png").read_bytes()[:40])
     (tmp_path / "13.png").unlink()
     (tmp_path / "13.png").symlink_to("nowhere.png")
-    images = load_unlabelled(tmp_path, 4)
+    images = load_unlabeled(tmp_path, 4)
     plan = torch.arange(COUNT).split(4)
     with pytest.raises(ValueError, match=r"05\.png: expected an image that can be decoded") as caught:
         list(images.batches(plan, workers=workers))
@@ -76,7 +76,7 @@ def test_damaged_images_are_skipped_and_told_on_request(photos, tmp_path, caplog
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "05.png").write_bytes(b"")
     monkeypatch.setattr("dissim_retrieval.data.image_set.default_workers", lambda plan: workers)
-    whole = load_unlabelled(tmp_path, 4, skip_damaged=True)
+    whole = load_unlabeled(tmp_path, 4, skip_damaged=True)
     assert len(whole) == COUNT - 1 and "05.png" not in whole.ids
     assert whole.read(range(5, 7))[:, 0, 0, 0].tolist() == [6, 7]
     [line] = [record.getMessage() for record in caplog.records]
@@ -87,10 +87,10 @@ def test_damaged_images_are_skipped_and_told_on_request(photos, tmp_path, caplog
 SCRIPT = """
 import os, signal, sys, threading, time, torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it
-from dissim_retrieval.data import load_unlabelled
+from dissim_retrieval.data import load_unlabeled
 
 print("start", flush=True)
-images = load_unlabelled(sys.argv[1], 4)
+images = load_unlabeled(sys.argv[1], 4)
 batches = images.batches(torch.arange(len(images)).split(2), workers={workers})
 {before}
 print("pixels", next(batches).shape[0], flush=True)

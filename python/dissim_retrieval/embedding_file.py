@@ -107,7 +107,7 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
     )
 
 
-def read_labelled(path: str | Path, labels: str | Path | None = None) -> EmbeddingFile:
+def read_labeled(path: str | Path, labels: str | Path | None = None) -> EmbeddingFile:
     """The content of a file of embeddings with a label for each: its own, or those of the file `labels`."""
     stored = read_embedding_file(path)
     if labels is None:
@@ -137,7 +137,7 @@ def read_features(path: str | Path, labels: str | Path | None = None) -> tuple[T
 
     Raises ValueError that names the file for one that is damaged, lacks an array or has another shape.
     """
-    stored = read_labelled(path, labels)
+    stored = read_labeled(path, labels)
     assert stored.labels is not None
     return stored.embeddings, stored.labels
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from .data import ImageFiles, ImageSet, load_unlabelled
+from .data import ImageFiles, ImageSet, load_unlabeled
 from .data.decode import printable
 from .embedding import embed_images
 from .index import BackboneWeights, DissimilarityIndex
@@ -57,7 +57,7 @@ def embed_photos(
 ) -> tuple[ImageSet, Tensor]:
     """The photo or the folder of photos at `path`, and their embeddings [B, D] by the gallery's network."""
     network, size = gallery_network(index)
-    images = load_unlabelled(path, size, skip_damaged=skip_damaged)
+    images = load_unlabeled(path, size, skip_damaged=skip_damaged)
     return images, embed_images(network, images)
 
 

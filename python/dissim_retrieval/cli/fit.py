@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ..atomic import check_writable
-from ..embedding_file import EmbeddingFile, read_labelled
+from ..embedding_file import EmbeddingFile, read_labeled
 from ..fit import fit_head
 from .arguments import Device, pick_device
 from .output import Output
@@ -78,6 +78,6 @@ def _read(features: Path, labels: Path | None) -> EmbeddingFile:
             " takes photos."
         )
     try:
-        return read_labelled(features, labels)
+        return read_labeled(features, labels)
     except ValueError as error:
         raise ValueError(re.sub("^path:", "FEATURES:", str(error))) from error

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ..atomic import check_writable
-from ..data import load_unlabelled
+from ..data import load_unlabeled
 from ..embedding import embed_images
 from ..embedding_file import read_embedding_file
 from ..fitted_gallery import fitted_gallery
@@ -87,7 +87,7 @@ def index(
     elif isinstance(model, Trained):
         height, width = facts["transform"]["size"]
         skip_damaged = skip_damaged or skips_damaged(facts, source)
-        images = without_stored(load_unlabelled(source, (height, width), skip_damaged=skip_damaged), built)
+        images = without_stored(load_unlabeled(source, (height, width), skip_damaged=skip_damaged), built)
         if len(images):
             rows = embed_images(model.backbone.to(computed_on), images)
             built.add(rows, images.ids, photo_metadata(images))

@@ -1,4 +1,4 @@
-"""Image sets: `load_images`, `load_split`, `load_unlabelled`. A new set needs a module and a row of a table here."""
+"""Image sets: `load_images`, `load_split`, `load_unlabeled`. A new set needs a module and a row of a table here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .sop import load_sop
 from .split import Split, hold_out
 from .veri776 import load_veri776
 
-__all__ = ["OFFICIAL", "SETS", "ImageFiles", "ImageSet", "Split", "load_images", "load_split", "load_unlabelled"]
+__all__ = ["OFFICIAL", "SETS", "ImageFiles", "ImageSet", "Split", "load_images", "load_split", "load_unlabeled"]
 
 #: Name -> loader(part, size, root), for the sets with an official split.
 OFFICIAL: dict[str, OfficialLoader] = {
@@ -62,7 +62,7 @@ def load_images(
     return images.without_damaged() if skip_damaged else images
 
 
-def load_unlabelled(root: str | PathLike, size: Size, *, skip_damaged: bool = False) -> ImageSet:
+def load_unlabeled(root: str | PathLike, size: Size, *, skip_damaged: bool = False) -> ImageSet:
     """All images below a folder, or one image file, without identities: each is an identity of its own."""
     images = replace(load_photos(_checked(size), Path(root)), name="photos")
     return images.without_damaged() if skip_damaged else images
