@@ -415,13 +415,6 @@ def test_settings_that_cannot_be_are_an_error_in_one_line(option, value, message
     assert capsys.readouterr().err == f"dissim: {message}\n"
 
 
-def test_the_demo_has_no_images_of_folders(capsys):
-    with pytest.raises(SystemExit) as stop:
-        run("demo", "--data", "folder")
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "--data" in error and "emoji" in error and "glyphs" in error
-
-
 def test_a_value_that_cannot_be_read_is_wrong_usage(capsys):
     with pytest.raises(SystemExit) as stop:
         run("train", "run", *DATA, *TRAINING, "--size", "64x32x3")

@@ -156,3 +156,10 @@ def test_a_threshold_that_separates_nothing_is_told(same, different, useless):
     told = "0 is no useful threshold for this run: train longer, or choose one from the report's histogram."
     assert text.endswith(told) == useless
     assert not threshold_text(evaluation, is_threshold=False).endswith(told)
+
+
+def test_the_demo_has_no_images_of_folders(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--data", "folder"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "--data" in error and "emoji" in error and "glyphs" in error
