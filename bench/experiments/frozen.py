@@ -204,9 +204,20 @@ FIT_HEAD_CHANGES: dict[str, dict[str, Any]] = {
     "w <= 0": {"head": NEGATIVE},
     "w not learned (L1)": {"head": L1},
 }
-FIT_HEAD_METHODS: dict[str, Method] = {
-    name: _fit_head_method(changes, ours=bool(changes)) for name, changes in FIT_HEAD_CHANGES.items()
+#: On glyphs, where a fit takes minutes: what its larger batches change, and what its learned weights do.
+FIT_HEAD_BATCH_CHANGES: dict[str, dict[str, Any]] = {
+    "default": {},
+    f"batches of {BATCH:,}": {"batch": BATCH},
+    "w not learned (L1)": {"head": L1},
 }
+
+
+def _fit_head_methods(every: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
+    return {name: _fit_head_method(changes, ours=bool(changes)) for name, changes in every.items()}
+
+
+FIT_HEAD_METHODS = _fit_head_methods(FIT_HEAD_CHANGES)
+FIT_HEAD_BATCH_METHODS = _fit_head_methods(FIT_HEAD_BATCH_CHANGES)
 
 CAMERA_PAIRS = WEIGHTED_PROJECTION | {"pair_shrinkage": Log(1e-6, 1, 1e-2)}
 #: What knowing the cameras adds. They are compared apart: the others do not know them.

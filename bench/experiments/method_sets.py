@@ -70,6 +70,7 @@ METHOD_SETS = {
     "demo": MethodSet("trained as in the demo", pairs=(("hinge, w", "hinge, L1"), ("hinge, w", "multi-similarity"))),
     "factors": MethodSet("trained, one option changed", tuned=False),
     "fit_head": MethodSet("frozen, one option changed", frozen=True, tuned=False),
+    "fit_head, batches": MethodSet("frozen, one option changed", frozen=True, tuned=False),
     "defaults": MethodSet(
         "trained, several options changed",
         tuned=False,

@@ -119,7 +119,10 @@ EXPERIMENTS: dict[str, list[Group]] = {
         _pretrained("defaults", "defaults", "glyphs", MOBILE, steps=150),
         _demo("defaults"),
     ],
-    "fit_head": [_frozen("fit_head", data, backbone, "fit_head") for data, backbone in FEATURES],
+    "fit_head": [
+        _frozen("fit_head", data, backbone, "fit_head" if data == "emoji" else "fit_head, batches")
+        for data, backbone in FEATURES
+    ],
     "protocols": [
         *(
             _frozen("protocols", data, backbone, "selected, frozen", protocol="unseen camera")

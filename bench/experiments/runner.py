@@ -35,6 +35,7 @@ METHODS = {
     "factors": factors.METHODS,
     "defaults": factors.DEFAULTS_METHODS,
     "fit_head": frozen.FIT_HEAD_METHODS,
+    "fit_head, batches": frozen.FIT_HEAD_BATCH_METHODS,
 }
 #: Seed of the trials. Runs have 0, 1, ...
 TUNING_SEED = 1000
