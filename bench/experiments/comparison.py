@@ -45,9 +45,12 @@ class Comparison(NamedTuple):
 def compare(records: Records, *, other_cameras: bool = False) -> Comparison | None:
     """Compare the methods of a group on their `common_runs`; None if there is no such run.
 
-    other_cameras: in galleries without the images of the query's camera. The reference is the method not ours that
-    was best on validation identities: no test result chooses it.
+    other_cameras: in galleries without the images of the query's camera; None with unseen cameras, where no gallery
+    has such images. The reference is the method not ours that was best on validation identities: no test result
+    chooses it.
     """
+    if other_cameras and records.plan["protocol"] == "unseen camera":
+        return None
     runs = {name: records.runs(name, other_cameras=other_cameras) for name in records.methods}
     common = common_runs(records, records.methods, other_cameras=other_cameras)
     if not common:

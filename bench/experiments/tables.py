@@ -56,10 +56,7 @@ def _section(records: Records) -> str:
     if pairs := contrasts(records):
         chosen = ", each with its own settings" if tuned else ""
         lines += [f"Methods that differ in one thing{chosen}:", "", _pairs(pairs), ""]
-    if (
-        records.plan["protocol"] != "unseen camera"
-        and (elsewhere := compare(records, other_cameras=True)) is not None
-    ):
+    if (elsewhere := compare(records, other_cameras=True)) is not None:
         lines += [_other_cameras(elsewhere), ""]
     machines = dict.fromkeys(entry["summary"] for entry in records.of("machine"))
     hours = sum(records.seconds()) / 3600
