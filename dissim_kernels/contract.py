@@ -292,9 +292,9 @@ def check_pair_counts(counts: object) -> None:
                 )
         elif not isinstance(count, Real):
             raise_argument_error("pair_counts", "a number", type(count).__name__, remedy, TypeError)
-        elif not count >= 0:
+        elif not count >= 0:  # type: ignore[operator]  # typeshed has no comparison of Real
             raise_argument_error("pair_counts", "numbers of at least 0", count, remedy)
-        elif count >= 2**63:
+        elif count >= 2**63:  # type: ignore[operator]
             raise_argument_error("pair_counts", "numbers below 2**63", "a larger one", remedy)
 
 
