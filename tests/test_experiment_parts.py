@@ -59,9 +59,10 @@ def test_the_queries_of_the_glyphs_are_those_of_the_committed_results(size):
 
 
 def committed_parts(data, size):
-    """The different lists of test identities of a set in the committed results."""
+    """The different lists of unseen test identities of a set in the committed results."""
     found = [records.read(path) for path in RESULTS.glob(f"*/{data}-*.jsonl")]
-    parts = [part for one in found if one.plan["size"] == size for part in one.of("part")]
+    wanted = {"size": size, "protocol": GROUP.protocol}
+    parts = [part for one in found if wanted.items() <= one.plan.items() for part in one.of("part")]
     return [list(one) for one in {tuple(part["identities"]) for part in parts if part["name"] == "test"}]
 
 

@@ -148,7 +148,7 @@ def test_what_is_no_photo_and_a_wrong_k_are_explained(page, tmp_path):
     until(page, lambda: "in none of the formats" in status(page))
     (tmp_path / "large.png").write_bytes(bytes(21 << 20))
     page.find_element(By.ID, "photo").send_keys(str(tmp_path / "large.png"))
-    until(page, lambda: status(page) == "The photo has more than 20 MiB.")
+    until(page, lambda: status(page) == "body: expected at most 20,971,520 bytes, got more.")
 
 
 def test_the_page_asks_for_the_token(browser, url):
