@@ -268,11 +268,15 @@ class OwnHead(DissimilarityHead):
         return -super().forward(query, reference)
 
 
-@pytest.mark.parametrize("loss", [HingeLoss, SoftMarginLoss, InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss])
+@pytest.mark.parametrize(
+    "loss", [HingeLoss, SoftMarginLoss, InfoNCELoss, SupConLoss, NCALoss, PrototypeLoss, ScoreDistance]
+)
 def test_a_head_with_its_own_forward_is_an_error(loss):
     """The losses score by its weights, without calling it."""
     arguments = (5,) if loss is PrototypeLoss else ()
-    message = r"head: expected a DissimilarityHead, .* got a \w+ with its own forward\. Write a loss of your own"
+    message = (
+        r"head: expected a DissimilarityHead, .* got a \w+ with its own forward\. Write a (loss|distance) of your own"
+    )
     fitted = ProjectedHead(torch.zeros(8), torch.eye(8), OwnHead(8))
     for head in (OwnHead(8), torch.compile(OwnHead(8), backend="eager"), fitted):
         with pytest.raises(TypeError, match=message):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dissim_kernels import paired_dissim_score
 
-from .head import DissimilarityHead
+from .head import DissimilarityHead, check_scored_by_weights
 from .references import References
 
 
@@ -22,10 +22,13 @@ class ScoreDistance(BaseDistance):
 
     PML's margins are then scores. For ContrastiveLoss, for example, pos_margin=1 and neg_margin=-1 give the hinge of
     HingeLoss(margin=1).
+
+    A head whose scores do not follow from its weights, such as a subclass with its own forward, raises TypeError.
     """
 
     def __init__(self, head: DissimilarityHead) -> None:
         super().__init__(normalize_embeddings=False, is_inverted=True)
+        check_scored_by_weights("head", head, "Write a distance of your own that calls it.")
         self.head = head
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
