@@ -457,6 +457,10 @@ def test_features_files_that_do_not_fit_are_named(tmp_path):
     np.save(tmp_path / "rows.npy", rows)
     header = (tmp_path / "rows.npy").read_bytes()
     (tmp_path / "header.npy").write_bytes(header.replace(b"(80, 48)", b"(80) 48)"))
+    for name, length in (("memory.npy", 10**13), ("overflow.npy", 10**22)):
+        with open(tmp_path / name, "wb") as file:
+            header_of = {"descr": "<f4", "fortran_order": False, "shape": (length, 48)}
+            np.lib.format.write_array_header_1_0(file, header_of)
     (tmp_path / "type.npy").write_bytes(header.replace(b"<f4", b"<,4"))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "half.npz").read_bytes()[:300])
     for arguments, message in (
@@ -471,6 +475,8 @@ def test_features_files_that_do_not_fit_are_named(tmp_path):
         (["objects.npz"], "path: expected an .npz or .npy file of numbers and text, got .*objects.npz"),
         (["cut.npz"], "path: expected an .npz or .npy file of numbers and text, got .*cut.npz"),
         (["header.npy"], "path: expected an .npz or .npy file of numbers and text, got .*header.npy"),
+        (["memory.npy"], "path: expected an .npz or .npy file of numbers and text, got .*memory.npy"),
+        (["overflow.npy"], "path: expected an .npz or .npy file of numbers and text, got .*overflow.npy"),
         (["type.npy"], "path: expected an .npz or .npy file of numbers and text, got .*type.npy"),
         (["rows.npy"], "labels: expected a file with the label of each row of .*rows.npy, got None"),
         (["rows.npy", "half.npz"], "labels: expected an .npy file, or text in UTF-8, got .*half.npz"),

@@ -176,6 +176,7 @@ def _load(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
     damage = (
         *(ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error),
         *(SyntaxError, TokenError),  # NumPy reads the header of an array as Python's text
+        *(OverflowError, MemoryError),  # of a header with a shape that is too large
     )
     with open(path, "rb") as file:
         try:
